@@ -1,0 +1,27 @@
+"""The errors a person can act on: one line that names the thing, the place and the next step."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """A run that cannot go on. ``str(error)`` is one line, ready to be shown."""
+
+    exit_code = 1
+
+
+class UsageError(EngineError):
+    """What was asked makes no sense as asked: a misspelt model, a bad option, a recipe with a typo."""
+
+    exit_code = 2
+
+
+class Cancelled(Exception):
+    """The person stopped the work. Raised at the next batch or layer boundary."""
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint such as ``"did you mean resnet18?"``, or the list of what is known when nothing is near."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,69 @@
+"""What a layer is asked to become: bit widths, granularity, observer. Torch-free; the words are the field's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Granularity = Literal["per-tensor", "per-channel", "per-group"]
+Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
+Rounding = Literal["minmax", "mse"]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Integer weights, symmetric around zero.
+
+    ``group_size`` counts input features and is used by ``per-group`` alone. ``scale`` says how the step is chosen:
+    from the largest weight (``minmax``) or as the clip with the least squared error (``mse``).
+    """
+
+    bits: int = 8
+    granularity: Granularity = "per-channel"
+    group_size: int = 32
+    scale: Rounding = "minmax"
+
+    def __str__(self) -> str:
+        groups = f" {self.group_size}" if self.granularity == "per-group" else ""
+        return f"w{self.bits} {self.granularity}{groups}"
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """Unsigned integer activations with one scale and zero point for the tensor (affine), or a zero point fixed in
+    the middle of the range (symmetric)."""
+
+    bits: int = 8
+    symmetric: bool = False
+    observer: Observer = "minmax"
+
+    def __str__(self) -> str:
+        return f"a{self.bits} per-tensor" + (" symmetric" if self.symmetric else "")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """``weights=None`` keeps the layer in fp32; ``activations=None`` with weights given is weight-only."""
+
+    weights: WeightSpec | None = None
+    activations: ActivationSpec | None = None
+
+    def __str__(self) -> str:
+        if self.weights is None:
+            return "fp32"
+        return f"{self.weights}, {self.activations or 'fp32 activations'}"
+
+
+FP32 = LayerSpec()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``match`` is a glob on the module path (``layer1.*``) or a kind (``kind:Linear``); the first rule that matches wins.
+
+    ``line`` is where the recipe states it, for messages.
+    """
+
+    match: str
+    spec: LayerSpec
+    line: int | None = None
