@@ -1,0 +1,1 @@
+"""The model as a graph: traced with shapes, shown as rows, folded."""

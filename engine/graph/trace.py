@@ -1,0 +1,262 @@
+"""torch.fx tracing in which every proxy carries the shapes it has on a real example.
+
+Two copies of the example, with batches of two and three images, are run beside the trace. A size that is the same in
+both is a plain number, so control flow on spatial sizes and padding computed with ``max`` trace; a size that differs
+depends on the batch and stays symbolic, so the graph serves any batch. A module whose forward cannot be traced is made
+a leaf, innermost first, and reported.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from engine.errors import EngineError
+
+BATCHES = (2, 3)
+
+
+@dataclass(frozen=True)
+class UntracedModule:
+    """A module that stays whole: ``path`` in the model, why, and where (``file:line``) the trace stopped."""
+
+    path: str
+    kind: str
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model. Each tensor node's meta holds ``shape`` (batch-dependent sizes as None), ``dtype`` and nothing else."""
+
+    module: fx.GraphModule
+    untraced: tuple[UntracedModule, ...]
+    max_abs_delta: float
+
+
+class _Sized(fx.Proxy):
+    """A proxy that knows its value on each of the two examples."""
+
+    values: tuple[Any, ...] = ()
+
+    def _agreed(self, read: Callable[[Any], Any]) -> Any:
+        """What both examples say, or None where they differ."""
+        first, second = (read(value) for value in self.values)
+        return first if first == second else None
+
+    @property
+    def shape(self) -> Any:
+        return self._sizes() if self._is_tensor() else self.__getattr__("shape")
+
+    @property
+    def ndim(self) -> Any:
+        return self.values[0].ndim if self._is_tensor() else self.__getattr__("ndim")
+
+    @property
+    def dtype(self) -> Any:
+        return self.values[0].dtype if self._is_tensor() else self.__getattr__("dtype")
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = self._sizes()
+        return sizes if dim is None else sizes[dim]
+
+    def dim(self) -> int:
+        return int(self.values[0].dim())
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.values and isinstance(self.values[0], (tuple, list)):
+            return iter([self[i] for i in range(len(self.values[0]))])
+        return iter(super().__iter__())
+
+    def __len__(self) -> int:
+        length = self._agreed(len) if self.values else None
+        if length is None:
+            raise TraceError("len() of something that depends on the batch")
+        return int(length)
+
+    def __bool__(self) -> bool:
+        if self.values and not any(isinstance(value, Tensor) for value in self.values):
+            agreed = self._agreed(bool)
+            if agreed is not None and isinstance(self.values[0], bool):
+                return bool(agreed)
+        raise TraceError("control flow that depends on the values of a tensor or on the batch size")
+
+    def _is_tensor(self) -> bool:
+        return bool(self.values) and isinstance(self.values[0], Tensor)
+
+    def _sizes(self) -> tuple[Any, ...]:
+        first, second = (tuple(value.shape) for value in self.values)
+        if len(first) != len(second):
+            raise TraceError("a tensor whose rank depends on the batch")
+        symbolic = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+        batch = {i: self.tracer.create_proxy("call_method", "size", (self, i), {}) for i in symbolic}
+        return tuple(batch.get(i, size) for i, size in enumerate(first))
+
+
+class ShapeTracer(fx.Tracer):
+    """Records the graph while two examples run through the model beside it."""
+
+    def __init__(self, examples: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.examples = examples
+        self.untraced: list[UntracedModule] = []
+        self._values: dict[fx.Node, tuple[Any, ...]] = {}
+        self._leaves: set[str] = set()
+        self._parameters: dict[str, Any] = {}
+        self._evaluating = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Sized(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        proxy.values = self._evaluate(proxy.node)
+        self._values[proxy.node] = proxy.values
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        # fx intercepts attribute access on every module of the process; what runs beside the trace must not be recorded.
+        if self._evaluating:
+            return attr_val
+        self._parameters = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        last = next(iter(reversed(self.graph.nodes)), None)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            if self.is_leaf_module(m, path):
+                raise
+            self._forget_after(last)
+            self._leaves.add(path)
+            self.untraced.append(UntracedModule(path, type(m).__name__, _one_line(error), _where(error)))
+            return super().call_module(m, forward, args, kwargs)
+
+    def _forget_after(self, last: fx.Node | None) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                break
+            self.graph.erase_node(node)
+            self._values.pop(node, None)
+        for name, proxy in list(self._parameters.items()):
+            if proxy.node not in self._values:
+                del self._parameters[name]
+
+    def _evaluate(self, node: fx.Node) -> tuple[Any, ...]:
+        self._evaluating = True
+        try:
+            return tuple(self._evaluate_on(node, which) for which in range(len(self.examples)))
+        finally:
+            self._evaluating = False
+
+    def _evaluate_on(self, node: fx.Node, which: int) -> Any:
+        if node.op == "placeholder":
+            return self.examples[which]
+        if node.op == "output":
+            return None
+        if node.op == "get_attr":
+            return _attribute(self.root, str(node.target))
+
+        def pick(used: fx.Node) -> Any:
+            # fx writes constants into the graph without a proxy.
+            return self._values[used][which] if used in self._values else self._evaluate_on(used, which)
+
+        args, kwargs = fx.map_arg(node.args, pick), fx.map_arg(node.kwargs, pick)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def trace(model: nn.Module, example: Tensor) -> Traced:
+    """Trace ``model`` (in eval mode) on ``example`` (N, C, H, W), at least one image.
+
+    Module names are kept; what cannot be traced becomes a leaf. The graph is checked against the model on the example:
+    ``max_abs_delta`` is the largest difference. Raises EngineError when not even the outermost call can be run.
+    """
+    copies = tuple(example[torch.arange(n) % len(example)].clone() for n in BATCHES)
+    with torch.no_grad():
+        try:
+            expected = model(copies[0].clone())
+        except Exception as error:
+            raise EngineError(
+                f"{type(model).__name__}.forward failed on an input of shape {tuple(copies[0].shape)}: "
+                f"{_one_line(error)} ({_where(error)}): check the model and the image size"
+            ) from error
+        if not isinstance(expected, Tensor):
+            raise EngineError(
+                f"{type(model).__name__} returns {type(expected).__name__}, not one tensor of logits: wrap it in a factory that does"
+            )
+        tracer = ShapeTracer(copies)
+        try:
+            graph = tracer.trace(model)
+            root: nn.Module = model
+        except Exception as error:
+            whole = UntracedModule("model", type(model).__name__, _one_line(error), _where(error))
+            root = _Whole(model)
+            tracer = ShapeTracer(copies)
+            tracer._leaves.add("model")
+            graph = tracer.trace(root)
+            tracer.untraced.append(whole)
+        _record_shapes(graph, tracer._values)
+        module = fx.GraphModule(root, graph, type(model).__name__)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        module.eval()
+        delta = (module(copies[1].clone()) - model(copies[1].clone())).abs().max().item()
+    return Traced(module, tuple(tracer.untraced), float(delta))
+
+
+class _Whole(nn.Module):
+    """Holds a model none of whose forward can be traced, so that it is a graph of one leaf."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+def _record_shapes(graph: fx.Graph, values: dict[fx.Node, tuple[Any, ...]]) -> None:
+    for node in graph.nodes:
+        if node not in values or node.op == "output":
+            continue
+        first, second = values[node]
+        if isinstance(first, Tensor):
+            node.meta["shape"] = tuple(a if a == b else None for a, b in zip(first.shape, second.shape, strict=True))
+            node.meta["dtype"] = first.dtype
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    """The innermost place in the model's own code: not in torch, not here."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    frames = [f for f in frames if not f.filename.startswith("<")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
