@@ -1,0 +1,293 @@
+"""What a run is asked: model, data, rules, threshold, QAT, export. Torch-free; YAML in and out, validated.
+
+``Recipe.load`` and ``Recipe.make`` end every problem in one ``UsageError`` line; the bare constructor raises pydantic's own error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from engine import recipe_yaml
+from engine.errors import UsageError, nearest
+from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, Rounding, Rule, WeightSpec
+
+Preset = Literal["default", "w8a8", "w4a8", "w4a4", "w8", "w4"]
+Metric = Literal["mse", "drop", "sqnr", "agreement"]
+Device = Literal["auto", "cpu", "cuda"]
+QatMode = Literal["auto", "always", "never"]
+ExportFormat = Literal["safetensors"]
+
+_DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_LARGEST = 2**31 - 1
+_ROUNDING_SLACK = 1e-9
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "mse": (0.0, math.inf, "0 or more, such as mse:1e-7"),
+    "drop": (-1.0, 1.0, "-1 to 1, such as drop:0.005"),
+    "sqnr": (-math.inf, math.inf, "a finite number of dB, such as sqnr:30"),
+    "agreement": (0.0, 1.0, "0 to 1, such as agreement:0.99"),
+}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The error a quantized model may have.
+
+    ``mse`` and ``drop`` (of the metric, 0..1) are upper bounds; ``sqnr`` (dB) and ``agreement`` (0..1) are lower bounds.
+    Raises ``UsageError`` for a value out of the metric's range.
+    """
+
+    metric: Metric
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in _RANGES:
+            raise UsageError(f"threshold metric is {recipe_yaml.show(self.metric)}: {nearest(str(self.metric), tuple(_RANGES))}")
+        low, high, allowed = _RANGES[self.metric]
+        if not (math.isfinite(self.value) and low <= self.value <= high):
+            raise UsageError(f"threshold is '{self}': {self.metric} must be {allowed}")
+
+    def __str__(self) -> str:
+        # + 0.0 turns -0.0 into 0.0; repr is the shortest text that reads back as the same number.
+        text = repr(self.value + 0.0).removesuffix(".0").replace("e-0", "e-")
+        return f"{self.metric}:{text}"
+
+    @classmethod
+    def parse(cls, text: str) -> Threshold:
+        """Read ``METRIC:VALUE``; raises ``UsageError``."""
+        metric, colon, number = (part.strip() for part in text.partition(":"))
+        if not colon:
+            raise UsageError(f"threshold is {recipe_yaml.show(text)}: write METRIC:VALUE, such as drop:0.005")
+        if metric not in _RANGES:
+            raise UsageError(f"threshold is {recipe_yaml.show(text)}: no such metric, {nearest(metric, tuple(_RANGES))}")
+        if not _DECIMAL.fullmatch(number):
+            raise UsageError(f"threshold is {recipe_yaml.show(text)}: {metric} must be {_RANGES[metric][2]}")
+        return cls(cast(Metric, metric), float(number))
+
+    def met(self, *, baseline: float, value: float, mse: float, sqnr_db: float, agreement: float) -> bool:
+        """Whether a quantized model's figures are good enough; a NaN figure never is.
+
+        ``baseline`` and ``value`` are the metric of the fp32 and the quantized model, higher is better.
+        """
+        match self.metric:
+            case "mse":
+                return mse <= self.value
+            case "drop":
+                return baseline - value <= self.value + _ROUNDING_SLACK
+            case "sqnr":
+                return sqnr_db >= self.value
+            case "agreement":
+                return agreement >= self.value
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, recipe_yaml.Scientific) else value
+
+
+def _text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _one_of(words: object) -> str:
+    return "one of " + ", ".join(str(word) for word in get_args(words))
+
+
+# A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
+_Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
+_Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+_Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+_Bits = Annotated[int, Field(ge=2, le=8, description="2 to 8")]
+_Batch = Annotated[int, Field(ge=1, le=4096, description="1 to 4096")]
+_Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
+_CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
+_Flag = Annotated[bool, Field(description="true or false")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataPart(_Part):
+    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` is in pixels."""
+
+    name: Annotated[_Text, Field(description="the name of a data set, or a folder")] = "digits"
+    calibration: _Count = 512
+    batch: _Batch = 64
+    limit: _CountOrNull = None
+    mean: Annotated[tuple[_Float, _Float, _Float] | None, Field(strict=False, description="three finite numbers, or null")] = None
+    std: Annotated[
+        tuple[_Positive, _Positive, _Positive] | None, Field(strict=False, description="three finite numbers above 0, or null")
+    ] = None
+    size: _CountOrNull = None
+
+
+class WeightsPart(_Part):
+    """A rule's weights: the fields of ``WeightSpec``."""
+
+    bits: _Bits = 8
+    granularity: Annotated[Granularity, Field(description=_one_of(Granularity))] = "per-channel"
+    group_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="one of 16, 32, 64, 128, 256")] = 32
+    scale: Annotated[Rounding, Field(description=_one_of(Rounding))] = "minmax"
+
+    @model_validator(mode="after")
+    def _group_size_is_used(self) -> Self:
+        if "group_size" in self.model_fields_set and "granularity" not in self.model_fields_set:
+            raise ValueError("weights.group_size has no effect per channel: add granularity: per-group")
+        return self
+
+
+class ActivationsPart(_Part):
+    """A rule's activations: the fields of ``ActivationSpec``."""
+
+    bits: _Bits = 8
+    symmetric: _Flag = False
+    observer: Annotated[Observer, Field(description=_one_of(Observer))] = "minmax"
+
+
+class RulePart(_Part):
+    """One rule: ``weights`` with or without ``activations``, or ``keep: fp32``. Equality ignores the line it came from."""
+
+    match: Annotated[_Text, Field(description="a glob on the module path such as 'layer1.*', or kind:Linear")]
+    weights: Annotated[WeightsPart | None, Field(description="a mapping with bits, granularity, group_size, scale")] = None
+    activations: Annotated[ActivationsPart | None, Field(description="a mapping with bits, symmetric, observer")] = None
+    keep: Annotated[Literal["fp32"] | None, Field(description="fp32")] = None
+    _line: int | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        name = recipe_yaml.show(self.match)
+        if self.match.strip() == "kind:":
+            raise ValueError(f"match is {name}: name a kind, such as kind:Linear")
+        if self.keep and (self.weights or self.activations):
+            raise ValueError(f"rule {name} has both keep and weights or activations: remove one of them")
+        if not (self.keep or self.weights or self.activations):
+            raise ValueError(f"rule {name} asks for nothing: add weights, weights and activations, or keep: fp32")
+        if self.activations and not self.weights:
+            raise ValueError(f"rule {name} has activations without weights: add weights, such as weights: {{bits: 8}}")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if isinstance(other, RulePart) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.match, self.weights, self.activations, self.keep))
+
+    def rule(self) -> Rule:
+        """The rule in the engine's words, with the line of the recipe it came from."""
+        weights = WeightSpec(**self.weights.model_dump()) if self.weights else None
+        activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
+        return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
+
+
+class QatPart(_Part):
+    """Quantization-aware training; ``freeze_bn`` is the part of training after which BatchNorm statistics are frozen."""
+
+    mode: Annotated[QatMode, Field(description=_one_of(QatMode))] = "auto"
+    epochs: Annotated[int, Field(ge=1, le=1000, description="1 to 1000")] = 5
+    batch: _Batch = 64
+    lr: Annotated[_Positive, Field(description="above 0")] = 0.01
+    freeze_bn: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
+
+
+class Recipe(_Part):
+    """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords)."""
+
+    model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
+    weights: Annotated[_Text | None, Field(description="a path, or null")] = None
+    data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
+    preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
+    rules: Annotated[
+        tuple[RulePart, ...],
+        Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
+    ] = ()
+    quantize_first: _Flag = False
+    threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
+    qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
+    export: Annotated[
+        tuple[ExportFormat, ...],
+        Field(strict=False, description=f"a list of formats; available in this version: {', '.join(get_args(ExportFormat))}"),
+    ] = ("safetensors",)
+    device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0
+    isa: Annotated[str | None, Field(description="text, or null")] = None
+
+    @field_validator("threshold")
+    @classmethod
+    def _canonical_threshold(cls, text: str) -> str:
+        try:
+            return str(Threshold.parse(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("export")
+    @classmethod
+    def _each_format_once(cls, formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+        return tuple(dict.fromkeys(formats))
+
+    @classmethod
+    def make(cls, **fields: Any) -> Recipe:
+        """A recipe from keywords; ``data``, ``qat`` and each of ``rules`` may be mappings. Raises ``UsageError``, without a line."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise recipe_yaml.usage_error(recipe_yaml.problems(error, cls, fields)) from None
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Recipe:
+        """The recipe in a YAML file. Overrides win over the file; a mapping for ``data`` or ``qat`` changes only the keys it has.
+
+        Raises ``UsageError``: one line ``FILE:LINE: what: next step`` (no place where an override is at fault).
+        """
+        document = recipe_yaml.read(path)
+        fields = _merged(document.fields, overrides)
+        found = list(document.problems)
+        try:
+            recipe = cls.model_validate(fields)
+        except ValidationError as error:
+            for problem in recipe_yaml.problems(error, cls, fields):
+                found.append(replace(problem, place=document.place(problem.loc, overrides)))
+        if found:
+            raise recipe_yaml.usage_error(found)
+        if "rules" not in overrides:
+            for index, rule in enumerate(recipe.rules):
+                rule._line = document.line(("rules", index))
+        return recipe
+
+    def layer_rules(self) -> tuple[Rule, ...]:
+        """The rules in order; the first that matches a layer wins."""
+        return tuple(rule.rule() for rule in self.rules)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
+        asked = self.model_dump(mode="json", exclude={"device", "isa"})
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """YAML text in the order of the fields; a file with it loads as an equal recipe."""
+        fields = self.model_dump(mode="json")
+        for rule in fields["rules"]:
+            for key in ("weights", "activations", "keep"):
+                if rule[key] is None:
+                    del rule[key]
+        return recipe_yaml.dump(fields)
+
+
+def _merged(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(fields)
+    for key, value in overrides.items():
+        current = merged.get(key, {})
+        if isinstance(value, Mapping) and isinstance(current, Mapping):
+            merged[key] = {**current, **value}
+        elif not isinstance(value, Mapping):
+            merged[key] = value
+        # else the file has no mapping where one belongs: it stays, so that the error names its line
+    return merged
