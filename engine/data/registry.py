@@ -1,0 +1,94 @@
+"""The data sets there are. Cheap to import: what a data set needs is imported when it is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from engine.data.base import Data, Triple
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """A data set by name. ``module`` has ``load(folder: Path | None, size: int | None) -> Data``.
+
+    ``classes`` and ``shape`` (3, H, W) are None where the folder decides. ``takes`` names the options of ``load`` that
+    mean something to it; any other that is given is refused.
+    """
+
+    name: str
+    description: str
+    licence: str
+    offline: bool
+    classes: int | None
+    shape: tuple[int, int, int] | None
+    module: str
+    takes: tuple[str, ...] = ()
+
+
+_KNOWN = (
+    DataEntry("digits", "1,797 handwritten digits, in scikit-learn", "BSD-3-Clause", True, 10, (3, 32, 32), "engine.data.digits"),
+    DataEntry(
+        "cifar10",
+        "60,000 photographs (170 MB download)",
+        "cite Krizhevsky 2009",
+        False,
+        10,
+        (3, 32, 32),
+        "engine.data.cifar10",
+        ("folder",),
+    ),
+    DataEntry("imagefolder", "your images, DIR/CLASS/*", "your own", True, None, None, "engine.data.imagefolder", ("folder", "size")),
+)
+ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
+
+
+def load(
+    name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None
+) -> Data:
+    """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
+
+    A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
+    lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
+    data set's own. ``UsageError`` for an unknown name, an option the data set does not take or values that cannot
+    normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
+    """
+    entry = ENTRIES.get(name_or_dir)
+    if entry is None:
+        place: Path | None = _existing(name_or_dir)
+        entry = _entry_for(name_or_dir)
+        if folder is not None:
+            raise UsageError(f"two folders for the data, {name_or_dir} and {folder}: give one")
+    else:
+        place = None if folder is None else _existing(folder, is_path=True)
+    for option, value in (("folder", folder), ("size", size)):
+        if value is not None and option not in entry.takes:
+            raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
+    data: Data = import_module(entry.module).load(place, size)
+    if mean is None and std is None:
+        return data
+    return data.with_normalization(mean or data.mean, std or data.std)
+
+
+def _existing(text: str, is_path: bool = False) -> Path:
+    """``text`` as a folder that is there; a name that looks like no path is a ``UsageError`` instead of a missing folder."""
+    place = Path(text).expanduser()
+    if text and place.is_dir():
+        return place
+    if text and place.exists():
+        raise EngineError(f"data {text} is a file: give the folder that holds the images")
+    if is_path or os.sep in text or text.startswith((".", "~")):
+        raise EngineError(f"data folder {text} does not exist: check the path given to --data")
+    raise UsageError(f"unknown data set {text!r} and no folder of that name: {nearest(text, list(ENTRIES))}")
+
+
+def _entry_for(text: str) -> DataEntry:
+    from engine.data import cifar10
+
+    return ENTRIES["cifar10" if cifar10.find(Path(text).expanduser()) else "imagefolder"]

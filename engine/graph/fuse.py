@@ -1,0 +1,148 @@
+"""Folding batch normalization into the convolution or linear layer before it.
+
+Krishnamoorthi 2018 (arXiv:1806.08342), section 3.2.2: with gamma, beta, mean and variance of the normalization,
+w' = w * gamma / sqrt(var + eps) and b' = beta + (b - mean) * gamma / sqrt(var + eps). Computed in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from engine.graph.kinds import BATCH_NORMS, kind, module_of
+
+_DIMENSIONS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution (or linear layer) and the batch normalization that reads it, by module path.
+
+    ``reason`` says why the pair cannot be folded, None when it can. ``max_abs_delta`` is the largest change of the
+    normalization's output on the example, set once it was folded.
+    """
+
+    conv: str
+    bn: str
+    reason: str | None = None
+    max_abs_delta: float | None = None
+
+
+def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
+    """All pairs in graph order, each foldable or with the reason why not."""
+    calls = Counter(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
+    pairs = []
+    for node in gm.graph.nodes:
+        if kind(node) != "bn":
+            continue
+        source = node.args[0]
+        if isinstance(source, fx.Node) and kind(source) in ("conv", "conv_transpose", "linear"):
+            pairs.append(Pair(str(source.target), str(node.target), _refusal(source, node, calls)))
+    return tuple(pairs)
+
+
+def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
+    layer, norm = module_of(conv), module_of(bn)
+    assert layer is not None and isinstance(norm, BATCH_NORMS)
+    if kind(conv) == "conv_transpose":
+        return "a transposed convolution is not folded"
+    if norm.running_mean is None or norm.running_var is None:
+        return f"{bn.target} keeps no running statistics: it normalizes each batch by itself"
+    if norm.training or layer.training:
+        return "in training mode: the statistics still move"
+    if len(conv.users) > 1:
+        others = ", ".join(user.name for user in conv.users if user is not bn)
+        return f"{conv.target} is also read by {others}"
+    for name in (str(conv.target), str(bn.target)):
+        if calls[name] > 1:
+            return f"{name} is called {calls[name]} times"
+    if not isinstance(norm, _DIMENSIONS[type(layer)]):
+        return f"{type(norm).__name__} after {type(layer).__name__}"
+    if isinstance(layer, nn.Linear) and len(conv.meta.get("shape", (0, 0))) != 2:
+        return "the linear layer's features are not the normalized dimension"
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if channels != norm.num_features:
+        return f"{channels} channels against {norm.num_features} statistics"
+    return None
+
+
+def folded_parameters(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of the layer that computes ``norm(layer(x))`` in eval mode."""
+    weight = layer.weight.detach().double()  # type: ignore[union-attr, operator]
+    bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    if isinstance(layer.bias, Tensor):
+        bias = layer.bias.detach().double()
+    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
+    factor = torch.rsqrt(var + norm.eps)  # type: ignore[operator]
+    shift = torch.zeros_like(mean)
+    if norm.affine:
+        factor = factor * norm.weight.detach().double()  # type: ignore[union-attr, operator]
+        shift = norm.bias.detach().double()  # type: ignore[union-attr, operator]
+    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), shift + (bias - mean) * factor
+
+
+def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """A new layer of the same kind and dtype that computes ``norm(layer(x))``."""
+    weight, bias = folded_parameters(layer, norm)
+    new = copy.copy(layer)
+    new._parameters = {
+        "weight": nn.Parameter(weight.to(layer.weight.dtype)),  # type: ignore[arg-type, union-attr]
+        "bias": nn.Parameter(bias.to(layer.weight.dtype)),  # type: ignore[arg-type, union-attr]
+    }
+    return new
+
+
+def fuse(gm: fx.GraphModule, example: Tensor, pairs: Iterable[Pair]) -> tuple[fx.GraphModule, tuple[Pair, ...], float]:
+    """A new graph in which each pair without a reason is one layer.
+
+    ``example`` is (N, ...). Returns the graph, the pairs with their measured ``max_abs_delta``, and the largest change
+    of the model's output.
+    """
+    chosen = {pair.bn: pair for pair in pairs if pair.reason is None}
+    watch = _Watch(gm)
+    with torch.no_grad():
+        expected = watch.run(example)
+    new = copy.deepcopy(gm)
+    measured: dict[str, Pair] = {}
+    for node in list(new.graph.nodes):
+        if kind(node) != "bn" or str(node.target) not in chosen:
+            continue
+        conv = node.args[0]
+        layer, norm = module_of(conv), module_of(node)
+        assert layer is not None and norm is not None
+        fused = folded_layer(layer, norm)
+        given, wanted = watch.seen[conv.name], watch.outputs[node.name]
+        with torch.no_grad():
+            delta = (fused(given) - wanted).abs().max().item()
+        measured[str(node.target)] = replace(chosen[str(node.target)], max_abs_delta=delta)
+        new.set_submodule(str(conv.target), fused)
+        node.replace_all_uses_with(conv)
+        new.graph.erase_node(node)
+    new.delete_all_unused_submodules()
+    new.recompile()
+    with torch.no_grad():
+        change = (new(example) - expected).abs().max().item()
+    return new, tuple(measured.get(pair.bn, pair) for pair in pairs), float(change)
+
+
+class _Watch(fx.Interpreter):
+    """Remembers what each pair's layer was given and what its normalization returned."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.seen: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n.op == "call_module":
+            if kind(n) in ("conv", "linear"):
+                self.seen[n.name] = self.env[n.args[0]]
+            elif kind(n) == "bn":
+                self.outputs[n.name] = result
+        return result

@@ -1,0 +1,86 @@
+"""What a graph node is, however it was written: ``F.relu``, ``torch.relu``, ``x.relu()`` and ``nn.ReLU`` are all "relu"."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_MODULES: dict[type[nn.Module], str] = {
+    **dict.fromkeys(CONVOLUTIONS, "conv"),
+    **dict.fromkeys(TRANSPOSED, "conv_transpose"),
+    **dict.fromkeys(BATCH_NORMS, "bn"),
+    nn.Linear: "linear",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
+    nn.MaxPool2d: "max_pool",
+    nn.AvgPool2d: "avg_pool",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
+    nn.Flatten: "reshape",
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "identity"),
+}
+
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
+    F.relu6: "relu6",
+    F.hardswish: "hardswish",
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), "add"),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose), "reshape"),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), "identity"),
+    F.max_pool2d: "max_pool",
+    torch.max_pool2d: "max_pool",
+    F.avg_pool2d: "avg_pool",
+    F.adaptive_avg_pool2d: "adaptive_avg_pool",
+    torch.mean: "mean",
+    operator.getitem: "slice",
+    **dict.fromkeys((torch.cat, torch.concat), "cat"),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), "functional_conv"),
+    F.linear: "functional_linear",
+}
+
+_METHODS: dict[str, str] = {
+    **dict.fromkeys(("relu", "relu_"), "relu"),
+    **dict.fromkeys(("add", "add_"), "add"),
+    **dict.fromkeys(("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose"), "reshape"),
+    **dict.fromkeys(("contiguous", "clone", "detach"), "identity"),
+    "mean": "mean",
+}
+
+
+def module_of(node: fx.Node) -> nn.Module | None:
+    """The module that a ``call_module`` node calls, else None."""
+    owner = node.graph.owning_module
+    return owner.get_submodule(str(node.target)) if node.op == "call_module" and owner is not None else None
+
+
+def kind(node: fx.Node) -> str:
+    """The operation's name, or ``placeholder``, ``output``, ``get_attr``, ``other``."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return node.op
+    if node.op == "call_module":
+        return _MODULES.get(type(module_of(node)), "other")  # type: ignore[arg-type]
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target), "other")
+    if node.target is F.pad or node.target is torch.nn.functional.pad:
+        return "pad" if _constant_zero_pad(node) else "other"
+    return _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
+
+
+def _constant_zero_pad(node: fx.Node) -> bool:
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    return mode == "constant" and not value
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The input nodes that are tensors (sizes and other numbers are left out)."""
+    return [n for n in node.all_input_nodes if "dtype" in n.meta]

@@ -1,0 +1,73 @@
+"""Functional convolutions and linears become the modules they are, so that they can be folded and quantized by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from engine.graph.kinds import CONVOLUTIONS, kind
+
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
+    """Rewrite, in place, each ``F.conv*d`` or ``F.linear`` whose weight and bias are parameters read by this call alone.
+
+    The module takes the path of the parameters' owner. Returns those paths.
+    """
+    replaced = []
+    for node in list(gm.graph.nodes):
+        if kind(node) not in ("functional_conv", "functional_linear"):
+            continue
+        given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+        weight, bias = given["weight"], given.get("bias")
+        if not _private(weight) or not (bias is None or _private(bias)):
+            continue
+        path = str(weight.target).rpartition(".")[0]
+        if not path or any(n.op == "call_module" and str(n.target) == path for n in gm.graph.nodes):
+            continue
+        module = _build(node, _parameter(gm, weight), None if bias is None else _parameter(gm, bias), given)
+        if module is None:
+            continue
+        gm.set_submodule(path, module)
+        with gm.graph.inserting_before(node):
+            called = gm.graph.call_module(path, (given["input"],))
+        called.meta = dict(node.meta)
+        node.replace_all_uses_with(called)
+        for dead in (node, weight, bias):
+            if isinstance(dead, fx.Node):
+                gm.graph.erase_node(dead)
+        replaced.append(path)
+    if replaced:
+        gm.recompile()
+    return tuple(replaced)
+
+
+def _private(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr" and len(node.users) == 1
+
+
+def _parameter(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    owner, _, name = str(node.target).rpartition(".")
+    value: Tensor = getattr(gm.get_submodule(owner), name)
+    return value
+
+
+def _build(node: fx.Node, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module | None:
+    if node.target is F.linear:
+        module: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        dims = weight.dim() - 2
+        sizes = {name: given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
+        if any(not isinstance(v, int | str) and any(not isinstance(i, int) for i in v) for v in sizes.values()):
+            return None
+        groups = given.get("groups", 1)
+        module = CONVOLUTIONS[dims - 1](
+            weight.shape[1] * groups, weight.shape[0], weight.shape[2:], groups=groups, bias=bias is not None, device="meta", **sizes
+        )
+    module.weight = nn.Parameter(weight.detach())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach())
+    return module.eval()

@@ -1,0 +1,1 @@
+"""What computes an integer layer on this machine: one interface, several kernels, a probe that chooses."""

@@ -1,0 +1,75 @@
+"""The one interface between a quantized layer and what computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from engine.quant.numerics import QParams
+
+LayerFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """All that a kernel needs of one layer.
+
+    ``weight`` is int8 (out, in/groups, ...); ``weight_scale`` float32 (out,); ``bias`` float32 (out,) or None. The
+    input is uint8 on the grid ``input``; the result is uint8 on ``output``, or float32 where that is None. With
+    ``accumulate`` the function takes a second uint8 tensor on that grid, adds it before the activation, and may
+    overwrite it.
+    """
+
+    kind: str
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    input: QParams
+    output: QParams | None
+    activation: str = "none"
+    accumulate: QParams | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions: 0 for a linear layer."""
+        return self.weight.dim() - 2
+
+
+class Kernel(Protocol):
+    """``refuses`` gives the reason why this kernel cannot compute a layer, or None; ``build`` gives the function."""
+
+    name: str
+    simulated: bool
+
+    def label(self, layer: IntegerLayer) -> str: ...
+
+    def refuses(self, layer: IntegerLayer) -> str | None: ...
+
+    def build(self, layer: IntegerLayer) -> LayerFunction: ...
+
+
+def geometry(module: Any) -> dict[str, Any]:
+    """Stride, padding, dilation and groups of a convolution, as ``IntegerLayer`` takes them; empty for a linear layer.
+
+    ``padding="same"`` is resolved when it is symmetric; raises ValueError otherwise.
+    """
+    if not hasattr(module, "stride"):
+        return {}
+    padding = module.padding
+    if padding == "valid":
+        padding = (0,) * len(module.stride)
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise ValueError("padding 'same' that is wider on one side")
+        padding = tuple(t // 2 for t in total)
+    if module.padding_mode != "zeros":
+        raise ValueError(f"padding mode {module.padding_mode!r}")
+    return {"stride": tuple(module.stride), "padding": tuple(padding), "dilation": tuple(module.dilation), "groups": module.groups}

@@ -1,0 +1,97 @@
+"""What this machine can run, asked of a child process: a kernel that crashes must not take the program with it.
+
+The child computes each kernel on small inputs against exact integer arithmetic, and looks whether sums of uint8 x int8
+products saturate: without VNNI instructions two products are added in 16 bits, and full 8-bit activations give wrong
+results without any error. The answer is kept in the user's cache, by torch version and processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from engine.paths import cache_dir, write_atomic
+
+KERNELS = ("qconv_pointwise", "qconv2d_pointwise.binary", "qlinear_pointwise")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``isa`` is torch's word for the instruction set; ``saturates`` is measured, None when no kernel ran.
+
+    ``kernels`` maps each oneDNN kernel to None when it is exact here, else to what went wrong.
+    """
+
+    isa: str
+    vnni: bool
+    saturates: bool | None
+    kernels: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def activation_bits(self) -> int:
+        """The widest activations whose products cannot saturate."""
+        return 7 if self.saturates else 8
+
+    @property
+    def integer(self) -> bool:
+        return all(self.kernels.get(name, "not probed") is None for name in KERNELS)
+
+
+def probe(refresh: bool = False) -> Machine:
+    """The machine's abilities, from the cache or a child process (about three seconds)."""
+    return _probe(_key(), refresh)
+
+
+@lru_cache(maxsize=4)
+def _probe(key: str, refresh: bool) -> Machine:
+    kept = cache_dir() / f"probe-{key}.json"
+    if not refresh:
+        try:
+            return Machine(**json.loads(kept.read_text()))
+        except (OSError, ValueError, TypeError):
+            pass
+    machine = _ask_child()
+    try:
+        write_atomic(kept, json.dumps(asdict(machine)).encode())
+    except OSError:
+        pass  # A cache that cannot be written costs three seconds a run, no more.
+    return machine
+
+
+def _key() -> str:
+    import torch
+
+    parts = [torch.__version__, torch.backends.cpu.get_cpu_capability(), _processor(), Path(__file__).read_text()]
+    parts += [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith("flags")), "") + platform.machine()
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+def _ask_child() -> Machine:
+    code = "from engine.kernels.probe_child import main; main()"
+    try:
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        found = [json.loads(line) for line in lines]
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return Machine("unknown", False, None, {name: f"the probe failed: {type(error).__name__}" for name in KERNELS})
+    about = next((f for f in found if "isa" in f), {"isa": "unknown", "vnni": False})
+    results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
+    crash = f"crashed the probe (exit code {done.returncode})"
+    saturates = next((f["saturates"] for f in found if "saturates" in f), None)
+    return Machine(about["isa"], about["vnni"], saturates, {name: results.get(name, crash) for name in KERNELS})

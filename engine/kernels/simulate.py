@@ -1,0 +1,49 @@
+"""The last resort: the same integers, computed in floating point. It tells the error, never the speed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.base import IntegerLayer, LayerFunction
+from engine.quant.numerics import dequantize, quantize
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
+
+
+class Simulate:
+    """Integer values held in float32; runs on any device."""
+
+    name = "simulation"
+    simulated = True
+
+    def label(self, layer: IntegerLayer) -> str:
+        return "simulation"
+
+    def refuses(self, layer: IntegerLayer) -> str | None:
+        return None
+
+    def build(self, layer: IntegerLayer) -> LayerFunction:
+        weight = layer.weight.to(torch.float32)
+        step = layer.weight_scale * layer.input.scale
+        zero = float(layer.input.zero_point)
+
+        def run(x: Tensor, other: Tensor | None = None) -> Tensor:
+            values = x.to(torch.float32) - zero
+            if layer.kind == "linear":
+                y = F.linear(values, weight) * step
+                y = y if layer.bias is None else y + layer.bias
+            else:
+                channel = (-1, *[1] * layer.dims)
+                y = _CONVOLUTIONS[layer.dims](values, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[operator]
+                y = y * step.reshape(channel)
+                y = y if layer.bias is None else y + layer.bias.reshape(channel)
+            if other is not None and layer.accumulate is not None:
+                y = y + dequantize(other, layer.accumulate)
+            if layer.activation != "none":
+                y = _ACTIVATIONS[layer.activation](y)
+            return y if layer.output is None else quantize(y, layer.output)
+
+        return run

@@ -1,0 +1,87 @@
+"""The integer kernels of oneDNN inside torch, on plain uint8 and int8 tensors (``torch.ops.onednn``).
+
+Their schemas are private to torch: ``kernels.probe`` runs them in a child process against exact arithmetic before this
+module is used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.kernels.base import IntegerLayer, LayerFunction
+
+_POST_OPS: dict[str, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "hardswish": ("hardswish", []),
+}
+
+
+class OneDNN:
+    """Per-channel int8 weights, uint8 activations, fused activation, requantization and residual sum."""
+
+    name = "onednn"
+    simulated = False
+
+    def label(self, layer: IntegerLayer) -> str:
+        if layer.kind == "linear":
+            return "onednn.qlinear_pointwise"
+        return "onednn.qconv2d_pointwise.binary" if layer.accumulate else "onednn.qconv_pointwise"
+
+    def refuses(self, layer: IntegerLayer) -> str | None:
+        if layer.activation not in _POST_OPS:
+            return f"no fused {layer.activation}"
+        if layer.kind == "linear" and layer.activation not in ("none", "relu"):
+            return f"no fused {layer.activation} after a linear layer"
+        if layer.accumulate and (layer.dims != 2 or layer.activation not in ("none", "relu") or layer.output is None):
+            return "no fused sum of this form"
+        return None
+
+    def build(self, layer: IntegerLayer) -> LayerFunction:
+        zero_points = torch.zeros(len(layer.weight_scale), dtype=torch.int32)
+        post, scalars = _POST_OPS[layer.activation]
+        out_scale, out_zero, out_type = (
+            (layer.output.scale, layer.output.zero_point, torch.uint8) if layer.output else (1.0, 0, torch.float32)
+        )
+        given = (layer.input.scale, layer.input.zero_point)
+        ops = torch.ops.onednn
+        if layer.kind == "linear":
+            packed = ops.qlinear_prepack(layer.weight.contiguous(), None)
+            weights = (packed, layer.weight_scale, zero_points)
+            linear = ops.qlinear_pointwise.default
+
+            def run_linear(x: Tensor) -> Tensor:
+                return linear(x, *given, *weights, layer.bias, out_scale, out_zero, out_type, post, scalars, "")  # type: ignore[no-any-return]
+
+            return _limited(run_linear, layer)
+        shape = [list(layer.stride), list(layer.padding), list(layer.dilation)]
+        packed = ops.qconv_prepack(layer.weight.contiguous(), layer.weight_scale, *given, *shape, layer.groups, None)
+        weights = (packed, layer.weight_scale, zero_points)
+        if layer.accumulate is None:
+            conv = ops.qconv_pointwise.default
+
+            def run_conv(x: Tensor) -> Tensor:
+                return conv(  # type: ignore[no-any-return]
+                    x, *given, *weights, layer.bias, *shape, layer.groups, out_scale, out_zero, out_type, post, scalars, ""
+                )
+
+            return _limited(run_conv, layer)
+        summed, added = ops.qconv2d_pointwise.binary, (layer.accumulate.scale, layer.accumulate.zero_point)
+
+        def run_sum(x: Tensor, other: Tensor) -> Tensor:
+            return summed(  # type: ignore[no-any-return]
+                x, *given, *weights, other, layer.bias, *shape, layer.groups, out_scale, out_zero, out_type, *added,
+                "sum", 1.0, post, scalars, "",
+            )  # fmt: skip
+
+        return _limited(run_sum, layer)
+
+
+def _limited(run: LayerFunction, layer: IntegerLayer) -> LayerFunction:
+    """The kernels saturate at 255: a narrower grid is clamped after them."""
+    if layer.output is None or layer.output.qmax == 255:
+        return run
+    top = layer.output.qmax
+    return lambda *tensors: run(*tensors).clamp_max_(top)

@@ -1,0 +1,1 @@
+"""Quantization itself: arithmetic, observers, fake-quantizers, the plan, and the conversion to integers."""

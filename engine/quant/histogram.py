@@ -1,0 +1,59 @@
+"""A streaming histogram whose range grows by doubling its bins, so that merging is exact and memory is constant."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BINS = 2048
+
+
+class Histogram:
+    """Counts in ``BINS`` bins of equal width that start at a multiple of the width.
+
+    When a value falls outside, the width doubles and neighbours merge in pairs until it fits: no count is ever split.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.width = 0.0
+        self.first = 0
+        self.low, self.high = math.inf, -math.inf
+
+    def update(self, x: Tensor) -> None:
+        low, high = (v.item() for v in torch.aminmax(x))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return
+        self._cover()
+        # histc drops what lies outside its range; the outermost bins reach past every value by construction.
+        start, stop = self.first * self.width, (self.first + BINS) * self.width
+        self.counts += torch.histc(x.detach().float(), BINS, start, stop).to("cpu", torch.float64)
+
+    def _cover(self) -> None:
+        if self.width == 0.0:
+            self.width = 2.0 ** math.ceil(math.log2(max(self.high - self.low, 1e-12) / (BINS // 2)))
+            self.first = math.floor(self.low / self.width) - BINS // 8
+        while not self._inside():
+            self._double()
+
+    def _inside(self) -> bool:
+        return self.first * self.width <= self.low and self.high < (self.first + BINS) * self.width
+
+    def _double(self) -> None:
+        odd = self.first % 2
+        lifted = torch.cat([torch.zeros(odd, dtype=torch.float64), self.counts, torch.zeros(odd, dtype=torch.float64)])
+        merged = lifted.reshape(-1, 2).sum(1)
+        first = (self.first - odd) // 2
+        self.width *= 2
+        # The free half goes to the side that the new value lies on.
+        free = BINS - len(merged)
+        left = free if self.low < first * self.width else 0
+        self.counts = torch.cat([torch.zeros(left, dtype=torch.float64), merged, torch.zeros(free - left, dtype=torch.float64)])
+        self.first = first - left
+
+    def centres(self) -> Tensor:
+        """(BINS,) float64."""
+        return (torch.arange(BINS, dtype=torch.float64) + self.first + 0.5) * self.width
