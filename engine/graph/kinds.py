@@ -35,7 +35,6 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.hardswish: "hardswish",
     **dict.fromkeys((operator.add, operator.iadd, torch.add), "add"),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose), "reshape"),
-    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), "identity"),
     F.max_pool2d: "max_pool",
     torch.max_pool2d: "max_pool",
     F.avg_pool2d: "avg_pool",
@@ -46,6 +45,8 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), "functional_conv"),
     F.linear: "functional_linear",
 }
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 _METHODS: dict[str, str] = {
     **dict.fromkeys(("relu", "relu_"), "relu"),
@@ -70,15 +71,19 @@ def kind(node: fx.Node) -> str:
         return _MODULES.get(type(module_of(node)), "other")  # type: ignore[arg-type]
     if node.op == "call_method":
         return _METHODS.get(str(node.target), "other")
-    if node.target is F.pad or node.target is torch.nn.functional.pad:
+    if node.target is F.pad:
         return "pad" if _constant_zero_pad(node) else "other"
+    if node.target in _DROPOUTS:
+        return "identity" if not _argument(node, 2, "training", True) else "other"
     return _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
 
 
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def _constant_zero_pad(node: fx.Node) -> bool:
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
-    return mode == "constant" and not value
+    return _argument(node, 2, "mode", "constant") == "constant" and not _argument(node, 3, "value", None)
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:

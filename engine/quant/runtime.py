@@ -1,0 +1,258 @@
+"""Executes a program: each step becomes one function, and the functions run in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+from engine.kernels.base import IntegerLayer, Kernel
+from engine.quant import calls
+from engine.quant.numerics import dequantize, quantize
+from engine.quant.pool import max_pool2d
+from engine.quant.program import Program, Step, grid_from
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Bound:
+    run: Function
+    inputs: tuple[int, ...]
+    output: int
+    done: tuple[int, ...]
+
+
+class QuantizedModel(nn.Module):
+    """Images (N, C, H, W) in float32, normalized as in training, to float32 logits.
+
+    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer.
+    """
+
+    def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.program = program
+        self.placement: dict[str, tuple[str, str | None]] = {}
+        self.simulated = False
+        self._kernels, self._modules = kernels, modules or {}
+        names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
+        self._slots = {name: slot for slot, name in enumerate(names)}
+        self._input = next((name for name in names if not any(step.output == name for step in program.steps)), None)
+        self._bound = self._bind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: list[Any] = [None] * len(self._slots)
+        if self._input is not None:
+            values[self._slots[self._input]] = x
+        with torch.inference_mode():
+            for step in self._bound:
+                values[step.output] = step.run(*[values[i] for i in step.inputs])
+                for slot in step.done:
+                    values[slot] = None
+        result: Tensor = values[self._slots[self.program.result]]
+        return result
+
+    def watch(self, x: Tensor) -> dict[str, Tensor]:
+        """All values of one pass, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+        values: list[Any] = [None] * len(self._slots)
+        if self._input is not None:
+            values[self._slots[self._input]] = x
+        with torch.inference_mode():
+            for step in self._bound:
+                arguments = [values[i] for i in step.inputs]
+                # A residual sum may overwrite its operand, which is still to be looked at.
+                values[step.output] = step.run(*[a.clone() if isinstance(a, Tensor) else a for a in arguments])
+        return {name: values[slot] for name, slot in self._slots.items() if isinstance(values[slot], Tensor)}
+
+    def seconds_by_step(self, x: Tensor, rounds: int = 10) -> dict[str, float]:
+        """Median seconds of each step, by output name."""
+        spent: dict[str, list[float]] = {step.output: [] for step in self.program.steps}
+        for _ in range(rounds):
+            values: list[Any] = [None] * len(self._slots)
+            if self._input is not None:
+                values[self._slots[self._input]] = x
+            with torch.inference_mode():
+                for step, bound in zip(self.program.steps, self._bound, strict=True):
+                    start = time.perf_counter()
+                    values[bound.output] = bound.run(*[values[i] for i in bound.inputs])
+                    spent[step.output].append(time.perf_counter() - start)
+                    for slot in bound.done:
+                        values[slot] = None
+        return {name: sorted(times)[len(times) // 2] for name, times in spent.items()}
+
+    def _bind(self) -> list[_Bound]:
+        last: dict[str, int] = {}
+        for index, step in enumerate(self.program.steps):
+            for name in step.inputs:
+                last[name] = index
+        last[self.program.result] = len(self.program.steps)
+        shared = _aliases(self.program.steps)
+        bound = []
+        for index, step in enumerate(self.program.steps):
+            run = self._function(step)
+            if step.op == "layer" and len(step.inputs) == 2:
+                together = shared[step.inputs[1]]
+                if any(last.get(name, -1) > index for name in together):
+                    run = _sparing(run)
+            done = tuple(self._slots[n] for n in dict.fromkeys(step.inputs) if last[n] == index)
+            bound.append(_Bound(run, tuple(self._slots[n] for n in step.inputs), self._slots[step.output], done))
+        return bound
+
+    def _function(self, step: Step) -> Function:
+        build: Callable[[Step], Function] | None = getattr(self, f"_op_{step.op}", None)
+        if build is None:
+            raise EngineError(
+                f"the file holds a step {step.op!r} that this version does not know: it is damaged or newer than this program"
+            )
+        return build(step)
+
+    def _op_quantize(self, step: Step) -> Function:
+        q = grid_from(step.attrs["grid"])
+        assert q is not None
+        inverse, shift, top = 1.0 / q.scale, q.zero_point, q.qmax
+
+        def run(x: Tensor) -> Tensor:
+            y = x.mul(inverse).round_().add_(shift).clamp_(0, top)
+            if y.dim() == 4:
+                return y.to(torch.uint8, memory_format=torch.channels_last)
+            return y.to(torch.uint8)
+
+        return run
+
+    def _op_dequantize(self, step: Step) -> Function:
+        q = grid_from(step.attrs["grid"])
+        assert q is not None
+        return lambda x: dequantize(x, q)
+
+    def _op_layer(self, step: Step) -> Function:
+        a = step.attrs
+        weights = self.program.layers[a["layer"]]
+        source, target = grid_from(a["input"]), grid_from(a["output"])
+        assert source is not None
+        bias = self.program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
+        shape = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
+        layer = IntegerLayer(
+            a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
+        )
+        refusal = None
+        for kernel in self._kernels:
+            reason = kernel.refuses(layer)
+            if reason is None:
+                self.placement[a["layer"]] = (kernel.label(layer), refusal)
+                self.simulated |= kernel.simulated
+                return kernel.build(layer)
+            refusal = f"{kernel.name}: {reason}"
+        raise EngineError(f"{a['path']} cannot run here: {refusal}")
+
+    def _op_sum(self, step: Step) -> Function:
+        left, right, out = (grid_from(step.attrs[key]) for key in ("left", "right", "output"))
+        assert left is not None and right is not None and out is not None
+        relu = step.attrs["relu"]
+        offset = -left.zero_point * left.scale - right.zero_point * right.scale
+
+        def run(a: Tensor, b: Tensor) -> Tensor:
+            y = a.to(torch.float32).mul_(left.scale).add_(b, alpha=right.scale).add_(offset)
+            return quantize(y.relu_() if relu else y, out)
+
+        return run
+
+    def _op_max_pool(self, step: Step) -> Function:
+        a = step.attrs
+        shape = [tuple(a[key]) for key in ("kernel", "stride", "padding", "dilation")]
+        return lambda x: max_pool2d(x, *shape, ceil_mode=a["ceil_mode"])
+
+    def _op_identity(self, step: Step) -> Function:
+        return lambda x: x
+
+    def _op_average(self, step: Step) -> Function:
+        q, call = grid_from(step.attrs["grid"]), self._call(step)
+        assert q is not None
+        zero, top = float(q.zero_point), q.qmax
+
+        def run(x: Tensor) -> Tensor:
+            mean: Tensor = call(x.to(torch.float32).sub_(zero))
+            return mean.round_().add_(zero).clamp_(0, top).to(torch.uint8)
+
+        return run
+
+    def _op_pad(self, step: Step) -> Function:
+        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
+        zero = int(step.attrs["grid"][1])
+
+        def run(x: Tensor) -> Tensor:
+            channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            y = F.pad(x, pads, value=zero)
+            return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+        return run
+
+    def _op_carry(self, step: Step) -> Function:
+        return self._call(step)
+
+    def _op_call(self, step: Step) -> Function:
+        return self._call(step)
+
+    def _op_constant(self, step: Step) -> Function:
+        value = self.program.tensors[step.output]
+        return lambda: value
+
+    def _op_module(self, step: Step) -> Function:
+        a = step.attrs
+        if a["module"] is not None:
+            module = calls.build_module(a["module"])
+        elif a["path"] in self._modules:
+            module = self._modules[a["path"]]
+        else:
+            raise EngineError(f"{a['path']} is a {a['kind']} that stayed whole: give its code with load_quantized(DIR, model=factory())")
+        prefix = f"{step.output}."
+        state = {name.removeprefix(prefix): tensor for name, tensor in self.program.tensors.items() if name.startswith(prefix)}
+        if a["weight_only"]:
+            state["weight"] = self.program.layers[step.output].dequantize()
+        module.load_state_dict(state, strict=False, assign=True)
+        module.requires_grad_(False).eval()
+        return _positional(module, a["args"], a["kwargs"])
+
+    def _call(self, step: Step) -> Function:
+        return _positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])
+
+
+def _positional(function: Function, args: Any, kwargs: Any) -> Function:
+    """``function`` with its encoded arguments, as a function of the values that they name, in order."""
+    simple = calls.names_in(args) + calls.names_in(kwargs)
+    first = args.get("tuple", [None])[:1]
+    if simple and len(simple) == 1 and first == [{"$": simple[0]}]:
+        rest = calls.decode(args, lambda _: None)[1:]
+        named = calls.decode(kwargs, lambda _: None)
+        return lambda x: function(x, *rest, **named)
+
+    def run(*values: Any) -> Any:
+        left = iter(values)
+        given = calls.decode(args, lambda _: next(left))
+        return function(*given, **calls.decode(kwargs, lambda _: next(left)))
+
+    return run
+
+
+def _aliases(steps: Sequence[Step]) -> dict[str, set[str]]:
+    """For each value, the names that may share its memory."""
+    groups: dict[str, set[str]] = {}
+    for step in steps:
+        for name in (*step.inputs, step.output):
+            groups.setdefault(name, {name})
+        if step.op in ("identity", "carry", "call", "module", "pad"):
+            for name in step.inputs:
+                merged = groups[name] | groups[step.output]
+                for member in merged:
+                    groups[member] = merged
+    return groups
+
+
+def _sparing(run: Function) -> Function:
+    """A residual sum whose operand is read again later works on a copy of it."""
+    return lambda x, other: run(x, other.clone())
