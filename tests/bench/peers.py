@@ -199,7 +199,8 @@ def _torch_peer(model: nn.Module, name: str, memory_format: torch.memory_format)
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return net(torch.from_numpy(images).contiguous(memory_format=memory_format)).numpy()
+            logits: Tensor = net(torch.from_numpy(images).contiguous(memory_format=memory_format))
+            return logits.numpy()
 
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
@@ -256,23 +257,27 @@ def _onnxruntime_fp32(model: nn.Module, example: Tensor, threads: int) -> Peer:
     return Peer("ONNX Runtime fp32", _versions("onnxruntime"), sum(clock.parts.values()), clock.parts, size, run)
 
 
+class _Reader:
+    """The protocol of ONNX Runtime's calibration reader, over batches in memory."""
+
+    def __init__(self, batches: list[np.ndarray]) -> None:
+        self._batches = batches
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {INPUT: batch}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._batches[start_index:end_index])
+
+
 def _onnxruntime_int8(model: nn.Module, example: Tensor, calibration: list[np.ndarray], threads: int, method: str, vnni: bool) -> Peer:
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(calibration)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch}
-
-        def __len__(self) -> int:
-            return len(calibration)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.batches = iter(calibration[start_index:end_index])
 
     clock = _Clock()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -286,7 +291,7 @@ def _onnxruntime_int8(model: nn.Module, example: Tensor, calibration: list[np.nd
             quantize_static(
                 prepared,
                 quantized,
-                Reader(),
+                _Reader(calibration),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=not vnni,
@@ -334,7 +339,7 @@ def _compile(converted: ov.Model, threads: int) -> Run:
     def run(images: np.ndarray) -> np.ndarray:
         request.infer([images], share_inputs=True)
         # The output tensor is the request's own and the next call overwrites it.
-        return request.get_output_tensor().data.copy()
+        return np.array(request.get_output_tensor().data)
 
     return run
 

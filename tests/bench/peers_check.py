@@ -46,7 +46,8 @@ def load_model(file: Path, weights: Path, depth: int) -> nn.Module:
     assert spec is not None and spec.loader is not None, f"not a python file: {file}"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load(weights, depth)
+    net: nn.Module = module.load(weights, depth)
+    return net
 
 
 def read(file: Path, count: int) -> tuple[np.ndarray, np.ndarray]:

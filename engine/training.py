@@ -1,0 +1,162 @@
+"""The one training loop: baselines and QAT differ in the model, the loss and what happens between epochs."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.cancel import StopToken
+from engine.data.base import Data, SplitName
+from engine.errors import EngineError
+from engine.events import EpochFinished, Event, Notice, Ticker
+from engine.paths import write_atomic
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with Nesterov momentum; the learning rate rises linearly over ``warmup`` (a part of all steps) and falls as a
+    cosine to zero. ``seed`` orders the images and their augmentation."""
+
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    warmup: float = 0.1
+    augment: bool = True
+    seed: int = 0
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 0..``steps`` - 1."""
+        rising = max(int(self.warmup * steps), 1)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``best`` is the state of the epoch with the highest validation metric, ``value`` that metric (0..1), ``losses``
+    the mean training loss of each epoch. Epoch 0 stands for the state before training, where that was allowed to win."""
+
+    best: dict[str, Tensor]
+    value: float
+    epoch: int
+    losses: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def cross_entropy(_: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels)
+
+
+def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """Weight decay on matrices and convolutions alone: not on biases, normalization or quantization steps."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    stage: str,
+    stop: StopToken,
+    groups: list[dict[str, Any]] | None = None,
+    loss: Loss = cross_entropy,
+    before_epoch: Callable[[int], None] = lambda epoch: None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+) -> Generator[Event, None, Fitted]:
+    """Train ``model`` in place on the training split and judge each epoch on the validation split.
+
+    ``groups`` may scale the learning rate of a group by its ``factor``. With ``checkpoint`` each epoch is saved whole;
+    a file of the same ``fingerprint`` is continued. Raises EngineError when the loss is not finite, Cancelled on stop.
+    """
+    optimizer = torch.optim.SGD(groups or parameter_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
+    images = data.count("train")
+    steps = schedule.epochs * math.ceil(images / schedule.batch)
+    losses: list[float] = []
+    values: list[float] = []
+    best: dict[str, Tensor] = {}
+    kept = _load(checkpoint, fingerprint)
+    if kept:
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        losses, values, best = kept["losses"], kept["values"], kept["best"]
+        yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
+    for epoch in range(len(losses) + 1, schedule.epochs + 1):
+        before_epoch(epoch)
+        ticker = Ticker(stage, images, "img")
+        total, step = 0.0, (epoch - 1) * math.ceil(images / schedule.batch)
+        seed = schedule.seed * 1000 + epoch
+        model.train()
+        for x, y in data.batches("train", schedule.batch, seed=seed, augment=schedule.augment, device=device):
+            stop.check()
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
+            x = x.contiguous(memory_format=torch.channels_last)
+            value = loss(x, model(x), y)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += value.item() * len(x)
+            step += 1
+            if not math.isfinite(total):
+                raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
+            yield from ticker.advance(len(x))
+        losses.append(total / images)
+        values.append(accuracy(model, data, "validation", schedule.batch * 4, stop, device))
+        is_best = values[-1] >= max(values)
+        if is_best:
+            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        if checkpoint:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "values": values, "best": best}
+            _save(checkpoint, {**state, "fingerprint": fingerprint})
+        yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
+    last_best = max(i for i, v in enumerate(values) if v == max(values))
+    return Fitted(best, values[last_best], last_best + 1, tuple(losses), tuple(values))
+
+
+def accuracy(
+    model: nn.Module, data: Data, split: SplitName, batch: int, stop: StopToken, device: str = "cpu", limit: int | None = None
+) -> float:
+    """Top-1 of ``model`` in eval mode on a split, 0..1."""
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for x, y in data.batches(split, batch, limit=limit, device=device):
+            stop.check()
+            right += int((model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
+    return right / data.count(split, limit)
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start") from error
+    return state if state.get("fingerprint") == fingerprint else None
