@@ -382,7 +382,7 @@ def _openvino_int8(model: nn.Module, example: Tensor, calibration: list[np.ndarr
                 subset_size=len(calibration),
                 advanced_parameters=AdvancedQuantizationParameters(
                     # NNCF cannot see in a list that its items are batches. Told so, it takes each image's range by itself, as
-                    # it does at batch one, in half the time.
+                    # it does at batch one.
                     batchwise_statistics=True,
                     overflow_fix=OverflowFix.DISABLE if vnni else OverflowFix.FIRST_LAYER,
                 ),
