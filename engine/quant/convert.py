@@ -83,8 +83,8 @@ class _Converter:
     def _grid(self, name: str) -> QParams | None:
         return self.grids[self.class_of[name].name] if name in self.class_of else None
 
-    def _emit(self, op: str, output: str, inputs: list[str], **attrs: object) -> None:
-        self.steps.append(Step(op, output, tuple(inputs), attrs))
+    def _emit(self, op: str, produced: str, reads: list[str], /, **attrs: object) -> None:
+        self.steps.append(Step(op, produced, tuple(reads), attrs))
 
     def _unit(self, node: fx.Node, unit: Unit) -> None:
         nodes = {n.name: n for n in self.gm.graph.nodes}

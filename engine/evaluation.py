@@ -1,0 +1,189 @@
+"""Measuring: one pass for accuracy and error, layer by layer for the noise, in turns for the time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from engine.cancel import StopToken
+from engine.data.base import Data, SplitName
+from engine.errors import EngineError
+from engine.events import Event, Ticker
+from engine.quant.layout import Layout
+from engine.quant.numerics import QParams, dequantize, sqnr_db
+from engine.quant.runtime import QuantizedModel
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Top-1 ``value`` (0..1) with the half-width of its 95 % interval, and the outputs' distance from the reference:
+    ``mse`` over all outputs, ``sqnr_db``, and the part of equal top-1 answers."""
+
+    value: float
+    interval: float
+    mse: float
+    sqnr_db: float
+    agreement: float
+    images: int
+
+    def error(self) -> dict[str, float]:
+        return {"mse": self.mse, "sqnr_db": self.sqnr_db, "agreement": self.agreement}
+
+
+def compare(
+    stage: str, models: Mapping[str, Forward], reference: Forward, data: Data, split: SplitName, batch: int, stop: StopToken,
+    limit: int | None = None, device: str = "cpu",
+) -> Generator[Event, None, dict[str, Quality]]:  # fmt: skip
+    """Judge each of ``models`` and the ``reference`` (as ``"reference"``) on a split, in one pass over it."""
+    total = data.count(split, limit)
+    ticker = Ticker(stage, total, "img")
+    sums = {name: [0, 0.0, 0] for name in ("reference", *models)}
+    signal, outputs = 0.0, 0
+    with torch.inference_mode():
+        for x, y in data.batches(split, batch, limit=limit, device=device):
+            stop.check()
+            x = x.contiguous(memory_format=torch.channels_last)
+            expected = reference(x)
+            if not torch.isfinite(expected).all():
+                raise EngineError("the fp32 model gives NaN or infinity on the data: check the weights, data.mean and data.std")
+            signal += expected.double().square().sum().item()
+            outputs += expected.numel()
+            for name, run in (("reference", None), *models.items()):
+                got = expected if run is None else run(x)
+                sums[name][0] += int((got.argmax(1) == y).sum())
+                sums[name][1] += (got - expected).double().square().sum().item()
+                sums[name][2] += int((got.argmax(1) == expected.argmax(1)).sum())
+            yield from ticker.advance(len(x))
+    return {
+        name: Quality(right / total, _interval(right, total), noise / outputs, sqnr_db(signal, noise), same / total, total)
+        for name, (right, noise, same) in sums.items()
+    }
+
+
+def _interval(right: int | float, total: int) -> float:
+    """Half the width of the Wilson interval at 95 %."""
+    z, p = 1.96, right / total
+    return z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+
+
+def layer_sqnr(
+    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], model: QuantizedModel, data: Data, stop: StopToken, images: int = 128
+) -> dict[str, float]:
+    """SQNR in dB at each unit's output, with the errors of all layers before it, on validation images; by layer node."""
+    sums = {unit.layer: [0.0, 0.0] for unit in layout.units}
+    class_of = layout.class_of()
+    with torch.inference_mode():
+        for x, _ in data.batches("validation", 64, limit=images):
+            stop.check()
+            x = x.contiguous(memory_format=torch.channels_last)
+            exact = _Values(gm, {unit.output for unit in layout.units})
+            exact.run(x)
+            got = model.watch(x)
+            for unit in layout.units:
+                wanted = exact.values[unit.output]
+                integers = got.get(f"{unit.output}:q")
+                seen = got[unit.output] if integers is None else dequantize(integers, grids[class_of[unit.output].name])
+                sums[unit.layer][0] += wanted.double().square().sum().item()
+                sums[unit.layer][1] += (wanted - seen).double().square().sum().item()
+    return {name: sqnr_db(signal, noise) for name, (signal, noise) in sums.items()}
+
+
+class _Values(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(gm)
+        self._wanted = wanted
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            self.values[n.name] = value
+        return value
+
+
+class _Timed(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.seconds: dict[str, list[float]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = time.perf_counter()
+        value = super().run_node(n)
+        self.seconds.setdefault(n.name, []).append(time.perf_counter() - start)
+        return value
+
+
+def time_shares(gm: fx.GraphModule, x: Tensor, rounds: int = 7) -> dict[str, float]:
+    """Each node's part (0..1) of the fp32 time on ``x``, by median over ``rounds``."""
+    timed = _Timed(gm)
+    with torch.inference_mode():
+        for _ in range(rounds):
+            timed.run(x.contiguous(memory_format=torch.channels_last))
+    medians = {name: statistics.median(times) for name, times in timed.seconds.items()}
+    return {name: value / sum(medians.values()) for name, value in medians.items()}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for one call on ``batch`` images."""
+
+    p50: float
+    p95: float
+    batch: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def latencies(models: Mapping[str, Forward], x: Tensor, stop: StopToken, seconds: float = 1.5) -> dict[str, Latency]:
+    """Time the models in turns, so that a noisy neighbour disturbs all alike. ``x`` is the batch (N, C, H, W)."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for run in models.values():
+            for _ in range(5):
+                run(x)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or min(map(len, spent.values())) < 10:
+            stop.check()
+            for name, run in models.items():
+                start = time.perf_counter()
+                run(x)
+                spent[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Latency(*_percentiles(times), len(x)) for name, times in spent.items()}
+
+
+def _percentiles(times: list[float]) -> tuple[float, float]:
+    ordered = sorted(times)
+    return round(ordered[len(ordered) // 2], 4), round(ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)], 4)
+
+
+def best_fp32(gm: fx.GraphModule, x: Tensor, stop: StopToken) -> tuple[str, nn.Module]:
+    """The faster of the two memory formats for the fused fp32 graph on ``x``, and the graph in that format."""
+    import copy
+
+    forms: dict[str, nn.Module] = {
+        "torch fp32, channels-last": copy.deepcopy(gm).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm)),
+    }
+    times = latencies(forms, x, stop, seconds=0.5)
+    name = min(forms, key=lambda form: times[form].p50)
+    return name, forms[name]
+
+
+class _Contiguous(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x.contiguous())
