@@ -1,0 +1,25 @@
+"""The engine quantizes a PyTorch model in a fixed order of stages, each a generator of events.
+
+Public names are imported when they are first used: importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.api import quantize as quantize
+    from engine.artifact import load_quantized as load_quantized
+    from engine.recipe import Recipe as Recipe
+    from engine.report import Report as Report
+
+_PLACES = {"Recipe": "engine.recipe", "Report": "engine.report", "load_quantized": "engine.artifact", "quantize": "engine.api"}
+
+__all__ = ["Recipe", "Report", "load_quantized", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -69,7 +69,7 @@ def compare(
     }
 
 
-def _interval(right: int | float, total: int) -> float:
+def _interval(right: float, total: int) -> float:
     """Half the width of the Wilson interval at 95 %."""
     z, p = 1.96, right / total
     return z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))

@@ -189,13 +189,15 @@ class RulePart(_Part):
 
 
 class QatPart(_Part):
-    """Quantization-aware training; ``freeze_bn`` is the part of training after which BatchNorm statistics are frozen."""
+    """Quantization-aware training. ``freeze_bn`` is the part of training after which BatchNorm statistics are frozen,
+    ``distill`` the weight of the fp32 model's answers against the labels in the loss."""
 
     mode: Annotated[QatMode, Field(description=_one_of(QatMode))] = "auto"
     epochs: Annotated[int, Field(ge=1, le=1000, description="1 to 1000")] = 5
     batch: _Batch = 64
     lr: Annotated[_Positive, Field(description="above 0")] = 0.01
     freeze_bn: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
+    distill: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
 
 
 class Recipe(_Part):

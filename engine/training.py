@@ -46,14 +46,22 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``best`` is the state of the epoch with the highest validation metric, ``value`` that metric (0..1), ``losses``
-    the mean training loss of each epoch. Epoch 0 stands for the state before training, where that was allowed to win."""
+    """``best`` is the state of the best epoch (counted from 1), ``value`` its validation metric (0..1); ``losses`` and
+    ``values`` hold each epoch's mean training loss and validation metric."""
 
     best: dict[str, Tensor]
     value: float
     epoch: int
     losses: tuple[float, ...]
     values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A validation result: the metric (0..1) to show, and the score that ranks epochs, compared in order."""
+
+    value: float
+    score: tuple[float, ...]
 
 
 def cross_entropy(_: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -79,11 +87,12 @@ def fit(
     groups: list[dict[str, Any]] | None = None,
     loss: Loss = cross_entropy,
     before_epoch: Callable[[int], None] = lambda epoch: None,
+    judge: Callable[[], Generator[Event, None, Judged]] | None = None,
     device: str = "cpu",
     checkpoint: Path | None = None,
     fingerprint: str = "",
 ) -> Generator[Event, None, Fitted]:
-    """Train ``model`` in place on the training split and judge each epoch on the validation split.
+    """Train ``model`` in place on the training split and judge each epoch on the validation split (by accuracy).
 
     ``groups`` may scale the learning rate of a group by its ``factor``. With ``checkpoint`` each epoch is saved whole;
     a file of the same ``fingerprint`` is continued. Raises EngineError when the loss is not finite, Cancelled on stop.
@@ -93,19 +102,20 @@ def fit(
     steps = schedule.epochs * math.ceil(images / schedule.batch)
     losses: list[float] = []
     values: list[float] = []
+    scores: list[tuple[float, ...]] = []
     best: dict[str, Tensor] = {}
     kept = _load(checkpoint, fingerprint)
     if kept:
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
-        losses, values, best = kept["losses"], kept["values"], kept["best"]
+        losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
-        before_epoch(epoch)
         ticker = Ticker(stage, images, "img")
         total, step = 0.0, (epoch - 1) * math.ceil(images / schedule.batch)
         seed = schedule.seed * 1000 + epoch
         model.train()
+        before_epoch(epoch)
         for x, y in data.batches("train", schedule.batch, seed=seed, augment=schedule.augment, device=device):
             stop.check()
             for group in optimizer.param_groups:
@@ -121,16 +131,22 @@ def fit(
                 raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
             yield from ticker.advance(len(x))
         losses.append(total / images)
-        values.append(accuracy(model, data, "validation", schedule.batch * 4, stop, device))
-        is_best = values[-1] >= max(values)
+        if judge is None:
+            top = accuracy(model, data, "validation", schedule.batch * 4, stop, device)
+            judged = Judged(top, (top,))
+        else:
+            judged = yield from judge()
+        values.append(judged.value)
+        scores.append(judged.score)
+        is_best = judged.score >= max(scores)
         if is_best:
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if checkpoint:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "values": values, "best": best}
-            _save(checkpoint, {**state, "fingerprint": fingerprint})
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+            _save(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
         yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
-    last_best = max(i for i, v in enumerate(values) if v == max(values))
-    return Fitted(best, values[last_best], last_best + 1, tuple(losses), tuple(values))
+    last = max(range(len(scores)), key=lambda i: (scores[i], i))
+    return Fitted(best, values[last], last + 1, tuple(losses), tuple(values))
 
 
 def accuracy(

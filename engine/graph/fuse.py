@@ -10,13 +10,20 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from engine.graph.kinds import BATCH_NORMS, kind, module_of
+from engine.graph.kinds import BATCH_NORMS, CONVOLUTIONS, kind, module_of, source
 
-_DIMENSIONS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d}
+LAYERS = (*CONVOLUTIONS, nn.Linear)
+_DIMENSIONS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.Linear: nn.BatchNorm1d,
+}
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,16 @@ def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
     for node in gm.graph.nodes:
         if kind(node) != "bn":
             continue
-        source = node.args[0]
-        if isinstance(source, fx.Node) and kind(source) in ("conv", "conv_transpose", "linear"):
-            pairs.append(Pair(str(source.target), str(node.target), _refusal(source, node, calls)))
+        before = source(node)
+        if before is not None and kind(before) in ("conv", "conv_transpose", "linear"):
+            pairs.append(Pair(str(before.target), str(node.target), _refusal(before, node, calls)))
     return tuple(pairs)
 
 
 def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
     layer, norm = module_of(conv), module_of(bn)
-    assert layer is not None and isinstance(norm, BATCH_NORMS)
+    assert layer is not None
+    assert isinstance(norm, BATCH_NORMS)
     if kind(conv) == "conv_transpose":
         return "a transposed convolution is not folded"
     if norm.running_mean is None or norm.running_var is None:
@@ -65,7 +73,10 @@ def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
         return f"{type(norm).__name__} after {type(layer).__name__}"
     if isinstance(layer, nn.Linear) and len(conv.meta.get("shape", (0, 0))) != 2:
         return "the linear layer's features are not the normalized dimension"
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if layer._forward_pre_hooks or layer._forward_hooks:
+        return f"{conv.target} has forward hooks, which may change its weights or its result"
+    assert isinstance(layer, LAYERS)
+    channels = layer.weight.shape[0]
     if channels != norm.num_features:
         return f"{channels} channels against {norm.num_features} statistics"
     return None
@@ -73,27 +84,28 @@ def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
 
 def folded_parameters(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias, in float64, of the layer that computes ``norm(layer(x))`` in eval mode."""
-    weight = layer.weight.detach().double()  # type: ignore[union-attr, operator]
-    bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
-    if isinstance(layer.bias, Tensor):
-        bias = layer.bias.detach().double()
-    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
-    factor = torch.rsqrt(var + norm.eps)  # type: ignore[operator]
+    assert isinstance(layer, LAYERS)
+    assert isinstance(norm, BATCH_NORMS)
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    weight = layer.weight.detach().double()
+    bias = torch.zeros_like(mean, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
+    mean = mean.double()
+    factor = torch.rsqrt(var.double() + norm.eps)
     shift = torch.zeros_like(mean)
     if norm.affine:
-        factor = factor * norm.weight.detach().double()  # type: ignore[union-attr, operator]
-        shift = norm.bias.detach().double()  # type: ignore[union-attr, operator]
+        factor = factor * norm.weight.detach().double()
+        shift = norm.bias.detach().double()
     return weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), shift + (bias - mean) * factor
 
 
 def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """A new layer of the same kind and dtype that computes ``norm(layer(x))``."""
     weight, bias = folded_parameters(layer, norm)
+    dtype = next(layer.parameters()).dtype
     new = copy.copy(layer)
-    new._parameters = {
-        "weight": nn.Parameter(weight.to(layer.weight.dtype)),  # type: ignore[arg-type, union-attr]
-        "bias": nn.Parameter(bias.to(layer.weight.dtype)),  # type: ignore[arg-type, union-attr]
-    }
+    new._parameters = {"weight": nn.Parameter(weight.to(dtype)), "bias": nn.Parameter(bias.to(dtype))}
     return new
 
 
@@ -106,15 +118,17 @@ def fuse(gm: fx.GraphModule, example: Tensor, pairs: Iterable[Pair]) -> tuple[fx
     chosen = {pair.bn: pair for pair in pairs if pair.reason is None}
     watch = _Watch(gm)
     with torch.no_grad():
-        expected = watch.run(example)
+        expected = watch.run(example.clone())
     new = copy.deepcopy(gm)
     measured: dict[str, Pair] = {}
     for node in list(new.graph.nodes):
         if kind(node) != "bn" or str(node.target) not in chosen:
             continue
-        conv = node.args[0]
+        conv = source(node)
+        assert conv is not None
         layer, norm = module_of(conv), module_of(node)
-        assert layer is not None and norm is not None
+        assert layer is not None
+        assert norm is not None
         fused = folded_layer(layer, norm)
         given, wanted = watch.seen[conv.name], watch.outputs[node.name]
         with torch.no_grad():
@@ -126,23 +140,23 @@ def fuse(gm: fx.GraphModule, example: Tensor, pairs: Iterable[Pair]) -> tuple[fx
     new.delete_all_unused_submodules()
     new.recompile()
     with torch.no_grad():
-        change = (new(example) - expected).abs().max().item()
+        change = (new(example.clone()) - expected).abs().max().item()
     return new, tuple(measured.get(pair.bn, pair) for pair in pairs), float(change)
 
 
 class _Watch(fx.Interpreter):
-    """Remembers what each pair's layer was given and what its normalization returned."""
+    """Remembers what each pair's layer was given and what its normalization returned, before anything changes it in place."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.seen: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.op == "call_module":
-            if kind(n) in ("conv", "linear"):
-                self.seen[n.name] = self.env[n.args[0]]
-            elif kind(n) == "bn":
-                self.outputs[n.name] = result
+        before = source(n)
+        if kind(n) in ("conv", "linear") and before is not None:
+            self.seen[n.name] = self.env[before].clone()
+        elif kind(n) == "bn":
+            self.outputs[n.name] = result.clone()
         return result

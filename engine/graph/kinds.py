@@ -40,7 +40,6 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.avg_pool2d: "avg_pool",
     F.adaptive_avg_pool2d: "adaptive_avg_pool",
     torch.mean: "mean",
-    operator.getitem: "slice",
     **dict.fromkeys((torch.cat, torch.concat), "cat"),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), "functional_conv"),
     F.linear: "functional_linear",
@@ -63,6 +62,12 @@ def module_of(node: fx.Node) -> nn.Module | None:
     return owner.get_submodule(str(node.target)) if node.op == "call_module" and owner is not None else None
 
 
+def source(node: fx.Node) -> fx.Node | None:
+    """The node that an operation of one input reads, however it was passed."""
+    given = node.args[0] if node.args else node.kwargs.get("input")
+    return given if isinstance(given, fx.Node) else None
+
+
 def kind(node: fx.Node) -> str:
     """The operation's name, or ``placeholder``, ``output``, ``get_attr``, ``other``."""
     if node.op in ("placeholder", "output", "get_attr"):
@@ -73,6 +78,10 @@ def kind(node: fx.Node) -> str:
         return _METHODS.get(str(node.target), "other")
     if node.target is F.pad:
         return "pad" if _constant_zero_pad(node) else "other"
+    if node.target is operator.getitem:
+        # Taking one of a tuple of tensors moves no values of a tensor.
+        read = source(node)
+        return "slice" if read is not None and "dtype" in read.meta else "other"
     if node.target in _DROPOUTS:
         return "identity" if not _argument(node, 2, "training", True) else "other"
     return _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
         if not _private(weight) or not (bias is None or _private(bias)):
             continue
         path = str(weight.target).rpartition(".")[0]
-        if not path or any(n.op == "call_module" and str(n.target) == path for n in gm.graph.nodes):
+        if not path or _read_elsewhere(gm, path, (weight, bias)):
             continue
         module = _build(node, _parameter(gm, weight), None if bias is None else _parameter(gm, bias), given)
         if module is None:
@@ -49,6 +49,11 @@ def _private(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr" and len(node.users) == 1
 
 
+def _read_elsewhere(gm: fx.GraphModule, path: str, own: tuple[object, ...]) -> bool:
+    """Whether something else in the graph reads the module at ``path``, or what it holds: it cannot be replaced."""
+    return any(n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}.") and n not in own for n in gm.graph.nodes)
+
+
 def _parameter(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     owner, _, name = str(node.target).rpartition(".")
     value: Tensor = getattr(gm.get_submodule(owner), name)
@@ -59,14 +64,13 @@ def _build(node: fx.Node, weight: Tensor, bias: Tensor | None, given: dict[str, 
     if node.target is F.linear:
         module: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
-        dims = weight.dim() - 2
+        build: Any = CONVOLUTIONS[weight.dim() - 3]
         sizes = {name: given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
         if any(not isinstance(v, int | str) and any(not isinstance(i, int) for i in v) for v in sizes.values()):
             return None
         groups = given.get("groups", 1)
-        module = CONVOLUTIONS[dims - 1](
-            weight.shape[1] * groups, weight.shape[0], weight.shape[2:], groups=groups, bias=bias is not None, device="meta", **sizes
-        )
+        shape = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+        module = build(*shape, groups=groups, bias=bias is not None, device="meta", **sizes)
     module.weight = nn.Parameter(weight.detach())
     if bias is not None:
         module.bias = nn.Parameter(bias.detach())

@@ -8,6 +8,9 @@ a leaf, innermost first, and reported.
 
 from __future__ import annotations
 
+import inspect
+import operator
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +21,12 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from engine.errors import EngineError
+from engine.graph.kinds import module_of
 
 BATCHES = (2, 3)
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_SIZES = ("size", "dim", "ndimension", "numel", "nelement", "is_contiguous", "is_floating_point", "is_complex")
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class _Sized(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         if self.values and isinstance(self.values[0], (tuple, list)):
-            return iter([self[i] for i in range(len(self.values[0]))])
+            return iter([self.__getitem__(i) for i in range(len(self.values[0]))])
         return iter(super().__iter__())
 
     def __len__(self) -> int:
@@ -82,10 +89,12 @@ class _Sized(fx.Proxy):
         return int(length)
 
     def __bool__(self) -> bool:
-        if self.values and not any(isinstance(value, Tensor) for value in self.values):
-            agreed = self._agreed(bool)
-            if agreed is not None and isinstance(self.values[0], bool):
-                return bool(agreed)
+        # The two examples may agree by chance: only what follows from sizes, for any batch, is control flow.
+        if self.values and isinstance(self.values[0], bool) and _from_sizes(self.node):
+            values = self.tracer._values  # type: ignore[attr-defined]
+            answers = {bool(_on_batch(self.node, values, batch)) for batch in range(1, 257)}
+            if len(answers) == 1:
+                return answers.pop()
         raise TraceError("control flow that depends on the values of a tensor or on the batch size")
 
     def _is_tensor(self) -> bool:
@@ -98,6 +107,27 @@ class _Sized(fx.Proxy):
         symbolic = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
         batch = {i: self.tracer.create_proxy("call_method", "size", (self, i), {}) for i in symbolic}
         return tuple(batch.get(i, size) for i, size in enumerate(first))
+
+
+def _from_sizes(node: fx.Node) -> bool:
+    """Whether a value follows from the shapes of tensors, and never from what they hold."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(_from_sizes(used) for used in node.all_input_nodes)
+
+
+def _on_batch(node: fx.Node, values: dict[fx.Node, tuple[Any, ...]], batch: int) -> Any:
+    """A value that follows from sizes, on another batch: a size is a linear function of it."""
+    if node.op == "call_method":
+        first, second = values[node]
+        return first + (second - first) * (batch - BATCHES[0])
+    assert callable(node.target)
+
+    def pick(used: fx.Node) -> Any:
+        return _on_batch(used, values, batch)
+
+    args, kwargs = fx.map_arg(node.args, pick), fx.map_arg(node.kwargs, pick)
+    return node.target(*args, **kwargs)
 
 
 class ShapeTracer(fx.Tracer):
@@ -117,9 +147,15 @@ class ShapeTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        assert isinstance(proxy, _Sized)
         proxy.values = self._evaluate(proxy.node)
         self._values[proxy.node] = proxy.values
         return proxy
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The images are the one input; what else ``forward`` takes keeps its default."""
+        name = list(inspect.signature(root_fn).parameters)[1]
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
@@ -136,12 +172,15 @@ class ShapeTracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         last = next(iter(reversed(self.graph.nodes)), None)
+        depth = len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if self.is_leaf_module(m, path):
                 raise
             self._forget_after(last)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
             self._leaves.add(path)
             self.untraced.append(UntracedModule(path, type(m).__name__, _one_line(error), _where(error)))
             return super().call_module(m, forward, args, kwargs)
@@ -203,24 +242,55 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             raise EngineError(
                 f"{type(model).__name__} returns {type(expected).__name__}, not one tensor of logits: wrap it in a factory that does"
             )
-        tracer = ShapeTracer(copies)
+        own = set(vars(model))
         try:
-            graph = tracer.trace(model)
-            root: nn.Module = model
+            return _record(model, ShapeTracer(copies), copies[1])
         except Exception as error:
             whole = UntracedModule("model", type(model).__name__, _one_line(error), _where(error))
-            root = _Whole(model)
             tracer = ShapeTracer(copies)
             tracer._leaves.add("model")
-            graph = tracer.trace(root)
             tracer.untraced.append(whole)
-        _record_shapes(graph, tracer._values)
-        module = fx.GraphModule(root, graph, type(model).__name__)
-        module.graph.eliminate_dead_code()
-        module.recompile()
-        module.eval()
-        delta = (module(copies[1].clone()) - model(copies[1].clone())).abs().max().item()
-    return Traced(module, tuple(tracer.untraced), float(delta))
+            return _record(_Whole(model), tracer, copies[1], type(model).__name__)
+        finally:
+            # fx leaves the constants that it meets on the model.
+            for name in set(vars(model)) - own:
+                delattr(model, name)
+
+
+def _record(root: nn.Module, tracer: ShapeTracer, example: Tensor, name: str = "") -> Traced:
+    """The graph of ``root``, checked on ``example``. Raises TraceError when it computes something else."""
+    graph = tracer.trace(root)
+    _record_shapes(graph, tracer._values)
+    module = fx.GraphModule(root, graph, name or type(root).__name__)
+    _follow_in_place(module)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    module.eval()
+    expected = root(example.clone())
+    delta = float((module(example.clone()) - expected).abs().max())
+    if delta > 1e-4 * max(1.0, float(expected.abs().max())):
+        raise TraceError(f"the traced graph differs from the model by {delta:.3g}: its forward changes values that were read before")
+    called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    return Traced(module, tuple(leaf for leaf in tracer.untraced if leaf.path in called), delta)
+
+
+def _follow_in_place(gm: fx.GraphModule) -> None:
+    """What reads a tensor after an operation has changed it in place reads that operation's result."""
+    order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    for node in gm.graph.nodes:
+        changed = node.args[0] if node.args else None
+        if isinstance(changed, fx.Node) and _in_place(node):
+            later = {user for user in changed.users if order[user] > order[node]}
+            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _in_place(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace"):
+        return True
+    if node.op == "call_module":
+        return bool(getattr(module_of(node), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or (node.target in _IN_PLACE)
 
 
 class _Whole(nn.Module):
@@ -257,6 +327,6 @@ def _one_line(error: BaseException) -> str:
 
 def _where(error: BaseException) -> str:
     """The innermost place in the model's own code: not in torch, not here."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH) and f.filename != __file__]
     frames = [f for f in frames if not f.filename.startswith("<")]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"

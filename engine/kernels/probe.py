@@ -94,4 +94,5 @@ def _ask_child() -> Machine:
     results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
     crash = f"crashed the probe (exit code {done.returncode})"
     saturates = next((f["saturates"] for f in found if "saturates" in f), None)
-    return Machine(about["isa"], about["vnni"], saturates, {name: results.get(name, crash) for name in KERNELS})
+    # torch names what the processor has; only a sum that did not saturate shows that it is used.
+    return Machine(about["isa"], about["vnni"] and saturates is False, saturates, {name: results.get(name, crash) for name in KERNELS})

@@ -39,11 +39,10 @@ def convert(
     layout: Layout,
     grids: Mapping[str, QParams],
     weights: Mapping[str, QWeight],
-    weight_only: Mapping[str, QWeight],
 ) -> Program:
-    """``grids`` maps each value class to its grid, ``weights`` each unit's layer node to its integers, ``weight_only``
-    the node of each layer that keeps float activations to its integers. ``gm`` must be on the CPU and in eval mode."""
-    return _Converter(gm, layout, grids, weights, weight_only).run()
+    """``grids`` maps each value class to its grid, ``weights`` the node of each layer with integer weights to them;
+    those outside the layout's units keep float activations. ``gm`` must be on the CPU and in eval mode."""
+    return _Converter(gm, layout, grids, weights).run()
 
 
 class _Converter:
@@ -53,9 +52,8 @@ class _Converter:
         layout: Layout,
         grids: Mapping[str, QParams],
         weights: Mapping[str, QWeight],
-        weight_only: Mapping[str, QWeight],
     ) -> None:
-        self.gm, self.grids, self.weights, self.weight_only = gm, grids, weights, weight_only
+        self.gm, self.grids, self.weights = gm, grids, weights
         self.units = {unit.output: unit for unit in layout.units}
         self.sums = {s.output: s for s in layout.sums}
         self.hidden = set(layout.inside()) | {s.add for s in layout.sums}
@@ -140,7 +138,7 @@ class _Converter:
         module = module_of(node)
         assert module is not None
         args, kwargs = encode(node.args, self._as_float), encode(node.kwargs, self._as_float)
-        stored = self.weight_only.get(node.name)
+        stored = self.weights.get(node.name)
         if stored is not None:
             self.layers[node.name] = stored
         for name, tensor in module.state_dict().items():

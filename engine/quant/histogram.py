@@ -24,17 +24,24 @@ class Histogram:
 
     def update(self, x: Tensor) -> None:
         low, high = (v.item() for v in torch.aminmax(x))
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        # NaN stays, so that it is seen at the end.
+        self.low, self.high = (math.nan, math.nan) if math.isnan(low) else (min(self.low, low), max(self.high, high))
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return
         self._cover()
         # histc drops what lies outside its range; the outermost bins reach past every value by construction.
         start, stop = self.first * self.width, (self.first + BINS) * self.width
-        self.counts += torch.histc(x.detach().float(), BINS, start, stop).to("cpu", torch.float64)
+        x = x.detach().float()
+        if max(-start, stop) > 1e37:
+            # The outer edges, or their distance, would be infinite in float32.
+            x, start, stop = x * 2.0**-10, start * 2.0**-10, stop * 2.0**-10
+        self.counts += torch.histc(x, BINS, start, stop).to("cpu", torch.float64)
 
     def _cover(self) -> None:
         if self.width == 0.0:
-            self.width = 2.0 ** math.ceil(math.log2(max(self.high - self.low, 1e-12) / (BINS // 2)))
+            # Far from zero the bins are no finer than float32 can tell their edges apart.
+            spread = max(self.high - self.low, 2.0**-10 * max(-self.low, self.high), 1e-30)
+            self.width = 2.0 ** math.ceil(math.log2(spread / (BINS // 2)))
             self.first = math.floor(self.low / self.width) - BINS // 8
         while not self._inside():
             self._double()

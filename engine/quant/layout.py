@@ -189,9 +189,7 @@ def _needed(gm: fx.GraphModule, units: list[Unit]) -> set[str]:
             continue
         for user in node.users:
             unit = inside.get(user.name)
-            if user.name in inputs or (unit is not None and unit.other == node.name):
-                need.add(node.name)
-            elif unit is None and ((kind(user) in CARRIES and user.name in need) or (_is_sum(user) and _end_of_sum(user).name in need)):
+            if user.name in inputs or (unit is not None and unit.other == node.name) or unit is None and ((kind(user) in CARRIES and user.name in need) or (_is_sum(user) and _end_of_sum(user).name in need)):
                 need.add(node.name)
     return need
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import fx, nn
 
+from engine.graph.fuse import find_pairs
 from engine.graph.kinds import kind, module_of
 from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
@@ -67,6 +68,7 @@ def plan(
     nodes = _first_calls(gm)
     quantizable = [path for path, node in nodes.items() if kind(node) in ("conv", "linear")]
     total = sum(p.numel() for p in gm.parameters()) or 1
+    folded = {pair.bn: pair.conv for pair in find_pairs(gm) if pair.reason is None}
     used: set[int] = set()
     layers = []
     for path, node in nodes.items():
@@ -79,6 +81,8 @@ def plan(
         obstacle = _obstacle(node, module)
         if index is not None:
             spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
+        elif path in folded:
+            spec, rule, why = FP32, "kind", f"folded into {folded[path]} at conversion"
         elif path not in quantizable:
             spec, rule, why = FP32, "kind", "no integer kernel for this kind of layer"
         elif preset == "default":

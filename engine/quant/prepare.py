@@ -78,8 +78,9 @@ class Prepared:
             for member in rounded.members:
                 if member in rounded.sources or kind(nodes[member]) in AVERAGES:
                     self._insert(nodes[member], f"grid_{index}")
-        for unit in layout.units:
-            self._replace(nodes, unit, weights[unit.layer])
+        units = {unit.layer: unit for unit in layout.units}
+        for name, start in weights.items():
+            self._replace(nodes, name, units.get(name), start)
         self.model.graph.lint()
         self.model.recompile()
 
@@ -88,20 +89,18 @@ class Prepared:
             rounded = self.model.graph.call_module(target, (node,))
         node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
 
-    def _replace(self, nodes: dict[str, fx.Node], unit: Unit, start: QWeight) -> None:
-        node = nodes[unit.layer]
-        path = str(node.target)
-        if not isinstance(module_of(node), QuantizedLayer):
-            layer = module_of(node)
-            norm = module_of(nodes[unit.bn]) if unit.bn else None
-            assert layer is not None
-            self.model.set_submodule(path, QuantizedLayer(layer, norm, FakeQuantWeight(start)))
-        replaced = self.model.get_submodule(path)
-        assert isinstance(replaced, QuantizedLayer)
-        self._layers[unit.layer] = replaced
-        if unit.bn:
-            nodes[unit.bn].replace_all_uses_with(node)
-            self.model.graph.erase_node(nodes[unit.bn])
+    def _replace(self, nodes: dict[str, fx.Node], name: str, unit: Unit | None, start: QWeight) -> None:
+        node = nodes[name]
+        path, bn = str(node.target), nodes[unit.bn] if unit and unit.bn else None
+        layer = module_of(node)
+        assert layer is not None
+        if not isinstance(layer, QuantizedLayer):
+            layer = QuantizedLayer(layer, module_of(bn) if bn else None, FakeQuantWeight(start))
+            self.model.set_submodule(path, layer)
+        self._layers[name] = layer
+        if bn:
+            bn.replace_all_uses_with(node)
+            self.model.graph.erase_node(bn)
 
     def freeze(self, frozen: bool) -> None:
         """Stop (or restart) the running statistics of every batch normalization."""
@@ -130,18 +129,24 @@ class Prepared:
         nodes = {node.name: node for node in trained.graph.nodes}
         state = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
         own = trained.state_dict()
-        for unit in self._layout.units:
-            path = str(nodes[unit.layer].target)
+        bns = {unit.layer: unit.bn for unit in self._layout.units if unit.bn}
+        for name in self._layers:
+            path = str(nodes[name].target)
             own.update({f"{path}.{k}": state[f"{path}.layer.{k}"] for k in ("weight", "bias") if f"{path}.layer.{k}" in state})
-            if unit.bn:
-                norm = str(nodes[unit.bn].target)
+            if name in bns:
+                norm = str(nodes[bns[name]].target)
                 own.update({f"{norm}.{k.rpartition('.')[2]}": v for k, v in state.items() if k.startswith(f"{path}.norm.")})
         own.update({name: state[name] for name in own if name in state})
         trained.load_state_dict(own)
         return trained.eval()
 
     def weights(self, graph: fx.GraphModule) -> dict[str, QWeight]:
-        """Each unit's integers, from the trained ``graph`` and the learned steps."""
-        return {
-            unit.layer: self._layers[unit.layer].quantizer.cpu().quantized(unit_parameters(graph, unit)[0]) for unit in self._layout.units
-        }
+        """Each layer's integers, from the trained ``graph`` and the learned steps."""
+        units = {unit.layer: unit for unit in self._layout.units}
+        nodes = {node.name: node for node in graph.graph.nodes}
+        found = {}
+        for name, layer in self._layers.items():
+            weight = unit_parameters(graph, units[name])[0] if name in units else module_of(nodes[name]).weight  # type: ignore[union-attr]
+            assert isinstance(weight, Tensor)
+            found[name] = layer.quantizer.cpu().quantized(weight)
+        return found

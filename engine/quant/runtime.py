@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class QuantizedModel(nn.Module):
         if a["module"] is not None:
             module = calls.build_module(a["module"])
         elif a["path"] in self._modules:
-            module = self._modules[a["path"]]
+            module = copy.deepcopy(self._modules[a["path"]])
         else:
             raise EngineError(f"{a['path']} is a {a['kind']} that stayed whole: give its code with load_quantized(DIR, model=factory())")
         prefix = f"{step.output}."

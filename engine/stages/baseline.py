@@ -22,6 +22,10 @@ DEFAULTS = {"digits": Schedule(epochs=20, batch=32, lr=0.02), "cifar10": Schedul
 OTHERWISE = Schedule(epochs=20, batch=64, lr=0.02)
 
 
+def schedule_for(data: str) -> Schedule:
+    return DEFAULTS.get(data, OTHERWISE)
+
+
 @dataclass(frozen=True)
 class Baseline:
     weights: Path
@@ -43,9 +47,7 @@ def train_baseline(
     model = entry.build(len(data.classes)).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__])
     checkpoint = out.with_suffix(".checkpoint.pt")
-    fitted = yield from fit(
-        model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity
-    )
+    fitted = yield from fit(model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
     model.load_state_dict(fitted.best)
     test = accuracy(model, data, "test", 256, stop, device)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,21 @@
+"""The engine in one call, for scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.cancel import StopToken
+from engine.pipeline import run
+from engine.recipe import Recipe
+from engine.report import Report
+
+
+def quantize(recipe: Recipe, out: str | Path) -> Report:
+    """Carry out ``recipe`` in the folder ``out``, taking the default at every question. Raises UsageError or EngineError."""
+    steps = run(recipe, Path(out), StopToken())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            report: Report = end.value
+            return report

@@ -1,0 +1,21 @@
+"""The kernels to try on a machine, best first. A new kernel is one file and one line here."""
+
+from __future__ import annotations
+
+from engine.kernels.base import Kernel
+from engine.kernels.probe import Machine
+from engine.kernels.simulate import Simulate
+from engine.kernels.x86_int8 import OneDNN
+
+
+def kernels_for(machine: Machine) -> list[Kernel]:
+    """Integer kernels that the probe found exact, then simulation as the last resort."""
+    return [OneDNN(), Simulate()] if machine.integer else [Simulate()]
+
+
+def why_simulated(machine: Machine) -> str | None:
+    """A sentence where no integer kernel runs here."""
+    if machine.integer:
+        return None
+    wrong = "; ".join(f"{name}: {error}" for name, error in machine.kernels.items() if error)
+    return f"no integer kernel runs on this machine ({wrong}): the result is simulated, its speed says nothing"

@@ -1,0 +1,78 @@
+"""One's own models: ``package.module:factory`` or ``path/file.py:factory``, a callable without arguments."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def is_custom(name: str) -> bool:
+    return ":" in name
+
+
+def build(name: str) -> nn.Module:
+    """Call the factory that ``name`` names. Raises UsageError when it cannot be found, EngineError when it fails."""
+    from torch import nn
+
+    place, _, attribute = name.rpartition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise UsageError(f"{place} has no callable {attribute!r}: {nearest(attribute, names) if names else 'it defines none'}")
+    try:
+        model = factory()
+    except Exception as error:
+        raise EngineError(f"{name} failed: {type(error).__name__}: {_line(error)}: the factory is called without arguments") from error
+    if not isinstance(model, nn.Module):
+        raise EngineError(f"{name} returned {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"model file {path} does not exist: give path/file.py:factory")
+    spec = importlib.util.spec_from_file_location(f"qtui_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Classes look their module up by name, and neighbours of the file are imported as it would from its own folder.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise EngineError(f"{path} cannot be imported: {_place(error, path)}{type(error).__name__}: {_line(error)}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _from_package(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"module {name!r} is not found ({_line(error)}): give package.module:factory or path/file.py:factory") from error
+    except Exception as error:
+        raise EngineError(f"{name} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _place(error: BaseException, path: Path) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"line {lines[-1]}: " if lines else ""

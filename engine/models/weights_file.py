@@ -1,0 +1,96 @@
+"""Reading weights from files that are not trusted: safetensors, or PyTorch files with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Names to tensors. Raises EngineError, in one line, for a file that is missing, damaged, or wants to run code."""
+    if not path.is_file():
+        raise EngineError(f"weights {path} {'is a folder' if path.is_dir() else 'do not exist'}: give a .safetensors, .pt or .pth file")
+    state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(state.get(wrapper), Mapping):
+            state = dict(state[wrapper])
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise EngineError(f"{path} holds no tensors: give the file of a state_dict")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise EngineError(f"{path} is not a whole safetensors file ({_short(error)}): copy or download it again") from error
+
+
+def _torch(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EngineError(
+            f"{path} holds more than weights and was not opened, so that it cannot run code: save its state_dict() alone"
+        ) from error
+    except Exception as error:
+        raise EngineError(f"{path} is not a whole PyTorch file ({_short(error)}): copy or download it again") from error
+    if not isinstance(state, Mapping):
+        raise EngineError(f"{path} holds a {type(state).__name__}, not a state_dict: save model.state_dict()")
+    return dict(state)
+
+
+def load_into(model: nn.Module, path: Path, name: str) -> None:
+    """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not finite."""
+    state = read_state(path)
+    own = model.state_dict()
+    # A counter that old files lack and that inference never reads.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or extra or shapes:
+        parts = [_some("missing", missing), _some("not in the model", extra), _some("other shapes", shapes)]
+        raise EngineError(f"{path} does not fit {name}: {'; '.join(p for p in parts if p)}: is it of another architecture or class count?")
+    broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise EngineError(f"{path} holds NaN or infinity in {_list(broken)}: use another checkpoint")
+    model.load_state_dict({k: state.get(k, own[k]) for k in own})
+
+
+def _some(what: str, names: list[str]) -> str:
+    return f"{what}: {_list(names)}" if names else ""
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

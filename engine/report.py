@@ -1,0 +1,112 @@
+"""What a run found: contract 2 as plain JSON types, and as Markdown for a person."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    data: dict[str, Any]
+
+    @property
+    def met(self) -> bool:
+        return bool(self.data["verdict"]["met"])
+
+    def to_json(self) -> str:
+        """Strict JSON: a figure that is not finite becomes null."""
+        return json.dumps(_finite(self.data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        d = self.data
+        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), "", "## Layers", "", *_layers(d)]
+        parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
+        if d.get("orders"):
+            parts += ["", "## Folding before or after quantization", "", *_orders(d)]
+        return "\n".join(parts) + "\n"
+
+    @classmethod
+    def load(cls, directory: Path) -> Report:
+        """Raises EngineError when the folder holds no finished report."""
+        path = directory / "report.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EngineError(f"{directory} holds no report.json ({error.strerror}): the run has not finished") from error
+        except ValueError as error:
+            raise EngineError(f"{path} is not JSON ({error}): run it again") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise EngineError(f"{path} is not a report of schema {SCHEMA}: it belongs to another version")
+        return cls(data)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [_line(header), _line(("---",) * len(header)), *(_line(row) for row in rows)]
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _figures(d: dict[str, Any]) -> list[str]:
+    rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
+    return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
+
+
+def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
+    error = e.get("error") or {}
+    return (
+        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", _number(error.get("mse"), "{:.2e}"),
+        _number(error.get("sqnr_db"), "{:.1f} dB"), _number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
+        f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
+    )  # fmt: skip
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or not math.isfinite(value) else form.format(value)
+
+
+def _layers(d: dict[str, Any]) -> list[str]:
+    rows = [
+        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], _number(x["sqnr_db"], "{:.1f} dB"), f"{x['params']:,}",
+         f"{100 * x['time_share']:.1f} %", x["reason"])
+        for x in d["layers"]
+    ]  # fmt: skip
+    return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", "parameters", "fp32 time", "why"), rows)
+
+
+def _graph(d: dict[str, Any]) -> list[str]:
+    g = d["graph"]
+    lines = [f"{g['nodes']} nodes traced, differing from the model by at most {g['trace_delta']:.1e}."]
+    lines += [f"- {p['conv']} + {p['bn']}: folded, largest change {p['max_abs_delta']:.1e}" for p in g["fused"]]
+    lines += [f"- {p['conv']} + {p['bn']}: not folded: {p['reason']}" for p in g["refused"]]
+    return lines + [f"- {leaf['path']} ({leaf['kind']}) stays whole: {leaf['reason']} ({leaf['where']})" for leaf in g["untraced"]]
+
+
+def _environment(d: dict[str, Any]) -> list[str]:
+    return [f"- {key}: {value}" for key, value in d["environment"].items()]
+
+
+def _orders(d: dict[str, Any]) -> list[str]:
+    rows = [
+        (o["order"], _number(o["ptq"], "{:.2%}"), _number(o["ptq_mse"], "{:.3e}"), _number(o["qat"], "{:.2%}"), o["run"])
+        for o in d["orders"]
+    ]
+    return table(("order", "PTQ accuracy", "PTQ error", "QAT accuracy", "run"), rows)

@@ -1,0 +1,66 @@
+"""compare: which of PTQ, QAT and fp32 to ship, and why, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.recipe import Threshold
+from engine.stages.evaluate import BATCH, Measurement
+
+_BY = {"drop": "accuracy", "mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
+
+
+def better(qat: Measurement, ptq: Measurement, threshold: Threshold) -> tuple[bool, str]:
+    """Whether QAT is kept, and why. It must measure better on the validation split, by the quantity of the threshold and
+    then by SQNR, and the test split must not say the opposite."""
+    what = _BY[threshold.metric]
+    on_validation, on_test = (_score(m, threshold, "validation") for m in (qat, ptq)), (_score(m, threshold, "test") for m in (qat, ptq))
+    new, old = on_validation
+    if new <= old:
+        return (
+            False,
+            f"QAT is not kept: its {what} on validation is no better than PTQ's ({_show(new, threshold)} against {_show(old, threshold)})",
+        )
+    new_test, old_test = on_test
+    if new_test[0] < old_test[0]:
+        return (
+            False,
+            f"QAT is not kept: better on validation, but worse on test ({_show(new_test, threshold)} against {_show(old_test, threshold)})",
+        )
+    return True, f"QAT is kept: its {what} on test is {_show(new_test, threshold)} against PTQ's {_show(old_test, threshold)}"
+
+
+def _score(m: Measurement, threshold: Threshold, split: str) -> tuple[float, float]:
+    quality = m.test if split == "test" else m.validation
+    first = {"drop": quality.value, "agreement": quality.agreement, "mse": -quality.mse}.get(threshold.metric, quality.sqnr_db)
+    return first, quality.sqnr_db
+
+
+def _show(score: tuple[float, float], threshold: Threshold) -> str:
+    if threshold.metric == "mse":
+        return f"{-score[0]:.2e}"
+    if threshold.metric == "sqnr":
+        return f"{score[0]:.1f} dB"
+    return f"{score[0]:.2%} at {score[1]:.1f} dB"
+
+
+def verdict(
+    which: str, seen: Measurement, entry: Mapping[str, Any], size_before: int, threshold: Threshold, trained: str | None
+) -> dict[str, Any]:
+    """Contract 2's ``verdict``; ``which`` is the better of ``ptq`` and ``qat``, ``trained`` what came of QAT."""
+    met = seen.met(threshold, "test")
+    drop = seen.test_baseline.value - seen.test.value
+    side = "the same as fp32" if abs(drop) < 5e-5 else f"{100 * abs(drop):.2f} points {'under' if drop > 0 else 'over'} fp32"
+    size = f"{size_before / entry['size_bytes']:.1f}× smaller"
+    speed = entry["speedup"]
+    pace = f"{speed['batch_1']:.2f}× the speed of fp32 at batch 1, {speed[f'batch_{BATCH}']:.2f}× at batch {BATCH}"
+    if entry["simulated"]:
+        pace = "simulated, so no speed is claimed"
+    facts = f"{seen.test.value:.2%} on the test split (±{100 * seen.test.interval:.1f}), {side}; {size}; {pace}"
+    name = which.upper()
+    if met:
+        text = f"{name} is chosen: {facts}. Threshold {threshold} is met."
+    else:
+        text = f"fp32 stays: threshold {threshold} is not met. The better quantized model, {name}, has {facts}; it is in model.safetensors."
+    return {"chosen": which if met else "fp32", "threshold": str(threshold), "met": met, "text": f"{text} {trained}." if trained else text}

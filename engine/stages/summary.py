@@ -1,0 +1,106 @@
+"""The parts of the report that no single stage owns."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.data.base import Data
+from engine.events import Table
+from engine.graph.fuse import Pair
+from engine.kernels.probe import Machine
+from engine.quant.layout import Layout
+from engine.quant.plan import Plan, PlannedLayer
+from engine.quant.runtime import QuantizedModel
+from engine.recipe import Recipe
+from engine.report import Report
+from engine.stages.load import Loaded
+from engine.stages.trace import TracedModel
+
+
+def data(images: Data, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": images.name, "calibration": images.count("train", recipe.data.calibration), "train": images.count("train"),
+        "validation": images.count("validation"), "test": images.count("test", recipe.data.limit),
+        "mean": list(images.mean), "std": list(images.std),
+    }  # fmt: skip
+
+
+def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
+        "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
+    }  # fmt: skip
+
+
+def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, quantize_first: bool) -> dict[str, Any]:
+    return {
+        "nodes": len(traced.graph.graph.nodes), "trace_delta": traced.max_abs_delta,
+        "fused": [{"conv": p.conv, "bn": p.bn, "max_abs_delta": p.max_abs_delta} for p in pairs if p.max_abs_delta is not None],
+        "refused": [{"conv": p.conv, "bn": p.bn, "reason": p.reason} for p in pairs if p.reason is not None],
+        "fuse_delta": delta, "order": "quantize-first" if quantize_first else "fuse-first",
+        "untraced": [{"path": u.path, "kind": u.kind, "reason": u.reason, "where": u.where} for u in traced.untraced],
+    }  # fmt: skip
+
+
+def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The coverage of every layer: asked for, done, on what, and why."""
+    units = {unit.path: unit for unit in reversed(layout.units)}
+    return [_layer(layer, units[layer.path].layer if layer.path in units else None, model, sqnr) for layer in plan.layers]
+
+
+def _layer(layer: PlannedLayer, unit: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
+    kernel, refusal = model.placement[unit] if unit else ("torch fp32", None)
+    if unit is None and layer.actual.weights:
+        kernel = f"torch fp32 on weights stored in {layer.actual.weights.bits} bits"
+    return {
+        "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": str(layer.actual), "kernel": kernel,
+        "reason": f"{layer.why}; {refusal}" if refusal else layer.why, "rule": layer.rule,
+        "sqnr_db": sqnr.get(unit) if unit else None, "params": layer.params, "time_share": round(layer.time_share, 4),
+    }  # fmt: skip
+
+
+def layer_table(rows: list[dict[str, Any]]) -> Table:
+    def text(row: dict[str, Any]) -> tuple[str, ...]:
+        sqnr = "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        return row["name"], row["actual"], row["kernel"], sqnr, f"{row['params']:,}", f"{100 * row['time_share']:.1f}"
+
+    columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
+    return Table("layers", f"Layers ─ {len(rows)}", columns, tuple(text(row) for row in rows))
+
+
+def with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
+    """Both orders of folding and quantizing side by side, where the other one ran too: beside this run, or before it in
+    the same folder."""
+    key = recipe.model_copy(update={"quantize_first": False}).fingerprint()
+    own = {"order": report.data["graph"]["order"], "key": key, "run": directory.name}
+    report = Report({**report.data, "order_key": key})
+    other = next((r for r in _others(directory) if r.get("order_key") == key and r["graph"]["order"] != own["order"]), None)
+    if other is None:
+        return report
+    return Report({**report.data, "orders": [_order(report.data, directory.name), _order(other, other["run"])]})
+
+
+def _others(directory: Path) -> list[dict[str, Any]]:
+    places = [*directory.glob("previous/*/report.json"), *directory.parent.glob("*/report.json")]
+    found = []
+    for path in sorted(places, key=lambda p: p.stat().st_mtime, reverse=True)[:100]:
+        try:
+            found.append({**json.loads(path.read_text(encoding="utf-8")), "run": path.parent.name})
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _order(data: Mapping[str, Any], run: str) -> dict[str, Any]:
+    trained = data.get("qat")
+    return {
+        "order": data["graph"]["order"], "run": run, "ptq": data["ptq"]["value"], "ptq_mse": data["ptq"]["error"]["mse"],
+        "qat": trained["value"] if trained else None, "qat_mse": trained["error"]["mse"] if trained else None,
+        "chosen": data["verdict"]["chosen"],
+    }  # fmt: skip

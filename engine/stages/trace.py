@@ -1,0 +1,40 @@
+"""trace: the model as a graph with shapes, checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from engine.evaluation import time_shares
+from engine.events import Event, Notice, Table
+from engine.graph import table
+from engine.graph.normalize import functional_to_modules
+from engine.graph.trace import UntracedModule
+from engine.graph.trace import trace as trace_graph
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """``time_share`` maps node names to their part (0..1) of the fp32 time for one image."""
+
+    graph: fx.GraphModule
+    untraced: tuple[UntracedModule, ...]
+    max_abs_delta: float
+    time_share: dict[str, float]
+
+
+def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
+    traced = trace_graph(model, example)
+    functional_to_modules(traced.module)
+    for leaf in traced.untraced:
+        yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
+    shares = time_shares(traced.module, example[:1])
+    yield graph_table("graph", "Graph", traced.module)
+    return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, shares)
+
+
+def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:
+    rows = tuple(row.cells() for row in table.rows(gm))
+    return Table(key, f"{title} ─ {len(rows)} nodes", table.COLUMNS, rows)

@@ -1,0 +1,153 @@
+"""The command line's grammar: one parser, with one-line errors that suggest the nearest word."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+PRESETS = ("default", "w8a8", "w4a8", "w4a4", "w8", "w4")
+DEVICES = ("auto", "cpu", "cuda")
+QAT_MODES = ("auto", "always", "never")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and a hint, and which knows its options and commands by name."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None, **kwargs: Any) -> None:
+        self.flags: list[str] = []
+        self.commands: dict[str, Parser] = {}
+        super().__init__(prog, description=description, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        self.flags += [name for name in args if name.startswith("-")]
+        return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; a misspelt command or option is named before argparse complains about what follows from it."""
+        self._check(argv)
+        args = self.parse_args(argv)
+        if args.command == "run" and not (args.model or args.recipe):
+            self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
+        return args
+
+    def _check(self, argv: Sequence[str]) -> None:
+        parser = self
+        for word in argv:
+            if word == "--":
+                return
+            if _is_option(word):
+                name = word.partition("=")[0]
+                if name not in parser.flags:
+                    parser.error(f"unknown option {name}{_suggest(name, parser.flags)}")
+            elif parser.commands:
+                if word not in parser.commands:
+                    parser.error(f"unknown command {word!r}{_suggest(word, list(parser.commands))}")
+                parser = parser.commands[word]
+
+
+def _is_option(word: str) -> bool:
+    return len(word) > 1 and word[0] == "-" and (word[1] == "-" or word[1].isalpha())
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="qtui", description="Quantize a trained PyTorch model on real integer kernels and measure the result.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str) -> Parser:
+        made: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        parser.commands[name] = made
+        return made
+
+    _run(command("run", "quantize a model, step by step"))
+    _train(command("train", "train a baseline where no weights exist"))
+    models = command("models", "list the models")
+    models.add_argument("--filter", metavar="GLOB", help="only the names that match, such as 'resnet*'")
+    listings = [
+        models,
+        command("data", "list the data sets"),
+        command("doctor", "tell what this machine can run"),
+        command("runs", "list the runs, newest first"),
+    ]
+    listings[-1].add_argument("folder", metavar="DIR", nargs="?", help="the folder that holds them (default: ./runs)")
+    for listing in listings:
+        listing.add_argument("--json", action="store_true", help="JSON instead of a table")
+    show = command("show", "show the report of a run")
+    show.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
+    show.add_argument("--json", action="store_true", help="the report as JSON")
+    resume = command("resume", "go on with a run that was stopped")
+    resume.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
+    _answers(resume)
+    return parser
+
+
+def _run(run: Parser) -> None:
+    run.add_argument("model", metavar="MODEL", nargs="?", help="a name, package.module:factory or path/file.py:factory")
+    run.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class")
+    run.add_argument("--weights", metavar="FILE", help="trained weights: safetensors, or a PyTorch state_dict")
+    run.add_argument("--recipe", metavar="FILE", help="a YAML recipe; options given here win over it")
+    run.add_argument("--device", choices=DEVICES)
+    run.add_argument("--out", metavar="DIR", help="where the run is written (default: a new folder in ./runs)")
+    run.add_argument("--threshold", metavar="METRIC:VALUE", help="drop:0.005, mse:1e-7, sqnr:30 or agreement:0.99")
+    run.add_argument("--preset", choices=PRESETS)
+    run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
+    run.add_argument("--std", metavar="R,G,B", type=_three)
+    run.add_argument("--quantize-first", action="store_true", default=None, help="fold BatchNorm while training, not before")
+    run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
+    run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")
+    run.add_argument("--export", metavar="LIST", type=_names, help="formats, with commas between them")
+    run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images")
+    run.add_argument("--seed", metavar="N", type=_integer)
+    _answers(run)
+
+
+def _train(train: Parser) -> None:
+    train.add_argument("model", metavar="MODEL", help="the name of a model")
+    train.add_argument("--data", metavar="NAME|DIR", required=True, help="a data set, or a folder of images by class")
+    train.add_argument("--out", metavar="FILE", help="where the weights are written")
+    train.add_argument("--epochs", metavar="N", type=_positive)
+    train.add_argument("--seed", metavar="N", type=_integer, default=0)
+    train.add_argument("--device", choices=DEVICES, default="auto")
+
+
+def _answers(parser: Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="answer every question with yes")
+    parser.add_argument("--json", action="store_true", help="the report on stdout, everything else on stderr")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _positive(text: str) -> int:
+    number = _integer(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _three(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 0.49,0.48,0.45")
+    return values
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,65 @@
+"""From the command line to a command, and from its end to an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from engine.errors import Cancelled, EngineError, UsageError
+from qtui.arguments import build_parser
+
+FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
+READER_GONE = 141  # What a shell reports for a program that SIGPIPE ended.
+
+# Each command is ``module:function``, imported when it is asked for.
+HANDLERS: dict[str, str] = {
+    "run": "qtui.commands:run",
+    "train": "qtui.commands:train",
+    "resume": "qtui.commands:resume",
+    "models": "qtui.listing:models",
+    "data": "qtui.listing:data",
+    "doctor": "qtui.doctor:doctor",
+    "runs": "qtui.past:runs",
+    "show": "qtui.past:show",
+}
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Parse, run the command, and turn each way it can end into its exit code and at most one line on stderr."""
+    parser = build_parser()
+    try:
+        args = parser.read(argv)
+        if args.command is None:
+            parser.print_help()
+            return WRONG_USAGE
+        args.argv = list(argv)
+        return _handler(args.command)(args)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else WRONG_USAGE
+    except EngineError as error:
+        _complain(error)
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except (Cancelled, KeyboardInterrupt):
+        return STOPPED
+    except BrokenPipeError:
+        return READER_GONE
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        return FAILED
+
+
+def _handler(command: str) -> Callable[[Namespace], int]:
+    module, _, name = HANDLERS[command].partition(":")
+    handler: Callable[[Namespace], int] = getattr(import_module(module), name)
+    return handler
+
+
+def _complain(error: object) -> None:
+    from qtui.text import one_line
+
+    # A terminal may be gone; the exit code still tells.
+    with contextlib.suppress(OSError):
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)

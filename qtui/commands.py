@@ -1,0 +1,90 @@
+"""The commands that work: run, train, resume. The engine is imported when one of them starts."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from engine.cancel import StopToken
+from engine.errors import Cancelled
+from engine.events import Event
+
+if TYPE_CHECKING:
+    from engine.report import Report
+
+T = TypeVar("T")
+
+MET, NOT_MET = 0, 3
+
+
+def run(args: Namespace) -> int:
+    """``qtui run``: quantize a model and print what was found."""
+    from qtui.request import recipe_of
+
+    recipe = recipe_of(args)
+    from engine import pipeline
+
+    out = Path(args.out) if args.out else None
+    return _report(_drive(lambda stop: pipeline.run(recipe, out, stop), args), args)
+
+
+def resume(args: Namespace) -> int:
+    """``qtui resume``: go on with a run that was stopped."""
+    from engine.rundir import find_run
+
+    directory = find_run(args.run)
+    from engine import pipeline
+
+    return _report(_drive(lambda stop: pipeline.resume(directory, stop), args), args)
+
+
+def train(args: Namespace) -> int:
+    """``qtui train``: train a baseline and write its weights."""
+    from engine import pipeline
+
+    out = Path(args.out) if args.out else None
+    asked: dict[str, Any] = {"folder": None, "out": out, "epochs": args.epochs, "seed": args.seed, "device": args.device}
+    command = shlex.join(["uv", "run", "qtui", *args.argv])
+    weights = _drive(lambda stop: pipeline.train(args.model, args.data, **asked, command=command, stop=stop), args)
+    print(f"\nweights written to {weights}", flush=True)
+    return MET
+
+
+def _report(report: Report, args: Namespace) -> int:
+    if args.json:
+        print(report.to_json(), flush=True)
+    return MET if report.met else NOT_MET
+
+
+def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespace) -> T:
+    """Show a generator's events to its end, under the signal handlers."""
+    from qtui.bars import Bars
+    from qtui.console import Console, drive
+    from qtui.interrupts import Interrupts
+    from qtui.prompts import Prompts
+    from qtui.screen import Screen
+
+    as_json = getattr(args, "json", False)
+    stop = StopToken()
+    # A reader that has gone (| head) stops the run, so that its state is saved.
+    screen = Screen(sys.stderr if as_json else sys.stdout, on_lost=stop.set)
+    bars = Bars(_terminal(sys.stderr, screen.stream))
+    with Interrupts(stop) as interrupts:
+        prompts = Prompts(screen, sys.stdin, getattr(args, "yes", False), interrupts.asking)
+        try:
+            return drive(start(stop), Console(screen, bars, prompts))
+        except Cancelled:
+            if screen.lost and screen.lost.errno not in (errno.EPIPE, errno.EIO):
+                raise screen.lost from None
+            raise
+        finally:
+            bars.close()
+
+
+def _terminal(*streams: TextIO) -> TextIO | None:
+    return next((stream for stream in streams if stream.isatty()), None)

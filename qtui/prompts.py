@@ -1,0 +1,58 @@
+"""Questions between the stages, answered at the keyboard, by ``--yes``, or by their default where there is no input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TextIO
+
+from engine.events import Ask
+from qtui.screen import Screen
+from qtui.text import plain
+
+_WORDS = {"y": True, "yes": True, "n": False, "no": False}
+
+
+class Prompts:
+    """``interruptible`` is entered while a line is read: inside it Ctrl-C raises KeyboardInterrupt."""
+
+    def __init__(
+        self,
+        screen: Screen,
+        stdin: TextIO | None,
+        yes: bool = False,
+        interruptible: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._screen, self._stdin, self._yes = screen, stdin, yes
+        self._interruptible = interruptible
+        self._told = False
+
+    def ask(self, event: Ask) -> bool | None:
+        """The answer; None where it was cut short by Ctrl-C, which leaves the decision to the stop token."""
+        question = f"{plain(event.question)} {'[Y/n]' if event.default else '[y/N]'} "
+        while True:
+            self._screen.write(question)
+            if self._yes:
+                self._screen.write("yes\n")
+                return True
+            try:
+                with self._interruptible():
+                    line = self._stdin.readline() if self._stdin else ""
+            except KeyboardInterrupt:
+                self._screen.write("\n")
+                return None
+            except (OSError, ValueError):
+                line = ""  # A terminal that is gone, or bytes that are no text.
+            if not line:
+                return self._default(event)
+            if not self._stdin or not self._stdin.isatty():
+                self._screen.write(f"{plain(line.strip())}\n")
+            answer = _WORDS.get(line.strip().lower(), event.default if not line.strip() else None)
+            if answer is not None:
+                return answer
+            self._screen.line("please answer y or n", "yellow", 2)
+
+    def _default(self, event: Ask) -> bool:
+        self._screen.write(f"{'yes' if event.default else 'no'}{'' if self._told else ' (no input: the defaults from here on)'}\n")
+        self._told = True
+        return event.default

@@ -1,0 +1,68 @@
+"""Figures as a person reads them: pure functions from values to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.events import EpochFinished, Progress
+
+
+def plain(text: object) -> str:
+    """Text without control characters: a name that comes from a file must not steer the terminal."""
+    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "?" for c in str(text))
+
+
+def one_line(text: object) -> str:
+    return " ".join(plain(text).split())
+
+
+def metric(name: str, value: float) -> str:
+    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity."""
+    return f"{value:.2%}".replace("%", " %") if name == "accuracy" else f"{value:.2f}"
+
+
+def size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count / 1e3:.2f} kB"
+
+
+def seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def rate(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
+
+
+def pace(event: Progress) -> str:
+    """What stands behind a bar: rate and time left, as far as they can be told."""
+    parts = [rate(event.rate, event.unit)] if event.rate is not None else []
+    if event.eta is not None and event.done < event.total:
+        parts.append(f"{seconds(event.eta) if event.eta >= 60 else f'{event.eta:.0f} s'} left")
+    return ", ".join(parts)
+
+
+def epoch(event: EpochFinished, name: str) -> list[str]:
+    """The columns of an epoch's line."""
+    width = len(str(event.epochs))
+    cells = [f"epoch {event.epoch:>{width}}/{event.epochs}", f"loss {event.loss:.4f}", f"validation {metric(name, event.value):>8}"]
+    return [*cells, f"lr {event.lr:<7.2g}", "best"] if event.best else [*cells, f"lr {event.lr:.2g}"]
+
+
+def figures(found: Mapping[str, Any], name: str) -> list[str]:
+    """The columns of a measured line; any figure may be absent."""
+    error, latency = found.get("error") or {}, found.get("latency_ms") or {}
+    shown: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+        (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
+        (error.get("mse"), lambda v: f"error {v:.1e}"),
+        (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
+        (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
+        (found.get("size_bytes"), size),
+        (latency.get("p50"), lambda v: f"p50 {v:.2f} ms"),
+        (found.get("kernel"), str),
+    )
+    cells = [text(value) for value, text in shown if value is not None]
+    return [*cells, "simulated"] if found.get("simulated") else cells

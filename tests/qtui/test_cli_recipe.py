@@ -1,0 +1,84 @@
+"""The command line becomes a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from engine.errors import UsageError
+from engine.recipe import Device, Preset, QatMode, Recipe
+from qtui.arguments import DEVICES, PRESETS, QAT_MODES, build_parser
+from qtui.request import overrides, recipe_of
+
+
+def recipe(*argv: str) -> Recipe:
+    return recipe_of(build_parser().read(["run", *argv]))
+
+
+def test_choices_are_the_recipes() -> None:
+    assert (get_args(Preset), get_args(Device), get_args(QatMode)) == (PRESETS, DEVICES, QAT_MODES)
+
+
+def test_nothing_given_leaves_every_default() -> None:
+    assert overrides(build_parser().read(["run", "simplecnn"])) == {"model": "simplecnn"}
+    assert recipe("simplecnn") == Recipe.make(model="simplecnn")
+
+
+def test_every_option_reaches_its_field() -> None:
+    got = recipe(
+        *["m:f", "--data", "./photos", "--weights", "w.pt", "--device", "cpu", "--threshold", "sqnr:30", "--preset", "w4a8", "--mean", "0.1,0.2,0.3"],
+        *["--std", "1,2,3", "--quantize-first", "--qat", "always", "--epochs", "3", "--export", "safetensors", "--limit", "9", "--seed", "7"],
+    )
+    assert got == Recipe.make(
+        model="m:f",
+        weights="w.pt",
+        data={"name": "./photos", "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0), "limit": 9},
+        device="cpu",
+        threshold="sqnr:30",
+        preset="w4a8",
+        quantize_first=True,
+        qat={"mode": "always", "epochs": 3},
+        export=("safetensors",),
+        seed=7,
+    )
+
+
+def test_options_win_over_the_file_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: simplecnn\nseed: 4\nquantize_first: true\ndata: {name: cifar10, limit: 5}\nqat: {mode: never, epochs: 9}\n")
+    got = recipe("--recipe", str(file), "--limit", "8", "--qat", "auto")
+    assert (got.model, got.seed, got.quantize_first) == ("simplecnn", 4, True)
+    assert (got.data.name, got.data.limit, got.qat.mode, got.qat.epochs) == ("cifar10", 8, "auto", 9)
+    assert recipe("resnet18", "--recipe", str(file)).model == "resnet18"
+
+
+@pytest.mark.parametrize("argv", [("x", "--threshold", "nonsense"), ("x", "--export", "tarball"), ("x", "--epochs", "0")])
+def test_values_are_the_engines_to_judge(argv: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        recipe(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["run", "simplecnn", "--treshold", "mse:1"], "unknown option --treshold: did you mean --threshold?\nsee qtui run --help"),
+        (["run", "simplecnn", "--epoch=2"], "did you mean --epochs?"),
+        (["train", "simplecnn", "--dta", "digits"], "did you mean --data?"),
+        (["modles"], "unknown command 'modles': did you mean models?\nsee qtui --help"),
+        (["train", "simplecnn"], "required: --data"),
+        (["train", "simplecnn", "--data", "digits", "--epochs", "0"], "not 1 or more"),
+        (["run"], "no model"),
+        (["run", "a", "b"], "b"),
+        (["run", "a", "--mean", "1,2"], "not three numbers"),
+        (["run", "a", "--seed", "x"], "'x' is not a whole number"),
+        (["run", "a", "--preset", "w9"], "w8a8"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_a_hint(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        build_parser().read(argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said in error and error.startswith("error: ") and error.count("\n") == 2

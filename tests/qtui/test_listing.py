@@ -1,0 +1,80 @@
+"""models, data, doctor, runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import scripted
+
+import engine
+from engine.data import cifar10
+from engine.kernels import probe
+from engine.models import registry
+from qtui import doctor, listing
+from qtui.__main__ import main
+
+
+def parsed(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipeline", "report", "rundir"):
+        monkeypatch.setitem(sys.modules, f"engine.{name}", sys.modules.get(f"engine.{name}", ModuleType(name)))
+        monkeypatch.setattr(engine, name, None, raising=False)
+    scripted.install()
+
+
+def test_models_tell_the_recorded_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    (tmp_path / "simplecnn-digits.safetensors").touch()
+    (tmp_path / "simplecnn-digits.json").write_text('{"test_accuracy": 0.9871}')
+    (tmp_path / "simplecnn-cifar10.safetensors").touch()
+    (tmp_path / "simplecnn-cifar10.json").write_text("{")
+    found = parsed(capsys, "models", "--filter", "simple*")
+    assert found[0]["name"] == "simplecnn" and found[0]["weights"] == {"digits": 0.9871, "cifar10": None}
+    main(["models"])
+    assert "digits 98.71 %, cifar10" in capsys.readouterr().out
+    (tmp_path / "simplecnn-cifar10.safetensors").unlink()
+    assert parsed(capsys, "models", "--filter", "simple*")[0]["weights"] == {"digits": 0.9871}
+    assert parsed(capsys, "models", "--filter", "nothing*") == []
+
+
+def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
+    states = {d["name"]: d["state"] for d in parsed(capsys, "data")}
+    assert (states["digits"], states["cifar10"]) == ("offline", "to download")
+    (tmp_path / "data" / cifar10.FOLDER).mkdir(parents=True)
+    assert {d["name"]: d["state"] for d in parsed(capsys, "data")}["cifar10"] == "cached"
+    assert listing.CACHED_AS["cifar10"] == cifar10.FOLDER
+
+
+@pytest.mark.usefixtures("_scripted")
+@pytest.mark.parametrize(("saturates", "bits"), [(True, "7 bits"), (False, "8 bits"), (None, "not measured")])
+def test_doctor(saturates: bool | None, bits: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = probe.Machine("AVX2", False, saturates, {"qconv_pointwise": None, "qlinear_pointwise": "gives [wrong] sums"})
+    monkeypatch.setattr(probe, "probe", lambda: machine)
+    monkeypatch.setattr(doctor, "_gpus", lambda: [{"name": "H", "free_bytes": 2**30, "total_bytes": 2**31}])
+    found = parsed(capsys, "doctor")
+    assert found["saturates"] is saturates and found["kernels"]["qlinear_pointwise"] == "gives [wrong] sums"
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert bits in out and "gives [wrong] sums" in out and "1.0 of 2.0 GiB free" in out
+
+
+@pytest.mark.usefixtures("_scripted")
+def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = parsed(capsys, "runs", str(tmp_path))
+    assert [run["state"] for run in found] == ["finished", "cancelled"]
+    assert found[0]["directory"] == str(tmp_path / "20260101-simplecnn-digits")
+    main(["runs"])
+    out = capsys.readouterr().out
+    assert "98.00 %" in out and "23.40" in out and "gpt2 on text, 2026-01-01 09:20" in out
+    assert main(["runs", str(tmp_path / "none")]) == 2
