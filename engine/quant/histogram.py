@@ -32,9 +32,9 @@ class Histogram:
         # histc drops what lies outside its range; the outermost bins reach past every value by construction.
         start, stop = self.first * self.width, (self.first + BINS) * self.width
         x = x.detach().float()
-        if max(-start, stop) > 1e37:
-            # The outer edges, or their distance, would be infinite in float32.
-            x, start, stop = x * 2.0**-10, start * 2.0**-10, stop * 2.0**-10
+        if max(-start, stop) > 1e34:
+            # Their products with the number of bins would be infinite in float32.
+            x, start, stop = x * 2.0**-32, start * 2.0**-32, stop * 2.0**-32
         self.counts += torch.histc(x, BINS, start, stop).to("cpu", torch.float64)
 
     def _cover(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,11 +44,12 @@ class MovingAverage(RangeObserver):
     momentum = 0.1
 
     def __init__(self) -> None:
-        self.low = self.high = math.nan
+        self.low, self.high = math.inf, -math.inf
+        self.fresh = True
 
     def update(self, x: Tensor) -> None:
         low, high = (v.item() for v in torch.aminmax(x))
-        fresh = math.isnan(self.low)
+        fresh, self.fresh = self.fresh, False
         self.low = low if fresh else self.low + self.momentum * (low - self.low)
         self.high = high if fresh else self.high + self.momentum * (high - self.high)
 
@@ -104,7 +106,7 @@ class Entropy(_HistogramObserver):
         return _search(self.histogram, lambda lows, highs: _divergence(self.histogram, lows, highs, bits))
 
 
-_OBSERVERS = {
+_OBSERVERS: dict[str, Callable[[], RangeObserver]] = {
     "minmax": MinMax,
     "moving-average": MovingAverage,
     "percentile": Percentile,
@@ -115,8 +117,7 @@ _OBSERVERS = {
 
 def observer(spec: ActivationSpec) -> RangeObserver:
     """A fresh observer of the kind that ``spec`` names."""
-    new: RangeObserver = _OBSERVERS[spec.observer]()
-    return new
+    return _OBSERVERS[spec.observer]()
 
 
 def settled(observer: RangeObserver, bits: int, what: str) -> tuple[float, float]:
@@ -127,12 +128,11 @@ def settled(observer: RangeObserver, bits: int, what: str) -> tuple[float, float
     return low, high
 
 
-def _search(seen: Histogram, cost: object) -> tuple[float, float]:
+def _search(seen: Histogram, cost: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
     """Coordinate descent over the two ends of the clip; an end at zero stays there."""
     fractions = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     lows, highs = fractions * low, fractions * high
-    assert callable(cost)
     for _ in range(2):
         if seen.high > 0:
             high = highs[int(cost(torch.full_like(highs, low), highs).argmin())].item()
@@ -149,7 +149,8 @@ def _squared_error(seen: Histogram, lows: Tensor, highs: Tensor, bits: int) -> T
     zero = (-lows[:, None] / step).round()
     back = ((x / step).round() + zero).clamp_(0, 2**bits - 1).sub_(zero).mul_(step)
     # A bin holds its values spread out: where it is wider than the step, its mass does not sit at the centre.
-    return (back - x).square_() @ mass
+    error: Tensor = (back - x).square_() @ mass
+    return error
 
 
 def _divergence(seen: Histogram, lows: Tensor, highs: Tensor, bits: int) -> Tensor:
