@@ -263,6 +263,7 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Tensor, name: str = "
     _record_shapes(graph, tracer._values)
     module = fx.GraphModule(root, graph, name or type(root).__name__)
     _follow_in_place(module)
+    _reshape_views(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     module.eval()
@@ -282,6 +283,13 @@ def _follow_in_place(gm: fx.GraphModule) -> None:
         if isinstance(changed, fx.Node) and _in_place(node):
             later = {user for user in changed.users if order[user] > order[node]}
             changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+def _reshape_views(graph: fx.Graph) -> None:
+    """``view`` takes one memory layout only; the same numbers may come channels last."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not any(isinstance(size, torch.dtype) for size in node.args):
+            node.target = "reshape"
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -35,7 +35,7 @@ class QuantizedLayer(nn.Module):
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
         if self.norm is None:
-            return self._apply(x, self.quantizer(weight), bias)
+            return self._compute(x, self.quantizer(weight), bias)
         norm: Any = self.norm
         factor = torch.rsqrt(norm.running_var + norm.eps)
         shift = torch.zeros_like(factor)
@@ -44,16 +44,16 @@ class QuantizedLayer(nn.Module):
         folded = self.quantizer(weight * factor.reshape(-1, *[1] * (weight.dim() - 1)))
         offset = 0.0 if bias is None else bias
         if self.frozen or not self.training:
-            return self._apply(x, folded, shift + (offset - norm.running_mean) * factor)
+            return self._compute(x, folded, shift + (offset - norm.running_mean) * factor)
         # A channel that the normalization has switched off has no scale to divide by.
         safe = torch.where(factor.abs() < 1e-6, torch.full_like(factor, 1e-6), factor)
-        plain = self._apply(x, folded, None) / safe.reshape(1, -1, *[1] * (weight.dim() - 2))
+        plain = self._compute(x, folded, None) / safe.reshape(1, -1, *[1] * (weight.dim() - 2))
         if bias is not None:
             plain = plain + bias.reshape(1, -1, *[1] * (weight.dim() - 2))
         result: Tensor = norm(plain)
         return result
 
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer: Any = self.layer
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
