@@ -14,6 +14,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+# Methods that tell the shape of a tensor, whatever it holds.
+SIZES = ("size", "dim", "ndimension", "numel", "nelement")
+
 _MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys(CONVOLUTIONS, "conv"),
     **dict.fromkeys(TRANSPOSED, "conv_transpose"),

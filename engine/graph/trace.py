@@ -21,12 +21,11 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from engine.errors import EngineError
-from engine.graph.kinds import module_of
+from engine.graph.kinds import SIZES, module_of
 
 BATCHES = (2, 3)
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-_SIZES = ("size", "dim", "ndimension", "numel", "nelement", "is_contiguous", "is_floating_point", "is_complex")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class _Sized(fx.Proxy):
 def _from_sizes(node: fx.Node) -> bool:
     """Whether a value follows from the shapes of tensors, and never from what they hold."""
     if node.op == "call_method":
-        return node.target in _SIZES
+        return node.target in (*SIZES, "is_floating_point", "is_complex")
     return node.op == "call_function" and bool(node.all_input_nodes) and all(_from_sizes(used) for used in node.all_input_nodes)
 
 

@@ -17,6 +17,8 @@ _POST_OPS: dict[str, tuple[str, list[float]]] = {
     "relu6": ("hardtanh", [0.0, 6.0]),
     "hardswish": ("hardswish", []),
 }
+# By spatial dimensions.
+_FUSED: dict[int, tuple[str, ...]] = {1: ("none", "relu"), 2: tuple(_POST_OPS), 3: ("none",)}
 
 
 class OneDNN:
@@ -35,6 +37,8 @@ class OneDNN:
             return f"no fused {layer.activation}"
         if layer.kind == "linear" and layer.activation not in ("none", "relu"):
             return f"no fused {layer.activation} after a linear layer"
+        if layer.kind == "conv" and layer.activation not in _FUSED[layer.dims]:
+            return f"no fused {layer.activation} after a {layer.dims}-D convolution"
         if layer.accumulate and (layer.dims != 2 or layer.activation not in ("none", "relu") or layer.output is None):
             return "no fused sum of this form"
         return None
@@ -71,6 +75,8 @@ class OneDNN:
         summed, added = ops.qconv2d_pointwise.binary, (layer.accumulate.scale, layer.accumulate.zero_point)
 
         def run_sum(x: Tensor, other: Tensor) -> Tensor:
+            # The kernel adds into this tensor, and takes no slice and no other layout.
+            other = other.contiguous(memory_format=torch.channels_last)
             return summed(  # type: ignore[no-any-return]
                 x, *given, *weights, other, layer.bias, *shape, layer.groups, out_scale, out_zero, out_type, *added,
                 "sum", 1.0, post, scalars, "",

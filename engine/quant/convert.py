@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from engine.graph.fuse import folded_parameters
-from engine.graph.kinds import kind, module_of, tensor_inputs
+from engine.graph.kinds import SIZES, kind, module_of, tensor_inputs
 from engine.kernels.base import geometry
 from engine.quant.calls import encode, function_call, module_recipe, names_in, pooling
 from engine.quant.layout import AVERAGES, CARRIES, Layout, Sum, Unit
@@ -131,7 +131,7 @@ class _Converter:
         elif node.op == "call_module":
             self._module(node)
         else:
-            call = function_call(node, self._as_float)
+            call = function_call(node, self._shaped if node.target in SIZES else self._as_float)
             self._emit("call", node.name, names_in(call["args"]) + names_in(call["kwargs"]), **call)
 
     def _module(self, node: fx.Node) -> None:
@@ -151,6 +151,10 @@ class _Converter:
 
     def _integer_name(self, node: fx.Node) -> str:
         return self._as_integer(node.name) if self._grid(node.name) else self._as_float(node)
+
+    def _shaped(self, node: fx.Node) -> str:
+        """The value in whatever form there is: only its shape is asked for."""
+        return f"{node.name}:q" if node.name in self.integer else node.name if node.name in self.float else self._as_float(node)
 
     def _result(self, node: fx.Node, integer: bool) -> str:
         (self.integer if integer else self.float).add(node.name)

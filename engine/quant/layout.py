@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from engine.graph.fuse import find_pairs
-from engine.graph.kinds import kind, module_of, tensor_inputs
+from engine.graph.kinds import kind, module_of, source, tensor_inputs
 from engine.spec import ActivationSpec, LayerSpec
 
 CARRIES = ("max_pool", "avg_pool", "adaptive_avg_pool", "mean", "reshape", "identity", "slice", "pad", "cat")
@@ -95,6 +95,7 @@ def arrange(gm: fx.GraphModule, specs: Mapping[str, LayerSpec]) -> Layout:
         node
         for node in gm.graph.nodes
         if kind(node) in ("conv", "linear") and (spec := specs.get(str(node.target))) and spec.weights and spec.activations
+        if (read := source(node)) is not None and _is_value(read)
     ]
     units = [_chain(node, foldable) for node in starts]
     need = _needed(gm, units)
@@ -115,13 +116,13 @@ def _chain(layer: fx.Node, foldable: set[str]) -> Unit:
     if user is not None and kind(user) == "bn" and str(user.target) in foldable:
         end, bn = user, user.name
     activation, activation_kind = _activation_after(end)
-    source = layer.args[0]
-    assert isinstance(source, fx.Node)
+    read = source(layer)
+    assert read is not None
     return Unit(
         path=str(layer.target),
         kind=kind(layer),
         layer=layer.name,
-        input=source.name,
+        input=read.name,
         bn=bn,
         output=activation or end.name,
         activation=activation,
@@ -170,10 +171,10 @@ def _with_add(unit: Unit, nodes: Mapping[str, fx.Node], need: set[str]) -> Unit:
 
 def _one_add_each(units: list[Unit]) -> list[Unit]:
     """An addition of two convolutions runs inside the later one; the earlier one gives up its claim."""
-    last = {unit.add: unit.path for unit in units if unit.add}
+    last = {unit.add: unit.layer for unit in units if unit.add}
     kept = []
     for unit in units:
-        if unit.add and last[unit.add] != unit.path:
+        if unit.add and last[unit.add] != unit.layer:
             unit = Unit(path=unit.path, kind=unit.kind, layer=unit.layer, input=unit.input, bn=unit.bn, output=unit.bn or unit.layer)
         kept.append(unit)
     return kept
@@ -185,17 +186,28 @@ def _needed(gm: fx.GraphModule, units: list[Unit]) -> set[str]:
     inside = {node: unit for unit in units for node in unit.nodes()}
     need: set[str] = set()
     for node in reversed(list(gm.graph.nodes)):
-        if "dtype" not in node.meta or node.meta["dtype"] != torch.float32 or node.op == "get_attr":
+        if not _is_value(node):
             continue
         for user in node.users:
             unit = inside.get(user.name)
-            if user.name in inputs or (unit is not None and unit.other == node.name) or unit is None and ((kind(user) in CARRIES and user.name in need) or (_is_sum(user) and _end_of_sum(user).name in need)):
+            if (
+                user.name in inputs
+                or (unit is not None and unit.other == node.name)
+                or unit is None
+                and ((kind(user) in CARRIES and user.name in need) or (_is_sum(user) and _end_of_sum(user).name in need))
+            ):
                 need.add(node.name)
     return need
 
 
+def _is_value(node: fx.Node) -> bool:
+    """Whether a node is a float32 tensor that depends on the input: parameters and sizes stay as they are."""
+    return node.meta.get("dtype") == torch.float32 and node.op != "get_attr"
+
+
 def _is_sum(node: fx.Node) -> bool:
-    return kind(node) == "add" and len(tensor_inputs(node)) == 2 and not node.kwargs
+    inputs = tensor_inputs(node)
+    return kind(node) == "add" and len(inputs) == 2 and not node.kwargs and all(map(_is_value, inputs))
 
 
 def _end_of_sum(add: fx.Node) -> fx.Node:
@@ -223,11 +235,13 @@ def _classes(gm: fx.GraphModule, units: list[Unit], need: set[str], specs: Mappi
         if node.name not in need:
             continue
         if kind(node) in CARRIES and node.name not in inside:
-            for read in tensor_inputs(node):
+            reads = tensor_inputs(node)
+            for read in reads:
                 if read.name in need:
                     parent[find(read.name)] = find(node.name)
-        else:
-            sources.append(node.name)
+            if reads and all(read.name in need for read in reads):
+                continue
+        sources.append(node.name)
     members: dict[str, list[str]] = {}
     for node in gm.graph.nodes:
         if node.name in need:

@@ -5,7 +5,7 @@ torch's own pooling refuses uint8 in this layout; this form is vectorized over t
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import lru_cache, reduce
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +16,27 @@ Pair = tuple[int, ...]
 
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool) -> Tensor:
     """uint8 (N, C, H, W) to uint8 (N, C, H', W') as ``F.max_pool2d``; padded places never win."""
-    sizes = [_length(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1)]
-    short = [max((n - 1) * s + d * (k - 1) + 1 - p - size, 0)
-             for n, s, d, k, p, size in zip(sizes, stride, dilation, kernel, padding, x.shape[2:], strict=True)]  # fmt: skip
-    if any(padding) or any(short):
+    pads, rows, columns = _cuts(x.shape[2], x.shape[3], kernel, stride, padding, dilation, ceil_mode)
+    if pads is not None:
         # Zero is the least unsigned value.
-        x = F.pad(x, (padding[1], short[1], padding[0], short[0]))
-    x = reduce(torch.maximum, [_every(x, 2, i * dilation[0], stride[0], sizes[0]) for i in range(kernel[0])])
-    return reduce(torch.maximum, [_every(x, 3, i * dilation[1], stride[1], sizes[1]) for i in range(kernel[1])])
+        x = F.pad(x, pads)
+    x = reduce(torch.maximum, [x[:, :, cut] for cut in rows])
+    return reduce(torch.maximum, [x[:, :, :, cut] for cut in columns])
 
 
-def _every(x: Tensor, dim: int, start: int, step: int, count: int) -> Tensor:
-    cut = slice(start, start + step * (count - 1) + 1, step)
-    return x[:, :, cut] if dim == 2 else x[:, :, :, cut]
+@lru_cache(maxsize=256)
+def _cuts(
+    height: int, width: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> tuple[tuple[int, ...] | None, tuple[slice, ...], tuple[slice, ...]]:
+    """Padding, and for each place in the window the rows and the columns it meets."""
+    cuts, pads = [], []
+    for size, k, s, p, d in zip((height, width), kernel, stride, padding, dilation, strict=True):
+        count = _length(size, k, s, p, d, ceil_mode)
+        short = max((count - 1) * s + d * (k - 1) + 1 - p - size, 0)
+        cuts.append(tuple(slice(i * d, i * d + s * (count - 1) + 1, s) for i in range(k)))
+        pads.append((p, short))
+    (top, bottom), (left, right) = pads
+    return ((left, right, top, bottom) if any((*pads[0], *pads[1])) else None), cuts[0], cuts[1]
 
 
 def _length(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:

@@ -99,7 +99,7 @@ class QuantizedModel(nn.Module):
             run = self._function(step)
             if step.op == "layer" and len(step.inputs) == 2:
                 together = shared[step.inputs[1]]
-                if any(last.get(name, -1) > index for name in together):
+                if step.inputs[0] in together or any(last.get(name, -1) > index for name in together):
                     run = _sparing(run)
             done = tuple(self._slots[n] for n in dict.fromkeys(step.inputs) if last[n] == index)
             bound.append(_Bound(run, tuple(self._slots[n] for n in step.inputs), self._slots[step.output], done))
@@ -116,13 +116,12 @@ class QuantizedModel(nn.Module):
     def _op_quantize(self, step: Step) -> Function:
         q = grid_from(step.attrs["grid"])
         assert q is not None
-        inverse, shift, top = 1.0 / q.scale, q.zero_point, q.qmax
+        # Half a step is added and the fraction cut off: three passes where rounding would take five.
+        inverse, shift, top = 1.0 / q.scale, torch.tensor(q.zero_point + 0.5), q.qmax
 
         def run(x: Tensor) -> Tensor:
-            y = x.mul(inverse).round_().add_(shift).clamp_(0, top)
-            if y.dim() == 4:
-                return y.to(torch.uint8, memory_format=torch.channels_last)
-            return y.to(torch.uint8)
+            layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+            return torch.add(shift, x, alpha=inverse).clamp_(0, top).to(torch.uint8, memory_format=layout)
 
         return run
 
@@ -158,7 +157,7 @@ class QuantizedModel(nn.Module):
         offset = -left.zero_point * left.scale - right.zero_point * right.scale
 
         def run(a: Tensor, b: Tensor) -> Tensor:
-            y = a.to(torch.float32).mul_(left.scale).add_(b, alpha=right.scale).add_(offset)
+            y = a.to(torch.float32).mul_(left.scale).add(b, alpha=right.scale).add_(offset)
             return quantize(y.relu_() if relu else y, out)
 
         return run
@@ -216,6 +215,8 @@ class QuantizedModel(nn.Module):
         if a["weight_only"]:
             state["weight"] = self.program.layers[step.output].dequantize()
         module.load_state_dict(state, strict=False, assign=True)
+        if any(tensor.dim() == 4 for tensor in module.state_dict().values()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module.requires_grad_(False).eval()
         return _positional(module, a["args"], a["kwargs"])
 
@@ -246,7 +247,7 @@ def _aliases(steps: Sequence[Step]) -> dict[str, set[str]]:
     for step in steps:
         for name in (*step.inputs, step.output):
             groups.setdefault(name, {name})
-        if step.op in ("identity", "carry", "call", "module", "pad"):
+        if step.op in ("identity", "carry", "call", "module", "pad", "max_pool"):
             for name in step.inputs:
                 merged = groups[name] | groups[step.output]
                 for member in merged:
@@ -255,5 +256,5 @@ def _aliases(steps: Sequence[Step]) -> dict[str, set[str]]:
 
 
 def _sparing(run: Function) -> Function:
-    """A residual sum whose operand is read again later works on a copy of it."""
+    """A residual sum whose operand is the layer's input too, or is read again later, works on a copy of it."""
     return lambda x, other: run(x, other.clone())
