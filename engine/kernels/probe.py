@@ -45,6 +45,8 @@ class Machine:
 
 def probe(refresh: bool = False) -> Machine:
     """The machine's abilities, from the cache or a child process (about three seconds)."""
+    if refresh:
+        _probe.cache_clear()
     return _probe(_key(), refresh)
 
 

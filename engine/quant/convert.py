@@ -111,6 +111,10 @@ class _Converter:
         carried = self._grid(node.name)
         if what == "placeholder":
             self.float.add(node.name)
+        elif carried is not None and what in AVERAGES and self._grid(reads[0].name) is not None:
+            call = function_call(node, self._integer_name)
+            given = self._as_integer(reads[0].name)
+            self._emit("average", self._result(node, True), [given], input=grid(self._grid(reads[0].name)), output=grid(carried), **call)
         elif carried is None or what not in CARRIES or any(self._grid(n.name) != carried for n in reads):
             self._float_step(node)
         elif what == "max_pool":
@@ -119,7 +123,7 @@ class _Converter:
             self._emit("identity", self._result(node, True), [self._as_integer(reads[0].name)])
         else:
             call = function_call(node, self._integer_name)
-            op = "average" if what in AVERAGES else "pad" if what == "pad" else "carry"
+            op = "pad" if what == "pad" else "carry"
             self._emit(op, self._result(node, True), names_in(call["args"]) + names_in(call["kwargs"]), grid=grid(carried), **call)
 
     def _float_step(self, node: fx.Node) -> None:

@@ -17,7 +17,7 @@ from engine.graph.fuse import find_pairs
 from engine.graph.kinds import kind, module_of, source, tensor_inputs
 from engine.spec import ActivationSpec, LayerSpec
 
-CARRIES = ("max_pool", "avg_pool", "adaptive_avg_pool", "mean", "reshape", "identity", "slice", "pad", "cat")
+CARRIES = ("max_pool", "reshape", "identity", "slice", "pad", "cat")
 AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
 ACTIVATIONS = ("relu", "relu6", "hardswish")
 
@@ -190,12 +190,9 @@ def _needed(gm: fx.GraphModule, units: list[Unit]) -> set[str]:
             continue
         for user in node.users:
             unit = inside.get(user.name)
-            if (
-                user.name in inputs
-                or (unit is not None and unit.other == node.name)
-                or unit is None
-                and ((kind(user) in CARRIES and user.name in need) or (_is_sum(user) and _end_of_sum(user).name in need))
-            ):
+            moved = kind(user) in (*CARRIES, *AVERAGES) and user.name in need
+            added = _is_sum(user) and _end_of_sum(user).name in need
+            if user.name in inputs or (unit is None and (moved or added)) or (unit is not None and unit.other == node.name):
                 need.add(node.name)
     return need
 
@@ -249,12 +246,14 @@ def _classes(gm: fx.GraphModule, units: list[Unit], need: set[str], specs: Mappi
     readers: dict[str, list[Unit]] = {}
     for unit in units:
         readers.setdefault(find(unit.input), []).append(unit)
+    every = [specs[unit.path].activations for unit in units]
     return tuple(
         ValueClass(
             name=names[0],
             members=tuple(names),
             sources=tuple(n for n in sources if n in names),
-            spec=_widest([specs[u.path].activations for u in readers.get(root, [])]),
+            # What only sums and averages read is held as finely as anything else.
+            spec=_widest([specs[u.path].activations for u in readers.get(root, [])] or every),
             layers=tuple(u.path for u in readers.get(root, [])),
         )
         for root, names in members.items()

@@ -148,7 +148,7 @@ def _quantize_groups(flat: Tensor, shape: torch.Size, spec: WeightSpec) -> QWeig
     largest = 128 // 2 ** (spec.bits - 1)
     scale = wanted.amax(1) / largest
     ratio = wanted / scale[:, None]
-    best, least = torch.empty_like(ratio), torch.full_like(ratio, math.inf)
+    best, least = torch.full_like(ratio, largest), torch.full_like(ratio, math.inf)
     for candidate in (ratio.floor(), ratio.ceil()):
         multiplier = candidate.clamp(1, largest)
         step = (multiplier * scale[:, None]).reshape(-1, 1)
