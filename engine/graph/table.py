@@ -44,7 +44,7 @@ def _row(node: fx.Node) -> Row:
 
 
 def shape_text(shape: tuple[int | None, ...] | None) -> str:
-    return "" if shape is None else "×".join("N" if size is None else str(size) for size in shape)
+    return "" if shape is None else "\u00d7".join("N" if size is None else str(size) for size in shape)
 
 
 def _target(node: fx.Node) -> str:

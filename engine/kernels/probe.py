@@ -7,6 +7,7 @@ results without any error. The answer is kept in the user's cache, by torch vers
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from engine.paths import cache_dir, write_atomic
 
@@ -59,10 +61,9 @@ def _probe(key: str, refresh: bool) -> Machine:
         except (OSError, ValueError, TypeError):
             pass
     machine = _ask_child()
-    try:
+    # A cache that cannot be written costs three seconds a run, no more.
+    with contextlib.suppress(OSError):
         write_atomic(kept, json.dumps(asdict(machine)).encode())
-    except OSError:
-        pass  # A cache that cannot be written costs three seconds a run, no more.
     return machine
 
 
@@ -92,7 +93,7 @@ def _ask_child() -> Machine:
         found = [json.loads(line) for line in lines]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return Machine("unknown", False, None, {name: f"the probe failed: {type(error).__name__}" for name in KERNELS})
-    about = next((f for f in found if "isa" in f), {"isa": "unknown", "vnni": False})
+    about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": "unknown", "vnni": False})
     results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
     crash = f"crashed the probe (exit code {done.returncode})"
     saturates = next((f["saturates"] for f in found if "saturates" in f), None)

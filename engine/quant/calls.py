@@ -161,6 +161,7 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
         return {"function": function_name(node), "args": encode(node.args, name_of), "kwargs": encode(node.kwargs, name_of)}
     module = module_of(node)
     (source,) = node.args
+    rest: tuple[Any, ...]
     if isinstance(module, nn.Flatten):
         name, rest = "torch.flatten", (module.start_dim, module.end_dim)
     elif isinstance(module, nn.AdaptiveAvgPool2d):
@@ -179,6 +180,7 @@ _POOLING = ("kernel", "stride", "padding", "dilation", "ceil_mode")
 def pooling(node: fx.Node) -> dict[str, Any]:
     """Kernel, stride, padding and dilation of a 2-D max pooling as pairs, and its ceil mode."""
     module = module_of(node)
+    given: dict[str, Any]
     if isinstance(module, nn.MaxPool2d):
         given = dict(zip(_POOLING, (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode), strict=True))
     else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from engine.graph.fuse import folded_parameters
+from engine.graph.fuse import LAYERS, folded_parameters
 from engine.graph.kinds import SIZES, kind, module_of, tensor_inputs
 from engine.kernels.base import geometry
 from engine.quant.calls import encode, function_call, module_recipe, names_in, pooling
@@ -24,10 +24,9 @@ def unit_parameters(gm: fx.GraphModule, unit: Unit) -> tuple[Tensor, Tensor | No
     """Weight and bias of a unit as its kernel takes them: with its batch normalization folded in."""
     nodes = {node.name: node for node in gm.graph.nodes}
     layer = module_of(nodes[unit.layer])
-    assert layer is not None
+    assert isinstance(layer, LAYERS)
     if unit.bn is None:
-        bias = layer.bias
-        return layer.weight.detach(), bias.detach() if isinstance(bias, Tensor) else None  # type: ignore[union-attr, operator, return-value]
+        return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     norm = module_of(nodes[unit.bn])
     assert norm is not None
     weight, shift = folded_parameters(layer, norm)

@@ -111,12 +111,14 @@ def quantize_weight(weight: Tensor, spec: WeightSpec) -> QWeight:
 
 def best_scale(rows: Tensor, spec: WeightSpec) -> Tensor:
     """One step for each row of a (rows, n) matrix: from its largest magnitude, or the clip of least squared error."""
-    low, high = weight_range(spec.bits)
+    _, high = weight_range(spec.bits)
     top = rows.abs().amax(1).clamp_min(1e-12) / high
     if spec.scale == "minmax":
         return top
-    # Below a third of the range the clipping error of bell-shaped weights only grows, at any width from 2 bits up.
-    best, least = _least_error(rows, spec.bits, torch.linspace(0.3, 1.1, 17).tolist(), top, top)
+    # From 4 bits up the clipping error of bell-shaped weights only grows below a third of the range; with fewer levels
+    # heavy tails are best cut to a tenth.
+    factors = [0.3 + 0.05 * i for i in range(17)] if spec.bits > 3 else [0.1 + 0.05 * i for i in range(21)]
+    best, least = _least_error(rows, spec.bits, factors, top, top)
     return _least_error(rows, spec.bits, torch.linspace(0.9625, 1.0375, 7).tolist(), best, best, least)[0]
 
 

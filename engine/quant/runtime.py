@@ -41,7 +41,8 @@ class QuantizedModel(nn.Module):
         self.program = program
         self.placement: dict[str, tuple[str, str | None]] = {}
         self.simulated = False
-        self._kernels, self._modules = kernels, modules or {}
+        self._kernels = kernels
+        self._whole: Mapping[str, nn.Module] = modules or {}
         names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
         self._slots = {name: slot for slot, name in enumerate(names)}
         self._input = next((name for name in names if not any(step.output == name for step in program.steps)), None)
@@ -136,7 +137,7 @@ class QuantizedModel(nn.Module):
         source, target = grid_from(a["input"]), grid_from(a["output"])
         assert source is not None
         bias = self.program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
-        shape = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
+        shape: dict[str, Any] = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
         layer = IntegerLayer(
             a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
         )
@@ -152,7 +153,9 @@ class QuantizedModel(nn.Module):
 
     def _op_sum(self, step: Step) -> Function:
         left, right, out = (grid_from(step.attrs[key]) for key in ("left", "right", "output"))
-        assert left is not None and right is not None and out is not None
+        assert left is not None
+        assert right is not None
+        assert out is not None
         relu = step.attrs["relu"]
         offset = -left.zero_point * left.scale - right.zero_point * right.scale
 
@@ -164,8 +167,8 @@ class QuantizedModel(nn.Module):
 
     def _op_max_pool(self, step: Step) -> Function:
         a = step.attrs
-        shape = [tuple(a[key]) for key in ("kernel", "stride", "padding", "dilation")]
-        return lambda x: max_pool2d(x, *shape, ceil_mode=a["ceil_mode"])
+        kernel, stride, padding, dilation = (tuple(a[key]) for key in ("kernel", "stride", "padding", "dilation"))
+        return lambda x: max_pool2d(x, kernel, stride, padding, dilation, a["ceil_mode"])
 
     def _op_identity(self, step: Step) -> Function:
         return lambda x: x
@@ -203,8 +206,8 @@ class QuantizedModel(nn.Module):
         a = step.attrs
         if a["module"] is not None:
             module = calls.build_module(a["module"])
-        elif a["path"] in self._modules:
-            module = copy.deepcopy(self._modules[a["path"]])
+        elif a["path"] in self._whole:
+            module = copy.deepcopy(self._whole[a["path"]])
         else:
             raise EngineError(f"{a['path']} is a {a['kind']} that stayed whole: give its code with load_quantized(DIR, model=factory())")
         prefix = f"{step.output}."
@@ -213,7 +216,7 @@ class QuantizedModel(nn.Module):
             state["weight"] = self.program.layers[step.output].dequantize()
         module.load_state_dict(state, strict=False, assign=True)
         if any(tensor.dim() == 4 for tensor in module.state_dict().values()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         module.requires_grad_(False).eval()
         return _positional(module, a["args"], a["kwargs"])
 
