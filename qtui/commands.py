@@ -75,7 +75,7 @@ def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespa
     screen = Screen(sys.stderr if as_json else sys.stdout, on_lost=stop.set)
     bars = Bars(_terminal(sys.stderr, screen.stream))
     with Interrupts(stop) as interrupts:
-        prompts = Prompts(screen, sys.stdin, getattr(args, "yes", False), interrupts.asking)
+        prompts = Prompts(screen, sys.stdin, getattr(args, "yes", False), stop, interrupts.asking)
         try:
             return drive(start(stop), Console(screen, bars, prompts))
         except Cancelled:

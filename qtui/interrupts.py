@@ -21,6 +21,7 @@ class Interrupts:
         self._stop = stop
         self._asking = False
         self._pressed = False
+        self._received_any = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -40,12 +41,15 @@ class Interrupts:
         """Here a signal raises KeyboardInterrupt at once: there is no batch whose end would be waited for."""
         self._asking = True
         try:
+            if self._received_any:
+                raise KeyboardInterrupt
             yield
         finally:
             self._asking = False
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
+        self._received_any = True
         if number == signal.SIGINT:
             if self._pressed:
                 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
+from engine.cancel import StopToken
+from engine.errors import Cancelled
 from engine.events import Ask
 from qtui.screen import Screen
 from qtui.text import plain
@@ -21,16 +23,18 @@ class Prompts:
         screen: Screen,
         stdin: TextIO | None,
         yes: bool = False,
+        stop: StopToken | None = None,
         interruptible: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._screen, self._stdin, self._yes = screen, stdin, yes
+        self._stop = stop or StopToken()
         self._interruptible = interruptible
         self._told = False
 
     def ask(self, event: Ask) -> bool | None:
-        """The answer; None where it was cut short by Ctrl-C, which leaves the decision to the stop token."""
+        """The answer; None, without a question, once the run is to stop: the engine ends it at its next check."""
         question = f"{plain(event.question)} {'[Y/n]' if event.default else '[y/N]'} "
-        while True:
+        while not self._stopping():
             self._screen.write(question)
             if self._yes:
                 self._screen.write("yes\n")
@@ -40,7 +44,8 @@ class Prompts:
                     line = self._stdin.readline() if self._stdin else ""
             except KeyboardInterrupt:
                 self._screen.write("\n")
-                return None
+                self._stop.set()
+                break
             except (OSError, ValueError):
                 line = ""  # A terminal that is gone, or bytes that are no text.
             if not line:
@@ -51,6 +56,14 @@ class Prompts:
             if answer is not None:
                 return answer
             self._screen.line("please answer y or n", "yellow", 2)
+        return None
+
+    def _stopping(self) -> bool:
+        try:
+            self._stop.check()
+        except Cancelled:
+            return True
+        return False
 
     def _default(self, event: Ask) -> bool:
         self._screen.write(f"{'yes' if event.default else 'no'}{'' if self._told else ' (no input: the defaults from here on)'}\n")

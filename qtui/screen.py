@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qtui.layout import GAP, INDENT, Layout, arrange
 from qtui.text import plain
@@ -23,8 +24,14 @@ class Screen:
         self.stream = stream
         self.lost: OSError | None = None
         self._on_lost = on_lost
-        self._console = Console(file=stream, markup=False, highlight=False, emoji=False)
-        self.live = self._console.is_terminal
+        asked = Console(file=stream)
+        self.live = asked.is_terminal
+        # Rendered apart and written here: what a lost stream means is decided in one place.
+        self._rendered = io.StringIO()
+        colours: Any = asked.color_system
+        self._console = Console(
+            file=self._rendered, force_terminal=self.live, color_system=colours, markup=False, highlight=False, emoji=False
+        )
 
     def write(self, text: str) -> None:
         """Text as it is, at once; no newline is added."""
@@ -74,9 +81,11 @@ class Screen:
     def _print(self, renderable: RenderableType) -> None:
         if self.lost:
             return
-        with self._console.capture() as captured:
-            self._console.print(renderable)
-        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        self._console.print(renderable)
+        lines = self._rendered.getvalue().splitlines()
+        self._rendered.seek(0)
+        self._rendered.truncate()
+        self.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 def _render(heads: list[str], body: list[list[str]], width: int) -> Iterable[RenderableType]:

@@ -143,14 +143,15 @@ def install(start: Callable[..., Any] = script, **kwargs: Any) -> list[Any]:
 
     import engine
 
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "pipeline": {"run": run, "resume": resume, "train": train},
         "report": {"Report": Report},
         "rundir": {"RunSummary": RunSummary, "find_run": find_run, "list_runs": list_runs, "runs_root": lambda: Path("runs")},
     }
     for name, content in modules.items():
         module = ModuleType(f"engine.{name}")
-        vars(module).update(content)
+        for attribute, value in content.items():
+            setattr(module, attribute, value)
         sys.modules[f"engine.{name}"] = module
         setattr(engine, name, module)
     return calls
@@ -159,6 +160,6 @@ def install(start: Callable[..., Any] = script, **kwargs: Any) -> list[Any]:
 if __name__ == "__main__":
     from qtui.__main__ import main
 
-    keys = {"met": sys.argv[1] != "miss", "pause": float(sys.argv[2])}
+    keys: dict[str, Any] = {"met": sys.argv[1] != "miss", "pause": float(sys.argv[2])}
     install(**keys)
     sys.exit(main(sys.argv[3:]))

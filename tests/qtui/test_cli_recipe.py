@@ -28,8 +28,36 @@ def test_nothing_given_leaves_every_default() -> None:
 
 def test_every_option_reaches_its_field() -> None:
     got = recipe(
-        *["m:f", "--data", "./photos", "--weights", "w.pt", "--device", "cpu", "--threshold", "sqnr:30", "--preset", "w4a8", "--mean", "0.1,0.2,0.3"],
-        *["--std", "1,2,3", "--quantize-first", "--qat", "always", "--epochs", "3", "--export", "safetensors", "--limit", "9", "--seed", "7"],
+        *[
+            "m:f",
+            "--data",
+            "./photos",
+            "--weights",
+            "w.pt",
+            "--device",
+            "cpu",
+            "--threshold",
+            "sqnr:30",
+            "--preset",
+            "w4a8",
+            "--mean",
+            "0.1,0.2,0.3",
+        ],
+        *[
+            "--std",
+            "1,2,3",
+            "--quantize-first",
+            "--qat",
+            "always",
+            "--epochs",
+            "3",
+            "--export",
+            "safetensors",
+            "--limit",
+            "9",
+            "--seed",
+            "7",
+        ],
     )
     assert got == Recipe.make(
         model="m:f",
