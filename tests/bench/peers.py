@@ -215,12 +215,13 @@ def _export(model: nn.Module, example: Tensor, path: Path) -> None:
     pair = example[:1].expand(2, *example.shape[1:]).contiguous()
     net = _eval_copy(model)
     try:
+        # The older exporter first: for these graphs it is ten times faster, and the files run alike.
+        torch.onnx.export(net, (pair,), path, input_names=[INPUT], dynamo=False, dynamic_axes={INPUT: {0: "batch"}})
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError):
         batch = torch.export.Dim("batch")
         torch.onnx.export(
             net, (pair,), path, input_names=[INPUT], dynamo=True, dynamic_shapes=({0: batch},), external_data=False, verbose=False
         )
-    except torch.onnx.OnnxExporterError:
-        torch.onnx.export(net, (pair,), path, input_names=[INPUT], dynamo=False, dynamic_axes={INPUT: {0: "batch"}})
 
 
 @functools.cache
