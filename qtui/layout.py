@@ -12,6 +12,7 @@ _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?\s?(%|dB|[mµ]?s|[kM]?B|MiB|GiB|[
 _EMPTY = {"", "-", "–", "—"}
 _PROSE = 16
 _WRAPPED = 28  # A column of prose narrower than this reads worse than a line of its own.
+_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def arrange(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -
         if i not in beside:
             continue
         excess = INDENT + sum(beside.values()) + GAP * (len(beside) - 1) - width
-        if excess > 0 and i in prose and not below and beside[i] - excess >= _WRAPPED:
+        if excess > 0 and i in prose and not below and beside[i] - excess >= max(_WRAPPED, wide[i] / _LINES):
             beside[i] -= excess
         elif excess > 0:
             del beside[i]

@@ -45,7 +45,7 @@ def show(args: Namespace) -> int:
 def _row(run: RunSummary) -> tuple[str, ...]:
     figures = (run.chosen or "", _value(run.baseline), _value(run.value))
     started = run.started[:16].replace("T", " ")
-    return (run.directory.name, run.state, *figures, f"{run.model} on {run.data}, {started}", run.text)
+    return (run.directory.name, run.state, *figures, f"{run.model} on {run.data}, {started}", run.text.partition(". ")[0])
 
 
 def _value(value: float | None) -> str:
