@@ -60,8 +60,14 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
         return Program(steps_from(header["program"]), header["program"]["result"], layers, kept), header
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise EngineError(f"{path} is damaged ({type(error).__name__}: {error}): copy it again") from error
+    except EngineError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> EngineError:
+    return EngineError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}): copy it again")
 
 
 def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QWeight:
@@ -83,15 +89,24 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
     path = Path(directory)
     program, header = read(path / NAME if path.is_dir() else path)
     machine = probe()
-    widest = max((step.attrs["input"][2] for step in program.steps if step.op == "layer"), default=0)
-    if machine.saturates and widest > 127:
+    if machine.saturates and _widest(path, program) > 127:
         warnings.warn(
-            f"{path} was made on {header['isa']} with 8-bit activations; on this processor ({machine.isa}) their sums saturate: quantize it here",
+            f"{path} was made on {header.get('isa')} with 8-bit activations; on this processor ({machine.isa}) their sums saturate: quantize it here",
             stacklevel=2,
         )
     modules = dict(model.named_modules()) if model is not None else {}
     try:
         with torch.no_grad():
             return QuantizedModel(program, kernels_for(machine), modules)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise EngineError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}): copy it again") from error
+    except EngineError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _widest(path: Path, program: Program) -> int:
+    """The largest integer that an activation can hold."""
+    try:
+        return max((int(step.attrs["input"][2]) for step in program.steps if step.op == "layer"), default=0)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(path, error) from error

@@ -172,7 +172,7 @@ def best_fp32(gm: fx.GraphModule, x: Tensor, stop: StopToken) -> tuple[str, nn.M
     import copy
 
     forms: dict[str, nn.Module] = {
-        "torch fp32, channels-last": copy.deepcopy(gm).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        "torch fp32, channels-last": copy.deepcopy(gm).to(memory_format=torch.channels_last),
         "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm)),
     }
     times = latencies(forms, x, stop, seconds=0.5)

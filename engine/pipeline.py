@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Generator
@@ -23,7 +24,7 @@ from engine.kernels.simulate import Simulate
 from engine.quant.layout import Layout, arrange
 from engine.recipe import Recipe, Threshold
 from engine.report import Report
-from engine.rundir import RunDir, find_run, new_directory
+from engine.rundir import RunDir, find_run, is_running, new_directory
 from engine.stages import calibrate, compare, convert, evaluate, fuse, load, plan, qat, summary, trace
 from engine.stages.export import parity
 from engine.stages.load import Loaded
@@ -50,20 +51,35 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
     recipe = Recipe.load(directory / "recipe.yaml")
     if (directory / "report.json").exists():
         raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
+    if is_running(directory):
+        raise UsageError(f"{directory} is still going: stop it first, or wait for it")
     steps = _guarded(recipe, directory, stop, resumed=True)
     answer: bool | None = None
+    thrown: BaseException | None = None
     while True:
         try:
-            event = steps.send(answer)
+            event = steps.throw(thrown) if thrown else steps.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        answer = True if isinstance(event, Ask) else (yield event)
+        answer, thrown = True, None
+        if not isinstance(event, Ask):
+            try:
+                answer = yield event
+            except BaseException as error:
+                thrown = error
 
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -> Run[Report]:
     seen: list[Event] = []
     loading = _kept(_stage("load", f"Loading {recipe.model}", load.load(recipe)), seen)
-    loaded = yield from loading
+    try:
+        loaded = yield from loading
+    except (EngineError, Cancelled):
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"{recipe.model} cannot be loaded: {type(error).__name__}: {_line(error)}: {_hint(error)}check model and data"
+        ) from error
     machine = probe()
     recipe = recipe.model_copy(update={"isa": machine.isa})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
@@ -75,8 +91,11 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
         where.write("recipe.yaml", recipe.to_yaml())
         return (yield from _recorded(job.run(), where))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
-        where.state("cancelled", f"stopped while {job.doing}")
-        where.event(Stopped(str(where.path), job.doing))
+        if where.finished:
+            raise
+        with contextlib.suppress(EngineError):
+            where.state("cancelled", f"stopped while {job.doing}")
+            where.event(Stopped(str(where.path), job.doing))
         if isinstance(stopped, GeneratorExit):
             raise
         yield Stopped(str(where.path), job.doing)
@@ -87,10 +106,13 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     except Exception as error:
         text = traceback.format_exc()
         kept = where.fail(f"{type(error).__name__} while {job.doing}", text)
-        line = " ".join(str(error).split())[:160]
-        raise EngineError(f"{type(error).__name__} while {job.doing}: {line}: {_hint(error)}the traceback is in {kept}") from error
+        raise EngineError(f"{type(error).__name__} while {job.doing}: {_line(error)}: {_hint(error)}the traceback is in {kept}") from error
     finally:
         where.close()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _hint(error: Exception) -> str:
@@ -205,6 +227,7 @@ class _Job:
 
     def _ask(self, key: Any, question: str, needed: bool = False) -> Run[bool]:
         self.doing = key
+        self.stop.check()
         answer = yield Ask(key, question)
         yes = answer is None or answer
         if needed and not yes:

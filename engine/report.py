@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from engine.errors import EngineError
 
 SCHEMA = 1
+_KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Report:
 
     def to_json(self) -> str:
         """Strict JSON: a figure that is not finite becomes null."""
-        return json.dumps(_finite(self.data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(self.data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
         d = self.data
@@ -45,18 +47,22 @@ class Report:
             raise EngineError(f"{path} is not JSON ({error}): run it again") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise EngineError(f"{path} is not a report of schema {SCHEMA}: it belongs to another version")
+        missing = [key for key in _KEYS if key not in data]
+        if missing:
+            raise EngineError(f"{path} lacks {', '.join(missing)}: run it again")
         return cls(data)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain JSON types, with null for a number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of a Markdown table."""
     return [_line(header), _line(("---",) * len(header)), *(_line(row) for row in rows)]
 

@@ -13,11 +13,12 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events import Event, Failed, Progress
 from engine.paths import write_atomic
+from engine.report import finite
 
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", "model.safetensors", "checkpoints", "traceback.txt")
 
@@ -38,15 +39,19 @@ class RunSummary:
 
 
 class RunDir:
-    """One run's folder. ``created`` tells whether this run made it, so that a failure can take it away again."""
+    """One run's folder. A failure takes away again what this run made, and puts back what it set aside."""
 
     def __init__(self, path: Path, model: str, data: str, need_bytes: int, resumed: bool = False) -> None:
         self.path = path
-        self.created = not path.exists()
-        self._aside: Path | None = None
+        self.resumed = resumed
+        self.finished = False
         self.written: list[str] = []
+        self._made: list[Path] = []
+        self._aside: Path | None = None
+        self._events: TextIO | None = None
         self._about = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "model": model, "data": data}
         try:
+            self._made = [place for place in (path, *path.parents) if not place.exists()]
             path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path).free
             if free < need_bytes:
@@ -57,6 +62,7 @@ class RunDir:
                 self._set_aside()
             self.state("running")
             self._events = (path / "events.jsonl").open("a" if resumed else "w", encoding="utf-8")
+            self.written.append("events.jsonl")
         except (OSError, EngineError) as error:
             self._take_back()
             if isinstance(error, EngineError):
@@ -64,38 +70,55 @@ class RunDir:
             raise EngineError(f"{path} cannot be written ({error.strerror or error}): give --out with a folder that can") from error
 
     def _set_aside(self) -> None:
-        """An earlier run in the same folder moves to ``previous/``, whole."""
-        if not (self.path / "state.json").exists():
+        """What an earlier run left in the same folder, and other files of these names, move to ``previous/``."""
+        found = [name for name in _FILES if (self.path / name).exists()]
+        if not found:
             return
         earlier = _summary(self.path)
         if earlier is not None and earlier.state == "running":
             raise EngineError(f"{self.path} holds a run that is still going: give another --out")
-        number = sum(1 for _ in self.path.glob("previous/*")) + 1
-        self._aside = self.path / "previous" / str(number)
-        self._aside.mkdir(parents=True)
-        for name in _FILES:
-            if (self.path / name).exists():
-                (self.path / name).rename(self._aside / name)
+        taken = [int(place.name) for place in self.path.glob("previous/*") if place.name.isdecimal()]
+        aside = self.path / "previous" / str(max(taken, default=0) + 1)
+        aside.mkdir(parents=True)
+        self._aside = aside
+        for name in found:
+            (self.path / name).rename(aside / name)
 
     def _take_back(self) -> None:
         """Undo what this run did to its folder."""
-        if self.created:
-            shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+        with contextlib.suppress(OSError, EngineError):
+            if self.resumed:
+                if "state.json" in self.written:
+                    self.state("failed", "it could not be resumed")
+                return
+            if self.path in self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            for place in self._made[1:]:
+                place.rmdir()
+        if self.path in self._made:
             return
         with contextlib.suppress(OSError):
-            for name in (*self.written, "events.jsonl", "state.json"):
+            for name in self.written:
                 (self.path / name).unlink(missing_ok=True)
-            for name in _FILES if self._aside else ():
-                if self._aside and (self._aside / name).exists():
-                    (self._aside / name).rename(self.path / name)
+            with contextlib.suppress(OSError):
+                (self.path / "checkpoints").rmdir()
+            for place in list(self._aside.iterdir()) if self._aside else ():
+                place.rename(self.path / place.name)
             if self._aside:
                 self._aside.rmdir()
+                self._aside.parent.rmdir()
 
     def event(self, event: Event) -> None:
+        """Raises EngineError, as all that writes here."""
         # Progress ticks ten times a second and replays nothing that the other events do not.
-        if not isinstance(event, Progress):
-            self._events.write(json.dumps(event.to_dict()) + "\n")
+        if isinstance(event, Progress) or self._events is None:
+            return
+        try:
+            self._events.write(json.dumps(finite(event.to_dict()), allow_nan=False) + "\n")
             self._events.flush()
+        except OSError as error:
+            raise _unwritable(self.path / "events.jsonl", error) from error
 
     def write(self, name: str, content: bytes | str) -> Path:
         """Raises EngineError when the disk is full or the folder has become read-only."""
@@ -103,26 +126,27 @@ class RunDir:
         try:
             write_atomic(path, content.encode() if isinstance(content, str) else content)
         except OSError as error:
-            raise EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere") from error
+            raise _unwritable(path, error) from error
         self.written.append(name)
         return path
 
     def state(self, state: State, text: str = "", **more: Any) -> None:
-        write_atomic(
-            self.path / "state.json",
-            (json.dumps({**self._about, "state": state, "text": text, "pid": os.getpid(), **more}) + "\n").encode(),
-        )
+        about = {**self._about, "state": state, "text": text, "pid": os.getpid(), **more}
+        self.write("state.json", json.dumps(finite(about), allow_nan=False) + "\n")
+        self.finished = state == "finished"
 
     def close(self) -> None:
-        self._events.close()
+        # After a failed write the rest of the buffer fails again.
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
 
     def fail(self, text: str, trace: str | None = None) -> Path:
         """Record a failure. With a traceback, or once training has saved something, the folder stays; otherwise it goes.
 
         Returns where the traceback is, or the folder.
         """
-        if trace is None and not (self.path / "checkpoints").exists():
-            self.close()
+        if trace is None and not self.resumed and not any(self.path.glob("checkpoints/*")):
             self._take_back()
             return self.path
         with contextlib.suppress(OSError, EngineError):
@@ -130,6 +154,10 @@ class RunDir:
             self.event(Failed(text, trace))
             return self.write("traceback.txt", trace) if trace else self.path
         return self.path
+
+
+def _unwritable(path: Path, error: OSError) -> EngineError:
+    return EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere")
 
 
 def runs_root() -> Path:
@@ -157,26 +185,40 @@ def list_runs(root: Path) -> list[RunSummary]:
 
 def _summary(directory: Path) -> RunSummary | None:
     try:
-        about = json.loads((directory / "state.json").read_text())
+        about = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         state: State = about["state"]
         if state == "running" and not _alive(int(about["pid"])):
             state = "failed"
+        words = [about["started"], about["model"], about["data"], about.get("text", ""), about.get("chosen") or ""]
+        figures = [about.get("baseline") or 0, about.get("value") or 0]
+        if (
+            state not in get_args(State)
+            or not all(isinstance(w, str) for w in words)
+            or not all(isinstance(f, int | float) for f in figures)
+        ):
+            return None
         return RunSummary(
             directory, about["started"], about["model"], about["data"], state,
             about.get("chosen"), about.get("baseline"), about.get("value"), about.get("text", ""),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def is_running(directory: Path) -> bool:
+    """Whether the run in that folder is still at work."""
+    run = _summary(directory)
+    return run is not None and run.state == "running"
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
-    return True
+    return pid > 0
 
 
 def find_run(name: str) -> Path:
@@ -185,7 +227,8 @@ def find_run(name: str) -> Path:
     if (path / "state.json").is_file():
         return path
     names = [run.directory.name for run in list_runs(runs_root())]
-    matching = [n for n in names if n.startswith(name)]
+    # A second run in the same second is named after the first, with a number.
+    matching = [name] if name in names else [n for n in names if n.startswith(name)]
     if len(matching) == 1:
         return runs_root() / matching[0]
     if matching:

@@ -165,7 +165,10 @@ def accuracy(
 def _save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        raise EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere") from error
 
 
 def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ def load(folder: Path | None = None, size: int | None = None) -> Data:
 
 def _download(place: Path) -> None:
     """Fetch CIFAR-10 into ``place``: all of it or, with an ``EngineError``, nothing."""
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

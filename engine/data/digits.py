@@ -25,7 +25,7 @@ def load(folder: Path | None = None, size: int | None = None) -> Data:
     The 8x8 scans of 17 grey levels are enlarged bilinearly and repeated over the channels. A mirrored digit is no
     digit, so ``flip`` is False. ``folder`` and ``size`` have no meaning here.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     scans, targets = load_digits(return_X_y=True)
     grey = torch.from_numpy(np.asarray(scans, dtype=np.float32)).view(-1, 1, 8, 8) * (255 / 16)

@@ -32,7 +32,7 @@ def build(name: str) -> nn.Module:
         raise UsageError(f"{place} has no callable {attribute!r}: {nearest(attribute, names) if names else 'it defines none'}")
     try:
         model = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EngineError(f"{name} failed: {type(error).__name__}: {_line(error)}: the factory is called without arguments") from error
     if not isinstance(model, nn.Module):
         raise EngineError(f"{name} returned {type(model).__name__}, not an nn.Module")
@@ -50,7 +50,7 @@ def _from_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EngineError(f"{path} cannot be imported: {_place(error, path)}{type(error).__name__}: {_line(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
@@ -63,7 +63,7 @@ def _from_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(f"module {name!r} is not found ({_line(error)}): give package.module:factory or path/file.py:factory") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EngineError(f"{name} cannot be imported: {type(error).__name__}: {_line(error)}") from error
     finally:
         sys.path.remove("")
@@ -74,5 +74,5 @@ def _line(error: BaseException) -> str:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
     return f"line {lines[-1]}: " if lines else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,25 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Names to tensors. Raises EngineError, in one line, for a file that is missing, damaged, or wants to run code."""
+def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
+    """Names to tensors, without prefixes of wrappers unless the model's ``own`` names have them. Raises EngineError, in
+    one line, for a file that is missing, damaged, or wants to run code."""
     if not path.is_file():
         raise EngineError(f"weights {path} {'is a folder' if path.is_dir() else 'do not exist'}: give a .safetensors, .pt or .pth file")
-    state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
+    try:
+        state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
+    except OSError as error:
+        raise EngineError(f"weights {path} cannot be read ({error.strerror or error}): check its permissions") from error
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise EngineError(f"{path} holds no tensors: give the file of a state_dict")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        if any(name.startswith(prefix) for name in own):
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
@@ -65,8 +70,8 @@ def _torch(path: Path) -> dict[str, Any]:
 
 def load_into(model: nn.Module, path: Path, name: str) -> None:
     """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not finite."""
-    state = read_state(path)
     own = model.state_dict()
+    state = read_state(path, own)
     # A counter that old files lack and that inference never reads.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]

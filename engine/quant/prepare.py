@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.graph.kinds import BATCH_NORMS, kind, module_of
+from engine.graph.kinds import BATCH_NORMS, module_of
 from engine.quant.convert import unit_parameters
 from engine.quant.fake_quant import FakeQuantActivation, FakeQuantWeight
-from engine.quant.layout import AVERAGES, Layout, Unit
+from engine.quant.layout import Layout, Unit
 from engine.quant.numerics import QParams, QWeight
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -57,7 +57,7 @@ class QuantizedLayer(nn.Module):
         layer: Any = self.layer
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
-        return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[operator, no-any-return]
+        return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class Prepared:
@@ -74,9 +74,9 @@ class Prepared:
         nodes = {node.name: node for node in self.model.graph.nodes}
         for index, (name, module) in enumerate(self._activations.items()):
             self.model.add_module(f"grid_{index}", module)
-            rounded = [c for c in layout.classes if c.name == name][0]
+            rounded = next(c for c in layout.classes if c.name == name)
             for member in rounded.members:
-                if member in rounded.sources or kind(nodes[member]) in AVERAGES:
+                if member in rounded.sources:
                     self._insert(nodes[member], f"grid_{index}")
         units = {unit.layer: unit for unit in layout.units}
         for name, start in weights.items():

@@ -67,7 +67,7 @@ def evaluate(
     found: dict[str, Mapping[str, Quality]] = {}
     for split in ("validation", "test"):
         found[split] = yield from compare(
-            "evaluate", {"it": model}, fp32.model, data, split, recipe.data.batch, stop,  # type: ignore[arg-type]
+            "evaluate", {"it": model}, fp32.model, data, split, recipe.data.batch, stop,
             limit=recipe.data.limit if split == "test" else None, device=device,
         )  # fmt: skip
     times = {}

@@ -37,7 +37,9 @@ def load(recipe: Recipe) -> Generator[Event, None, Loaded]:
         find(recipe.model)
     data = data_registry.load(recipe.data.name, mean=recipe.data.mean, std=recipe.data.std, size=recipe.data.size)
     model, weights = _model(recipe, data)
-    example, _ = next(data.batches("train", 8, limit=8))
+    example, _ = next(data.batches("train", 8, limit=8), (None, None))
+    if example is None:
+        raise EngineError(f"the calibration set is empty: the training split of {data.name} holds no images: use other data")
     _check(model, example, data, recipe)
     yield Notice(
         f"{recipe.model} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.data.base import Data
+from engine.errors import EngineError
 from engine.events import Table
 from engine.graph.fuse import Pair
 from engine.kernels.probe import Machine
@@ -91,8 +91,8 @@ def _others(directory: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(places, key=lambda p: p.stat().st_mtime, reverse=True)[:100]:
         try:
-            found.append({**json.loads(path.read_text(encoding="utf-8")), "run": path.parent.name})
-        except (OSError, ValueError):
+            found.append({**Report.load(path.parent).data, "run": path.parent.name})
+        except EngineError:
             continue
     return found
 
