@@ -20,7 +20,6 @@ from engine.evaluation import layer_sqnr
 from engine.events import Ask, Event, Finished, Measured, Notice, StageFinished, StageStarted, Stopped
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
-from engine.kernels.simulate import Simulate
 from engine.quant.layout import Layout, arrange
 from engine.recipe import Recipe, Threshold
 from engine.report import Report
@@ -77,9 +76,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     except (EngineError, Cancelled):
         raise
     except Exception as error:
-        raise EngineError(
-            f"{recipe.model} cannot be loaded: {type(error).__name__}: {_line(error)}: {_hint(error)}check model and data"
-        ) from error
+        text = f"{type(error).__name__} while loading {recipe.model}: {_line(error)}"
+        raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
     machine = probe()
     recipe = recipe.model_copy(update={"isa": machine.isa})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
@@ -169,7 +167,8 @@ class _Job:
     def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken) -> None:
         self.recipe, self.loaded, self.machine, self.where, self.stop = recipe, loaded, machine, where, stop
         self.threshold = Threshold.parse(recipe.threshold)
-        self.kernels = [Simulate()] if loaded.device == "cuda" else kernels_for(machine)
+        # Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it.
+        self.kernels = kernels_for(machine)
         self.doing = "loading"
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
@@ -195,7 +194,7 @@ class _Job:
         weights = convert.round_weights(graph, layout, made.specs())
         converted = convert.convert(graph, layout, grids, weights, self.kernels)
         seconds = time.perf_counter() - start
-        fp32 = evaluate.baseline(fused, self.loaded.example, self.loaded.device, self.stop)
+        fp32 = evaluate.baseline(fused, self.loaded.example, self.stop)
         ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds, "ptq"))
         yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
         yield Measured("ptq", ptq.entry)
@@ -248,7 +247,7 @@ class _Job:
 
     def _measure(self, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float, which: str) -> Run[_Quantized]:
         content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
-        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.loaded.device, self.stop)
+        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
         return _Quantized(converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
 
     def _train(
@@ -290,6 +289,7 @@ class _Job:
     def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
         path = self.where.write(NAME, chosen.content)
         found = parity(path, chosen.converted.model, self.loaded, chosen.entry)
+        self.stop.check()
         yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back, largest difference {found['parity']['max_abs']:.1e}")
         return [found]
 

@@ -56,23 +56,21 @@ def fp32_size(gm: fx.GraphModule) -> int:
     return len(save({name: tensor.contiguous().clone() for name, tensor in gm.state_dict().items()}))
 
 
-def baseline(gm: fx.GraphModule, example: Tensor, device: str, stop: StopToken) -> Baseline:
-    form, model = best_fp32(gm.to(device), example[:1].to(device), stop)
+def baseline(gm: fx.GraphModule, example: Tensor, stop: StopToken) -> Baseline:
+    form, model = best_fp32(gm, example[:1], stop)
     return Baseline(form, model, fp32_size(gm))
 
 
-def evaluate(
-    model: QuantizedModel, fp32: Baseline, data: Data, recipe: Recipe, device: str, stop: StopToken
-) -> Generator[Event, None, Measurement]:
+def evaluate(model: QuantizedModel, fp32: Baseline, data: Data, recipe: Recipe, stop: StopToken) -> Generator[Event, None, Measurement]:
     found: dict[str, Mapping[str, Quality]] = {}
     for split in ("validation", "test"):
         found[split] = yield from compare(
             "evaluate", {"it": model}, fp32.model, data, split, recipe.data.batch, stop,
-            limit=recipe.data.limit if split == "test" else None, device=device,
+            limit=recipe.data.limit if split == "test" else None,
         )  # fmt: skip
     times = {}
     for size in (1, BATCH):
-        x, _ = next(data.batches("test", size, limit=size, device=device))
+        x, _ = next(data.batches("test", size, limit=size))
         times[size] = latencies({"fp32": fp32.model, "it": model}, x, stop)
     return Measurement(
         found["validation"]["it"], found["validation"]["reference"], found["test"]["it"], found["test"]["reference"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def train(
     torch.manual_seed(seed)
     prepared = Prepared(gm, layout, grids, weights)
     prepared.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = copy.deepcopy(teacher).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed)
     freeze_after = part.freeze_bn * part.epochs
 

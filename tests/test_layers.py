@@ -1,0 +1,76 @@
+"""The arrows between the rooms, as DESIGN draws them: held by reading imports and by starting fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENGINE = sorted((ROOT / "engine").rglob("*.py"))
+QTUI = sorted((ROOT / "qtui").rglob("*.py"))
+
+# What a room may not reach for: the rooms that stand above it.
+ABOVE = {
+    "engine/data": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.pipeline"),
+    "engine/models": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.pipeline", "engine.data"),
+    "engine/graph": ("engine.quant", "engine.kernels", "engine.stages", "engine.pipeline", "engine.data", "engine.models"),
+    "engine/quant": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
+    "engine/kernels": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
+    "engine/stages": ("engine.pipeline", "engine.api", "engine.rundir"),
+}
+TORCH_FREE = [
+    "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
+    "engine.rundir", "engine.models.registry", "engine.data.registry", "qtui", "qtui.cli", "qtui.__main__", "qtui.console",
+]  # fmt: skip
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, rooms: tuple[str, ...]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_engine_knows_nothing_of_terminals(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("qtui", "textual", "rich", "tqdm", "argparse"))] == []
+
+
+@pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_stands_on_a_deprecated_quantization_package(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("torch.ao", "torchao"))] == []
+
+
+@pytest.mark.parametrize("room", sorted(ABOVE))
+def test_a_room_does_not_reach_above_itself(room: str) -> None:
+    reaching = {str(p.relative_to(ROOT)): n for p in (ROOT / room).rglob("*.py") for n in imported(p) if within(n, ABOVE[room])}
+    assert reaching == {}
+
+
+def test_the_front_end_does_not_import_torch_itself() -> None:
+    # The doctor reports on torch and is the one place that asks it, when it is run.
+    direct = {str(p.relative_to(ROOT)) for p in QTUI for n in imported(p) if within(n, ("torch", "torchvision"))}
+    assert direct <= {"qtui/doctor.py"}
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_importing_it_does_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(' '.join(m for m in ('torch', 'sklearn', 'torchvision') if m in sys.modules) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
