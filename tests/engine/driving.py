@@ -1,0 +1,153 @@
+"""What the tests of whole runs share: a consumer of events, and a look at what a run leaves on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from engine import pipeline
+from engine.cancel import StopToken
+from engine.evaluation import Latency
+from engine.events import Ask, Event
+from engine.recipe import Recipe
+from engine.report import Report
+
+REPOSITORY = Path(__file__).parents[2]
+
+TINY = '''
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def make():
+    torch.manual_seed(3)
+    model = Tiny()
+    for bn in (model.bn1, model.bn2):
+        bn.running_mean.normal_(0, 0.2)
+        bn.running_var.uniform_(0.5, 1.5)
+    return model
+'''
+
+
+@dataclass
+class Outcome:
+    """``report`` is None where the run did not come to an end; ``error`` says why."""
+
+    events: list[Event] = field(default_factory=list)
+    report: Report | None = None
+    error: BaseException | None = None
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        assert self.report is not None, self.error
+        return self.report.data
+
+
+def _once(models: Mapping[str, Any], x: torch.Tensor, stop: StopToken, seconds: float = 0.0) -> dict[str, Latency]:
+    """In place of ``latencies``: one call each, and a time that is not measured."""
+    stop.check()
+    for run in models.values():
+        run(x)
+    return {name: Latency(1.0, 1.0, len(x)) for name in models}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    with one_thread(), patch("engine.stages.evaluate.latencies", _once), patch("engine.evaluation.latencies", _once):
+        yield
+
+
+def consume(
+    steps: Any, stop: StopToken, answers: Mapping[str, bool] | None = None, on_event: Callable[[Event, StopToken], None] | None = None
+) -> Outcome:
+    """Run to the end; an exception is part of the outcome."""
+    seen = Outcome()
+    answer: bool | None = None
+    while True:
+        try:
+            event = steps.send(answer)
+        except StopIteration as end:
+            seen.report = end.value
+            return seen
+        except BaseException as error:
+            seen.error = error
+            return seen
+        seen.events.append(event)
+        answer = (answers or {}).get(event.key) if isinstance(event, Ask) else None
+        if on_event:
+            on_event(event, stop)
+
+
+def drive(recipe: Recipe, out: Path | None, answers: Mapping[str, bool] | None = None, on_event: Any = None) -> Outcome:
+    """A run without its timing."""
+    stop = StopToken()
+    with untimed():
+        return consume(pipeline.run(recipe, out, stop), stop, answers, on_event)
+
+
+def resumed(directory: Path, on_event: Any = None) -> Outcome:
+    stop = StopToken()
+    with untimed():
+        return consume(pipeline.resume(directory, stop), stop, None, on_event)
+
+
+def tree(place: Path) -> dict[str, bytes | None]:
+    """Everything below ``place``: files with their content, folders with None."""
+    return {str(p.relative_to(place)): p.read_bytes() if p.is_file() else None for p in sorted(place.rglob("*"))}
+
+
+def state_of(directory: Path) -> str:
+    return str(json.loads((directory / "state.json").read_text())["state"])
+
+
+def figures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a report must be the same in every run of the same recipe."""
+    entry = ("value", "interval", "error", "size_bytes", "validation", "loss", "validation_values", "best_epoch", "kept")
+    return {
+        "baseline": {key: data["baseline"][key] for key in ("value", "interval", "size_bytes")},
+        **{which: {key: data[which][key] for key in entry if key in data[which]} for which in ("ptq", "qat") if data[which]},
+        "sqnr": {layer["name"]: layer["sqnr_db"] for layer in data["layers"]},
+        "graph": data["graph"],
+        "met": data["verdict"]["met"],
+    }
+
+
+def child_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
