@@ -195,7 +195,7 @@ class QatPart(_Part):
     mode: Annotated[QatMode, Field(description=_one_of(QatMode))] = "auto"
     epochs: Annotated[int, Field(ge=1, le=1000, description="1 to 1000")] = 5
     batch: _Batch = 64
-    lr: Annotated[_Positive, Field(description="above 0")] = 0.01
+    lr: Annotated[_Positive, Field(description="above 0")] = 0.002
     freeze_bn: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
     distill: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
 

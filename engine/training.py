@@ -25,7 +25,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Schedule:
     """SGD with Nesterov momentum; the learning rate rises linearly over ``warmup`` (a part of all steps) and falls as a
-    cosine to zero. ``seed`` orders the images and their augmentation."""
+    cosine to zero. ``seed`` orders the images and their augmentation. ``clip`` bounds the norm of the gradient."""
 
     epochs: int
     batch: int
@@ -35,6 +35,7 @@ class Schedule:
     warmup: float = 0.1
     augment: bool = True
     seed: int = 0
+    clip: float | None = None
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
@@ -124,6 +125,8 @@ def fit(
             value = loss(x, model(x), y)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
+            if schedule.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             optimizer.step()
             total += value.item() * len(x)
             step += 1

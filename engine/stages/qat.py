@@ -43,7 +43,8 @@ def train(
     prepared = Prepared(gm, layout, grids, weights)
     prepared.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher = copy.deepcopy(teacher).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed)
+    # Without live normalization a few large gradients throw a deep network off for good.
+    schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
     freeze_after = part.freeze_bn * part.epochs
 
     def judge() -> Generator[Event, None, Judged]:
