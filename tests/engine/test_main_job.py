@@ -27,7 +27,8 @@ LATENCY = {"p50": NUMBER, "p95": NUMBER, "batch": int}
 CONTRACT: dict[str, Any] = {
     "schema": int, "model": str, "data": {"name": str, "calibration": int, "test": int},
     "environment": {"torch": str, "device": str, "isa": str, "vnni": bool, "threads": int, "seed": int},
-    "graph": {"nodes": int, "fused": [{"conv": str, "bn": str, "max_abs_delta": NUMBER}], "refused": [{"conv": str, "bn": str, "reason": str}]},
+    "graph": {"nodes": int, "fused": [{"conv": str, "bn": str, "max_abs_delta": NUMBER}],
+              "refused": [{"conv": str, "bn": str, "reason": str}]},
     "layers": [{"name": str, "kind": str, "requested": str, "actual": str, "kernel": str, "reason": str, "sqnr_db": NUMBER, "params": int,
                 "time_share": NUMBER}],
     "baseline": {"metric": str, "value": NUMBER, "size_bytes": int, "latency_ms": LATENCY},
