@@ -65,10 +65,16 @@ def test_folded_equals_float64(name, bias, affine):
 
 def net(inplace):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, bias=False), settle(nn.BatchNorm2d(8)), nn.ReLU(inplace),
-        nn.Conv2d(8, 8, 3), settle(nn.BatchNorm2d(8)), nn.ReLU(inplace), nn.Flatten(),
-        nn.Linear(8 * 16, 5), settle(nn.BatchNorm1d(5)),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3, bias=False),
+        settle(nn.BatchNorm2d(8)),
+        nn.ReLU(inplace),
+        nn.Conv2d(8, 8, 3),
+        settle(nn.BatchNorm2d(8)),
+        nn.ReLU(inplace),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+        settle(nn.BatchNorm1d(5)),
+    ).eval()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -142,18 +148,26 @@ def hooked():
 
 
 REFUSED = {
-    "second user": (Pairs(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), lambda s, x: (lambda y: s.bn(y) + y)(s.conv(x))), (3, 4, 4), "conv is also read by add"),
+    "second user": (
+        Pairs(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), lambda s, x: (lambda y: s.bn(y) + y)(s.conv(x))),
+        (3, 4, 4),
+        "conv is also read by add",
+    ),
     "no statistics": (Pairs(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), (3, 4, 4), "bn keeps no running statistics"),
     "convolution called twice": (
-        Pairs(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), lambda s, x: s.bn(s.conv(s.conv(x)))), (3, 4, 4), "conv is called 2 times",
+        Pairs(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), lambda s, x: s.bn(s.conv(s.conv(x)))),
+        (3, 4, 4),
+        "conv is called 2 times",
     ),
     "normalization called twice": (
-        Pairs(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), lambda s, x: s.bn(s.bn(s.conv(x)))), (3, 4, 4), "bn is called 2 times",
+        Pairs(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), lambda s, x: s.bn(s.bn(s.conv(x)))),
+        (3, 4, 4),
+        "bn is called 2 times",
     ),
     "transposed": (Pairs(nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)), (3, 4, 4), "a transposed convolution is not folded"),
     "tokens": (Pairs(nn.Linear(5, 4), nn.BatchNorm1d(6)), (6, 5), "the linear layer's features are not the normalized dimension"),
     "hooks": (Pairs(hooked(), nn.BatchNorm2d(4)), (3, 4, 4), "conv has forward hooks"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

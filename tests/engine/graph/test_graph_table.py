@@ -8,10 +8,12 @@ from engine.graph.table import COLUMNS, rows, shape_text
 from engine.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
+NAMES = ["x", "conv1", "bn1", "relu", "pool", "conv2", "bn2", "relu_1", "pool_1", "flatten", "fc1", "relu_2", "fc2", "output"]
+
 
 def test_simplecnn():
     table = {row.name: row for row in rows(trace(SimpleCNN().eval(), torch.randn(2, 3, 32, 32)).module)}
-    assert list(table) == "x conv1 bn1 relu pool conv2 bn2 relu_1 pool_1 flatten fc1 relu_2 fc2 output".split()
+    assert list(table) == NAMES
     times = "\u00d7"
     assert table["conv1"].cells() == ("call_module", "conv1", "conv1", "x", "", times.join(("N", "32", "32", "32")))
     assert table["conv1"].params == 3 * 32 * 9 + 32

@@ -27,17 +27,33 @@ def last(function, module=None):
 
 SPELLINGS = {
     "relu": [
-        lambda s, x: F.relu(x), lambda s, x: torch.relu(x), lambda s, x: x.relu(), lambda s, x: s.module(x),
-        lambda s, x: F.relu(x, inplace=True), lambda s, x: x.relu_(), lambda s, x: torch.relu_(x), lambda s, x: F.relu(input=x),
+        lambda s, x: F.relu(x),
+        lambda s, x: torch.relu(x),
+        lambda s, x: x.relu(),
+        lambda s, x: s.module(x),
+        lambda s, x: F.relu(x, inplace=True),
+        lambda s, x: x.relu_(),
+        lambda s, x: torch.relu_(x),
+        lambda s, x: F.relu(input=x),
     ],
     "add": [
-        lambda s, x: x + x.abs(), lambda s, x: torch.add(x, x.abs()), lambda s, x: x.add(x.abs()), lambda s, x: operator.iadd(x, x.abs()),
-        lambda s, x: x.add_(x.abs()), lambda s, x: 1 + x,
+        lambda s, x: x + x.abs(),
+        lambda s, x: torch.add(x, x.abs()),
+        lambda s, x: x.add(x.abs()),
+        lambda s, x: operator.iadd(x, x.abs()),
+        lambda s, x: x.add_(x.abs()),
+        lambda s, x: 1 + x,
     ],
     "reshape": [
-        lambda s, x: torch.flatten(x, 1), lambda s, x: x.flatten(1), lambda s, x: nn.Flatten.forward(nn.Flatten(), x),
-        lambda s, x: x.view(x.size(0), -1), lambda s, x: x.reshape(x.shape[0], -1), lambda s, x: x.permute(0, 2, 3, 1),
-        lambda s, x: x.transpose(1, 2), lambda s, x: x[:, :1].squeeze(1), lambda s, x: torch.unsqueeze(x, 1),
+        lambda s, x: torch.flatten(x, 1),
+        lambda s, x: x.flatten(1),
+        lambda s, x: nn.Flatten.forward(nn.Flatten(), x),
+        lambda s, x: x.view(x.size(0), -1),
+        lambda s, x: x.reshape(x.shape[0], -1),
+        lambda s, x: x.permute(0, 2, 3, 1),
+        lambda s, x: x.transpose(1, 2),
+        lambda s, x: x[:, :1].squeeze(1),
+        lambda s, x: torch.unsqueeze(x, 1),
     ],
     "mean": [lambda s, x: x.mean((2, 3)), lambda s, x: torch.mean(x, (2, 3)), lambda s, x: x.mean(dim=(-2, -1), keepdim=True)],
     "max_pool": [lambda s, x: F.max_pool2d(x, 2), lambda s, x: torch.max_pool2d(x, 2), lambda s, x: F.max_pool2d(x, kernel_size=2)],
@@ -50,10 +66,13 @@ SPELLINGS = {
     "cat": [lambda s, x: torch.cat([x, x]), lambda s, x: torch.concat((x, x), 1)],
     "pad": [lambda s, x: F.pad(x, (1, 1)), lambda s, x: F.pad(x, (1, 1), mode="constant", value=0.0)],
     "other": [
-        lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), lambda s, x: F.pad(x, (1, 1), value=1.0), lambda s, x: x.chunk(2, 1)[0],
-        lambda s, x: torch.sigmoid(x), lambda s, x: x.unbind(1)[1],
+        lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda s, x: F.pad(x, (1, 1), value=1.0),
+        lambda s, x: x.chunk(2, 1)[0],
+        lambda s, x: torch.sigmoid(x),
+        lambda s, x: x.unbind(1)[1],
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("expected", "function"), [(k, f) for k, functions in SPELLINGS.items() for f in functions])
@@ -65,12 +84,23 @@ def test_functions_and_methods(expected, function):
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        (nn.Conv2d(4, 4, 1), "conv"), (nn.ConvTranspose2d(4, 4, 1), "conv_transpose"), (nn.BatchNorm2d(4), "bn"), (nn.Linear(8, 4), "linear"),
-        (nn.ReLU(), "relu"), (nn.ReLU6(), "relu6"), (nn.Hardswish(), "hardswish"), (nn.MaxPool2d(2), "max_pool"), (nn.AvgPool2d(2), "avg_pool"),
-        (nn.AdaptiveAvgPool2d(1), "adaptive_avg_pool"), (nn.Flatten(), "reshape"), (nn.Identity(), "identity"), (nn.Dropout(), "identity"),
-        (nn.Sigmoid(), "other"), (nn.GroupNorm(2, 4), "other"),
+        (nn.Conv2d(4, 4, 1), "conv"),
+        (nn.ConvTranspose2d(4, 4, 1), "conv_transpose"),
+        (nn.BatchNorm2d(4), "bn"),
+        (nn.Linear(8, 4), "linear"),
+        (nn.ReLU(), "relu"),
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardswish(), "hardswish"),
+        (nn.MaxPool2d(2), "max_pool"),
+        (nn.AvgPool2d(2), "avg_pool"),
+        (nn.AdaptiveAvgPool2d(1), "adaptive_avg_pool"),
+        (nn.Flatten(), "reshape"),
+        (nn.Identity(), "identity"),
+        (nn.Dropout(), "identity"),
+        (nn.Sigmoid(), "other"),
+        (nn.GroupNorm(2, 4), "other"),
     ],
-)  # fmt: skip
+)
 def test_modules(module, expected):
     for function in (lambda s, x: s.module(x), lambda s, x: s.module(input=x)):
         node, graph = last(function, module)

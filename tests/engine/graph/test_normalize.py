@@ -38,13 +38,16 @@ CASES = {
     "no bias": (Around(Same(4, 6, 3, bias=False)), (4, 9, 9), "conv"),
     "same": (Around(owner(w=torch.randn(6, 4, 3, 3)), lambda o, x: F.conv2d(x, o.w, padding="same")), (4, 9, 9), "conv"),
     "keywords": (
-        Around(owner(w=torch.randn(6, 2, 3, 3), b=torch.randn(6)), lambda o, x: F.conv2d(input=x, weight=o.w, bias=o.b, groups=2, dilation=2)),
-        (4, 9, 9), "conv",
+        Around(
+            owner(w=torch.randn(6, 2, 3, 3), b=torch.randn(6)), lambda o, x: F.conv2d(input=x, weight=o.w, bias=o.b, groups=2, dilation=2)
+        ),
+        (4, 9, 9),
+        "conv",
     ),
     "1d": (Around(owner(w=torch.randn(6, 4, 3)), lambda o, x: F.conv1d(x, o.w, None, 2, 1)), (4, 9), "conv"),
     "3d": (Around(owner(w=torch.randn(6, 4, 3, 3, 3)), lambda o, x: F.conv3d(x, o.w, None, (1, 2, 1), 1)), (4, 5, 5, 5), "conv"),
     "linear": (Around(owner(w=torch.randn(6, 9), b=torch.randn(6)), lambda o, x: F.linear(x, o.w, o.b)), (4, 9), "linear"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,6 +14,7 @@ from engine.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
 BATCHES = (1, 2, 5, 7)
+NAMES = ["x", "conv1", "bn1", "relu", "pool", "conv2", "bn2", "relu_1", "pool_1", "flatten", "fc1", "relu_2", "fc2", "output"]
 
 
 class Net(nn.Module):
@@ -105,9 +106,7 @@ def test_traces_whole_and_serves_every_batch(name, size):
 
 def test_simplecnn_rows_shapes_and_dtypes():
     module = trace(SimpleCNN().eval(), torch.randn(2, 3, 32, 32)).module
-    assert [node.name for node in module.graph.nodes] == (
-        "x conv1 bn1 relu pool conv2 bn2 relu_1 pool_1 flatten fc1 relu_2 fc2 output".split()
-    )
+    assert [node.name for node in module.graph.nodes] == NAMES
     shapes = {node.name: node.meta["shape"] for node in module.graph.nodes if "shape" in node.meta}
     assert shapes["x"] == (None, 3, 32, 32)
     assert shapes["pool_1"] == (None, 64, 8, 8)
@@ -150,8 +149,7 @@ def test_other_arguments_keep_their_defaults():
 class Failing(nn.Module):
     def forward(self, x):
         y = x.relu()
-        return y @ x.new_zeros(7, 7,
-                               7)
+        return y @ x.new_zeros(7, 7, 7)
 
 
 def test_a_model_that_does_not_run_is_one_line_with_its_place():

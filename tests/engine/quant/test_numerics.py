@@ -10,7 +10,18 @@ import torch
 from engine.errors import EngineError
 from engine.quant.numerics import QParams, affine, dequantize, pack_nibbles, quantize, sqnr_db, unpack_nibbles
 
-RANGES = [(-1.0, 1.0), (0.0, 6.0), (-3.0, 0.0), (2.0, 5.0), (-7.0, -4.0), (-0.3, 11.7), (-1e-6, 2e-6), (-4e4, 1e5), (-1e-3, 40.0), (-3e38, 3e38)]
+RANGES = [
+    (-1.0, 1.0),
+    (0.0, 6.0),
+    (-3.0, 0.0),
+    (2.0, 5.0),
+    (-7.0, -4.0),
+    (-0.3, 11.7),
+    (-1e-6, 2e-6),
+    (-4e4, 1e5),
+    (-1e-3, 40.0),
+    (-3e38, 3e38),
+]
 BITS = range(2, 9)
 
 
