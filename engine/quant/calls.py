@@ -44,7 +44,7 @@ def _names() -> dict[Any, str]:
 @lru_cache(maxsize=1)
 def _methods() -> frozenset[str]:
     known = torch.overrides.get_overridable_functions()[torch.Tensor]
-    return frozenset(getattr(m, "__name__", "") for m in known) - {""}
+    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_"))
 
 
 def function_name(node: fx.Node) -> str:
@@ -141,6 +141,7 @@ def module_recipe(module: nn.Module) -> dict[str, Any] | None:
     except Exception:
         return None
     same = {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
+    same = same and [type(m) for m in again.modules()] == [type(m) for m in module.modules()]
     return {"class": name, "arguments": encoded} if same else None
 
 
