@@ -7,11 +7,39 @@ import os
 import tempfile
 from pathlib import Path
 
+from engine.errors import EngineError
+
 
 def cache_dir() -> Path:
     """``QTUI_CACHE``, or ``qtui`` in the user's cache folder."""
     given = os.environ.get("QTUI_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qtui"
+
+
+def save(path: Path, content: bytes) -> None:
+    """``write_atomic`` for a person: raises EngineError in one line."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> EngineError:
+    return EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere")
+
+
+def check_writable(path: Path) -> None:
+    """Raises EngineError now rather than after hours of work. Leaves nothing behind."""
+    made = [place for place in path.parents if not place.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

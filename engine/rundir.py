@@ -17,7 +17,7 @@ from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events import Event, Failed, Progress
-from engine.paths import write_atomic
+from engine.paths import save, unwritable
 from engine.report import finite
 
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", "model.safetensors", "checkpoints", "traceback.txt")
@@ -118,15 +118,12 @@ class RunDir:
             self._events.write(json.dumps(finite(event.to_dict()), allow_nan=False) + "\n")
             self._events.flush()
         except OSError as error:
-            raise _unwritable(self.path / "events.jsonl", error) from error
+            raise unwritable(self.path / "events.jsonl", error) from error
 
     def write(self, name: str, content: bytes | str) -> Path:
         """Raises EngineError when the disk is full or the folder has become read-only."""
         path = self.path / name
-        try:
-            write_atomic(path, content.encode() if isinstance(content, str) else content)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        save(path, content.encode() if isinstance(content, str) else content)
         self.written.append(name)
         return path
 
@@ -154,10 +151,6 @@ class RunDir:
             self.event(Failed(text, trace))
             return self.write("traceback.txt", trace) if trace else self.path
         return self.path
-
-
-def _unwritable(path: Path, error: OSError) -> EngineError:
-    return EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere")
 
 
 def runs_root() -> Path:

@@ -17,7 +17,7 @@ from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Ticker
-from engine.paths import write_atomic
+from engine.paths import save
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -168,10 +168,7 @@ def accuracy(
 def _save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    try:
-        write_atomic(path, buffer.getvalue())
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written ({error.strerror or error}): free some space or give --out elsewhere") from error
+    save(path, buffer.getvalue())
 
 
 def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:

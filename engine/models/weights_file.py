@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 def _torch(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks for a bug report where a file is not its own.
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise EngineError(
             f"{path} holds more than weights and was not opened, so that it cannot run code: save its state_dict() alone"

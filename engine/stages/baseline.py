@@ -14,7 +14,7 @@ from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.events import Event, Notice, StageFinished, StageStarted
 from engine.models.registry import ModelEntry
-from engine.paths import write_atomic
+from engine.paths import check_writable, save
 from engine.training import Schedule, accuracy, fit
 
 # What reaches the accuracy that the README states, for a small CNN on two cores.
@@ -39,9 +39,10 @@ def train_baseline(
 ) -> Generator[Event, None, Baseline]:
     """Train ``entry`` on ``data``; the epoch that is best on validation is written to ``out`` (safetensors), and beside
     it a JSON record with the command, the seed and the accuracy on the test split."""
-    from safetensors.torch import save
+    from safetensors.torch import save as to_safetensors
 
     yield StageStarted("train", f"training {entry.name} on {data.name}: {schedule.epochs} epochs on {data.count('train'):,} images")
+    check_writable(out)
     start = time.perf_counter()
     torch.manual_seed(schedule.seed)
     model = entry.build(len(data.classes)).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,8 +57,8 @@ def train_baseline(
         "best_epoch": fitted.epoch, "validation_accuracy": round(fitted.value, 4), "test_accuracy": round(test, 4),
         "test_images": data.count("test"), "torch": torch.__version__.split("+")[0], "seconds": round(time.perf_counter() - start, 1),
     }  # fmt: skip
-    write_atomic(out, save(state))
-    write_atomic(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    save(out, to_safetensors(state))
+    save(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
     yield Notice(f"best epoch {fitted.epoch}: {fitted.value:.2%} on validation, {test:.2%} on the {data.count('test'):,} test images")
     yield StageFinished("train", time.perf_counter() - start)
