@@ -6,6 +6,7 @@ The file holds numbers and JSON, never code: steps may only name tensor operatio
 from __future__ import annotations
 
 import json
+import math
 import struct
 import warnings
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from engine.errors import EngineError
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
 from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
-from engine.quant.program import Program, steps_from
+from engine.quant.program import Program, Step, steps_from
 from engine.quant.runtime import QuantizedModel
 
 NAME = "model.safetensors"
@@ -59,7 +60,10 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
     try:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
-        return Program(steps_from(header["program"]), header["program"]["result"], layers, kept), header
+        program = Program(steps_from(header["program"]), header["program"]["result"], layers, kept)
+        for step in program.steps:
+            _check(step, program)
+        return program, header
     except EngineError:
         raise
     except Exception as error:
@@ -70,13 +74,53 @@ def _damaged(path: Path, error: Exception) -> EngineError:
     return EngineError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}): copy it again")
 
 
+def _check(step: Step, program: Program) -> None:
+    """Raises ValueError for what a kernel would take at its word: it reads past the end where sizes disagree."""
+    for key in _GRIDS:
+        if step.attrs.get(key) is not None:
+            _check_grid(*step.attrs[key])
+    if step.op != "layer":
+        return
+    a, weight = step.attrs, program.layers[step.attrs["layer"]]
+    bias, dims = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None, weight.values.dim() - 2
+    expected = {"linear": (0,), "conv": (1, 2, 3)}
+    if dims not in expected[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
+        raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.scale.shape):
+        raise ValueError(f"the bias of {a['layer']} is {bias.dtype} {tuple(bias.shape)}")
+    shape = [a["geometry"][key] for key in ("stride", "padding", "dilation")] if dims else []
+    least = (1, 0, 1)
+    for low, sizes in zip(least, shape, strict=False):
+        if len(sizes) != dims or any(type(size) is not int or not low <= size < 2**31 for size in sizes):
+            raise ValueError(f"the geometry of {a['layer']} is {shape}")
+    groups = a["geometry"]["groups"] if dims else 1
+    if type(groups) is not int or groups < 1 or len(weight.scale) % groups:
+        raise ValueError(f"{a['layer']} has {groups} groups")
+
+
+_GRIDS = ("grid", "input", "output", "accumulate", "left", "right")
+
+
+def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
+    if not (math.isfinite(scale) and scale > 0 and 0 <= zero_point <= qmax <= 255):
+        raise ValueError(f"a grid of step {scale}, zero point {zero_point} and {qmax} levels")
+
+
 def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QWeight:
-    shape = tuple(int(n) for n in about["shape"])
-    stored = tensors[f"layer/{name}/values"]
-    values = unpack_nibbles(stored, shape) if about["bits"] <= 4 else stored.reshape(shape)
-    return QWeight(
-        values, tensors[f"layer/{name}/scale"], int(about["bits"]), tensors.get(f"layer/{name}/multiplier"), int(about["group_size"])
-    )
+    shape, bits, size = tuple(int(n) for n in about["shape"]), int(about["bits"]), int(about["group_size"])
+    stored, scale, multiplier = (tensors.get(f"layer/{name}/{part}") for part in ("values", "scale", "multiplier"))
+    if stored is None or scale is None or not 2 <= bits <= 8:
+        raise ValueError(f"layer {name} of {bits} bits lacks values or scale")
+    if stored.dtype != (torch.uint8 if bits <= 4 else torch.int8):
+        raise ValueError(f"values of {name} are {stored.dtype}")
+    values = unpack_nibbles(stored, shape) if bits <= 4 else stored.reshape(shape)
+    if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
+        raise ValueError(f"scale of {name} is {scale.dtype} {tuple(scale.shape)}")
+    if multiplier is not None:
+        groups = (shape[0], -(-math.prod(shape[1:]) // size))
+        if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
+            raise ValueError(f"groups of {name} are {multiplier.dtype} {tuple(multiplier.shape)}")
+    return QWeight(values, scale, bits, multiplier, size)
 
 
 def load_quantized(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
@@ -91,7 +135,8 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
     machine = probe()
     if machine.saturates and _widest(path, program) > 127:
         warnings.warn(
-            f"{path} was made on {header.get('isa')} with 8-bit activations; on this processor ({machine.isa}) their sums saturate: quantize it here",
+            f"{path} was made on {header['isa']} with 8-bit activations, whose sums saturate on this processor ({machine.isa}): "
+            "quantize the model here",
             stacklevel=2,
         )
     modules = dict(model.named_modules()) if model is not None else {}

@@ -1,35 +1,25 @@
-"""The order of the stages and the decisions between them, nothing else."""
+"""A run from its recipe to its folder: started, resumed, stopped, failed. The stages themselves are in ``job``."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 import traceback
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import fx
 
-from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.evaluation import layer_sqnr
-from engine.events import Ask, Event, Finished, Measured, Notice, StageFinished, StageStarted, Stopped
-from engine.kernels.choose import kernels_for
-from engine.kernels.probe import Machine, probe
-from engine.quant.layout import Layout, arrange
-from engine.recipe import Recipe, Threshold
+from engine.events import Ask, Event, Stopped
+from engine.job import Job, Run, T, stage
+from engine.kernels.probe import probe
+from engine.recipe import Recipe
 from engine.report import Report
 from engine.rundir import RunDir, find_run, is_running, new_directory
-from engine.stages import calibrate, compare, convert, evaluate, fuse, load, plan, qat, summary, trace
-from engine.stages.export import parity
-from engine.stages.load import Loaded
-
-T = TypeVar("T")
-Run = Generator[Event, bool | None, T]
+from engine.stages import load
 
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
@@ -70,7 +60,7 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -> Run[Report]:
     seen: list[Event] = []
-    loading = _kept(_stage("load", f"Loading {recipe.model}", load.load(recipe)), seen)
+    loading = _kept(stage("load", f"Loading {recipe.model}", load.load(recipe)), seen)
     try:
         loaded = yield from loading
     except (EngineError, Cancelled):
@@ -82,7 +72,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     recipe = recipe.model_copy(update={"isa": machine.isa})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
-    job = _Job(recipe, loaded, machine, where, stop)
+    job = Job(recipe, loaded, machine, where, stop)
     try:
         for event in seen:
             where.event(event)
@@ -141,157 +131,6 @@ def _tapped(steps: Run[T], tap: Any) -> Run[T]:
         except BaseException as error:
             steps.throw(error)
             raise
-
-
-def _stage(name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
-    start = time.perf_counter()
-    yield StageStarted(name, title)
-    result = yield from steps
-    yield StageFinished(name, round(time.perf_counter() - start, 3))
-    return result
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """A quantized model with its figures and its file's content."""
-
-    converted: convert.Converted
-    seen: evaluate.Measurement
-    entry: dict[str, Any]
-    content: bytes
-
-
-class _Job:
-    """One run's stages, with what they share. ``doing`` is the stage at work, for messages."""
-
-    def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken) -> None:
-        self.recipe, self.loaded, self.machine, self.where, self.stop = recipe, loaded, machine, where, stop
-        self.threshold = Threshold.parse(recipe.threshold)
-        # Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it.
-        self.kernels = kernels_for(machine)
-        self.doing = "loading"
-
-    def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
-        self.doing = name
-        self.stop.check()
-        return (yield from _stage(name, title, steps))
-
-    def run(self) -> Run[Report]:
-        yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
-        traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
-        fused, pairs, delta = yield from self._fuse(traced)
-        yield from self._ask("quantize", "Quantize?", needed=True)
-        start = time.perf_counter()
-        graph = traced.graph if self.recipe.quantize_first else fused
-        made = yield from self.stage("plan", "Planning", plan.plan(graph, self.machine, self.recipe, traced.time_share))
-        layout = arrange(graph, made.specs())
-        part = self.recipe.data
-        grids = yield from self.stage(
-            "calibrate",
-            f"Calibrating on {self.loaded.data.count('train', part.calibration)} training images",
-            calibrate.calibrate(graph, layout, self.loaded.data, part.calibration, part.batch, self.loaded.device, self.stop),
-        )
-        weights = convert.round_weights(graph, layout, made.specs())
-        converted = convert.convert(graph, layout, grids, weights, self.kernels)
-        seconds = time.perf_counter() - start
-        fp32 = evaluate.baseline(fused, self.loaded.example, self.stop)
-        ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds, "ptq"))
-        yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
-        yield Measured("ptq", ptq.entry)
-        trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
-        chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
-        told = entry["why"] if entry else None
-        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
-        sqnr = layer_sqnr(
-            graph if name == "ptq" else fused, layout, chosen.converted.grids, chosen.converted.model, self.loaded.data, self.stop
-        )
-        layers = summary.layers(made, layout, chosen.converted.model, sqnr)
-        yield summary.layer_table(layers)
-        exports = yield from self.stage("export", "Exporting", self._export(chosen))
-        report = Report({
-            "schema": 1, "model": self.recipe.model,
-            "data": summary.data(self.loaded.data, self.recipe),
-            "environment": summary.environment(self.machine, self.loaded, self.recipe),
-            "graph": summary.graph(traced, pairs, delta, self.recipe.quantize_first),
-            "layers": layers, "baseline": evaluate.baseline_entry(fp32, ptq.seen), "ptq": ptq.entry, "qat": entry,
-            "verdict": verdict, "exports": exports,
-        })  # fmt: skip
-        report = summary.with_orders(report, self.recipe, self.where.path)
-        self.where.write("report.md", report.to_markdown())
-        self.where.write("report.json", report.to_json())
-        value = chosen.seen.test.value
-        self.where.state("finished", verdict["text"], chosen=verdict["chosen"], baseline=chosen.seen.test_baseline.value, value=value)
-        yield Finished(str(self.where.path), verdict["met"], verdict["text"])
-        return report
-
-    def _ask(self, key: Any, question: str, needed: bool = False) -> Run[bool]:
-        self.doing = key
-        self.stop.check()
-        answer = yield Ask(key, question)
-        yes = answer is None or answer
-        if needed and not yes:
-            raise Cancelled
-        return yes
-
-    def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, tuple[Any, ...], float]]:
-        """The fused graph: the one to quantize, or with ``quantize_first`` the baseline alone."""
-        analyzed = yield from self._ask("analyze", "Analyze for optimization?")
-        if not analyzed:
-            return traced.graph, (), 0.0
-        pairs = yield from self.stage("analyze", "Looking for layers to fold", fuse.analyze(traced.graph))
-        if self.recipe.quantize_first:
-            yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
-        elif not (yield from self._ask("optimize", "Optimize (fold batch normalization)?")):
-            return traced.graph, pairs, 0.0
-        return (yield from self.stage("fuse", "Folding", fuse.fuse(traced.graph, self.loaded.example, pairs)))
-
-    def _measure(self, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float, which: str) -> Run[_Quantized]:
-        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
-        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
-        return _Quantized(converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
-
-    def _train(
-        self,
-        graph: fx.GraphModule,
-        layout: Layout,
-        start: convert.Converted,
-        fused: fx.GraphModule,
-        fp32: evaluate.Baseline,
-        ptq: _Quantized,
-    ) -> Run[tuple[_Quantized | None, dict[str, Any] | None]]:
-        """QAT where it is due and wanted; nothing otherwise."""
-        part = self.recipe.qat
-        met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
-        if part.mode == "never" or not start.weights or (met and part.mode == "auto"):
-            return None, None
-        if part.mode == "auto":
-            yield Notice(f"threshold {self.threshold} is not met by PTQ")
-        if part.mode == "auto" and not (yield from self._ask("qat", f"Train with quantization (QAT, {part.epochs} epochs)?")):
-            return None, None
-        began = time.perf_counter()
-        recipe, seed = self.recipe, self.recipe.seed
-        trained = yield from self.stage("qat", f"Training for {part.epochs} epochs", qat.train(
-            graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
-            self.where.path / "checkpoints" / "qat.pt", recipe.fingerprint(), self.stop,
-        ))  # fmt: skip
-        seconds = time.perf_counter() - began
-        converted = convert.convert(trained.graph, layout, trained.grids, trained.weights, self.kernels)
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(converted, fp32, seconds, "qat"))
-        kept, why = compare.better(done.seen, ptq.seen, self.threshold)
-        fitted = trained.fitted
-        entry = {
-            "epochs": part.epochs, "best_epoch": fitted.epoch, "loss": list(fitted.losses), "validation_values": list(fitted.values),
-            **done.entry, "kept": kept, "why": why,
-        }  # fmt: skip
-        yield Measured("qat", entry)
-        return done, entry
-
-    def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
-        path = self.where.write(NAME, chosen.content)
-        found = parity(path, chosen.converted.model, self.loaded, chosen.entry)
-        self.stop.check()
-        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back, largest difference {found['parity']['max_abs']:.1e}")
-        return [found]
 
 
 def train(

@@ -6,9 +6,8 @@ such a layer. Values joined by such operations form a class that shares one scal
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -155,29 +154,17 @@ def _with_add(unit: Unit, nodes: Mapping[str, fx.Node], need: set[str]) -> Unit:
     output = activation or add.name
     if output not in need or others[0].name not in need:
         return unit
-    return Unit(
-        path=unit.path,
-        kind=unit.kind,
-        layer=unit.layer,
-        input=unit.input,
-        bn=unit.bn,
-        output=output,
-        add=add.name,
-        other=others[0].name,
-        activation=activation,
-        activation_kind=activation_kind,
-    )
+    return replace(unit, output=output, add=add.name, other=others[0].name, activation=activation, activation_kind=activation_kind)
 
 
 def _one_add_each(units: list[Unit]) -> list[Unit]:
     """An addition of two convolutions runs inside the later one; the earlier one gives up its claim."""
     last = {unit.add: unit.layer for unit in units if unit.add}
-    kept = []
-    for unit in units:
-        if unit.add and last[unit.add] != unit.layer:
-            unit = Unit(path=unit.path, kind=unit.kind, layer=unit.layer, input=unit.input, bn=unit.bn, output=unit.bn or unit.layer)
-        kept.append(unit)
-    return kept
+    plain = {"add": None, "other": None, "activation": None, "activation_kind": "none"}
+    return [
+        replace(unit, output=unit.bn or unit.layer, **plain) if unit.add and last[unit.add] != unit.layer else unit  # type: ignore[arg-type]
+        for unit in units
+    ]
 
 
 def _needed(gm: fx.GraphModule, units: list[Unit]) -> set[str]:
@@ -264,8 +251,3 @@ def _widest(specs: list[ActivationSpec | None]) -> ActivationSpec:
     """A value has one grid: the reader that asks for most bits sets it."""
     given = [spec for spec in specs if spec is not None]
     return max(given, key=lambda spec: spec.bits) if given else ActivationSpec()
-
-
-def calls(gm: fx.GraphModule) -> Counter[str]:
-    """How often each module is called."""
-    return Counter(str(node.target) for node in gm.graph.nodes if node.op == "call_module")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
+from engine.events import Event, Notice
 from engine.graph.kinds import kind, module_of
 from engine.kernels.base import Kernel
 from engine.quant.convert import convert as convert_graph
@@ -41,7 +43,12 @@ def round_weights(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerS
 
 def convert(
     gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight], kernels: Sequence[Kernel]
-) -> Converted:
+) -> Generator[Event, None, Converted]:
     """``gm`` on the CPU and in eval mode; ``grids`` by value class, ``weights`` by layer node."""
     whole: dict[str, nn.Module] = {str(n.target): m for n in gm.graph.nodes if (m := module_of(n)) is not None}
-    return Converted(QuantizedModel(convert_graph(gm, layout, grids, weights), kernels, whole), grids, weights)
+    model = QuantizedModel(convert_graph(gm, layout, grids, weights), kernels, whole)
+    used = Counter(label for label, _ in model.placement.values())
+    layers = sum(kind(node) in ("conv", "linear") for node in gm.graph.nodes)
+    on = f": {', '.join(f'{label} ×{count}' for label, count in sorted(used.items()))}" if used else ""
+    yield Notice(f"{sum(used.values())} of {layers} convolutions and linear layers run on integers{on}", "info" if used else "warning")
+    return Converted(model, grids, weights)

@@ -26,7 +26,8 @@ def parity(path: Path, measured: QuantizedModel, loaded: Loaded, entry: dict[str
         same += int((wanted.argmax(1) == got.argmax(1)).sum())
         total += len(x)
     figures = {"max_abs": worst, "sqnr_db": sqnr_db(signal, noise), "agreement": same / total}
+    runtime = f"torch {torch.__version__.split('+')[0]}"
     return {
-        "format": "safetensors", "path": path.name, "size_bytes": path.stat().st_size, "runtime": f"torch {torch.__version__.split('+')[0]}",
+        "format": "safetensors", "path": path.name, "size_bytes": path.stat().st_size, "runtime": runtime,
         "parity": figures, "latency_ms": entry["latency_ms"],
     }  # fmt: skip

@@ -72,9 +72,8 @@ def _model(recipe: Recipe, data: Data) -> tuple[nn.Module, str]:
     elif custom.is_custom(recipe.model):
         weights = "as its factory gives them"
     else:
-        raise EngineError(
-            f"{recipe.model} has no weights for {data.name} in the package: give --weights FILE or run `qtui train {recipe.model} --data {data.name}`"
-        )
+        train = f"qtui train {recipe.model} --data {recipe.data.name}"
+        raise EngineError(f"{recipe.model} has no weights for {data.name} in the package: give --weights FILE or run `{train}`")
     model.eval().requires_grad_(False)
     broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if broken:

@@ -73,7 +73,7 @@ def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -
     grids = drain(calibrate.calibrate(fused, layout, data, images, 64, "cpu", StopToken()))
     lap("calibrate")
     weights = convert.round_weights(fused, layout, made.specs())
-    converted = convert.convert(fused, layout, grids, weights, kernels_for(machine)).model
+    converted = drain(convert.convert(fused, layout, grids, weights, kernels_for(machine))).model
     lap("convert")
     size = len(to_bytes(converted.program, recipe.to_yaml(), machine.isa))
     name = f"qtui {preset}" + (" (simulated)" if converted.simulated else "")
@@ -168,9 +168,8 @@ def main() -> None:
     lines += memory(arguments)
     lines += four_bits(arguments) if arguments.qat else []
     machine = probe()
-    lines.append(
-        f"{machine.isa}, {'VNNI' if machine.vnni else 'no VNNI'}, torch {torch.__version__}; latencies vary between machines, read them as ratios."
-    )
+    vnni = "VNNI" if machine.vnni else "no VNNI"
+    lines.append(f"{machine.isa}, {vnni}, torch {torch.__version__}; latencies vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
     if arguments.write:

@@ -1,0 +1,187 @@
+"""The order of the stages and the decisions between them, nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import fx
+
+from engine.artifact import NAME, to_bytes
+from engine.cancel import StopToken
+from engine.errors import Cancelled
+from engine.evaluation import layer_sqnr
+from engine.events import Ask, Event, Finished, Measured, Notice, StageFinished, StageStarted
+from engine.kernels.choose import kernels_for
+from engine.kernels.probe import Machine
+from engine.quant.layout import Layout, arrange
+from engine.quant.numerics import QParams, QWeight
+from engine.recipe import Recipe, Threshold
+from engine.report import Report
+from engine.rundir import RunDir
+from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, trace
+from engine.stages.export import parity
+from engine.stages.load import Loaded
+
+T = TypeVar("T")
+Run = Generator[Event, bool | None, T]
+
+
+def stage(name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
+    start = time.perf_counter()
+    yield StageStarted(name, title)
+    result = yield from steps
+    yield StageFinished(name, round(time.perf_counter() - start, 3))
+    return result
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A quantized model with its figures and its file's content."""
+
+    converted: convert.Converted
+    seen: evaluate.Measurement
+    entry: dict[str, Any]
+    content: bytes
+
+
+class Job:
+    """One run's stages, with what they share. ``doing`` is the stage at work, for messages."""
+
+    def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken) -> None:
+        self.recipe, self.loaded, self.machine, self.where, self.stop = recipe, loaded, machine, where, stop
+        self.threshold = Threshold.parse(recipe.threshold)
+        # Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it.
+        self.kernels = kernels_for(machine)
+        self.doing = "loading"
+        self.seconds = 0.0
+
+    def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
+        self.doing = name
+        self.stop.check()
+        start = time.perf_counter()
+        result = yield from stage(name, title, steps)
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def run(self) -> Run[Report]:
+        yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
+        traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
+        fused, pairs, delta = yield from self._fuse(traced)
+        yield from self._ask("quantize", "Quantize?", needed=True)
+        graph = traced.graph if self.recipe.quantize_first else fused
+        made = yield from self.stage("plan", "Planning", plan.plan(graph, self.machine, self.recipe, traced.time_share))
+        layout = arrange(graph, made.specs())
+        part = self.recipe.data
+        grids = yield from self.stage(
+            "calibrate",
+            f"Calibrating on {self.loaded.data.count('train', part.calibration)} training images",
+            calibrate.calibrate(graph, layout, self.loaded.data, part.calibration, part.batch, self.loaded.device, self.stop),
+        )
+        weights = convert.round_weights(graph, layout, made.specs())
+        converted = yield from self._convert(graph, layout, grids, weights)
+        seconds = self.seconds
+        fp32 = evaluate.baseline(fused, self.loaded.example, self.stop)
+        ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds))
+        yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
+        yield Measured("ptq", ptq.entry)
+        trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
+        chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
+        told = entry["why"] if entry else None
+        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
+        sqnr = layer_sqnr(graph, layout, chosen.converted.grids, chosen.converted.model, self.loaded.data, self.stop)
+        layers = summary.layers(made, layout, chosen.converted.model, sqnr)
+        yield summary.layer_table(layers)
+        exports = yield from self.stage("export", "Exporting", self._export(chosen))
+        report = Report({
+            "schema": 1, "model": self.recipe.model,
+            "data": summary.data(self.loaded.data, self.recipe),
+            "environment": summary.environment(self.machine, self.loaded, self.recipe),
+            "graph": summary.graph(traced, pairs, delta, self.recipe.quantize_first),
+            "layers": layers, "baseline": evaluate.baseline_entry(fp32, ptq.seen), "ptq": ptq.entry, "qat": entry,
+            "verdict": verdict, "exports": exports,
+        })  # fmt: skip
+        report = summary.with_orders(report, self.recipe, self.where.path)
+        self.where.write("report.md", report.to_markdown())
+        self.where.write("report.json", report.to_json())
+        value = chosen.seen.test.value
+        self.where.state("finished", verdict["text"], chosen=verdict["chosen"], baseline=chosen.seen.test_baseline.value, value=value)
+        yield Finished(str(self.where.path), verdict["met"], verdict["text"])
+        return report
+
+    def _ask(self, key: Any, question: str, needed: bool = False) -> Run[bool]:
+        self.doing = key
+        self.stop.check()
+        answer = yield Ask(key, question)
+        yes = answer is None or answer
+        if needed and not yes:
+            raise Cancelled
+        return yes
+
+    def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, tuple[Any, ...], float]]:
+        """The fused graph: the one to quantize, or with ``quantize_first`` the baseline alone."""
+        analyzed = yield from self._ask("analyze", "Analyze for optimization?")
+        if not analyzed:
+            return traced.graph, (), 0.0
+        pairs = yield from self.stage("analyze", "Looking for layers to fold", fuse.analyze(traced.graph))
+        if self.recipe.quantize_first:
+            yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
+        elif not (yield from self._ask("optimize", "Optimize (fold batch normalization)?")):
+            return traced.graph, pairs, 0.0
+        return (yield from self.stage("fuse", "Folding", fuse.fuse(traced.graph, self.loaded.example, pairs)))
+
+    def _convert(
+        self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
+    ) -> Run[convert.Converted]:
+        steps = convert.convert(graph, layout, grids, weights, self.kernels)
+        return (yield from self.stage("convert", "Converting to integer kernels", steps))
+
+    def _measure(self, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
+        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
+        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
+        return _Quantized(converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
+
+    def _train(
+        self,
+        graph: fx.GraphModule,
+        layout: Layout,
+        start: convert.Converted,
+        fused: fx.GraphModule,
+        fp32: evaluate.Baseline,
+        ptq: _Quantized,
+    ) -> Run[tuple[_Quantized | None, dict[str, Any] | None]]:
+        """QAT where it is due and wanted; nothing otherwise."""
+        part = self.recipe.qat
+        met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
+        if part.mode == "never" or not start.weights or (met and part.mode == "auto"):
+            return None, None
+        if part.mode == "auto":
+            yield Notice(f"threshold {self.threshold} is not met by PTQ")
+        if part.mode == "auto" and not (yield from self._ask("qat", f"Train with quantization (QAT, {part.epochs} epochs)?")):
+            return None, None
+        began = time.perf_counter()
+        recipe, seed = self.recipe, self.recipe.seed
+        trained = yield from self.stage("qat", f"Training for {part.epochs} epochs", qat.train(
+            graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
+            self.where.path / "checkpoints" / "qat.pt", recipe.fingerprint(), self.stop,
+        ))  # fmt: skip
+        seconds = time.perf_counter() - began
+        converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(converted, fp32, seconds))
+        kept, why = compare.better(done.seen, ptq.seen, self.threshold)
+        fitted = trained.fitted
+        entry = {
+            "epochs": part.epochs, "best_epoch": fitted.epoch, "loss": list(fitted.losses), "validation_values": list(fitted.values),
+            **done.entry, "kept": kept, "why": why,
+        }  # fmt: skip
+        yield Measured("qat", entry)
+        return done, entry
+
+    def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
+        path = self.where.write(NAME, chosen.content)
+        found = parity(path, chosen.converted.model, self.loaded, chosen.entry)
+        self.stop.check()
+        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back, largest difference {found['parity']['max_abs']:.1e}")
+        return [found]
