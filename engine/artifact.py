@@ -61,6 +61,7 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
         program = Program(steps_from(header["program"]), header["program"]["result"], layers, kept)
+        _check_flow(program)
         for step in program.steps:
             _check(step, program)
         return program, header
@@ -79,23 +80,46 @@ def _check(step: Step, program: Program) -> None:
     for key in _GRIDS:
         if step.attrs.get(key) is not None:
             _check_grid(*step.attrs[key])
-    if step.op != "layer":
-        return
-    a, weight = step.attrs, program.layers[step.attrs["layer"]]
-    bias, dims = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None, weight.values.dim() - 2
-    expected = {"linear": (0,), "conv": (1, 2, 3)}
-    if dims not in expected[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
+    count = {"quantize": 1, "dequantize": 1, "max_pool": 1, "sum": 2, "layer": 2 if step.attrs.get("accumulate") else 1}.get(step.op)
+    if count is not None and len(step.inputs) != count:
+        raise ValueError(f"step {step.output} reads {step.inputs}")
+    if step.op == "max_pool":
+        _check_sizes(step.output, step.attrs, 2, ("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    if step.op == "layer":
+        _check_layer(step, program.layers[step.attrs["layer"]], program)
+
+
+def _check_layer(step: Step, weight: QWeight, program: Program) -> None:
+    a, dims = step.attrs, weight.values.dim() - 2
+    if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
         raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
+    bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
     if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.scale.shape):
         raise ValueError(f"the bias of {a['layer']} is {bias.dtype} {tuple(bias.shape)}")
-    shape = [a["geometry"][key] for key in ("stride", "padding", "dilation")] if dims else []
-    least = (1, 0, 1)
-    for low, sizes in zip(least, shape, strict=False):
-        if len(sizes) != dims or any(type(size) is not int or not low <= size < 2**31 for size in sizes):
-            raise ValueError(f"the geometry of {a['layer']} is {shape}")
-    groups = a["geometry"]["groups"] if dims else 1
-    if type(groups) is not int or groups < 1 or len(weight.scale) % groups:
-        raise ValueError(f"{a['layer']} has {groups} groups")
+    if dims:
+        _check_sizes(a["layer"], a["geometry"], dims, ("stride", 1), ("padding", 0), ("dilation", 1))
+        _check_sizes(a["layer"], {"groups": [a["geometry"]["groups"]]}, 1, ("groups", 1))
+        if len(weight.scale) % a["geometry"]["groups"]:
+            raise ValueError(f"{a['layer']} has {a['geometry']['groups']} groups")
+
+
+def _check_sizes(what: str, given: Mapping[str, Any], count: int, *least: tuple[str, int]) -> None:
+    for key, low in least:
+        if len(given[key]) != count or any(type(size) is not int or not low <= size < 65536 for size in given[key]):
+            raise ValueError(f"{key} of {what} is {given[key]}")
+
+
+def _check_flow(program: Program) -> None:
+    """Raises ValueError unless each value is computed before it is read; one, the images, comes from outside."""
+    known: set[str] = set()
+    outside: set[str] = set()
+    for step in program.steps:
+        outside |= set(step.inputs) - known
+        if step.output in known | outside:
+            raise ValueError(f"{step.output} is computed twice or too late")
+        known.add(step.output)
+    if len(outside) > 1 or program.result not in known | outside:
+        raise ValueError(f"nothing computes {program.result if program.result not in known else sorted(outside)}")
 
 
 _GRIDS = ("grid", "input", "output", "accumulate", "left", "right")
