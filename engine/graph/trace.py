@@ -1,9 +1,6 @@
-"""torch.fx tracing in which every proxy carries the shapes it has on a real example.
+"""torch.fx tracing that knows shapes: control flow on spatial sizes traces, and the batch stays free (see ``proxy``).
 
-Two copies of the example, with batches of two and three images, are run beside the trace. A size that is the same in
-both is a plain number, so control flow on spatial sizes and padding computed with ``max`` trace; a size that differs
-depends on the batch and stays symbolic, so the graph serves any batch. A module whose forward cannot be traced is made
-a leaf, innermost first, and reported.
+A module whose forward cannot be traced is made a leaf, innermost first, and reported.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ import inspect
 import operator
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +18,10 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from engine.errors import EngineError
-from engine.graph.kinds import SIZES, module_of
+from engine.graph.kinds import module_of
+from engine.graph.proxy import BATCHES, SizedProxy
 
-BATCHES = (2, 3)
+_HERE = os.path.dirname(__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
@@ -47,88 +45,6 @@ class Traced:
     max_abs_delta: float
 
 
-class _Sized(fx.Proxy):
-    """A proxy that knows its value on each of the two examples."""
-
-    values: tuple[Any, ...] = ()
-
-    def _agreed(self, read: Callable[[Any], Any]) -> Any:
-        """What both examples say, or None where they differ."""
-        first, second = (read(value) for value in self.values)
-        return first if first == second else None
-
-    @property
-    def shape(self) -> Any:
-        return self._sizes() if self._is_tensor() else self.__getattr__("shape")
-
-    @property
-    def ndim(self) -> Any:
-        return self.values[0].ndim if self._is_tensor() else self.__getattr__("ndim")
-
-    @property
-    def dtype(self) -> Any:
-        return self.values[0].dtype if self._is_tensor() else self.__getattr__("dtype")
-
-    def size(self, dim: int | None = None) -> Any:
-        sizes = self._sizes()
-        return sizes if dim is None else sizes[dim]
-
-    def dim(self) -> int:
-        return int(self.values[0].dim())
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.values and isinstance(self.values[0], (tuple, list)):
-            return iter([self.__getitem__(i) for i in range(len(self.values[0]))])
-        return iter(super().__iter__())
-
-    def __len__(self) -> int:
-        length = self._agreed(len) if self.values else None
-        if length is None:
-            raise TraceError("len() of something that depends on the batch")
-        return int(length)
-
-    def __bool__(self) -> bool:
-        # The two examples may agree by chance: only what follows from sizes, for any batch, is control flow.
-        if self.values and isinstance(self.values[0], bool) and _from_sizes(self.node):
-            values = self.tracer._values  # type: ignore[attr-defined]
-            answers = {bool(_on_batch(self.node, values, batch)) for batch in range(1, 257)}
-            if len(answers) == 1:
-                return answers.pop()
-        raise TraceError("control flow that depends on the values of a tensor or on the batch size")
-
-    def _is_tensor(self) -> bool:
-        return bool(self.values) and isinstance(self.values[0], Tensor)
-
-    def _sizes(self) -> tuple[Any, ...]:
-        first, second = (tuple(value.shape) for value in self.values)
-        if len(first) != len(second):
-            raise TraceError("a tensor whose rank depends on the batch")
-        symbolic = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
-        batch = {i: self.tracer.create_proxy("call_method", "size", (self, i), {}) for i in symbolic}
-        return tuple(batch.get(i, size) for i, size in enumerate(first))
-
-
-def _from_sizes(node: fx.Node) -> bool:
-    """Whether a value follows from the shapes of tensors, and never from what they hold."""
-    if node.op == "call_method":
-        return node.target in (*SIZES, "is_floating_point", "is_complex")
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(_from_sizes(used) for used in node.all_input_nodes)
-
-
-def _on_batch(node: fx.Node, values: dict[fx.Node, tuple[Any, ...]], batch: int) -> Any:
-    """A value that follows from sizes, on another batch: a size is a linear function of it."""
-    if node.op == "call_method":
-        first, second = values[node]
-        return first + (second - first) * (batch - BATCHES[0])
-    assert callable(node.target)
-
-    def pick(used: fx.Node) -> Any:
-        return _on_batch(used, values, batch)
-
-    args, kwargs = fx.map_arg(node.args, pick), fx.map_arg(node.kwargs, pick)
-    return node.target(*args, **kwargs)
-
-
 class ShapeTracer(fx.Tracer):
     """Records the graph while two examples run through the model beside it."""
 
@@ -142,11 +58,11 @@ class ShapeTracer(fx.Tracer):
         self._evaluating = False
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Sized(node, self)
+        return SizedProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
-        assert isinstance(proxy, _Sized)
+        assert isinstance(proxy, SizedProxy)
         proxy.values = self._evaluate(proxy.node)
         self._values[proxy.node] = proxy.values
         return proxy
@@ -334,6 +250,8 @@ def _one_line(error: BaseException) -> str:
 
 def _where(error: BaseException) -> str:
     """The innermost place in the model's own code: not in torch, not here."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH) and f.filename != __file__]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH) and not f.filename.startswith(_HERE)
+    ]
     frames = [f for f in frames if not f.filename.startswith("<")]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
