@@ -60,7 +60,7 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
     """``quantize(simplecnn)`` on digits, all of it real."""
     from unittest.mock import patch
 
-    import engine.pipeline as pipeline
+    import engine.job as job
     from engine import Recipe, quantize
 
     folder = tmp_path_factory.mktemp("main") / "run"
@@ -70,7 +70,7 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
         held.append(measured)
         return original(path, measured, *rest)
 
-    original = pipeline.parity
-    with driving.one_thread(), patch.object(pipeline, "parity", parity):
+    original = job.parity
+    with driving.one_thread(), patch.object(job, "parity", parity):
         report = quantize(Recipe.make(model="simplecnn"), folder)
     return MainRun(folder, report, held[0])

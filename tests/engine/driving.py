@@ -22,7 +22,7 @@ from engine.report import Report
 
 REPOSITORY = Path(__file__).parents[2]
 
-TINY = '''
+TINY = """
 import torch
 from torch import nn
 
@@ -49,7 +49,7 @@ def make():
         bn.running_mean.normal_(0, 0.2)
         bn.running_var.uniform_(0.5, 1.5)
     return model
-'''
+"""
 
 
 @dataclass
