@@ -151,3 +151,17 @@ def test_weights_that_are_not_finite_are_an_error(bad, granularity):
     with pytest.raises(EngineError, match="NaN or infinity") as raised:
         quantize_weight(weight, WeightSpec(granularity=granularity))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_each_group_takes_the_better_of_its_two_neighbouring_steps(bits):
+    weight = weights((16, 128), seed=5) * torch.repeat_interleave(torch.tensor([1.0, 0.62, 0.33, 0.14]), 32)
+    got = quantize_weight(weight, WeightSpec(bits=bits, granularity="per-group"))
+    groups = weight.double().numpy().reshape(16, 4, 32)
+    wanted = np.abs(groups).max(2) / (2 ** (bits - 1) - 1)
+    largest = 128 // 2 ** (bits - 1)
+    scale = wanted.max(1, keepdims=True) / largest
+    for c, g in itertools.product(range(16), range(4)):
+        ratio = wanted[c, g] / scale[c, 0]
+        both = [error(groups[c, g], scale[c, 0] * min(max(n, 1), largest), bits) for n in (np.floor(ratio), np.ceil(ratio))]
+        assert error(groups[c, g], got.scale[c].item() * got.multiplier[c, g].item(), bits) <= min(both) * (1 + 1e-4)
