@@ -87,7 +87,7 @@ def test_augmentation_is_repeatable_and_stays_in_range() -> None:
     plain = torch.cat([images for images, _ in data.batches("train", 6, seed=1)])
     assert not torch.equal(once, plain)
     pixels = once * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    assert -1e-6 <= pixels.min() and pixels.max() <= 1 + 1e-6
+    assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
 
 
 def test_each_augmented_image_is_a_shift_perhaps_mirrored() -> None:

@@ -86,7 +86,8 @@ def test_offline_download_says_what_to_do_and_leaves_nothing(
     with pytest.raises(EngineError) as caught:
         cifar10.load()
     assert str(caught.value) == (
-        "CIFAR-10 could not be downloaded (no route to host): give --data DIR with a folder that holds cifar-10-batches-py, or use --data digits"
+        "CIFAR-10 could not be downloaded (no route to host): "
+        "give --data DIR with a folder that holds cifar-10-batches-py, or use --data digits"
     )
     assert list((tmp_path / "data").iterdir()) == []
     assert seen == [cifar10.NETWORK_TIMEOUT_S] and socket.getdefaulttimeout() is None

@@ -121,6 +121,11 @@ def test_resizing_keeps_the_middle(tmp_path: Path) -> None:
     assert larger.shape == (1, 3, 20, 20) and (larger[..., 4:16] == 200).all()
 
 
+def read_everything(folder: Path) -> None:
+    for split in ("train", "validation", "test"):
+        list(imagefolder.load(folder).batches(split, 8))
+
+
 def test_damaged_images_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_images(tmp_path / name, 10)
@@ -128,8 +133,7 @@ def test_damaged_images_are_named(tmp_path: Path) -> None:
     for content in (whole[: len(whole) // 2], b"", b"no image"):
         (tmp_path / "b" / "003.png").write_bytes(content)
         with pytest.raises(EngineError, match="b/003.png cannot be read as an image") as caught:
-            for split in ("train", "validation", "test"):
-                list(imagefolder.load(tmp_path).batches(split, 8))
+            read_everything(tmp_path)
         assert str(caught.value).count("003.png") == 1
 
 
