@@ -107,9 +107,12 @@ def fit(
     best: dict[str, Tensor] = {}
     kept = _load(checkpoint, fingerprint)
     if kept:
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
+        try:
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
+        except Exception as error:
+            raise _no_checkpoint(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         ticker = Ticker(stage, images, "img")
@@ -175,7 +178,11 @@ def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
     if path is None or not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state) if state.get("fingerprint") == fingerprint else None
     except Exception as error:
-        raise EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start") from error
-    return state if state.get("fingerprint") == fingerprint else None
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: Path | None, error: Exception) -> EngineError:
+    return EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start")

@@ -129,7 +129,7 @@ def test_events_are_strict_json_from_the_first_stage_to_the_end(main_run: Any) -
     assert [e["key"] for e in events if e["event"] == "Ask"] == ["trace", "analyze", "optimize", "quantize"]
     started = [e["stage"] for e in events if e["event"] == "StageStarted"]
     assert started == [e["stage"] for e in events if e["event"] == "StageFinished"]
-    assert started == ["load", "trace", "analyze", "fuse", "plan", "calibrate", "evaluate", "export"]
+    assert started == ["load", "trace", "analyze", "fuse", "plan", "calibrate", "convert", "evaluate", "export"]
     measured = [e for e in events if e["event"] == "Measured"]
     assert [(e["which"], e["figures"]["value"]) for e in measured] == [
         (which, main_run.report.data[which]["value"]) for which in ("baseline", "ptq")
@@ -166,23 +166,32 @@ def test_stored_nibbles_are_the_weights_to_within_half_a_step(main_run: Any) -> 
     assert np.all(np.abs(integers * step - weight)[inside] <= step[inside] * 0.5001)
 
 
-def test_a_fresh_process_gives_the_same_bits_from_any_folder(main_run: Any, tmp_path: Path) -> None:
+def test_a_fresh_process_gives_the_same_bits_from_any_folder_without_the_models_code(main_run: Any, tmp_path: Path) -> None:
+    """Both for the package's model and for one from a file that is gone since."""
+    own = tmp_path / "soon_gone.py"
+    own.write_text(driving.TINY)
+    asked = {"data": {"calibration": 32, "limit": 64}, "preset": "w4a8", "threshold": "drop:0.9"}
+    assert driving.drive(Recipe.make(model=f"{own}:make", **asked), tmp_path / "own").error is None
+    own.unlink()
     x, _ = images_of_the_test_split()
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
         "import sys, numpy as np, torch, engine\n"
-        f"model = engine.load_quantized({str(main_run.folder)!r})\n"
         "x = torch.from_numpy(np.load('x.npy'))\n"
-        "np.save('y.npy', torch.cat([model(part) for part in x.split(60)]).numpy())\n"
-        "assert not [name for name in sys.modules if name.startswith('engine.models')], 'the model code was imported'\n"
+        f"for name, folder in (('main', {str(main_run.folder)!r}), ('own', 'own')):\n"
+        "    model = engine.load_quantized(folder)\n"
+        "    np.save(name + '.npy', torch.cat([model(part) for part in x.split(60)]).numpy())\n"
+        "found = [name for name in sys.modules if name.startswith('engine.models') or 'soon_gone' in name]\n"
+        "assert not found, found\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=driving.child_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    fresh = np.load(tmp_path / "y.npy")
-    with driving.one_thread():
-        measured = torch.cat([main_run.measured(part) for part in x.split(60)]).numpy()
-    assert fresh.dtype == np.float32
-    assert np.array_equal(fresh.view(np.uint32), measured.view(np.uint32))
+    for name, here in (("main", main_run.measured), ("own", engine.load_quantized(tmp_path / "own"))):
+        with driving.one_thread():
+            wanted = torch.cat([here(part) for part in x.split(60)]).numpy()
+        fresh = np.load(tmp_path / f"{name}.npy")
+        assert fresh.dtype == np.float32
+        assert np.array_equal(fresh.view(np.uint32), wanted.view(np.uint32))
 
 
 def test_accuracy_is_what_the_logits_say(main_run: Any, both: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from engine.data import registry
 from engine.errors import EngineError, UsageError
 from engine.events import Notice
 from engine.models.custom import build
+from engine.models.weights_file import load_into
 from engine.recipe import Recipe
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -158,24 +158,6 @@ def test_a_file_that_imports_its_neighbour(own_cache: Path, tmp_path: Path) -> N
     assert drive(recipe(f"{path}:make"), tmp_path / "run").data["graph"]["fused"][1]["conv"] == "conv2"
 
 
-def test_a_file_loads_in_a_fresh_process_without_its_code(own_cache: Path, tmp_path: Path) -> None:
-    path = written(tmp_path, TINY, "soon_gone.py")
-    run = tmp_path / "run"
-    drive(recipe(f"{path}:make", preset="w4a8"), run)
-    path.unlink()
-    with driving.one_thread():
-        here = engine.load_quantized(run)(images(8)).tolist()
-    torch.save(images(8), tmp_path / "x.pt")
-    code = (
-        "import sys, json, torch, engine\n"
-        "print(json.dumps(engine.load_quantized('run')(torch.load('x.pt')).tolist()))\n"
-        "assert not [name for name in sys.modules if 'soon_gone' in name]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=driving.child_environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(here).replace("'", '"')
-
-
 @pytest.mark.parametrize("form", ["safetensors", "plain", "wrapped", "module.", "_orig_mod.module.", "module._orig_mod."])
 def test_every_form_of_weights_gives_the_same_model(own_cache: Path, tiny_file: Path, tmp_path: Path, form: str) -> None:
     torch.manual_seed(11)
@@ -192,9 +174,21 @@ def test_every_form_of_weights_gives_the_same_model(own_cache: Path, tiny_file: 
         torch.save(state if form == "plain" else {"epoch": 3, "state_dict": state, "best": 0.5}, file)
     else:
         torch.save({"model": {form + key: value for key, value in state.items()}}, file)
+    again = build(name)
+    assert not torch.equal(again.fc.weight, model.fc.weight)
+    load_into(again, file, name)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
+
+
+def test_a_run_is_of_the_given_weights(own_cache: Path, tiny_file: Path, tmp_path: Path) -> None:
+    name, file = f"{tiny_file}:make", tmp_path / "w.safetensors"
+    model = build(name)
+    with torch.no_grad():
+        model.fc.weight.neg_()
+    save_file(model.state_dict(), file)
     data = drive(recipe(name, weights=str(file)), tmp_path / "run").data
     assert data["ptq"]["error"]["mse"] == pytest.approx(stored_error(tmp_path / "run", model), rel=1e-3)
-    assert stored_error(tmp_path / "run", build(name)) > 2 * data["ptq"]["error"]["mse"]
+    assert stored_error(tmp_path / "run", build(name)) > 10 * data["ptq"]["error"]["mse"]
     assert str(file) in data["environment"]["weights"]
 
 

@@ -1,0 +1,286 @@
+"""engine/training.py and stages/baseline.py: the schedule, the best epoch, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from driving import one_thread
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from engine.cancel import StopToken
+from engine.data.base import Data, MemorySplit
+from engine.errors import Cancelled, EngineError
+from engine.events import EpochFinished, Event, Notice, Progress
+from engine.models.registry import ModelEntry
+from engine.stages.baseline import DEFAULTS, schedule_for, train_baseline
+from engine.training import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
+
+
+def a_split(count: int, seed: int) -> MemorySplit:
+    """Three classes that differ in their channel."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 120, (count, 3, 8, 8), generator=g)
+    images[torch.arange(count), labels] += 100
+    return MemorySplit(images.to(torch.uint8), labels)
+
+
+DATA = Data("channels", tuple("rgb"), (3, 8, 8), (0.4,) * 3, (0.3,) * 3, a_split(60, 1), a_split(30, 2), a_split(33, 3), False, 1)  # type: ignore[arg-type]
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def run(steps: Any, stop_at: int | None = None, stop: StopToken | None = None) -> tuple[Any, list[Event]]:
+    """Result and events; ``stop`` is set at the end of epoch ``stop_at``."""
+    seen: list[Event] = []
+    with one_thread():
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                return end.value, seen
+            seen.append(event)
+            if stop and isinstance(event, EpochFinished) and event.epoch == stop_at:
+                stop.set()
+
+
+def fitted(model: nn.Module, schedule: Schedule, **more: Any) -> Fitted:
+    return run(fit(model, DATA, schedule, stage="train", stop=more.pop("stop", StopToken()), **more))[0]
+
+
+SCHEDULE = Schedule(epochs=4, batch=16, lr=0.1)
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero() -> None:
+    schedule = Schedule(1, 1, 0.5, warmup=0.2)
+    rates = [schedule.rate(step, 100) for step in range(100)]
+    assert rates[:20] == pytest.approx([0.5 * (step + 1) / 20 for step in range(20)])
+    assert rates[20:] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 80)) for step in range(80)])
+    assert rates[19] == max(rates) == 0.5 and 0 < rates[99] < 0.001
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_the_rate_of_very_short_training_is_positive_and_bounded(steps: int) -> None:
+    rates = [Schedule(1, 1, 0.5).rate(step, steps) for step in range(steps)]
+    assert rates[0] == 0.5 and all(0 < rate <= 0.5 for rate in rates)
+
+
+def test_the_optimizer_gets_the_schedules_rate() -> None:
+    model = net()
+    seen = []
+    original = torch.optim.SGD.step
+
+    def step(self: Any, *args: Any) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return original(self, *args)
+
+    groups = [{"params": [model.conv.weight], "factor": 0.1}, {"params": [model.fc.weight]}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", step)
+        fitted(model, SCHEDULE, groups=groups)
+    wanted = [SCHEDULE.rate(step, 16) for step in range(16)]
+    assert [rates[1] for rates in seen] == pytest.approx(wanted)
+    assert [rates[0] for rates in seen] == pytest.approx([0.1 * rate for rate in wanted])
+
+
+def test_weight_decay_is_for_matrices_alone() -> None:
+    model = net()
+    decayed, free = parameter_groups(model, Schedule(1, 1, 0.1, weight_decay=0.3))
+    assert {id(p) for p in decayed["params"]} == {id(model.conv.weight), id(model.fc.weight)} and decayed["weight_decay"] == 0.3
+    assert len(free["params"]) == 4 and free["weight_decay"] == 0
+    model.fc.requires_grad_(False)
+    assert sum(len(group["params"]) for group in parameter_groups(model, SCHEDULE)) == 4
+
+
+def test_training_learns_and_tells_each_epoch() -> None:
+    model = net()
+    result, events = run(fit(model, DATA, SCHEDULE, stage="train", stop=StopToken()))
+    epochs = [event for event in events if isinstance(event, EpochFinished)]
+    assert [(e.epoch, e.epochs, e.stage) for e in epochs] == [(n, 4, "train") for n in (1, 2, 3, 4)]
+    assert [e.loss for e in epochs] == list(result.losses) and [e.value for e in epochs] == list(result.values)
+    assert result.losses[-1] < result.losses[0]
+    assert result.value == max(result.values) > 0.9
+    ticks = [event for event in events if isinstance(event, Progress)]
+    assert {(tick.total, tick.unit) for tick in ticks} == {(60, "img")}
+
+
+def test_the_loss_is_the_mean_over_images() -> None:
+    """Batches of 16 and a last one of 12: the mean of means would differ."""
+    sizes = []
+
+    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return logits.sum() * 0 + len(x)
+
+    result = fitted(net(), Schedule(1, 16, 0.1), loss=loss)
+    assert sizes == [16, 16, 16, 12] and result.losses == (pytest.approx((3 * 16 * 16 + 12 * 12) / 60),)
+
+
+def test_the_best_epoch_is_given_back() -> None:
+    """A judge that likes the second of four epochs."""
+    model, states, scores = net(), [], iter([0.2, 0.9, 0.5, 0.4])
+
+    def judge() -> Generator[Event, None, Judged]:
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        value = next(scores)
+        yield Notice("judged")
+        return Judged(value, (value,))
+
+    result, events = run(fit(model, DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+    assert (result.epoch, result.value) == (2, 0.9)
+    assert all(torch.equal(result.best[name], states[1][name]) for name in states[1])
+    assert not torch.equal(result.best["conv.weight"], states[3]["conv.weight"])
+    assert [e.best for e in events if isinstance(e, EpochFinished)] == [True, True, False, False]
+
+
+def test_equal_epochs_are_told_apart_by_the_second_score_and_then_the_later_wins() -> None:
+    def ranked(*scores: tuple[float, ...]) -> tuple[int, list[bool]]:
+        left = iter(scores)
+
+        def judge() -> Generator[Event, None, Judged]:
+            yield Notice("judged")
+            return Judged(0.5, next(left))
+
+        result, events = run(fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+        return result.epoch, [e.best for e in events if isinstance(e, EpochFinished)]
+
+    assert ranked((0.5, 1.0), (0.5, 3.0), (0.5, 2.0), (0.4, 9.0)) == (2, [True, True, False, False])
+    assert ranked((0.5, 1.0), (0.5, 1.0), (0.5, 1.0), (0.5, 1.0)) == (4, [True] * 4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_in_one_line(bad: float) -> None:
+    with pytest.raises(EngineError, match=r"loss is not finite in epoch 1: lower the learning rate \(now 0.1\)") as caught:
+        fitted(net(), SCHEDULE, loss=lambda x, logits, y: logits.sum() * bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_learning_rate_that_explodes_ends_in_one_line() -> None:
+    with pytest.raises(EngineError, match="lower the learning rate"):
+        fitted(net(), Schedule(epochs=20, batch=16, lr=1e20))
+
+
+def test_a_stopped_training_continues_to_the_same_end(tmp_path: Path) -> None:
+    whole = fitted(net(), SCHEDULE)
+    checkpoint, stop = tmp_path / "deep" / "c.pt", StopToken()
+    with pytest.raises(Cancelled):
+        run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=checkpoint, fingerprint="a"), stop_at=2, stop=stop)
+    torch.manual_seed(99)
+    fresh = Net()
+    result, events = run(fit(fresh, DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=checkpoint, fingerprint="a"))
+    assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
+    assert any(isinstance(e, Notice) and "after epoch 2 of 4" in e.text for e in events)
+    assert (result.losses, result.values, result.epoch) == (whole.losses, whole.values, whole.epoch)
+    assert all(torch.equal(result.best[name], whole.best[name]) for name in whole.best)
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    first = fitted(net(), SCHEDULE, **more)
+    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    assert not [e for e in events if isinstance(e, EpochFinished)]
+    assert again.losses == first.losses and torch.equal(again.best["fc.weight"], first.best["fc.weight"])
+
+
+def test_a_checkpoint_of_something_else_is_started_over(tmp_path: Path) -> None:
+    fitted(net(), Schedule(epochs=2, batch=16, lr=0.1), checkpoint=tmp_path / "c.pt", fingerprint="a")
+    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=tmp_path / "c.pt", fingerprint="b"))
+    assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [1, 2, 3, 4]
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["fingerprint"] == "b"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(EngineError, match=r"c\.pt cannot be continued.*remove it") as caught:
+        fitted(net(), SCHEDULE, checkpoint=tmp_path / "c.pt", fingerprint="a")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"fingerprint": "a"}, [1, 2], {"fingerprint": "a", "model": {}, "optimizer": {}}])
+def test_a_checkpoint_that_lacks_parts_is_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(EngineError, match=r"c\.pt cannot be continued.*remove it"):
+        fitted(net(), SCHEDULE, checkpoint=tmp_path / "c.pt", fingerprint="a")
+
+
+def test_a_stop_is_heard_within_a_batch(tmp_path: Path) -> None:
+    stop = StopToken()
+    steps = fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
+    assert isinstance(next(steps), Progress)
+    stop.set()
+    with pytest.raises(Cancelled):
+        next(steps)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    answers = iter(range(33))
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            numbers = torch.tensor([next(answers) for _ in range(len(x))])
+            return nn.functional.one_hot(torch.where(numbers < 11, numbers % 3, (numbers + 1) % 3), 3).float()
+
+    assert accuracy(Half(), DATA, "test", 10, StopToken()) == pytest.approx(11 / 33)
+
+
+# Baselines.
+
+ENTRY = ModelEntry("net", "for tests", f"{__name__}:Net", (3, 8, 8))
+
+
+def test_a_baseline_is_written_with_its_record(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "net.safetensors"
+    done, events = run(train_baseline(ENTRY, DATA, out, SCHEDULE, "qtui train net", StopToken()))
+    record = json.loads((tmp_path / "new" / "net.json").read_text())
+    assert (record["command"], record["seed"], record["model"], record["test_images"]) == ("qtui train net", 0, "net", 33)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["net.json", "net.safetensors"]
+    model = Net()
+    model.load_state_dict(load_file(out))
+    right = accuracy(model, DATA, "test", 33, StopToken())
+    assert done.test == right and record["test_accuracy"] == round(right, 4) and right > 0.9
+    best = max((e for e in events if isinstance(e, EpochFinished)), key=lambda e: (e.value, e.epoch))
+    assert record["best_epoch"] == best.epoch and record["validation_accuracy"] == round(best.value, 4)
+
+
+def test_the_same_seed_gives_the_same_baseline(tmp_path: Path) -> None:
+    for name in "ab":
+        run(train_baseline(ENTRY, DATA, tmp_path / f"{name}.safetensors", SCHEDULE, "", StopToken()))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_stopped_baseline_leaves_its_checkpoint_alone_and_goes_on(tmp_path: Path) -> None:
+    stop = StopToken()
+    with pytest.raises(Cancelled):
+        run(train_baseline(ENTRY, DATA, tmp_path / "net.safetensors", SCHEDULE, "", stop), stop_at=1, stop=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.checkpoint.pt"]
+    _, events = run(train_baseline(ENTRY, DATA, tmp_path / "net.safetensors", SCHEDULE, "", StopToken()))
+    assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [2, 3, 4]
+    run(train_baseline(ENTRY, DATA, tmp_path / "whole.safetensors", SCHEDULE, "", StopToken()))
+    assert (tmp_path / "net.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_each_packaged_data_set_has_its_schedule() -> None:
+    assert schedule_for("digits") is DEFAULTS["digits"] and schedule_for("cifar10") is DEFAULTS["cifar10"]
+    assert schedule_for("mine").epochs > 0
