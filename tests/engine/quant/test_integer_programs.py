@@ -131,6 +131,27 @@ NETS = {
     ),
     "pooled shortcut": lambda: Net(head(pooled_shortcut), c1=conv(3, 16), c2=conv(16, 16, stride=2), c3=conv(16, 16), f=nn.Linear(32, 10)),
     "read again": lambda: Net(head(reads_twice), c1=conv(3, 16), c2=conv(16, 16), c3=conv(16, 16), c4=conv(16, 16), f=nn.Linear(16, 10)),
+    "shortcut read again": lambda: Net(
+        head(lambda s, a: torch.relu(s.c3(s.c2(a).relu()) + a) + s.c4(a)),
+        c1=conv(3, 16),
+        c2=conv(16, 16),
+        c3=conv(16, 16),
+        c4=conv(16, 16),
+        f=nn.Linear(16, 10),
+    ),
+    "padded without relu": lambda: Net(
+        lambda s, x: s.c2(F.pad(s.c1(x), (2, 1, 0, 3))).mean((2, 3)), c1=conv(3, 16), c2=conv(16, 10, padding=0)
+    ),
+    "sum of linears": lambda: Net(
+        lambda s, x: s.h(s.f(x.flatten(1)) + s.g(x.flatten(1))), f=nn.Linear(768, 64), g=nn.Linear(768, 64), h=nn.Linear(64, 10)
+    ),
+    "plus a shaped parameter": lambda: Net(
+        head(lambda s, a: s.c2(a + s.p.reshape(1, 16, 1, 1))),
+        c1=conv(3, 16),
+        c2=conv(16, 16),
+        p=nn.Parameter(torch.randn(16) * 30),
+        f=nn.Linear(16, 10),
+    ),
     "in place": lambda: Net(head(twice_in_place), c1=conv(3, 16), c2=conv(16, 16), c3=conv(16, 16), f=nn.Linear(16, 10)),
     "mutated shortcut": lambda: Net(
         head(mutated_shortcut), c1=conv(3, 16), c2=conv(16, 16), c3=conv(16, 16), relu=nn.ReLU(True), f=nn.Linear(16, 10)
