@@ -79,11 +79,12 @@ def _once(models: Mapping[str, Any], x: torch.Tensor, stop: StopToken, seconds: 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost more than they bring."""
+    """Threads that wait for each other on a busy machine cost more than they bring. A GPU, where there is one, is left alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with patch.object(torch.cuda, "is_available", return_value=False):
+            yield
     finally:
         torch.set_num_threads(threads)
 
