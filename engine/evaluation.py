@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -167,17 +168,10 @@ def _percentiles(times: list[float]) -> tuple[float, float]:
     return round(ordered[len(ordered) // 2], 4), round(ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)], 4)
 
 
-def best_fp32(gm: fx.GraphModule, x: Tensor, stop: StopToken) -> tuple[str, nn.Module]:
-    """The faster of the two memory formats for the fused fp32 graph on ``x``, and the graph in that format."""
-    import copy
-
-    forms: dict[str, nn.Module] = {
-        "torch fp32, channels-last": copy.deepcopy(gm).to(memory_format=torch.channels_last),
-        "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm)),
-    }
-    times = latencies(forms, x, stop, seconds=0.5)
-    name = min(forms, key=lambda form: times[form].p50)
-    return name, forms[name]
+def fp32_forms(gm: fx.GraphModule) -> dict[str, nn.Module]:
+    """The fused fp32 graph in both memory formats: which is faster depends on the machine and the batch."""
+    channels_last = copy.deepcopy(gm).to(memory_format=torch.channels_last)
+    return {"torch fp32, channels-last": channels_last, "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm))}
 
 
 class _Contiguous(nn.Module):

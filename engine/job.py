@@ -83,7 +83,7 @@ class Job:
         weights = convert.round_weights(graph, layout, made.specs())
         converted = yield from self._convert(graph, layout, grids, weights)
         seconds = self.seconds
-        fp32 = evaluate.baseline(fused, self.loaded.example, self.stop)
+        fp32 = evaluate.baseline(fused)
         ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds))
         yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
         yield Measured("ptq", ptq.entry)
@@ -157,13 +157,14 @@ class Job:
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
         if part.mode == "never" or not start.weights or (met and part.mode == "auto"):
             return None, None
+        epochs = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
         if part.mode == "auto":
             yield Notice(f"threshold {self.threshold} is not met by PTQ")
-        if part.mode == "auto" and not (yield from self._ask("qat", f"Train with quantization (QAT, {part.epochs} epochs)?")):
+        if part.mode == "auto" and not (yield from self._ask("qat", f"Train with quantization (QAT, {epochs})?")):
             return None, None
         began = time.perf_counter()
         recipe, seed = self.recipe, self.recipe.seed
-        trained = yield from self.stage("qat", f"Training for {part.epochs} epochs", qat.train(
+        trained = yield from self.stage("qat", f"Training for {epochs}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
             self.where.path / "checkpoints" / "qat.pt", recipe.fingerprint(), self.stop,
         ))  # fmt: skip

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.cancel import StopToken
+from engine.data import registry
 from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
-from engine.evaluation import Latency, Quality, best_fp32, compare, latencies, time_shares
+from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, time_shares
 from engine.events import Progress
-from engine.recipe import Threshold
+from engine.recipe import Recipe, Threshold
+from engine.stages import evaluate
 from engine.stages.compare import better, verdict
 from engine.stages.evaluate import Measurement, fp32_size, ratio
 
@@ -188,19 +190,34 @@ def test_timing_stops_at_once() -> None:
         latencies({"it": lambda x: x}, torch.zeros(1, 3, 2, 2), stop)
 
 
-def test_the_faster_form_of_fp32_is_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_forms_of_fp32_compute_the_same() -> None:
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval())
     x = torch.randn(2, 3, 8, 8)
-    for wanted in ("torch fp32, channels-last", "torch fp32, contiguous"):
-
-        def timed(models: Any, *_: Any, wanted: str = wanted, **__: Any) -> Any:
-            assert set(models) == {"torch fp32, channels-last", "torch fp32, contiguous"}
-            return {name: Latency(1.0 if name == wanted else 2.0, 3.0, 2) for name in models}
-
-        monkeypatch.setattr("engine.evaluation.latencies", timed)
-        name, model = best_fp32(gm, x, StopToken())
-        assert name == wanted
+    forms = fp32_forms(gm)
+    assert len(forms) == 2
+    for model in forms.values():
         torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), gm(x))
+
+
+@pytest.mark.parametrize("fast", ["torch fp32, channels-last", "torch fp32, contiguous"])
+def test_the_faster_form_at_each_batch_is_the_baseline(monkeypatch: pytest.MonkeyPatch, fast: str) -> None:
+    """At batch 1 one form is faster, at batch 64 the other: each batch is held against its own best."""
+
+    def timed(models: Any, x: torch.Tensor, *_: Any, **__: Any) -> Any:
+        single = len(x) == 1
+        return {name: Latency(9.0 if name == "it" else 1.0 if (name == fast) == single else 2.0, 3.0, len(x)) for name in models}
+
+    monkeypatch.setattr("engine.stages.evaluate.latencies", timed)
+    images = registry.load("digits")
+    gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval())
+    steps = evaluate.evaluate(gm, evaluate.baseline(gm), images, Recipe.make(model="simplecnn", data={"limit": 64}), StopToken())  # type: ignore[arg-type]
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            seen = end.value
+            break
+    assert (seen.fp32_single.p50, seen.fp32_batched.p50, seen.fp32_form) == (1.0, 1.0, fast)
 
 
 def test_shares_of_time_add_up() -> None:
@@ -227,7 +244,7 @@ def quality(value: float, mse: float = 0.1, sqnr: float = 20.0, agreement: float
 
 def measured(validation: Quality, test: Quality) -> Measurement:
     one = Latency(1.0, 1.0, 1)
-    return Measurement(validation, quality(0.95), test, quality(0.95), one, one, Latency(2.0, 2.0, 1), one)
+    return Measurement(validation, quality(0.95), test, quality(0.95), one, one, Latency(2.0, 2.0, 1), one, "torch fp32")
 
 
 @pytest.mark.parametrize(
