@@ -18,7 +18,7 @@ _POST_OPS: dict[str, tuple[str, list[float]]] = {
     "hardswish": ("hardswish", []),
 }
 # By spatial dimensions.
-_FUSED: dict[int, tuple[str, ...]] = {1: ("none", "relu"), 2: tuple(_POST_OPS), 3: ("none",)}
+_FUSED: dict[int, tuple[str, ...]] = {1: ("none", "relu"), 2: tuple(_POST_OPS), 3: ("none", "relu")}
 
 
 class OneDNN:
@@ -45,7 +45,8 @@ class OneDNN:
 
     def build(self, layer: IntegerLayer) -> LayerFunction:
         zero_points = torch.zeros(len(layer.weight_scale), dtype=torch.int32)
-        post, scalars = _POST_OPS[layer.activation]
+        # The three-dimensional kernel takes no activation; _finished adds relu as a bound.
+        post, scalars = _POST_OPS["none" if layer.dims == 3 else layer.activation]
         out_scale, out_zero, out_type = (
             (layer.output.scale, layer.output.zero_point, torch.uint8) if layer.output else (1.0, 0, torch.float32)
         )
@@ -59,7 +60,7 @@ class OneDNN:
             def run_linear(x: Tensor) -> Tensor:
                 return linear(x, *given, *weights, layer.bias, out_scale, out_zero, out_type, post, scalars, "")  # type: ignore[no-any-return]
 
-            return _limited(run_linear, layer)
+            return _finished(run_linear, layer)
         shape = [list(layer.stride), list(layer.padding), list(layer.dilation)]
         packed = ops.qconv_prepack(layer.weight.contiguous(), layer.weight_scale, *given, *shape, layer.groups, None)
         weights = (packed, layer.weight_scale, zero_points)
@@ -71,7 +72,7 @@ class OneDNN:
                     x, *given, *weights, layer.bias, *shape, layer.groups, out_scale, out_zero, out_type, post, scalars, ""
                 )
 
-            return _limited(run_conv, layer)
+            return _finished(run_conv, layer)
         summed, added = ops.qconv2d_pointwise.binary, (layer.accumulate.scale, layer.accumulate.zero_point)
 
         def run_sum(x: Tensor, other: Tensor) -> Tensor:
@@ -82,12 +83,15 @@ class OneDNN:
                 "sum", 1.0, post, scalars, "",
             )  # fmt: skip
 
-        return _limited(run_sum, layer)
+        return _finished(run_sum, layer)
 
 
-def _limited(run: LayerFunction, layer: IntegerLayer) -> LayerFunction:
-    """The kernels saturate at 255: a narrower grid is clamped after them."""
-    if layer.output is None or layer.output.qmax == 255:
+def _finished(run: LayerFunction, layer: IntegerLayer) -> LayerFunction:
+    """Bounds that the kernel does not know: it saturates at 255, whatever the grid, and has no relu in three dimensions."""
+    relu = layer.dims == 3 and layer.activation == "relu"
+    if layer.output is None:
+        return (lambda *tensors: run(*tensors).relu_()) if relu else run
+    low, top = layer.output.zero_point if relu else 0, layer.output.qmax
+    if low == 0 and top == 255:
         return run
-    top = layer.output.qmax
-    return lambda *tensors: run(*tensors).clamp_max_(top)
+    return lambda *tensors: run(*tensors).clamp_(low, top)

@@ -18,7 +18,7 @@ from engine.spec import ActivationSpec, LayerSpec
 
 CARRIES = ("max_pool", "reshape", "identity", "slice", "pad", "cat")
 AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
-ACTIVATIONS = ("relu", "relu6", "hardswish")
+_IN_CONV2D = ("relu", "relu6", "hardswish")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _chain(layer: fx.Node, foldable: set[str]) -> Unit:
     user = _only_user(end)
     if user is not None and kind(user) == "bn" and str(user.target) in foldable:
         end, bn = user, user.name
-    activation, activation_kind = _activation_after(end)
+    activation, activation_kind = _activation_after(end, _IN_CONV2D if isinstance(module_of(layer), nn.Conv2d) else ("relu",))
     read = source(layer)
     assert read is not None
     return Unit(
@@ -129,9 +129,10 @@ def _chain(layer: fx.Node, foldable: set[str]) -> Unit:
     )
 
 
-def _activation_after(end: fx.Node) -> tuple[str | None, str]:
+def _activation_after(end: fx.Node, known: tuple[str, ...]) -> tuple[str | None, str]:
+    """The activation that runs inside the kernel; ``known`` are those that kernels of this kind have."""
     user = _only_user(end)
-    if user is not None and kind(user) in ACTIVATIONS:
+    if user is not None and kind(user) in known:
         return user.name, kind(user)
     return None, "none"
 
@@ -148,9 +149,7 @@ def _with_add(unit: Unit, nodes: Mapping[str, fx.Node], need: set[str]) -> Unit:
     others = [n for n in add.args if n is not end]
     if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].meta.get("shape") != end.meta.get("shape"):
         return unit
-    activation, activation_kind = _activation_after(add)
-    if activation_kind != "relu":
-        activation, activation_kind = None, "none"
+    activation, activation_kind = _activation_after(add, ("relu",))
     output = activation or add.name
     if output not in need or others[0].name not in need:
         return unit
