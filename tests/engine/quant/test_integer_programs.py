@@ -236,6 +236,9 @@ NETS = {
         c2=nn.Conv1d(16, 16, 3, stride=2),
         f=nn.Linear(16, 10),
     ),
+    "linear hardswish": lambda: Net(
+        head(lambda s, a: s.c2(a)), c1=conv(3, 16), c2=conv(16, 16), f=nn.Sequential(nn.Linear(16, 24), nn.Hardswish(), nn.Linear(24, 10))
+    ),
     "conv3d": lambda: Net(
         lambda s, x: s.f(s.c2(s.c1(x).relu()).mean((2, 3, 4))),
         c1=nn.Conv3d(3, 8, 3, padding=1),
@@ -465,3 +468,11 @@ def test_layers_kept_in_fp32_read_and_give_floats():
     program = convert(gm, arrange(gm, {}), {}, {})
     x = torch.randn(5, 3, 16, 16)
     torch.testing.assert_close(QuantizedModel(program, INTEGER)(x), model(x))
+
+
+@pytest.mark.skipif(len(INTEGER) == 1, reason="no integer kernel runs here")
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_nothing_is_simulated_where_integer_kernels_run(name):
+    """An activation that a kernel does not know stays outside of its layer, and costs the layer nothing."""
+    program, whole = build(name)[4], build(name)[5]
+    assert not QuantizedModel(program, INTEGER, whole).simulated
