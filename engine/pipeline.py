@@ -82,7 +82,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
         if where.finished:
             raise
         with contextlib.suppress(EngineError):
-            where.state("cancelled", f"stopped while {job.doing}")
+            where.state("cancelled", f"stopped during {job.doing}")
             where.event(Stopped(str(where.path), job.doing))
         if isinstance(stopped, GeneratorExit):
             raise
@@ -93,8 +93,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
         raise
     except Exception as error:
         text = traceback.format_exc()
-        kept = where.fail(f"{type(error).__name__} while {job.doing}", text)
-        raise EngineError(f"{type(error).__name__} while {job.doing}: {_line(error)}: {_hint(error)}the traceback is in {kept}") from error
+        kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
+        raise EngineError(f"{type(error).__name__} during {job.doing}: {_line(error)}: {_hint(error)}the traceback is in {kept}") from error
     finally:
         where.close()
 

@@ -143,8 +143,9 @@ def fit(
         else:
             judged = yield from judge()
         values.append(judged.value)
-        scores.append(judged.score)
-        is_best = judged.score >= max(scores)
+        # A figure that is not a number never wins.
+        scores.append(tuple(-math.inf if math.isnan(figure) else figure for figure in judged.score))
+        is_best = scores[-1] >= max(scores)
         if is_best:
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if checkpoint:

@@ -38,7 +38,8 @@ class Machine:
     @property
     def activation_bits(self) -> int:
         """The widest activations whose products cannot saturate."""
-        return 7 if self.saturates else 8
+        unknown = self.saturates is None and self.integer
+        return 7 if self.saturates or unknown else 8
 
     @property
     def integer(self) -> bool:

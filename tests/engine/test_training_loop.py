@@ -153,6 +153,16 @@ def test_the_best_epoch_is_given_back() -> None:
     assert [e.best for e in events if isinstance(e, EpochFinished)] == [True, True, False, False]
 
 
+def test_a_figure_that_is_not_a_number_never_wins() -> None:
+    left = iter([math.nan, 0.1, math.nan, 0.0])
+
+    def judge() -> Generator[Event, None, Judged]:
+        yield Notice("judged")
+        return Judged(0.5, (next(left),))
+
+    assert fitted(net(), SCHEDULE, judge=judge).epoch == 2
+
+
 def test_equal_epochs_are_told_apart_by_the_second_score_and_then_the_later_wins() -> None:
     def ranked(*scores: tuple[float, ...]) -> tuple[int, list[bool]]:
         left = iter(scores)

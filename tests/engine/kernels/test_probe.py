@@ -175,3 +175,10 @@ def test_saturation_is_found_where_the_wide_instructions_are_off(monkeypatch):
     assert machine.activation_bits == 7
     assert not machine.vnni
     assert machine.integer
+
+
+def test_where_saturation_is_not_known_the_safe_width_is_taken():
+    exact = dict.fromkeys(KERNELS)
+    assert Machine("AVX2", False, None, exact).activation_bits == 7
+    assert Machine("AVX2", False, False, exact).activation_bits == 8
+    assert Machine("unknown", False, None, dict.fromkeys(KERNELS, "missing")).activation_bits == 8
