@@ -53,6 +53,7 @@ class _Converter:
         weights: Mapping[str, QWeight],
     ) -> None:
         self.gm, self.grids, self.weights = gm, grids, weights
+        self.nodes = {node.name: node for node in gm.graph.nodes}
         self.units = {unit.output: unit for unit in layout.units}
         self.sums = {s.output: s for s in layout.sums}
         self.hidden = set(layout.inside()) | {s.add for s in layout.sums}
@@ -84,8 +85,7 @@ class _Converter:
         self.steps.append(Step(op, produced, tuple(reads), attrs))
 
     def _unit(self, node: fx.Node, unit: Unit) -> None:
-        nodes = {n.name: n for n in self.gm.graph.nodes}
-        module = module_of(nodes[unit.layer])
+        module = module_of(self.nodes[unit.layer])
         _, bias = unit_parameters(self.gm, unit)
         if bias is not None:
             self.tensors[f"{unit.layer}.bias"] = bias.float().contiguous()

@@ -15,7 +15,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache and the runs of this session, in a temporary folder; the machine is probed once."""
+    """The cache and the runs of the tests, in a temporary folder; the machine is probed once."""
     place = tmp_path_factory.mktemp("own")
     before = {name: os.environ.get(name) for name in ("QTUI_CACHE", "QTUI_RUNS")}
     os.environ["QTUI_CACHE"], os.environ["QTUI_RUNS"] = str(place / "cache"), str(place / "runs")
