@@ -14,6 +14,8 @@ from engine.cancel import StopToken
 from engine.errors import Cancelled
 from engine.evaluation import layer_sqnr
 from engine.events import Ask, Event, Finished, Measured, Notice, StageFinished, StageStarted
+from engine.graph.fuse import find_pairs
+from engine.graph.fuse import fuse as fold
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine
 from engine.quant.layout import Layout, arrange
@@ -23,9 +25,10 @@ from engine.report import Report
 from engine.rundir import RunDir
 from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, trace
 from engine.stages.export import parity
-from engine.stages.load import Loaded
+from engine.stages.load import Loaded, absolute
 
 T = TypeVar("T")
+CHECKPOINT = "checkpoints/qat.pt"
 Run = Generator[Event, bool | None, T]
 
 
@@ -122,15 +125,22 @@ class Job:
 
     def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, tuple[Any, ...], float]]:
         """The fused graph: the one to quantize, or with ``quantize_first`` the baseline alone."""
-        analyzed = yield from self._ask("analyze", "Analyze for optimization?")
-        if not analyzed:
-            return traced.graph, (), 0.0
+        if not (yield from self._ask("analyze", "Analyze for optimization?")):
+            self._fold_later()
+            return fold(traced.graph, self.loaded.example, find_pairs(traced.graph))
         pairs = yield from self.stage("analyze", "Looking for layers to fold", fuse.analyze(traced.graph))
         if self.recipe.quantize_first:
             yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
         elif not (yield from self._ask("optimize", "Optimize (fold batch normalization)?")):
-            return traced.graph, pairs, 0.0
+            self._fold_later()
+            yield Notice("not folded now: batch normalization is folded at conversion, as with --quantize-first")
+            return fold(traced.graph, self.loaded.example, pairs)
         return (yield from self.stage("fuse", "Folding", fuse.fuse(traced.graph, self.loaded.example, pairs)))
+
+    def _fold_later(self) -> None:
+        """Without the fold the run is one in the other order: the recipe says so, so that it runs again as it was."""
+        self.recipe = self.recipe.model_copy(update={"quantize_first": True})
+        self.where.write("recipe.yaml", absolute(self.recipe).to_yaml())
 
     def _convert(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
@@ -166,7 +176,7 @@ class Job:
         recipe, seed = self.recipe, self.recipe.seed
         trained = yield from self.stage("qat", f"Training for {epochs}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
-            self.where.path / "checkpoints" / "qat.pt", recipe.fingerprint(), self.stop,
+            self.where.path / CHECKPOINT, f"{absolute(recipe).fingerprint()} {self.loaded.fingerprint}", self.stop,
         ))  # fmt: skip
         seconds = time.perf_counter() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)

@@ -14,7 +14,7 @@ import torch
 from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.events import Ask, Event, Stopped
-from engine.job import Job, Run, T, stage
+from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
 from engine.recipe import Recipe
 from engine.report import Report
@@ -35,7 +35,7 @@ def run(recipe: Recipe, out: Path | None, stop: StopToken) -> Run[Report]:
 
 def resume(directory: Path, stop: StopToken) -> Run[Report]:
     """Go on with a run that was stopped: the stages before training are done again (seconds), training continues after
-    its last whole epoch. Nothing is asked again."""
+    its last whole epoch. What was agreed to is not asked again."""
     directory = find_run(str(directory))
     recipe = Recipe.load(directory / "recipe.yaml")
     if (directory / "report.json").exists():
@@ -51,7 +51,8 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         answer, thrown = True, None
-        if not isinstance(event, Ask):
+        # Training that had not begun had not been agreed to either.
+        if not isinstance(event, Ask) or (event.key == "qat" and not (directory / CHECKPOINT).exists()):
             try:
                 answer = yield event
             except BaseException as error:
@@ -76,7 +77,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     try:
         for event in seen:
             where.event(event)
-        where.write("recipe.yaml", recipe.to_yaml())
+        where.write("recipe.yaml", load.absolute(recipe).to_yaml())
         return (yield from _recorded(job.run(), where))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:

@@ -49,6 +49,8 @@ class SizedProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if self.values and isinstance(self.values[0], (tuple, list)):
             return iter([self.__getitem__(i) for i in range(len(self.values[0]))])
+        if self._is_tensor() and self.values[0].dim():
+            return iter([self.__getitem__(i) for i in range(len(self))])
         return iter(super().__iter__())
 
     def __len__(self) -> int:

@@ -20,6 +20,14 @@ _OPERATORS = (
     "add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "mod", "neg", "pow", "matmul",
     "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
 )  # fmt: skip
+# Functions of tensors that torch's own list leaves out.
+_MORE = {
+    "torch": ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"),
+    "F": (
+        "relu_", "relu6", "elu_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid", "tanh", "sigmoid", "silu", "mish",
+        "gelu", "softplus", "softshrink", "upsample", "interpolate", "one_hot", "scaled_dot_product_attention",
+    ),
+}  # fmt: skip
 _ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "ndim")
 
 
@@ -29,10 +37,12 @@ def _by_name() -> dict[str, Callable[..., Any]]:
     known = torch.overrides.get_overridable_functions()
     found: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
     for prefix, space in (("torch", torch), ("F", F)):
-        for function in known[space]:
-            name = getattr(function, "__name__", None)
-            if name and getattr(space, name, None) is function:
-                found[f"{prefix}.{name}"] = function
+        listed = [
+            getattr(function, "__name__", "")
+            for function in known[space]
+            if getattr(space, getattr(function, "__name__", ""), 0) is function
+        ]
+        found.update({f"{prefix}.{name}": getattr(space, name) for name in (*listed, *_MORE[prefix]) if hasattr(space, name)})
     return found
 
 
@@ -55,8 +65,10 @@ def function_name(node: fx.Node) -> str:
         return f"attribute.{node.args[1]}"
     if node.op == "call_function" and node.target in _names():
         return _names()[node.target]
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     raise EngineError(
-        f"{node.name} calls {node.target}, which is not a tensor operation of torch and cannot be stored: move it into a module"
+        f"{node.name} calls {called}, which is not a tensor operation that can be stored: "
+        "move the call into a module of its own, which stays whole"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from engine.events import Event, Notice
-from engine.graph.kinds import kind, module_of
+from engine.graph.kinds import CONVOLUTIONS, kind, module_of
 from engine.kernels.base import Kernel
 from engine.quant.convert import convert as convert_graph
 from engine.quant.convert import unit_parameters
@@ -24,6 +24,9 @@ class Converted:
     model: QuantizedModel
     grids: Mapping[str, QParams]
     weights: Mapping[str, QWeight]
+
+
+_LAYERS = (*CONVOLUTIONS, nn.Linear)
 
 
 def round_weights(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec]) -> dict[str, QWeight]:
@@ -49,6 +52,8 @@ def convert(
     model = QuantizedModel(convert_graph(gm, layout, grids, weights), kernels, whole)
     used = Counter(label for label, _ in model.placement.values())
     layers = sum(kind(node) in ("conv", "linear") for node in gm.graph.nodes)
+    # Layers inside modules that stayed whole are layers too.
+    layers += sum(isinstance(part, _LAYERS) for m in whole.values() if not isinstance(m, _LAYERS) for part in m.modules())
     on = f": {', '.join(f'{label} ×{count}' for label, count in sorted(used.items()))}" if used else ""
     yield Notice(f"{sum(used.values())} of {layers} convolutions and linear layers run on integers{on}", "info" if used else "warning")
     return Converted(model, grids, weights)

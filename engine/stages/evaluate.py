@@ -89,12 +89,14 @@ def baseline_entry(fp32: Baseline, seen: Measurement) -> dict[str, Any]:
 
 def quantized_entry(model: QuantizedModel, seen: Measurement, size: int, seconds: float) -> dict[str, Any]:
     """Contract 2's ``ptq``, and the measured part of ``qat``."""
-    kernels = sorted({kernel for kernel, _ in model.placement.values()}) or ["torch fp32 on dequantized weights"]
+    stored = len(model.program.layers) - len(model.placement)
+    kernels = sorted({kernel for kernel, _ in model.placement.values()})
+    kernels += ["torch fp32 on stored integers"] if stored else [] if kernels else ["torch fp32"]
     return {
         "value": seen.test.value, "interval": seen.test.interval, "error": seen.test.error(), "size_bytes": size,
         "latency_ms": seen.single.to_dict(), "latency_batched_ms": seen.batched.to_dict(), "kernel": ", ".join(kernels),
         "speedup": {"batch_1": ratio(seen.fp32_single, seen.single), f"batch_{BATCH}": ratio(seen.fp32_batched, seen.batched)},
-        "simulated": model.simulated, "seconds": round(seconds, 3),
+        "simulated": model.simulated, "integer_layers": len(model.placement), "stored_layers": stored, "seconds": round(seconds, 3),
         "validation": {"value": seen.validation.value, "baseline": seen.validation_baseline.value, "error": seen.validation.error()},
     }  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +23,22 @@ from engine.recipe import Recipe
 
 @dataclass(frozen=True)
 class Loaded:
-    """``example`` is the first images (N, C, H, W) of the training split, normalized; ``weights`` says where they come from."""
+    """``example`` is the first images (N, C, H, W) of the training split, normalized; ``weights`` says where they come
+    from, and ``fingerprint`` is a hash of them."""
 
     model: nn.Module
     data: Data
     example: Tensor
     device: str
     weights: str
+    fingerprint: str
 
 
 def load(recipe: Recipe) -> Generator[Event, None, Loaded]:
     """Raises UsageError or EngineError in one line for whatever does not fit together."""
     device = pick_device(recipe.device)
+    # A factory may draw its weights at random: the same recipe then draws the same.
+    torch.manual_seed(recipe.seed)
     if not custom.is_custom(recipe.model):
         find(recipe.model)
     data = data_registry.load(recipe.data.name, mean=recipe.data.mean, std=recipe.data.std, size=recipe.data.size)
@@ -45,7 +51,27 @@ def load(recipe: Recipe) -> Generator[Event, None, Loaded]:
         f"{recipe.model} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; "
         f"{data.name}: {data.count('train'):,} training, {data.count('validation'):,} validation and {data.count('test'):,} test images"
     )
-    return Loaded(model, data, example, device, weights)
+    return Loaded(model, data, example, device, weights, _fingerprint(model))
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it runs again from any folder."""
+    given: dict[str, Any] = {}
+    place, _, factory = recipe.model.rpartition(":")
+    if place.endswith(".py"):
+        given["model"] = f"{Path(place).resolve()}:{factory}"
+    if recipe.weights:
+        given["weights"] = str(Path(recipe.weights).resolve())
+    if recipe.data.name not in data_registry.ENTRIES:
+        given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve())})
+    return recipe.model_copy(update=given)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def pick_device(name: str) -> str:

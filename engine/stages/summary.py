@@ -19,7 +19,7 @@ from engine.quant.plan import Plan, PlannedLayer
 from engine.quant.runtime import QuantizedModel
 from engine.recipe import Recipe
 from engine.report import Report
-from engine.stages.load import Loaded
+from engine.stages.load import Loaded, absolute
 from engine.stages.trace import TracedModel
 
 
@@ -50,17 +50,19 @@ def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, quantize_f
 
 def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, float]) -> list[dict[str, Any]]:
     """The coverage of every layer: asked for, done, on what, and why."""
-    units = {unit.path: unit for unit in reversed(layout.units)}
-    return [_layer(layer, units[layer.path].layer if layer.path in units else None, model, sqnr) for layer in plan.layers]
+    units = {unit.path: unit.layer for unit in reversed(layout.units)}
+    folded = {unit.bn: unit.layer for unit in layout.units if unit.bn}
+    return [_layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr) for layer in plan.layers]
 
 
-def _layer(layer: PlannedLayer, unit: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
-    kernel, refusal = model.placement[unit] if unit else ("torch fp32", None)
-    if unit is None and layer.actual.weights:
+def _layer(layer: PlannedLayer, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
+    inside = unit or folded
+    kernel, refusal = model.placement[inside] if inside else ("torch fp32", None)
+    if inside is None and layer.actual.weights:
         kernel = f"torch fp32 on weights stored in {layer.actual.weights.bits} bits"
     return {
-        "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": str(layer.actual), "kernel": kernel,
-        "reason": f"{layer.why}; {refusal}" if refusal else layer.why, "rule": layer.rule,
+        "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
+        "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
         "sqnr_db": sqnr.get(unit) if unit else None, "params": layer.params, "time_share": round(layer.time_share, 4),
     }  # fmt: skip
 
@@ -77,7 +79,7 @@ def layer_table(rows: list[dict[str, Any]]) -> Table:
 def with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
     """Both orders of folding and quantizing side by side, where the other one ran too: beside this run, or before it in
     the same folder."""
-    key = recipe.model_copy(update={"quantize_first": False}).fingerprint()
+    key = absolute(recipe).model_copy(update={"quantize_first": False}).fingerprint()
     own = {"order": report.data["graph"]["order"], "key": key, "run": directory.name}
     report = Report({**report.data, "order_key": key})
     other = next((r for r in _others(directory) if r.get("order_key") == key and r["graph"]["order"] != own["order"]), None)

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from engine.errors import EngineError
 from engine.evaluation import time_shares
 from engine.events import Event, Notice, Table
 from engine.graph import table
+from engine.graph.kinds import kind
 from engine.graph.normalize import functional_to_modules
 from engine.graph.trace import UntracedModule
 from engine.graph.trace import trace as trace_graph
+from engine.quant.calls import function_name
+
+LAYERS = ("conv", "conv_transpose", "linear")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class TracedModel:
 def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
     traced = trace_graph(model, example)
     functional_to_modules(traced.module)
+    whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in traced.module.graph.nodes)), None)
+    if whole is not None:
+        raise EngineError(
+            f"nothing in {whole.kind} can be quantized: {whole.reason} ({whole.where}): move that line into a module of its own"
+        )
+    for node in traced.module.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            function_name(node)
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
     shares = time_shares(traced.module, example[:1])

@@ -20,7 +20,7 @@ from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, 
 from engine.events import Progress
 from engine.recipe import Recipe, Threshold
 from engine.stages import evaluate
-from engine.stages.compare import better, verdict
+from engine.stages.compare import better, times, verdict
 from engine.stages.evaluate import Measurement, fp32_size, ratio
 
 CLASSES = 4
@@ -277,14 +277,29 @@ def test_equal_accuracy_is_decided_by_the_nearness_of_the_outputs() -> None:
 
 
 def entry(simulated: bool = False) -> dict[str, Any]:
-    return {"size_bytes": 250, "speedup": {"batch_1": 2.0, "batch_64": 1.25}, "simulated": simulated}
+    return {
+        "size_bytes": 250,
+        "speedup": {"batch_1": 2.0, "batch_64": 0.5},
+        "simulated": simulated,
+        "integer_layers": 3,
+        "stored_layers": 0,
+    }
 
 
 def test_the_verdict_names_the_choice_the_reason_and_the_price() -> None:
     seen = measured(quality(0.9), quality(0.94))
     met = verdict("qat", seen, entry(), 1000, Threshold.parse("drop:0.02"), "QAT is kept: because")
     assert (met["chosen"], met["met"], met["threshold"]) == ("qat", True, "drop:0.02")
-    for words in ("QAT is chosen", "94.00%", "1.00 points under fp32", "4.0× smaller", "2.00×", "1.25×", "is met", "because."):
+    for words in (
+        "QAT is chosen",
+        "94.00%",
+        "1.00 points under fp32",
+        "4.0× smaller",
+        "2.0× faster at batch 1",
+        "2.0× slower at batch 64",
+        "is met",
+        "because.",
+    ):
         assert words in met["text"]
     missed = verdict("ptq", seen, entry(), 1000, Threshold.parse("drop:0.005"), None)
     assert (missed["chosen"], missed["met"]) == ("fp32", False) and "fp32 stays" in missed["text"] and "PTQ" in missed["text"]
@@ -292,7 +307,28 @@ def test_the_verdict_names_the_choice_the_reason_and_the_price() -> None:
 
 def test_a_simulation_claims_no_speed() -> None:
     text = verdict("ptq", measured(quality(0.95), quality(0.96)), entry(True), 1000, Threshold.parse("drop:0.005"), None)["text"]
-    assert "no speed is claimed" in text and "2.00×" not in text and "over fp32" in text
+    assert "no speed is claimed" in text and "2.0×" not in text and "over fp32" in text
+
+
+def test_where_nothing_was_quantized_the_verdict_says_so() -> None:
+    nothing = {**entry(), "integer_layers": 0}
+    told = verdict("ptq", measured(quality(0.95), quality(0.95)), nothing, 250, Threshold.parse("drop:0.005"), None)
+    assert (told["chosen"], told["met"]) == ("fp32", False) and "nothing was quantized" in told["text"]
+
+
+@pytest.mark.parametrize(
+    ("before_by_after", "text"),
+    [(4.0, "4.0× smaller"), (0.5, "2.0× larger"), (1.05, "about as large as fp32"), (0.95, "about as large as fp32")],
+)
+def test_a_ratio_is_said_in_the_direction_it_has(before_by_after: float, text: str) -> None:
+    assert times(before_by_after, "smaller", "larger") == text
+
+
+def test_equal_accuracy_is_not_given_as_the_reason() -> None:
+    kept, why = better(
+        measured(quality(0.9, sqnr=30), quality(0.9, sqnr=30)), measured(quality(0.9), quality(0.9)), Threshold.parse("drop:0.005")
+    )
+    assert kept and "equal accuracy" in why and "30.0 dB" in why
 
 
 def test_a_speedup_is_before_divided_by_after() -> None:

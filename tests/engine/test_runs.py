@@ -235,12 +235,18 @@ def test_no_to_a_needed_step_cancels(tiny: Make, tmp_path: Path, key: str) -> No
 
 
 @pytest.mark.parametrize("key", ["analyze", "optimize"])
-def test_no_to_folding_quantizes_without_it(tiny: Make, tmp_path: Path, key: str) -> None:
+def test_no_to_folding_is_a_run_in_the_other_order(tiny: Make, tmp_path: Path, key: str) -> None:
+    """The recipe says so, the baseline is still the folded model, and the normalization's row names where it went."""
     outcome = drive(tiny(), tmp_path / "run", {key: False})
     data = outcome.data
-    assert data["graph"]["fused"] == [] and data["graph"]["fuse_delta"] == 0
+    assert data["graph"]["order"] == "quantize-first"
+    assert Recipe.load(tmp_path / "run" / "recipe.yaml").quantize_first
     assert "fuse" not in [event.stage for event in outcome.of(StageStarted)]
     assert data["ptq"]["error"]["sqnr_db"] > 15
+    norms = [layer for layer in data["layers"] if layer["kind"] == "BatchNorm2d"]
+    assert norms and all(layer["actual"] == "folded" and "folded into" in layer["reason"] for layer in norms)
+    other = drive(tiny(quantize_first=True), tmp_path / "other").data
+    assert other["ptq"]["error"] == data["ptq"]["error"] and other["environment"]["recipe"] == data["environment"]["recipe"]
 
 
 @pytest.mark.parametrize("stage", ["load", "trace", "analyze", "fuse", "plan", "calibrate", "qat", "evaluate", "export"])
