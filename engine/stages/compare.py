@@ -68,6 +68,8 @@ def verdict(
             "met": False,
             "text": "fp32 stays: nothing was quantized, see the layers and their reasons.",
         }
+    if size_before <= entry["size_bytes"] and max(speed.values()) <= 1 and not entry["simulated"]:
+        facts += "; neither smaller nor faster than fp32 here"
     if met:
         text = f"{name} is chosen: {facts}. Threshold {threshold} is met."
     else:

@@ -324,6 +324,13 @@ def test_a_ratio_is_said_in_the_direction_it_has(before_by_after: float, text: s
     assert times(before_by_after, "smaller", "larger") == text
 
 
+def test_a_model_without_any_gain_is_called_that() -> None:
+    worse = {**entry(), "size_bytes": 2000, "speedup": {"batch_1": 0.5, "batch_64": 0.9}}
+    seen = measured(quality(0.95), quality(0.95))
+    assert "neither smaller nor faster" in verdict("ptq", seen, worse, 1000, Threshold.parse("drop:0.005"), None)["text"]
+    assert "neither" not in verdict("ptq", seen, entry(), 1000, Threshold.parse("drop:0.005"), None)["text"]
+
+
 def test_equal_accuracy_is_not_given_as_the_reason() -> None:
     kept, why = better(
         measured(quality(0.9, sqnr=30), quality(0.9, sqnr=30)), measured(quality(0.9), quality(0.9)), Threshold.parse("drop:0.005")
