@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
+        if argv is None:
+            # The program ends now: another Ctrl-C would only put a traceback of the interpreter's own exit on the screen.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         _flush()
 
 
