@@ -7,7 +7,7 @@ came from calibration or from training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -27,10 +27,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """``layers`` maps a unit's name to its weights; ``tensors`` holds biases and what the fp32 steps need.
-
-    ``node_of`` maps an output value to the node of the fp32 graph that computes the same thing.
-    """
+    """``result`` names the value that is returned; ``layers`` maps a layer's node to its weights; ``tensors`` holds biases
+    and what the fp32 steps need."""
 
     steps: tuple[Step, ...]
     result: str
@@ -40,9 +38,6 @@ class Program:
     def header(self) -> dict[str, Any]:
         """The JSON part."""
         return {"result": self.result, "steps": [asdict(step) for step in self.steps]}
-
-    def with_tensors(self, **more: Tensor) -> Program:
-        return replace(self, tensors={**self.tensors, **more})
 
 
 def steps_from(header: Mapping[str, Any]) -> tuple[Step, ...]:

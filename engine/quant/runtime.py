@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,22 +70,6 @@ class QuantizedModel(nn.Module):
                 # A residual sum may overwrite its operand, which is still to be looked at.
                 values[step.output] = step.run(*[a.clone() if isinstance(a, Tensor) else a for a in arguments])
         return {name: values[slot] for name, slot in self._slots.items() if isinstance(values[slot], Tensor)}
-
-    def seconds_by_step(self, x: Tensor, rounds: int = 10) -> dict[str, float]:
-        """Median seconds of each step, by output name."""
-        spent: dict[str, list[float]] = {step.output: [] for step in self.program.steps}
-        for _ in range(rounds):
-            values: list[Any] = [None] * len(self._slots)
-            if self._input is not None:
-                values[self._slots[self._input]] = x
-            with torch.inference_mode():
-                for step, bound in zip(self.program.steps, self._bound, strict=True):
-                    start = time.perf_counter()
-                    values[bound.output] = bound.run(*[values[i] for i in bound.inputs])
-                    spent[step.output].append(time.perf_counter() - start)
-                    for slot in bound.done:
-                        values[slot] = None
-        return {name: sorted(times)[len(times) // 2] for name, times in spent.items()}
 
     def _bind(self) -> list[_Bound]:
         last: dict[str, int] = {}
