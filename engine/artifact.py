@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
 from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise EngineError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())[:120]}): copy it again") from error
+        raise EngineError(f"{path} is not a whole safetensors file ({one_line(error, 120)}): copy it again") from error
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise EngineError(f"{path} was not written by this program (no header of schema {_SCHEMA}): give the folder of a finished run")
     try:
@@ -72,7 +72,7 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
 
 
 def _damaged(path: Path, error: Exception) -> EngineError:
-    return EngineError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]}): copy it again")
+    return EngineError(f"{path} is damaged ({type(error).__name__}: {one_line(error, 120)}): copy it again")
 
 
 def _check(step: Step, program: Program) -> None:

@@ -19,6 +19,11 @@ class Cancelled(Exception):
     """The person stopped the work. Raised at the next batch or layer boundary."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The error's text on one line of at most ``limit`` characters; empty where it has none."""
+    return " ".join(str(error).split())[:limit]
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint such as ``"did you mean resnet18?"``, or the list of what is known when nothing is near."""
     import difflib

@@ -88,7 +88,8 @@ class Job:
         seconds = self.seconds
         fp32 = evaluate.baseline(fused)
         ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds))
-        yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
+        baseline = evaluate.baseline_entry(fp32, ptq.seen)
+        yield Measured("baseline", baseline)
         yield Measured("ptq", ptq.entry)
         trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
@@ -103,7 +104,7 @@ class Job:
             "data": summary.data(self.loaded.data, self.recipe),
             "environment": summary.environment(self.machine, self.loaded, self.recipe),
             "graph": summary.graph(traced, pairs, delta, self.recipe.quantize_first),
-            "layers": layers, "baseline": evaluate.baseline_entry(fp32, ptq.seen), "ptq": ptq.entry, "qat": entry,
+            "layers": layers, "baseline": baseline, "ptq": ptq.entry, "qat": entry,
             "verdict": verdict, "exports": exports,
         })  # fmt: skip
         report = summary.with_orders(report, self.recipe, self.where.path)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from engine.cancel import StopToken
-from engine.errors import Cancelled, EngineError, UsageError
+from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
@@ -61,13 +60,13 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -> Run[Report]:
     seen: list[Event] = []
-    loading = _kept(stage("load", f"Loading {recipe.model}", load.load(recipe)), seen)
+    loading = _tapped(stage("load", f"Loading {recipe.model}", load.load(recipe)), seen.append)
     try:
         loaded = yield from loading
     except (EngineError, Cancelled):
         raise
     except Exception as error:
-        text = f"{type(error).__name__} while loading {recipe.model}: {_line(error)}"
+        text = f"{type(error).__name__} while loading {recipe.model}: {one_line(error, 160)}"
         raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
     machine = probe()
     recipe = recipe.model_copy(update={"isa": machine.isa})
@@ -78,7 +77,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
         for event in seen:
             where.event(event)
         where.write("recipe.yaml", load.absolute(recipe).to_yaml())
-        return (yield from _recorded(job.run(), where))
+        return (yield from _tapped(job.run(), where.event))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
             raise
@@ -95,13 +94,11 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     except Exception as error:
         text = traceback.format_exc()
         kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
-        raise EngineError(f"{type(error).__name__} during {job.doing}: {_line(error)}: {_hint(error)}the traceback is in {kept}") from error
+        raise EngineError(
+            f"{type(error).__name__} during {job.doing}: {one_line(error, 160)}: {_hint(error)}the traceback is in {kept}"
+        ) from error
     finally:
         where.close()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def _hint(error: Exception) -> str:
@@ -110,15 +107,7 @@ def _hint(error: Exception) -> str:
     return ""
 
 
-def _kept(steps: Run[T], seen: list[Event]) -> Run[T]:
-    return (yield from _tapped(steps, seen.append))
-
-
-def _recorded(steps: Run[T], where: RunDir) -> Run[T]:
-    return (yield from _tapped(steps, where.event))
-
-
-def _tapped(steps: Run[T], tap: Any) -> Run[T]:
+def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
     """Pass events on and answers back, showing each event to ``tap`` first."""
     answer: bool | None = None
     while True:

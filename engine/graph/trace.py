@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
 from engine.graph.kinds import module_of
 from engine.graph.proxy import BATCHES, SizedProxy
 
@@ -97,7 +97,7 @@ class ShapeTracer(fx.Tracer):
             while len(self.module_stack) > depth:
                 self.module_stack.popitem()
             self._leaves.add(path)
-            self.untraced.append(UntracedModule(path, type(m).__name__, _one_line(error), _where(error)))
+            self.untraced.append(UntracedModule(path, type(m).__name__, _reason(error), _where(error)))
             return super().call_module(m, forward, args, kwargs)
 
     def _forget_after(self, last: fx.Node | None) -> None:
@@ -151,7 +151,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         except Exception as error:
             raise EngineError(
                 f"{type(model).__name__}.forward failed on an input of shape {tuple(copies[0].shape)}: "
-                f"{_one_line(error)} ({_where(error)}): check the model and the image size"
+                f"{_reason(error)} ({_where(error)}): check the model and the image size"
             ) from error
         if not isinstance(expected, Tensor):
             raise EngineError(
@@ -161,7 +161,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         try:
             return _record(model, ShapeTracer(copies), copies[1])
         except Exception as error:
-            whole = UntracedModule("model", type(model).__name__, _one_line(error), _where(error))
+            whole = UntracedModule("model", type(model).__name__, _reason(error), _where(error))
             tracer = ShapeTracer(copies)
             tracer._leaves.add("model")
             tracer.untraced.append(whole)
@@ -244,8 +244,8 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return value
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _reason(error: BaseException) -> str:
+    return one_line(error) or type(error).__name__
 
 
 def _where(error: BaseException) -> str:

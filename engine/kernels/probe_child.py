@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.errors import one_line
 from engine.kernels.base import IntegerLayer
 from engine.kernels.x86_int8 import OneDNN
 from engine.quant.numerics import QParams, dequantize, quantize
@@ -20,7 +21,7 @@ def main() -> None:
         try:
             error = check()
         except Exception as problem:
-            error = " ".join(str(problem).split())[:200] or type(problem).__name__
+            error = one_line(problem) or type(problem).__name__
         _say(kernel=name, error=error)
     _say(saturates=_saturates())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, UsageError, nearest
+from engine.errors import EngineError, UsageError, nearest, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ def build(name: str) -> nn.Module:
     try:
         model = factory()
     except (Exception, SystemExit) as error:
-        raise EngineError(f"{name} failed: {type(error).__name__}: {_line(error)}: the factory is called without arguments") from error
+        raise EngineError(f"{name} failed: {type(error).__name__}: {one_line(error)}: the factory is called without arguments") from error
     if not isinstance(model, nn.Module):
         raise EngineError(f"{name} returned {type(model).__name__}, not an nn.Module")
     return model
@@ -51,7 +51,7 @@ def _from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise EngineError(f"{path} cannot be imported: {_place(error, path)}{type(error).__name__}: {_line(error)}") from error
+        raise EngineError(f"{path} cannot be imported: {_place(error, path)}{type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
@@ -62,15 +62,13 @@ def _from_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"module {name!r} is not found ({_line(error)}): give package.module:factory or path/file.py:factory") from error
+        raise UsageError(
+            f"module {name!r} is not found ({one_line(error)}): give package.module:factory or path/file.py:factory"
+        ) from error
     except (Exception, SystemExit) as error:
-        raise EngineError(f"{name} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+        raise EngineError(f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.remove("")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _place(error: BaseException, path: Path) -> str:

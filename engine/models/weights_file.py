@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -101,4 +101,4 @@ def _list(names: list[str]) -> str:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return one_line(error, 120) or type(error).__name__

@@ -48,9 +48,7 @@ class QuantizedModel(nn.Module):
         self._bound = self._bind()
 
     def forward(self, x: Tensor) -> Tensor:
-        values: list[Any] = [None] * len(self._slots)
-        if self._input is not None:
-            values[self._slots[self._input]] = x
+        values = self._holding(x)
         with torch.inference_mode():
             for step in self._bound:
                 values[step.output] = step.run(*[values[i] for i in step.inputs])
@@ -59,11 +57,16 @@ class QuantizedModel(nn.Module):
         result: Tensor = values[self._slots[self.program.result]]
         return result
 
-    def watch(self, x: Tensor) -> dict[str, Tensor]:
-        """All values of one pass, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+    def _holding(self, x: Tensor) -> list[Any]:
+        """A place for each value, the images in theirs."""
         values: list[Any] = [None] * len(self._slots)
         if self._input is not None:
             values[self._slots[self._input]] = x
+        return values
+
+    def watch(self, x: Tensor) -> dict[str, Tensor]:
+        """All values of one pass, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+        values = self._holding(x)
         with torch.inference_mode():
             for step in self._bound:
                 arguments = [values[i] for i in step.inputs]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.base import Data
-from engine.errors import EngineError, UsageError
+from engine.errors import EngineError, UsageError, one_line
 from engine.events import Event, Notice
 from engine.models import custom
 from engine.models.registry import ModelEntry, find
@@ -120,7 +120,7 @@ def _check(model: nn.Module, example: Tensor, data: Data, recipe: Recipe) -> Non
         try:
             logits = model(example)
         except Exception as error:
-            text = " ".join(str(error).split())[:160]
+            text = one_line(error, 160)
             raise EngineError(f"{recipe.model} does not take images of {_size(data.shape)} ({text}): {_resize(data)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
