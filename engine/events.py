@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from engine.spec import LayerSpec
+
 
 @dataclass(frozen=True)
 class Event:
@@ -58,7 +60,8 @@ class Table(Event):
 
 @dataclass(frozen=True)
 class Ask(Event):
-    """A decision between stages. The consumer answers with ``generator.send(bool)``; None takes the default."""
+    """A decision between stages. The consumer answers with ``generator.send``: a bool, one of ``engine.decisions``, or None
+    for the default."""
 
     key: Literal["trace", "analyze", "optimize", "quantize", "qat"]
     question: str
@@ -103,6 +106,187 @@ class Stopped(Event):
 class Failed(Event):
     text: str
     traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Detail(Event):
+    """Base of what a screen draws and a front end of plain lines passes over."""
+
+
+@dataclass(frozen=True)
+class Setting(Detail):
+    """What the run is: its folder, the recipe (as in its YAML) and the report's ``environment``. First of a run's events,
+    and again when a decision changes the recipe."""
+
+    directory: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One node of a graph as texts; ``shape`` has N for the batch; ``time_share`` is its part (0..1) of the fp32 time."""
+
+    opcode: str
+    name: str
+    target: str
+    args: str
+    kwargs: str
+    shape: str
+    params: int
+    time_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Graph(Detail):
+    """``which`` is ``traced`` or ``fused``."""
+
+    which: Literal["traced", "fused"]
+    nodes: tuple[NodeRow, ...]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A layer and the normalization that reads it, by module path and by node name. ``reason`` says why it cannot be
+    folded, None when it can; ``max_abs_delta`` is set once it was folded."""
+
+    conv: str
+    bn: str
+    conv_node: str
+    bn_node: str
+    reason: str | None = None
+    max_abs_delta: float | None = None
+
+
+@dataclass(frozen=True)
+class Pairs(Detail):
+    """``change`` is the largest change of the model's output by the fold, ``ms_before`` and ``ms_after`` the p50 of both
+    graphs in milliseconds at batch 1; None until measured."""
+
+    pairs: tuple[PairRow, ...]
+    change: float | None = None
+    ms_before: float | None = None
+    ms_after: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
+    alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
+    ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...)."""
+
+    path: str
+    kind: str
+    node: str
+    params: int
+    weight_shape: tuple[int, ...]
+    requested: LayerSpec
+    actual: LayerSpec
+    proposed: LayerSpec
+    rule: str
+    why: str
+    proposed_why: str
+    time_share: float
+    kernel: str
+    editable: bool
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned(Detail):
+    """``activation_bits`` is the widest that this machine multiplies without saturating; ``fp32_bytes`` the size of the
+    folded fp32 model as a file."""
+
+    layers: tuple[LayerRow, ...]
+    preset: str
+    activation_bits: int
+    fp32_bytes: int
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A histogram: ``counts[i]`` values lie in ``start + i * width`` to ``start + (i + 1) * width``."""
+
+    start: float
+    width: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RangeRow:
+    """Values that share one grid: seen extremes, the clip that the observer gives now, and the paths of the layers that
+    read them. ``settled`` is the number of images after which the range moved by less than 1 %, None while it moves."""
+
+    name: str
+    layers: tuple[str, ...]
+    low: float
+    high: float
+    clip_low: float
+    clip_high: float
+    bins: Bins
+    settled: int | None = None
+
+
+@dataclass(frozen=True)
+class Ranges(Detail):
+    """Activation ranges after ``seen`` of ``total`` calibration images; the last of a calibration is ``final``."""
+
+    seen: int
+    total: int
+    rows: tuple[RangeRow, ...]
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One layer's weights as they are quantized (normalization folded in). ``clip_low`` and ``clip_high`` are the ends of
+    the widest grid; ``narrowest`` and ``widest`` the least and the greatest absolute range of a channel."""
+
+    path: str
+    low: float
+    high: float
+    clip_low: float
+    clip_high: float
+    narrowest: float
+    widest: float
+    channels: int
+    bins: Bins
+
+
+@dataclass(frozen=True)
+class Weights(Detail):
+    rows: tuple[WeightRow, ...]
+
+
+@dataclass(frozen=True)
+class Layers(Detail):
+    """The report's ``layers`` for one form of the model, each with ``own_sqnr_db``: the noise of that layer alone, given the
+    input that it gets."""
+
+    which: Literal["ptq", "qat"]
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Judgement(Detail):
+    """The report's ``verdict`` as it would be if the run ended with this form of the model."""
+
+    which: Literal["ptq", "qat"]
+    verdict: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step(Detail):
+    """Training so far within an epoch: ``loss`` is the mean since the last of these events, ``done`` and ``total`` count the
+    steps of the whole training."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    done: int
+    total: int
+    loss: float | None
+    lr: float
 
 
 class Ticker:

@@ -41,6 +41,8 @@ class Console:
         if isinstance(event, ev.Progress):
             self._bars.update(event)
             return None
+        if isinstance(event, ev.Detail):
+            return None
         self._bars.clear()
         if self._begins_a_paragraph(event):
             self._screen.line()
