@@ -1,0 +1,181 @@
+"""The one thread that runs the engine. PyTorch is imported here, inside a job, after the first frame."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine import events as ev
+from engine.cancel import StopToken
+from engine.decisions import Answer
+from engine.errors import Cancelled, EngineError, one_line
+from qtui import messages as ms
+
+Steps = Generator[ev.Event, Answer, Any]
+
+# Choosing a model and starting agrees to these; what is found is shown before anything is changed.
+AGREED = frozenset({"trace", "analyze"})
+
+
+class Engine(Protocol):
+    """What the thread needs of the engine; each generator ends as ``engine.pipeline`` says."""
+
+    def examine(self) -> dict[str, Any]: ...
+
+    def run(self, recipe: Mapping[str, Any], stop: StopToken) -> Steps: ...
+
+    def resume(self, directory: Path, stop: StopToken) -> Steps: ...
+
+    def train(self, model: str, data: str, stop: StopToken) -> Steps: ...
+
+
+class TorchEngine:
+    """The engine itself."""
+
+    def examine(self) -> dict[str, Any]:
+        from engine.examine import examine
+
+        return examine()
+
+    def run(self, recipe: Mapping[str, Any], stop: StopToken) -> Steps:
+        """``recipe`` holds a recipe's fields, or ``file`` beside fields that win over that file."""
+        from engine import pipeline
+        from engine.recipe import Recipe
+
+        fields = dict(recipe)
+        file = fields.pop("file", None)
+        made = Recipe.load(file, **fields) if file else Recipe.make(**fields)
+        return pipeline.run(made, None, stop, attended=True)
+
+    def resume(self, directory: Path, stop: StopToken) -> Steps:
+        from engine import pipeline
+
+        return pipeline.resume(directory, stop, attended=True)
+
+    def train(self, model: str, data: str, stop: StopToken) -> Steps:
+        from engine.models.cached import cached_weights
+
+        from engine import pipeline
+
+        out = cached_weights(model, data)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return pipeline.train(model, data, out=out, command=f"qtui train {model} --data {data}", stop=stop)
+
+
+@dataclass(frozen=True)
+class _Work:
+    kind: ms.JobKind
+    begin: Callable[[StopToken], Any]
+    token: StopToken = field(default_factory=StopToken)
+
+
+class EngineThread:
+    """Jobs in, events out, for the life of the process. All public methods may be called from any thread."""
+
+    def __init__(self, post: Callable[[ev.Event], None]) -> None:
+        self._post = post
+        self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[StopToken, Answer]] = queue.SimpleQueue()
+        self._current: _Work | None = None
+        # A daemon thread inside torch aborts the process at exit.
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=False)
+        self._thread.start()
+
+    def submit(self, kind: ms.JobKind, begin: Callable[[StopToken], Any]) -> StopToken:
+        """``begin`` gives a generator of events, or a finished value."""
+        work = _Work(kind, begin)
+        self._jobs.put(work)
+        return work.token
+
+    def answer(self, token: StopToken, value: Answer) -> None:
+        self._answers.put((token, value))
+
+    def stop(self, token: StopToken) -> None:
+        """Ends the job at its next batch, and a wait for an answer at once."""
+        token.set()
+        self._answers.put((token, None))
+
+    def close(self, timeout: float) -> bool:
+        """Stop what runs and end the thread; whether it ended within ``timeout`` seconds."""
+        self._jobs.put(None)
+        if (work := self._current) is not None:
+            self.stop(work.token)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            self._current = work
+            self._post(ms.JobEnded(work.kind, self._carry_out(work)))
+            self._current = None
+
+    def _carry_out(self, work: _Work) -> Any:
+        try:
+            begun = work.begin(work.token)
+            result = self._drive(begun, work.token) if isinstance(begun, Generator) else begun
+        except Cancelled:
+            return "stopped"
+        except EngineError as error:
+            self._post(problem(error))
+            return "failed"
+        except BaseException as error:
+            self._post(_crash(work.kind, error))
+            return "failed"
+        message = _outcome(work.kind, result)
+        if message is not None:
+            self._post(message)
+        return "done"
+
+    def _drive(self, steps: Steps, token: StopToken) -> Any:
+        answer: Answer = None
+        while True:
+            try:
+                event = steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            self._post(event)
+            answer = None
+            if isinstance(event, ev.Ask):
+                answer = True if event.key in AGREED else self._wait(event, token)
+
+    def _wait(self, event: ev.Ask, token: StopToken) -> Answer:
+        self._post(ms.Asking(event.key, event.default))
+        while True:
+            # An answer that came too late for an earlier question, or belongs to an earlier job, is not for this one.
+            owner, value = self._answers.get()
+            if owner is token:
+                return value
+
+
+def problem(error: EngineError) -> ms.Problem:
+    """An engine's error as a panel: its line ends in the next step, and may name a traceback."""
+    text = one_line(error, 2000)
+    trace = ""
+    if found := re.search(r"[;:]? *the traceback is in (\S.*)$", text):
+        text, trace = text[: found.start()], found[1]
+    what, colon, step = text.rpartition(": ")
+    return ms.Problem(what, step, trace) if colon else ms.Problem(text, "", trace)
+
+
+def _outcome(kind: ms.JobKind, result: Any) -> ms.Message | None:
+    if kind == "examine":
+        return ms.Examined(result)
+    if kind == "train":
+        return ms.Trained(str(result))
+    return ms.ReportLoaded(result.data)
+
+
+def _crash(kind: str, error: BaseException) -> ms.Problem:
+    from engine.paths import cache_dir, write_atomic
+
+    path = cache_dir() / "traceback.txt"
+    with contextlib.suppress(OSError):
+        write_atomic(path, traceback.format_exc().encode())
+    return ms.Problem(f"{type(error).__name__} during {kind}: {one_line(error, 300)}", "look at the traceback", str(path))

@@ -1,0 +1,126 @@
+"""What the app can do, without a terminal: commands go to the engine's thread, events come back into ``state``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine import events as ev
+from engine.cancel import StopToken
+from engine.decisions import Answer, Strategy
+from engine.errors import EngineError
+from engine.rundir import RunSummary, list_runs, runs_root
+from qtui import messages as ms
+from qtui.draft import Draft
+from qtui.engine_thread import Engine, EngineThread, TorchEngine, problem
+from qtui.mailbox import Mailbox
+from qtui.state import State, reduce
+
+
+class Session:
+    """``state`` changes in ``pump`` and with each command, always on the caller's thread."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.state = State()
+        self._engine: Engine = engine or TorchEngine()
+        self._mail = Mailbox()
+        self._thread = EngineThread(self._mail.post)
+        self._token: StopToken | None = None
+
+    def pump(self) -> bool:
+        """Take in what the engine said since the last time; whether anything came."""
+        waiting = self._mail.drain()
+        for at, event in waiting:
+            self.state = reduce(self.state, event, at)
+            if isinstance(event, ms.JobEnded) and event.kind != "examine":
+                self.list_runs()
+        return bool(waiting)
+
+    def examine(self) -> None:
+        """Import PyTorch and look at the machine."""
+        self._begin("examine", "starting PyTorch", lambda token: self._engine.examine())
+
+    def start(self, recipe: Mapping[str, Any]) -> None:
+        """Begin a run of a recipe's fields; ``file`` may name a recipe to start from."""
+        data = str((recipe.get("data") or {}).get("name", ""))
+        model = str(recipe.get("model", ""))
+        self._begin("run", f"loading {model}", lambda token: self._engine.run(recipe, token), model, data)
+
+    def resume(self, run: RunSummary) -> None:
+        """Go on with a run that was stopped, here or by another front end."""
+        self.open(run.directory)
+        title = f"resuming {run.directory.name}"
+        self._begin("resume", title, lambda token: self._engine.resume(run.directory, token), run.model, run.data)
+
+    def train(self, model: str, data: str) -> None:
+        """Train a baseline into the cache."""
+        title = f"training {model} on {data}"
+        self._begin("train", title, lambda token: self._engine.train(model, data, token), model, data)
+
+    def open(self, directory: Path) -> None:
+        """Show a run from its files. What cannot be read becomes a problem."""
+        from engine import replay
+        from engine.report import Report
+
+        try:
+            events = replay.read(directory)
+            self._tell(ms.Opened(directory), *events)
+            if (directory / "report.json").exists():
+                self._tell(ms.ReportLoaded(Report.load(directory).data))
+        except EngineError as error:
+            self._tell(problem(error))
+        except OSError as error:
+            self._tell(ms.Problem(f"{directory} cannot be read ({error.strerror})", "choose another run"))
+
+    def answer(self, value: Answer) -> None:
+        """Decide the question that is open; without one nothing happens."""
+        if self._token is not None and self.state.asking is not None:
+            again = isinstance(value, Strategy) and not value.go
+            self._tell(ms.Answered("plan" if again else self.state.asking))
+            self._thread.answer(self._token, value)
+
+    def stop(self) -> None:
+        """End the work within a batch; its state is saved."""
+        if self._token is not None:
+            self._tell(ms.Stopping())
+            self._thread.stop(self._token)
+
+    def enough(self) -> None:
+        """End training now and keep its best epoch."""
+        if self._token is not None:
+            self._tell(ms.Stopping(keep=True))
+            self._token.go_on()
+            self._token.enough()
+
+    def pause(self) -> None:
+        """Hold the work, or go on with it."""
+        if self._token is not None and self.state.job is not None:
+            paused = not self.state.job.paused
+            if paused:
+                self._token.pause()
+            else:
+                self._token.go_on()
+            self._tell(ms.Paused(paused))
+
+    def edit(self, draft: Draft) -> None:
+        self._tell(ms.Edited(draft))
+
+    def dismiss(self) -> None:
+        self._tell(ms.Dismissed())
+
+    def list_runs(self) -> None:
+        self._tell(ms.RunsListed(tuple(list_runs(runs_root()))))
+
+    def close(self, timeout: float = 20.0) -> bool:
+        """Stop what runs, save it, and end the thread; whether it ended in time."""
+        return self._thread.close(timeout)
+
+    def _begin(self, kind: ms.JobKind, title: str, begin: Any, model: str = "", data: str = "") -> None:
+        self._token = self._thread.submit(kind, begin)
+        self._tell(ms.JobStarted(kind, title, model, data))
+
+    def _tell(self, *events: ev.Event) -> None:
+        for event in events:
+            self.state = reduce(self.state, event, time.monotonic())
