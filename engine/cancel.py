@@ -1,21 +1,66 @@
-"""A request to stop, checked at every batch and layer."""
+"""What a run is asked while it goes on: to stop, to pause, to train no further. Looked at in every batch and layer."""
 
 from __future__ import annotations
 
 import threading
+import time
+from queue import SimpleQueue
 
 from engine.errors import Cancelled
 
 
 class StopToken:
-    """Set from any thread or a signal handler; ``check`` raises Cancelled from then on."""
+    """One run's requests, made from any thread or a signal handler; a request to stop or to end training is for good.
+
+    ``check`` belongs to the thread that runs: it raises Cancelled once stopped and waits while paused.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._stopped = self._enough = False
+        # Reentrant: a signal handler may come in between, in the thread that holds it.
+        self._lock = threading.RLock()
+        # Seconds of past pauses, and when the present one began. Replaced as a whole, so that it is read without the lock.
+        self._pauses: tuple[float, float | None] = (0.0, None)
+        # A call that comes just before the wait is still in the queue; a condition variable would miss it.
+        self._wake: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        self._event.set()
+        self._stopped = True
+        self._wake.put(None)
+
+    def pause(self) -> None:
+        with self._lock:
+            past, since = self._pauses
+            self._pauses = (past, time.perf_counter() if since is None else since)
+
+    def go_on(self) -> None:
+        with self._lock:
+            past, since = self._pauses
+            if since is None:
+                return
+            self._pauses = (past + time.perf_counter() - since, None)
+        self._wake.put(None)
+
+    @property
+    def paused(self) -> bool:
+        return self._pauses[1] is not None
+
+    def enough(self) -> None:
+        """Training is to end with the best epoch so far, or with the first where none was judged yet. The run goes on."""
+        self._enough = True
+
+    @property
+    def wants_enough(self) -> bool:
+        return self._enough
 
     def check(self) -> None:
-        if self._event.is_set():
+        """Return, at once or when a pause ends. Raises Cancelled when the run is to stop, paused or not."""
+        while self.paused and not self._stopped:
+            self._wake.get()
+        if self._stopped:
             raise Cancelled
+
+    def clock(self) -> float:
+        """Seconds as of ``time.perf_counter``, which stand still during a pause."""
+        past, since = self._pauses
+        return (time.perf_counter() if since is None else since) - past

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
-from engine.events import Event, Ticker
+from engine.events import Event
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, dequantize, sqnr_db
 from engine.quant.runtime import QuantizedModel
+from engine.ticker import Ticker
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -46,7 +47,7 @@ def compare(
 ) -> Generator[Event, None, dict[str, Quality]]:  # fmt: skip
     """Judge each of ``models`` and the ``reference`` (as ``"reference"``) on a split, in one pass over it."""
     total = data.count(split, limit)
-    ticker = Ticker(stage, total, "img")
+    ticker = Ticker(stage, total, "img", clock=stop.clock)
     sums = {name: [0, 0.0, 0] for name in ("reference", *models)}
     signal, outputs = 0.0, 0
     with torch.inference_mode():
@@ -153,8 +154,8 @@ def latencies(models: Mapping[str, Forward], x: Tensor, stop: StopToken, seconds
         for run in models.values():
             for _ in range(5):
                 run(x)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or min(map(len, spent.values())) < 10:
+        end = stop.clock() + seconds
+        while stop.clock() < end or min(map(len, spent.values())) < 10:
             stop.check()
             for name, run in models.items():
                 start = time.perf_counter()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -287,22 +285,3 @@ class Step(Detail):
     total: int
     loss: float | None
     lr: float
-
-
-class Ticker:
-    """Turns a loop into ``Progress`` events, at most one every ``interval`` seconds and always the last one."""
-
-    def __init__(self, stage: str, total: int, unit: str, interval: float = 0.1) -> None:
-        self.stage, self.total, self.unit, self.interval = stage, total, unit, interval
-        self.done = 0
-        self._start = time.perf_counter()
-        self._last = -float("inf")
-
-    def advance(self, by: int = 1) -> Iterator[Progress]:
-        self.done += by
-        now = time.perf_counter()
-        if self.done < self.total and now - self._last < self.interval:
-            return
-        self._last = now
-        rate = self.done / max(now - self._start, 1e-9)
-        yield Progress(self.stage, self.done, self.total, self.unit, rate, max(self.total - self.done, 0) / rate)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice, Ticker
+from engine.events import EpochFinished, Event, Notice
 from engine.paths import save
+from engine.ticker import Ticker
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -115,7 +116,7 @@ def fit(
             raise _no_checkpoint(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
-        ticker = Ticker(stage, images, "img")
+        ticker = Ticker(stage, images, "img", clock=stop.clock)
         total, step = 0.0, (epoch - 1) * math.ceil(images / schedule.batch)
         seed = schedule.seed * 1000 + epoch
         model.train()

@@ -11,10 +11,11 @@ from torch import fx
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.errors import EngineError
-from engine.events import Event, Ticker
+from engine.events import Event
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams
 from engine.quant.observe import Observed
+from engine.ticker import Ticker
 
 
 def calibrate(
@@ -26,7 +27,7 @@ def calibrate(
         raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
     graph = copy.deepcopy(gm).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     observed = Observed(graph, layout)
-    ticker = Ticker("calibrate", total, "img")
+    ticker = Ticker("calibrate", total, "img", clock=stop.clock)
     for x, _ in data.batches("train", batch, limit=images, device=device):
         stop.check()
         observed.batch(x)
