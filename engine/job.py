@@ -11,15 +11,18 @@ from torch import fx
 
 from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
+from engine.changes import with_epochs, with_fold_later, with_strategy
+from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
 from engine.evaluation import layer_sqnr
-from engine.events import Ask, Event, Finished, Measured, Notice, StageFinished, StageStarted
+from engine.events import Ask, Event, Finished, Measured, Notice, Setting, StageFinished, StageStarted
 from engine.graph.fuse import find_pairs
 from engine.graph.fuse import fuse as fold
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine
-from engine.quant.layout import Layout, arrange
+from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
+from engine.quant.plan import Plan
 from engine.recipe import Recipe, Threshold
 from engine.report import Report
 from engine.rundir import RunDir
@@ -29,7 +32,7 @@ from engine.stages.load import Loaded, absolute
 
 T = TypeVar("T")
 CHECKPOINT = "checkpoints/qat.pt"
-Run = Generator[Event, bool | None, T]
+Run = Generator[Event, Answer, T]
 
 
 def stage(name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
@@ -51,10 +54,12 @@ class _Quantized:
 
 
 class Job:
-    """One run's stages, with what they share. ``doing`` is the stage at work, for messages."""
+    """One run's stages, with what they share. ``doing`` is the stage at work, for messages; ``attended`` means that a person
+    decides at a screen."""
 
-    def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken) -> None:
+    def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken, attended: bool = False) -> None:
         self.recipe, self.loaded, self.machine, self.where, self.stop = recipe, loaded, machine, where, stop
+        self.attended = attended
         self.threshold = Threshold.parse(recipe.threshold)
         # Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it.
         self.kernels = kernels_for(machine)
@@ -70,13 +75,11 @@ class Job:
         return result
 
     def run(self) -> Run[Report]:
+        yield self._setting()
         yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
-        fused, pairs, delta = yield from self._fuse(traced)
-        yield from self._ask("quantize", "Quantize?", needed=True)
-        graph = traced.graph if self.recipe.quantize_first else fused
-        made = yield from self.stage("plan", "Planning", plan.plan(graph, self.machine, self.recipe, traced.time_share))
-        layout = arrange(graph, made.specs())
+        graph, fused, pairs, delta = yield from self._fuse(traced)
+        made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.time_share)
         part = self.recipe.data
         grids = yield from self.stage(
             "calibrate",
@@ -103,7 +106,7 @@ class Job:
             "schema": 1, "model": self.recipe.model,
             "data": summary.data(self.loaded.data, self.recipe),
             "environment": summary.environment(self.machine, self.loaded, self.recipe),
-            "graph": summary.graph(traced, pairs, delta, self.recipe.quantize_first),
+            "graph": summary.graph(traced, pairs, delta, self.recipe),
             "layers": layers, "baseline": baseline, "ptq": ptq.entry, "qat": entry,
             "verdict": verdict, "exports": exports,
         })  # fmt: skip
@@ -115,33 +118,72 @@ class Job:
         yield Finished(str(self.where.path), verdict["met"], verdict["text"])
         return report
 
-    def _ask(self, key: Any, question: str, needed: bool = False) -> Run[bool]:
+    def _setting(self) -> Setting:
+        about = summary.environment(self.machine, self.loaded, self.recipe)
+        return Setting(str(self.where.path), absolute(self.recipe).model_dump(mode="json"), about)
+
+    def _change(self, recipe: Recipe) -> Run[None]:
+        """What was decided belongs to the recipe, so that the run goes on, and runs again, as it was."""
+        if recipe == self.recipe:
+            return
+        self.recipe = recipe
+        self.where.write("recipe.yaml", absolute(recipe).to_yaml())
+        yield self._setting()
+
+    def _ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Run[Answer]:
+        """The answer, never None; anything but False is a yes."""
         self.doing = key
         self.stop.check()
-        answer = yield Ask(key, question)
-        yes = answer is None or answer
-        if needed and not yes:
+        answer = yield Ask(key, question, default)
+        answer = default if answer is None else answer
+        if needed and answer is False:
             raise Cancelled
-        return yes
+        return answer
 
-    def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, tuple[Any, ...], float]]:
-        """The fused graph: the one to quantize, or with ``quantize_first`` the baseline alone."""
-        if not (yield from self._ask("analyze", "Analyze for optimization?")):
-            self._fold_later()
-            return fold(traced.graph, self.loaded.example, find_pairs(traced.graph))
+    def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, fx.GraphModule, tuple[Any, ...], float]]:
+        """The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change."""
+        example = self.loaded.example
+        if (yield from self._ask("analyze", "Analyze for optimization?")) is False:
+            yield from self._fold_later()
+            return traced.graph, *fold(traced.graph, example, find_pairs(traced.graph))
         pairs = yield from self.stage("analyze", "Looking for layers to fold", fuse.analyze(traced.graph))
+        later: tuple[str, ...] = ()
         if self.recipe.quantize_first:
             yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
-        elif not (yield from self._ask("optimize", "Optimize (fold batch normalization)?")):
-            self._fold_later()
-            yield Notice("not folded now: batch normalization is folded at conversion, as with --quantize-first")
-            return fold(traced.graph, self.loaded.example, pairs)
-        return (yield from self.stage("fuse", "Folding", fuse.fuse(traced.graph, self.loaded.example, pairs)))
+        else:
+            fuse.check(pairs, self.recipe.fold_later)
+            answer = yield from self._ask("optimize", "Optimize (fold batch normalization)?")
+            if isinstance(answer, Fold):
+                later = fuse.others(pairs, answer.bns)
+                yield from self._change(with_fold_later(self.recipe, later))
+            later = self.recipe.fold_later
+            if answer is False or (later and not fuse.others(pairs, later)):
+                yield from self._fold_later()
+                yield Notice("not folded now: batch normalization is folded at conversion, as with --quantize-first")
+                return traced.graph, *fold(traced.graph, example, pairs)
+        timed = self.stop if self.attended else None
+        fused, measured, delta = yield from self.stage("fuse", "Folding", fuse.fuse(traced, example, pairs, later, timed))
+        if later:
+            yield Notice(f"folded at conversion: {', '.join(later)}")
+            return fused, *fold(traced.graph, example, pairs)
+        return traced.graph if self.recipe.quantize_first else fused, fused, measured, delta
 
-    def _fold_later(self) -> None:
-        """Without the fold the run is one in the other order: the recipe says so, so that it runs again as it was."""
-        self.recipe = self.recipe.model_copy(update={"quantize_first": True})
-        self.where.write("recipe.yaml", absolute(self.recipe).to_yaml())
+    def _fold_later(self) -> Run[None]:
+        """Without the fold the run is one in the other order."""
+        yield from self._change(self.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
+
+    def _plan(self, graph: fx.GraphModule, size: int, time_share: Mapping[str, float]) -> Run[tuple[Plan, Layout]]:
+        """The plan that was agreed to, made again for each strategy that is asked for."""
+        answer: Answer = None
+        while True:
+            steps = plan.plan(graph, self.machine, self.kernels, self.recipe, time_share, size, again=answer is not None)
+            made = yield from self.stage("plan", "Planning", steps)
+            if isinstance(answer, Strategy) and answer.go:
+                return made
+            answer = yield from self._ask("quantize", "Quantize?", needed=True)
+            if not isinstance(answer, Strategy):
+                return made
+            yield from self._change(with_strategy(self.recipe, answer.preset, answer.rules))
 
     def _convert(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
@@ -166,16 +208,22 @@ class Job:
         """QAT where it is due and wanted; nothing otherwise."""
         part = self.recipe.qat
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
-        if part.mode == "never" or not start.weights or (met and part.mode == "auto"):
+        if part.mode == "never" or not start.weights or (part.mode == "auto" and met and not self.attended):
             return None, None
-        epochs = f"{part.epochs} epoch{'' if part.epochs == 1 else 's'}"
         if part.mode == "auto":
-            yield Notice(f"threshold {self.threshold} is not met by PTQ")
-        if part.mode == "auto" and not (yield from self._ask("qat", f"Train with quantization (QAT, {epochs})?")):
-            return None, None
+            if not met:
+                yield Notice(f"threshold {self.threshold} is not met by PTQ")
+            answer = yield from self._ask("qat", f"Train with quantization (QAT, {_epochs(part.epochs)})?", default=not met)
+            if answer is False:
+                return None, None
+            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
+            # A run that goes on without a person would not ask again where the threshold is met.
+            if met or wanted != part.epochs:
+                yield from self._change(with_epochs(self.recipe, wanted))
+                part = self.recipe.qat
         began = time.perf_counter()
         recipe, seed = self.recipe, self.recipe.seed
-        trained = yield from self.stage("qat", f"Training for {epochs}", qat.train(
+        trained = yield from self.stage("qat", f"Training for {_epochs(part.epochs)}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
             self.where.path / CHECKPOINT, f"{absolute(recipe).fingerprint()} {self.loaded.fingerprint}", self.stop,
         ))  # fmt: skip
@@ -197,3 +245,7 @@ class Job:
         self.stop.check()
         yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back, largest difference {found['parity']['max_abs']:.1e}")
         return [found]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from engine.cancel import StopToken
+from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
@@ -23,16 +24,17 @@ from engine.stages import load
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
 
-def run(recipe: Recipe, out: Path | None, stop: StopToken) -> Run[Report]:
+def run(recipe: Recipe, out: Path | None, stop: StopToken, attended: bool = False) -> Run[Report]:
     """Carry out ``recipe`` in ``out`` (a new folder below ``runs_root()`` by default).
 
-    Yields events; answer an ``Ask`` with ``send``. Raises UsageError or EngineError in one line, and Cancelled once the
-    state is saved. Before loading has succeeded nothing is written.
+    Yields events; answer an ``Ask`` with ``send``. ``attended`` means that a person decides at a screen: training is
+    offered where the threshold is met too, and more is measured on the way. Raises UsageError or EngineError in one
+    line, and Cancelled once the state is saved. Before loading has succeeded nothing is written.
     """
-    return (yield from _guarded(recipe, out, stop, resumed=False))
+    return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended))
 
 
-def resume(directory: Path, stop: StopToken) -> Run[Report]:
+def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
     """Go on with a run that was stopped: the stages before training are done again (seconds), training continues after
     its last whole epoch. What was agreed to is not asked again."""
     directory = find_run(str(directory))
@@ -41,8 +43,8 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
         raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
     if is_running(directory):
         raise UsageError(f"{directory} is still going: stop it first, or wait for it")
-    steps = _guarded(recipe, directory, stop, resumed=True)
-    answer: bool | None = None
+    steps = _guarded(recipe, directory, stop, resumed=True, attended=attended)
+    answer: Answer = None
     thrown: BaseException | None = None
     while True:
         try:
@@ -58,7 +60,7 @@ def resume(directory: Path, stop: StopToken) -> Run[Report]:
                 thrown = error
 
 
-def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -> Run[Report]:
+def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
     seen: list[Event] = []
     loading = _tapped(stage("load", f"Loading {recipe.model}", load.load(recipe)), seen.append)
     try:
@@ -72,7 +74,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool) -
     recipe = recipe.model_copy(update={"isa": machine.isa})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
-    job = Job(recipe, loaded, machine, where, stop)
+    job = Job(recipe, loaded, machine, where, stop, attended)
     try:
         for event in seen:
             where.event(event)
@@ -109,7 +111,7 @@ def _hint(error: Exception) -> str:
 
 def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
     """Pass events on and answers back, showing each event to ``tap`` first."""
-    answer: bool | None = None
+    answer: Answer = None
     while True:
         try:
             event = steps.send(answer)
@@ -126,7 +128,7 @@ def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
 def train(
     model: str, data: str, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
     device: str = "auto", command: str = "", stop: StopToken | None = None,
-) -> Generator[Event, None, Path]:  # fmt: skip
+) -> Run[Path]:  # fmt: skip
     """Train a baseline; the weights file that was written. Raises UsageError or EngineError."""
     from engine.data import registry as data_registry
     from engine.models.registry import find

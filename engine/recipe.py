@@ -201,7 +201,9 @@ class QatPart(_Part):
 
 
 class Recipe(_Part):
-    """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords)."""
+    """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
+
+    ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     weights: Annotated[_Text | None, Field(description="a path, or null")] = None
@@ -212,6 +214,7 @@ class Recipe(_Part):
         Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
     ] = ()
     quantize_first: _Flag = False
+    fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
     threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
     qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
     export: Annotated[
@@ -270,7 +273,8 @@ class Recipe(_Part):
 
     def fingerprint(self) -> str:
         """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
-        asked = self.model_dump(mode="json", exclude={"device", "isa"})
+        # An empty fold_later asks for what a recipe without that key asks for.
+        asked = self.model_dump(mode="json", exclude={"device", "isa"} | (set() if self.fold_later else {"fold_later"}))
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,13 +31,15 @@ class Pair:
     """A convolution (or linear layer) and the batch normalization that reads it, by module path.
 
     ``reason`` says why the pair cannot be folded, None when it can. ``max_abs_delta`` is the largest change of the
-    normalization's output on the example, set once it was folded.
+    normalization's output on the example, set once it was folded. ``conv_node`` and ``bn_node`` name their nodes.
     """
 
     conv: str
     bn: str
     reason: str | None = None
     max_abs_delta: float | None = None
+    conv_node: str = field(default="", compare=False)
+    bn_node: str = field(default="", compare=False)
 
 
 def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
@@ -49,7 +51,8 @@ def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
             continue
         before = source(node)
         if before is not None and kind(before) in ("conv", "conv_transpose", "linear"):
-            pairs.append(Pair(str(before.target), str(node.target), _refusal(before, node, calls)))
+            reason = _refusal(before, node, calls)
+            pairs.append(Pair(str(before.target), str(node.target), reason, conv_node=before.name, bn_node=node.name))
     return tuple(pairs)
 
 

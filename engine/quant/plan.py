@@ -1,57 +1,35 @@
-"""What each layer is to become, and why: a proposal or a preset, under the rules of a recipe.
-
-A plan is a value: editing it returns a new one.
-"""
+"""What each layer is to become, and why: a proposal or a preset, under the rules of a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import fx, nn
 
+from engine.events import LayerRow
 from engine.graph.fuse import find_pairs
 from engine.graph.kinds import kind, module_of
 from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
-from engine.quant.proposal import preset_spec, propose
+from engine.possible import possible
+from engine.presets import PRESETS
+from engine.quant.proposal import propose
 from engine.spec import FP32, LayerSpec, Rule
 
 
 @dataclass(frozen=True)
-class PlannedLayer:
-    """One module. ``requested`` is what rule, preset or proposal asks; ``actual`` what this machine can do of it.
-
-    ``why`` is a sentence; ``rule`` names where the request comes from; ``node`` is the first node that calls it.
-    """
-
-    path: str
-    kind: str
-    node: str
-    params: int
-    requested: LayerSpec
-    actual: LayerSpec
-    rule: str
-    why: str
-    time_share: float = 0.0
-
-
-@dataclass(frozen=True)
 class Plan:
-    layers: tuple[PlannedLayer, ...]
+    """One row a module that holds parameters. ``requested`` is what rule, preset or proposal asks, ``why`` a sentence,
+    ``rule`` names where the request comes from, ``node`` is the first node that calls the module."""
+
+    layers: tuple[LayerRow, ...]
     warnings: tuple[str, ...] = ()
 
     def specs(self) -> dict[str, LayerSpec]:
         return {layer.path: layer.actual for layer in self.layers}
-
-    def edit(self, path: str, spec: LayerSpec, machine: Machine) -> Plan:
-        """A new plan in which the layer at ``path`` is asked to become ``spec``."""
-        return replace(self, layers=tuple(
-            replace(layer, requested=spec, actual=_possible(spec, machine)[0], rule="edited", why="chosen by hand")
-            if layer.path == path else layer for layer in self.layers
-        ))  # fmt: skip
 
 
 def plan(
@@ -63,7 +41,8 @@ def plan(
 ) -> Plan:
     """Resolve ``rules``, then ``preset``, on every layer of ``gm`` that holds parameters.
 
-    ``time_share`` maps node names to their part (0..1) of the fp32 time. A rule that matches nothing gives a warning.
+    ``time_share`` maps node names to their part (0..1) of the fp32 time. A rule that matches nothing gives a warning. The
+    rows do not know their ``kernel``: that takes the layout of the whole plan.
     """
     nodes = _first_calls(gm)
     quantizable = [path for path, node in nodes.items() if kind(node) in ("conv", "linear")]
@@ -78,24 +57,34 @@ def plan(
         params = sum(p.numel() for p in module.parameters())
         index = next((i for i, rule in enumerate(rules) if _matches(rule, path, module)), None)
         used |= {index} if index is not None else set()
-        obstacle = _obstacle(node, module)
+        proposed, proposed_why, obstacle = FP32, "", None
+        if path in folded:
+            obstacle = f"folded into {folded[path]} at conversion"
+        elif path not in quantizable:
+            obstacle = "no integer kernel for this kind of layer"
+        else:
+            proposed, proposed_why = propose(path, node, module, quantizable, params / total, share)
+            obstacle = _obstacle(module)
         if index is not None:
             spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
-        elif path in folded:
-            spec, rule, why = FP32, "kind", f"folded into {folded[path]} at conversion"
         elif path not in quantizable:
-            spec, rule, why = FP32, "kind", "no integer kernel for this kind of layer"
+            spec, rule, why = FP32, "kind", ""
         elif preset == "default":
-            spec, why = propose(path, node, module, quantizable, params / total, share)
-            rule = "proposal"
+            spec, rule, why = proposed, "proposal", proposed_why
         else:
-            spec, rule, why = preset_spec(preset), f"preset {preset}", f"preset {preset}"
-        actual, limit = (FP32, obstacle) if obstacle else _possible(spec, machine)
-        layers.append(
-            PlannedLayer(path, type(module).__name__, node.name, params, spec, actual, rule, f"{why}; {limit}" if limit else why, share)
-        )
+            spec, rule, why = PRESETS[preset], f"preset {preset}", f"preset {preset}"
+        actual, limit = (FP32, obstacle) if obstacle else possible(spec, machine.activation_bits)
+        layers.append(LayerRow(
+            path, type(module).__name__, node.name, params, _weight_shape(module), spec, actual, proposed, rule,
+            "; ".join(filter(None, (why, limit))), proposed_why or obstacle or "", share, "", obstacle is None, obstacle,
+        ))  # fmt: skip
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     return Plan(tuple(layers), tuple(_unused(rule, rules) for rule in unused))
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else ()
 
 
 def _first_calls(gm: fx.GraphModule) -> dict[str, fx.Node]:
@@ -119,10 +108,8 @@ def _unused(rule: Rule, rules: Sequence[Rule]) -> str:
     return f"{where}rule {rule.match!r} matches no layer" + (" that an earlier rule has not taken" if shadowed else "")
 
 
-def _obstacle(node: fx.Node, module: nn.Module) -> str | None:
-    """Why a layer cannot be quantized at all, whatever is asked."""
-    if kind(node) not in ("conv", "linear"):
-        return None if kind(node) == "bn" else "kept in fp32"
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a convolution or linear layer cannot be quantized at all, whatever is asked."""
     if any(p.dtype != torch.float32 for p in module.parameters()):
         return f"its parameters are {next(module.parameters()).dtype}, not float32"
     try:
@@ -130,15 +117,3 @@ def _obstacle(node: fx.Node, module: nn.Module) -> str | None:
     except ValueError as problem:
         return f"no integer kernel takes {problem}"
     return None
-
-
-def _possible(spec: LayerSpec, machine: Machine) -> tuple[LayerSpec, str | None]:
-    """What the machine can do of ``spec``, and a sentence where that is less."""
-    notes = []
-    if spec.weights and spec.weights.granularity == "per-group" and spec.weights.bits > 6:
-        spec = replace(spec, weights=replace(spec.weights, granularity="per-channel"))
-        notes.append("groups need 6 bits or fewer, so one scale per channel")
-    if spec.activations and spec.activations.bits > machine.activation_bits:
-        spec = replace(spec, activations=replace(spec.activations, bits=machine.activation_bits))
-        notes.append("7-bit activations: without VNNI the sums of 8-bit products saturate")
-    return spec, "; ".join(notes) or None

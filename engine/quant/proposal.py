@@ -1,4 +1,4 @@
-"""The proposal: for each layer a spec and a sentence of reason; and the presets, which treat all layers alike."""
+"""The proposal: for each layer a spec and a sentence of reason."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from engine.graph.kinds import kind
+from engine.presets import PRESETS
 from engine.spec import ActivationSpec, LayerSpec, WeightSpec
 
-INT8 = WeightSpec(8, "per-channel")
 _SMALL = 4096
-
-PRESETS: dict[str, LayerSpec] = {
-    "w8a8": LayerSpec(INT8, ActivationSpec(8)),
-    "w4a8": LayerSpec(WeightSpec(4, "per-channel", scale="mse"), ActivationSpec(8)),
-    "w4a4": LayerSpec(WeightSpec(4, "per-channel", scale="mse"), ActivationSpec(4, observer="histogram-mse")),
-    "w8": LayerSpec(INT8),
-    "w4": LayerSpec(WeightSpec(4, "per-channel", scale="mse")),
-}
-
-
-def preset_spec(name: str) -> LayerSpec:
-    return PRESETS[name]
 
 
 def propose(

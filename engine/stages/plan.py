@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import fx
 
-from engine.events import Event, Notice, Table
+from engine.events import Event, LayerRow, Notice, Planned, Table
+from engine.graph.kinds import module_of
+from engine.kernels.base import IntegerLayer, Kernel, geometry
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
+from engine.quant.layout import Layout, Unit, arrange
+from engine.quant.numerics import QParams
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as make_plan
 from engine.recipe import Recipe
 
 
-def plan(gm: fx.GraphModule, machine: Machine, recipe: Recipe, time_share: Mapping[str, float]) -> Generator[Event, None, Plan]:
+def plan(
+    gm: fx.GraphModule, machine: Machine, kernels: Sequence[Kernel], recipe: Recipe, time_share: Mapping[str, float], fp32_bytes: int,
+    again: bool = False,
+) -> Generator[Event, None, tuple[Plan, Layout]]:  # fmt: skip
+    """The plan of ``gm`` and its layout. ``kernels`` are tried in order; ``fp32_bytes`` is the size of the folded fp32 model
+    as a file. ``again`` leaves out what was said of the machine before."""
     made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share)
-    for text in (*made.warnings, *filter(None, [why_simulated(machine)])):
+    layout = arrange(gm, made.specs())
+    labels = _labels(gm, layout, kernels)
+    made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))
+    for text in (*made.warnings, *(() if again else _about(machine, recipe))):
         yield Notice(text, "warning")
-    if machine.saturates:
-        yield Notice(f"{machine.isa} has no VNNI: sums of 8-bit products saturate here, activations use 7 bits", "warning")
-    if recipe.isa and recipe.isa != machine.isa:
-        yield Notice(f"the recipe was made on {recipe.isa}, this machine has {machine.isa}: the numbers can differ", "warning")
     rows = tuple((layer.path, layer.kind, str(layer.actual), layer.why) for layer in made.layers)
     yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "why"), rows)
-    return made
+    yield Planned(made.layers, recipe.preset, machine.activation_bits, fp32_bytes)
+    return made, layout
+
+
+def _about(machine: Machine, recipe: Recipe) -> list[str]:
+    said = [why_simulated(machine)]
+    if machine.saturates:
+        said.append(f"{machine.isa} has no VNNI: sums of 8-bit products saturate here, activations use 7 bits")
+    if recipe.isa and recipe.isa != machine.isa:
+        said.append(f"the recipe was made on {recipe.isa}, this machine has {machine.isa}: the numbers can differ")
+    return [text for text in said if text]
+
+
+def stored_label(bits: int) -> str:
+    """What a layer runs on whose weights alone are integers."""
+    return f"torch fp32 on weights stored in {bits} bits"
+
+
+def _kernel(layer: LayerRow, labels: Mapping[str, str]) -> str:
+    inside = labels.get(layer.node) or labels.get(layer.path)
+    return inside or (stored_label(layer.actual.weights.bits) if layer.actual.weights else "torch fp32")
+
+
+def _labels(gm: fx.GraphModule, layout: Layout, kernels: Sequence[Kernel]) -> dict[str, str]:
+    """The label of each unit's kernel: by path of the layer, by node of the normalization folded into it."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    integer = layout.class_of()
+    found: dict[str, str] = {}
+    for unit in reversed(layout.units):
+        layer = _layer(nodes[unit.layer], unit, unit.output in integer)
+        label = next((kernel.label(layer) for kernel in kernels if kernel.refuses(layer) is None), "torch fp32")
+        found |= {unit.path: label, **({unit.bn: label} if unit.bn else {})}
+    return found
+
+
+def _layer(node: fx.Node, unit: Unit, integer_output: bool) -> IntegerLayer:
+    """The layer as a kernel is asked about it, with grids and scales that stand for those to come."""
+    module, grid = module_of(node), QParams(1.0, 0)
+    weight: torch.Tensor = module.weight  # type: ignore[union-attr, assignment]
+    return IntegerLayer(
+        unit.kind, weight, torch.ones(len(weight)), None, grid, grid if integer_output else None, unit.activation_kind,
+        grid if unit.other else None, **geometry(module),
+    )  # fmt: skip

@@ -11,15 +11,16 @@ import torch
 
 from engine.data.base import Data
 from engine.errors import EngineError
-from engine.events import Table
+from engine.events import LayerRow, Table
 from engine.graph.fuse import Pair
 from engine.kernels.probe import Machine
 from engine.quant.layout import Layout
-from engine.quant.plan import Plan, PlannedLayer
+from engine.quant.plan import Plan
 from engine.quant.runtime import QuantizedModel
 from engine.recipe import Recipe
 from engine.report import Report
 from engine.stages.load import Loaded, absolute
+from engine.stages.plan import stored_label
 from engine.stages.trace import TracedModel
 
 
@@ -38,12 +39,13 @@ def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, A
     }  # fmt: skip
 
 
-def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, quantize_first: bool) -> dict[str, Any]:
+def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, recipe: Recipe) -> dict[str, Any]:
+    later = {} if recipe.quantize_first or not recipe.fold_later else {"later": list(recipe.fold_later)}
     return {
         "nodes": len(traced.graph.graph.nodes), "trace_delta": traced.max_abs_delta,
         "fused": [{"conv": p.conv, "bn": p.bn, "max_abs_delta": p.max_abs_delta} for p in pairs if p.max_abs_delta is not None],
         "refused": [{"conv": p.conv, "bn": p.bn, "reason": p.reason} for p in pairs if p.reason is not None],
-        "fuse_delta": delta, "order": "quantize-first" if quantize_first else "fuse-first",
+        "fuse_delta": delta, "order": "quantize-first" if recipe.quantize_first else "fuse-first", **later,
         "untraced": [{"path": u.path, "kind": u.kind, "reason": u.reason, "where": u.where} for u in traced.untraced],
     }  # fmt: skip
 
@@ -55,11 +57,11 @@ def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str,
     return [_layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr) for layer in plan.layers]
 
 
-def _layer(layer: PlannedLayer, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
+def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
     inside = unit or folded
     kernel, refusal = model.placement[inside] if inside else ("torch fp32", None)
     if inside is None and layer.actual.weights:
-        kernel = f"torch fp32 on weights stored in {layer.actual.weights.bits} bits"
+        kernel = stored_label(layer.actual.weights.bits)
     return {
         "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
         "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
@@ -79,7 +81,8 @@ def layer_table(rows: list[dict[str, Any]]) -> Table:
 def with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
     """Both orders of folding and quantizing side by side, where the other one ran too: beside this run, or before it in
     the same folder."""
-    key = absolute(recipe).model_copy(update={"quantize_first": False}).fingerprint()
+    later = () if recipe.quantize_first else recipe.fold_later
+    key = absolute(recipe).model_copy(update={"quantize_first": False, "fold_later": later}).fingerprint()
     own = {"order": report.data["graph"]["order"], "key": key, "run": directory.name}
     report = Report({**report.data, "order_key": key})
     other = next((r for r in _others(directory) if r.get("order_key") == key and r["graph"]["order"] != own["order"]), None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from torch import Tensor, fx, nn
 
 from engine.errors import EngineError
 from engine.evaluation import time_shares
-from engine.events import Event, Notice, Table
+from engine.events import Event, Graph, NodeRow, Notice, Table
 from engine.graph import table
 from engine.graph.kinds import kind
 from engine.graph.normalize import functional_to_modules
@@ -45,9 +46,17 @@ def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedMod
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
     shares = time_shares(traced.module, example[:1])
     yield graph_table("graph", "Graph", traced.module)
+    yield graph_rows("traced", traced.module, shares)
     return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, shares)
 
 
 def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:
     rows = tuple(row.cells() for row in table.rows(gm))
     return Table(key, f"{title} ─ {len(rows)} nodes", table.COLUMNS, rows)
+
+
+def graph_rows(which: Literal["traced", "fused"], gm: fx.GraphModule, shares: Mapping[str, float]) -> Graph:
+    """``shares`` maps node names to their part of some time; here they are parts of the time of the nodes that are left."""
+    whole = sum(shares.get(node.name, 0.0) for node in gm.graph.nodes) or 1.0
+    rows = (NodeRow(**asdict(row), time_share=shares[row.name] / whole if row.name in shares else None) for row in table.rows(gm))
+    return Graph(which, tuple(rows))

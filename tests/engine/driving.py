@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def untimed() -> Iterator[None]:
-    with one_thread(), patch("engine.stages.evaluate.latencies", _once), patch("engine.evaluation.latencies", _once):
+    with one_thread(), patch("engine.stages.evaluate.latencies", _once), patch("engine.stages.fuse.latencies", _once):
         yield
 
 
