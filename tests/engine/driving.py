@@ -15,6 +15,7 @@ import torch
 
 from engine import pipeline
 from engine.cancel import StopToken
+from engine.decisions import Answer
 from engine.evaluation import Latency
 from engine.events import Ask, Event
 from engine.recipe import Recipe
@@ -95,12 +96,16 @@ def untimed() -> Iterator[None]:
         yield
 
 
+Answers = Mapping[str, "Answer | list[Answer]"]
+
+
 def consume(
-    steps: Any, stop: StopToken, answers: Mapping[str, bool] | None = None, on_event: Callable[[Event, StopToken], None] | None = None
+    steps: Any, stop: StopToken, answers: Answers | None = None, on_event: Callable[[Event, StopToken], None] | None = None
 ) -> Outcome:
-    """Run to the end; an exception is part of the outcome."""
+    """Run to the end; an exception is part of the outcome. A list answers a question that is asked again, in order."""
     seen = Outcome()
-    answer: bool | None = None
+    left = {key: list(given) if isinstance(given, list) else [given] for key, given in (answers or {}).items()}
+    answer: Answer = None
     while True:
         try:
             event = steps.send(answer)
@@ -111,22 +116,23 @@ def consume(
             seen.error = error
             return seen
         seen.events.append(event)
-        answer = (answers or {}).get(event.key) if isinstance(event, Ask) else None
+        given = left.get(event.key) if isinstance(event, Ask) else None
+        answer = None if not given else given.pop(0) if len(given) > 1 else given[0]
         if on_event:
             on_event(event, stop)
 
 
-def drive(recipe: Recipe, out: Path | None, answers: Mapping[str, bool] | None = None, on_event: Any = None) -> Outcome:
+def drive(recipe: Recipe, out: Path | None, answers: Answers | None = None, on_event: Any = None, attended: bool = False) -> Outcome:
     """A run without its timing."""
     stop = StopToken()
     with untimed():
-        return consume(pipeline.run(recipe, out, stop), stop, answers, on_event)
+        return consume(pipeline.run(recipe, out, stop, attended), stop, answers, on_event)
 
 
-def resumed(directory: Path, on_event: Any = None) -> Outcome:
+def resumed(directory: Path, on_event: Any = None, answers: Answers | None = None, attended: bool = False) -> Outcome:
     stop = StopToken()
     with untimed():
-        return consume(pipeline.resume(directory, stop), stop, None, on_event)
+        return consume(pipeline.resume(directory, stop, attended), stop, answers, on_event)
 
 
 def tree(place: Path) -> dict[str, bytes | None]:
