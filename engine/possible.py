@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from engine.spec import LayerSpec
 
+NO_KERNEL = "no integer kernel for this kind of layer"
+
 
 def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | None]:
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the

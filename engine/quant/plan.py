@@ -14,7 +14,7 @@ from engine.graph.fuse import find_pairs
 from engine.graph.kinds import kind, module_of
 from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
-from engine.possible import possible
+from engine.possible import NO_KERNEL, possible
 from engine.presets import PRESETS
 from engine.quant.proposal import propose
 from engine.spec import FP32, LayerSpec, Rule
@@ -49,7 +49,7 @@ def plan(
     total = sum(p.numel() for p in gm.parameters()) or 1
     folded = {pair.bn: pair.conv for pair in find_pairs(gm) if pair.reason is None}
     used: set[int] = set()
-    layers = []
+    layers: dict[str, LayerRow] = {}
     for path, node in nodes.items():
         module = module_of(node)
         assert module is not None
@@ -59,9 +59,9 @@ def plan(
         used |= {index} if index is not None else set()
         proposed, proposed_why, obstacle = FP32, "", None
         if path in folded:
-            obstacle = f"folded into {folded[path]} at conversion"
+            obstacle = _fate(layers[folded[path]])
         elif path not in quantizable:
-            obstacle = "no integer kernel for this kind of layer"
+            obstacle = NO_KERNEL
         else:
             proposed, proposed_why = propose(path, node, module, quantizable, params / total, share)
             obstacle = _obstacle(module)
@@ -74,12 +74,18 @@ def plan(
         else:
             spec, rule, why = PRESETS[preset], f"preset {preset}", f"preset {preset}"
         actual, limit = (FP32, obstacle) if obstacle else possible(spec, machine.activation_bits)
-        layers.append(LayerRow(
+        layers[path] = LayerRow(
             path, type(module).__name__, node.name, params, _weight_shape(module), spec, actual, proposed, rule,
             "; ".join(filter(None, (why, limit))), proposed_why or obstacle or "", share, "", obstacle is None, obstacle,
-        ))  # fmt: skip
+        )  # fmt: skip
     unused = [rule for i, rule in enumerate(rules) if i not in used]
-    return Plan(tuple(layers), tuple(_unused(rule, rules) for rule in unused))
+    return Plan(tuple(layers.values()), tuple(_unused(rule, rules) for rule in unused))
+
+
+def _fate(layer: LayerRow) -> str:
+    """What becomes of the normalization that reads ``layer``: only a layer on integers takes it in."""
+    integer = layer.actual.weights and layer.actual.activations
+    return f"folded into {layer.path} at conversion" if integer else f"stays as it is: {layer.path} computes in fp32"
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:

@@ -1,0 +1,52 @@
+"""How large ``model.safetensors`` will be under a plan, before there is one. Torch-free.
+
+The numbers are counted as ``artifact`` stores them; the text around them (steps, names, the recipe) is estimated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from engine.events import LayerRow
+from engine.possible import NO_KERNEL, possible
+from engine.spec import LayerSpec, WeightSpec
+
+# Bytes of JSON beyond what the fp32 file has, by measurement: for the file, for a layer on integers or in fp32, for groups.
+_FILE_TEXT, _INTEGER_TEXT, _FLOAT_TEXT, _GROUPS_TEXT = 2000, 600, 1000, 100
+_WIDEST = 8
+
+
+def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[str, LayerSpec]) -> int:
+    """The size when each layer becomes what ``specs`` says by path, or else its ``actual``.
+
+    ``fp32_bytes`` is the size of the folded fp32 model as a file. Layers that are not ``editable`` stay in fp32.
+    """
+    size = fp32_bytes + _FILE_TEXT
+    before: LayerRow | None = None
+    for layer in layers:
+        if layer.kind.startswith("BatchNorm") and layer.obstacle != NO_KERNEL and before and not _on_integers(before, specs):
+            # It is not folded after all: its four vectors and a counter, less the bias that folding would give a layer without one.
+            biased = before.params > math.prod(before.weight_shape)
+            size += (8 if biased else 6) * layer.params + 8 + _FLOAT_TEXT
+        before = layer
+        spec = possible(specs.get(layer.path, layer.actual), _WIDEST)[0]
+        if layer.editable and spec.weights:
+            size += _GROUPS_TEXT if spec.weights.granularity == "per-group" else 0
+            size += stored_bytes(layer.weight_shape, spec.weights) - 4 * math.prod(layer.weight_shape)
+        if layer.editable:
+            size += _INTEGER_TEXT if _on_integers(layer, specs) else _FLOAT_TEXT
+    return size
+
+
+def _on_integers(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> bool:
+    spec = specs.get(layer.path, layer.actual)
+    return layer.editable and spec.weights is not None and spec.activations is not None
+
+
+def stored_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
+    """Integers, scales and group multipliers of one layer's weights, of shape (out, in, ...)."""
+    out, inputs = shape[0], math.prod(shape[1:])
+    values = math.ceil(out * inputs / 2) if spec.bits <= 4 else out * inputs
+    groups = out * math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 0
+    return values + 4 * out + groups
