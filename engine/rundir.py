@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
-from engine.events import Event, Failed, Progress
+from engine.events import Event, Failed, Progress, Ranges
 from engine.paths import save, unwritable
 from engine.report import finite
 
@@ -111,8 +111,9 @@ class RunDir:
 
     def event(self, event: Event) -> None:
         """Raises EngineError, as all that writes here."""
-        # Progress ticks ten times a second and replays nothing that the other events do not.
-        if isinstance(event, Progress) or self._events is None:
+        # These tick while a stage works, and tell nothing that the events at its end do not.
+        ticks = isinstance(event, Progress) or (isinstance(event, Ranges) and not event.final)
+        if ticks or self._events is None:
             return
         try:
             self._events.write(json.dumps(finite(event.to_dict()), allow_nan=False) + "\n")
