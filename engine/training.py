@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice
+from engine.events import EpochFinished, Event, Notice, Step
 from engine.paths import save
-from engine.ticker import Ticker
+from engine.ticker import Every, Ticker
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -49,7 +49,7 @@ class Schedule:
 @dataclass(frozen=True)
 class Fitted:
     """``best`` is the state of the best epoch (counted from 1), ``value`` its validation metric (0..1); ``losses`` and
-    ``values`` hold each epoch's mean training loss and validation metric."""
+    ``values`` hold each epoch's mean training loss and validation metric, fewer than were asked for when it was enough."""
 
     best: dict[str, Tensor]
     value: float
@@ -97,11 +97,13 @@ def fit(
     """Train ``model`` in place on the training split and judge each epoch on the validation split (by accuracy).
 
     ``groups`` may scale the learning rate of a group by its ``factor``. With ``checkpoint`` each epoch is saved whole;
-    a file of the same ``fingerprint`` is continued. Raises EngineError when the loss is not finite, Cancelled on stop.
+    a file of the same ``fingerprint`` is continued. When ``stop`` says enough, it ends at the next batch and the epoch
+    that was begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
     """
     optimizer = torch.optim.SGD(groups or parameter_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
     images = data.count("train")
-    steps = schedule.epochs * math.ceil(images / schedule.batch)
+    batches = math.ceil(images / schedule.batch)
+    steps = schedule.epochs * batches
     losses: list[float] = []
     values: list[float] = []
     scores: list[tuple[float, ...]] = []
@@ -115,14 +117,18 @@ def fit(
         except Exception as error:
             raise _no_checkpoint(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
+    due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         ticker = Ticker(stage, images, "img", clock=stop.clock)
-        total, step = 0.0, (epoch - 1) * math.ceil(images / schedule.batch)
+        running, step = _Running(device), (epoch - 1) * batches
         seed = schedule.seed * 1000 + epoch
         model.train()
         before_epoch(epoch)
         for x, y in data.batches("train", schedule.batch, seed=seed, augment=schedule.augment, device=device):
             stop.check()
+            if stop.wants_enough and scores:
+                yield Notice(f"training was ended after epoch {len(scores)} of {schedule.epochs}")
+                return _fitted(best, losses, values, scores)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
             x = x.contiguous(memory_format=torch.channels_last)
@@ -132,12 +138,15 @@ def fit(
             if schedule.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             optimizer.step()
-            total += value.item() * len(x)
+            running.add(value, len(x))
             step += 1
-            if not math.isfinite(total):
-                raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
+            if due() or step % batches == 0:
+                mean = running.read()
+                if not math.isfinite(mean):
+                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
+                yield Step(stage, epoch, schedule.epochs, step, steps, mean, schedule.rate(step - 1, steps))
             yield from ticker.advance(len(x))
-        losses.append(total / images)
+        losses.append(running.total / images)
         if judge is None:
             top = accuracy(model, data, "validation", schedule.batch * 4, stop, device)
             judged = Judged(top, (top,))
@@ -153,8 +162,34 @@ def fit(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             _save(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
         yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
+    return _fitted(best, losses, values, scores)
+
+
+def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float], scores: list[tuple[float, ...]]) -> Fitted:
     last = max(range(len(scores)), key=lambda i: (scores[i], i))
     return Fitted(best, values[last], last + 1, tuple(losses), tuple(values))
+
+
+class _Running:
+    """The loss of an epoch, summed on the device that computes it: reading it at every step would make a GPU wait.
+
+    ``total`` is the sum over the images as of the last ``read``, as doubles add it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.total = 0.0
+        self._sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._images = 0
+
+    def add(self, mean: Tensor, images: int) -> None:
+        self._sum += mean.detach().double() * images
+        self._images += images
+
+    def read(self) -> float:
+        """The mean over the images since the last call."""
+        before, self.total = self.total, self._sum.item()
+        images, self._images = self._images, 0
+        return (self.total - before) / images
 
 
 def accuracy(

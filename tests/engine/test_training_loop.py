@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.cancel import StopToken
 from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
-from engine.events import EpochFinished, Event, Notice, Progress
+from engine.events import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
 from engine.stages.baseline import DEFAULTS, schedule_for, train_baseline
 from engine.training import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
@@ -237,11 +237,168 @@ def test_a_checkpoint_that_lacks_parts_is_named(tmp_path: Path, content: Any) ->
 def test_a_stop_is_heard_within_a_batch(tmp_path: Path) -> None:
     stop = StopToken()
     steps = fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
-    assert isinstance(next(steps), Progress)
+    while not isinstance(next(steps), Progress):
+        pass
     stop.set()
     with pytest.raises(Cancelled):
         next(steps)
     assert not (tmp_path / "c.pt").exists()
+
+
+# Steps, and enough of them.
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that moves by a tenth of a second at every look at the token."""
+    now = [0.0]
+    real_check = StopToken.check
+
+    def check(token: StopToken) -> None:
+        now[0] += 0.1
+        real_check(token)
+
+    monkeypatch.setattr(StopToken, "check", check)
+    monkeypatch.setattr(StopToken, "clock", lambda token: now[0])
+    return now
+
+
+def by_image(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.sum() * 0 + len(x)
+
+
+def test_steps_come_four_times_a_second_and_at_the_end_of_an_epoch(slow: list[float]) -> None:
+    """Four batches an epoch, 0.1 s each and 0.1 s for the judge: 16, 16, 16 and 12 images."""
+    times: list[float] = []
+    steps: list[Step] = []
+    for event in fit(net(), DATA, Schedule(2, 16, 0.1), stage="qat", stop=StopToken(), loss=by_image):
+        if isinstance(event, Step):
+            steps.append(event)
+            times.append(round(slow[0], 1))
+    assert [(s.epoch, s.done) for s in steps] == [(1, 1), (1, 4), (2, 6), (2, 8)]
+    assert times == [0.1, 0.4, 0.7, 0.9]
+    assert {(s.stage, s.epochs, s.total) for s in steps} == {("qat", 2, 8)}
+    assert [s.loss for s in steps] == pytest.approx([16, (16 * 16 * 2 + 12 * 12) / 44, 16, (16 * 16 + 12 * 12) / 28])
+    assert [s.lr for s in steps] == [Schedule(2, 16, 0.1).rate(s.done - 1, 8) for s in steps]
+
+
+def test_an_epochs_last_step_is_told_even_if_one_was_told_just_before() -> None:
+    """All of this takes a few milliseconds."""
+    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken()))
+    steps = [event for event in events if isinstance(event, Step)]
+    assert {step.done for step in steps} >= {4, 8, 12, 16} and len(steps) < 16
+    assert all(type(step.loss) is float for step in steps)
+
+
+def test_the_epochs_loss_is_what_adding_up_doubles_gives() -> None:
+    given: list[tuple[float, int]] = []
+
+    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        value = nn.functional.cross_entropy(logits, labels)
+        given.append((value.item(), len(x)))
+        return value
+
+    result = fitted(net(), SCHEDULE, loss=loss)
+    for epoch, found in enumerate(result.losses):
+        total = 0.0
+        for value, images in given[4 * epoch : 4 * epoch + 4]:
+            total += value * images
+        assert found == total / 60
+
+
+def test_after_a_resume_the_steps_go_on_counting(tmp_path: Path) -> None:
+    stop, more = StopToken(), {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    with pytest.raises(Cancelled):
+        run(fit(net(), DATA, SCHEDULE, stop=stop, **more), stop_at=3, stop=stop)
+    _, events = run(fit(net(), DATA, SCHEDULE, stop=StopToken(), **more))
+    first, *_, last = [event for event in events if isinstance(event, Step)]
+    assert (first.epoch, first.done, first.total) == (4, 13, 16) and last.done == 16
+
+
+def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> None:
+    """In the second batch of the second epoch, where nothing is told: the first epoch alone is on the disk."""
+    seen, judged = [], []
+
+    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(1)
+        return logits.sum() * (math.nan if len(seen) == 6 else 1)
+
+    def judge() -> Generator[Event, None, Judged]:
+        yield Notice("judged")
+        judged.append(1)
+        return Judged(0.5, (0.5,))
+
+    steps = fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, checkpoint=tmp_path / "c.pt", fingerprint="a")
+    with pytest.raises(EngineError, match="not finite in epoch 2"):
+        run(steps)
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["losses"]) == len(judged) == 1
+
+
+def ended(when: Any, model: nn.Module | None = None, **more: Any) -> tuple[Fitted, list[Event]]:
+    """Training of which it is enough from the first event on that ``when`` picks."""
+    stop, seen = StopToken(), []
+    steps = fit(model or net(), DATA, SCHEDULE, stage="train", stop=stop, **more)
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            return end.value, seen
+        seen.append(event)
+        if when(event):
+            stop.enough()
+
+
+@pytest.mark.parametrize(
+    ("when", "epochs"),
+    [
+        (lambda e: isinstance(e, Progress), 1),
+        (lambda e: isinstance(e, EpochFinished), 1),
+        (lambda e: isinstance(e, EpochFinished) and e.epoch == 2, 2),
+        (lambda e: isinstance(e, Step) and e.done == 9, 2),
+        (lambda e: isinstance(e, EpochFinished) and e.epoch == 4, 4),
+    ],
+    ids=["in the first epoch", "after the first", "after the second", "in the third", "after the last"],
+)
+def test_enough_ends_training_with_the_best_epoch(when: Any, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.training.Every", lambda *_: lambda: True)
+    scores = iter([0.4, 0.3, 0.9, 0.8])
+    states: list[dict[str, Tensor]] = []
+
+    model = net()
+
+    def judge() -> Generator[Event, None, Judged]:
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        value = next(scores)
+        yield Progress("train", 1, 1, "img")
+        return Judged(value, (value,))
+
+    result, events = ended(when, judge=judge, model=model)
+    best = 3 if epochs == 4 else 1
+    assert len(result.losses) == len(result.values) == epochs
+    assert (result.epoch, result.value) == (best, {1: 0.4, 3: 0.9}[best])
+    assert all(torch.equal(result.best[name], states[best - 1][name]) for name in result.best)
+    asked = [e for e in events if isinstance(e, Step) and e.epoch > epochs]
+    assert len(asked) <= 1
+    told = [e.text for e in events if isinstance(e, Notice)]
+    assert told == ([f"training was ended after epoch {epochs} of 4"] if epochs < 4 else [])
+
+
+def test_what_was_ended_early_can_be_continued(tmp_path: Path) -> None:
+    more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
+    result, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
+    assert result.losses == fitted(net(), SCHEDULE).losses
+
+
+def test_enough_that_was_said_before_a_resume_keeps_what_there_is(tmp_path: Path) -> None:
+    more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    first, _ = ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
+    stop = StopToken()
+    stop.enough()
+    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, **more))
+    assert not [e for e in events if isinstance(e, EpochFinished | Step)]
+    assert (again.losses, again.epoch) == (first.losses, first.epoch)
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
