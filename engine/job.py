@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,11 +35,11 @@ CHECKPOINT = "checkpoints/qat.pt"
 Run = Generator[Event, Answer, T]
 
 
-def stage(name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
-    start = time.perf_counter()
+def stage(name: str, title: str, steps: Generator[Event, Any, T], clock: Callable[[], float] = time.perf_counter) -> Run[T]:
+    start = clock()
     yield StageStarted(name, title)
     result = yield from steps
-    yield StageFinished(name, round(time.perf_counter() - start, 3))
+    yield StageFinished(name, round(clock() - start, 3))
     return result
 
 
@@ -69,9 +69,9 @@ class Job:
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
         self.stop.check()
-        start = time.perf_counter()
-        result = yield from stage(name, title, steps)
-        self.seconds += time.perf_counter() - start
+        start = self.stop.clock()
+        result = yield from stage(name, title, steps, self.stop.clock)
+        self.seconds += self.stop.clock() - start
         return result
 
     def run(self) -> Run[Report]:
@@ -221,19 +221,20 @@ class Job:
             if met or wanted != part.epochs:
                 yield from self._change(with_epochs(self.recipe, wanted))
                 part = self.recipe.qat
-        began = time.perf_counter()
+        began = self.stop.clock()
         recipe, seed = self.recipe, self.recipe.seed
         trained = yield from self.stage("qat", f"Training for {_epochs(part.epochs)}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
             self.where.path / CHECKPOINT, f"{absolute(recipe).fingerprint()} {self.loaded.fingerprint}", self.stop,
         ))  # fmt: skip
-        seconds = time.perf_counter() - began
+        seconds = self.stop.clock() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
         done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(converted, fp32, seconds))
         kept, why = compare.better(done.seen, ptq.seen, self.threshold)
         fitted = trained.fitted
         entry = {
-            "epochs": part.epochs, "best_epoch": fitted.epoch, "loss": list(fitted.losses), "validation_values": list(fitted.values),
+            "epochs": len(fitted.losses), "asked_epochs": part.epochs, "ended_early": len(fitted.losses) < part.epochs,
+            "best_epoch": fitted.epoch, "loss": list(fitted.losses), "validation_values": list(fitted.values),
             **done.entry, "kept": kept, "why": why,
         }  # fmt: skip
         yield Measured("qat", entry)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from engine import pipeline
 from engine.cancel import StopToken
 from engine.data import registry
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import Ask, EpochFinished, Event, Finished, Notice, Progress, StageStarted, Stopped
+from engine.events import Ask, EpochFinished, Event, Finished, Notice, Progress, StageFinished, StageStarted, Stopped
 from engine.models.custom import build
 from engine.recipe import Recipe
 from engine.report import Report
@@ -189,6 +191,51 @@ def test_a_stopped_training_goes_on_and_ends_the_same(trained: Any, tiny: Make, 
     assert state_of(run) == "finished"
     lines = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     assert lines.count("Stopped") == 1 and lines[-1] == "Finished" and lines.count("EpochFinished") == 3
+
+
+def enough_after_the_first(event: Event, stop: StopToken) -> None:
+    if isinstance(event, EpochFinished):
+        stop.enough()
+
+
+def test_training_that_was_ended_early_is_measured_and_says_so(trained: Any, tiny: Make, tmp_path: Path) -> None:
+    outcome = drive(tiny(**QAT), tmp_path / "run", on_event=enough_after_the_first)
+    short, whole = outcome.data["qat"], trained[1].data["qat"]
+    assert (short["epochs"], short["asked_epochs"], short["ended_early"], short["best_epoch"]) == (1, 3, True, 1)
+    assert (whole["epochs"], whole["asked_epochs"], whole["ended_early"]) == (3, 3, False)
+    assert short["loss"] == whole["loss"][:1] and short["validation_values"] == whole["validation_values"][:1]
+    assert short["validation"]["error"]["mse"] > whole["validation"]["error"]["mse"]
+    assert [notice.text for notice in outcome.of(Notice) if "ended" in notice.text] == ["training was ended after epoch 1 of 3"]
+    assert state_of(tmp_path / "run") == "finished" and outcome.data["exports"][0]["parity"]["max_abs"] == 0
+
+
+def test_a_resumed_run_trains_the_epochs_that_were_given_up(trained: Any, tiny: Make, tmp_path: Path) -> None:
+    """Stopped after training had been ended early: the recipe still asks for three epochs."""
+
+    def and_stop_while_measuring(event: Event, stop: StopToken) -> None:
+        enough_after_the_first(event, stop)
+        if isinstance(event, StageStarted) and event.title == "Measuring the trained model":
+            stop.set()
+
+    drive(tiny(**QAT), tmp_path / "run", on_event=and_stop_while_measuring)
+    again = resumed(tmp_path / "run")
+    assert [e.epoch for e in again.of(EpochFinished)] == [2, 3]
+    assert figures(again.data) == figures(trained[1].data) and not again.data["qat"]["ended_early"]
+
+
+def test_a_pause_is_in_no_time_that_a_run_tells(tiny: Make, tmp_path: Path) -> None:
+    def pause(event: Event, stop: StopToken) -> None:
+        if isinstance(event, StageStarted) and event.stage == "calibrate":
+            stop.pause()
+            threading.Timer(1.0, stop.go_on).start()
+
+    began = time.perf_counter()
+    outcome = drive(tiny(), tmp_path / "run", on_event=pause)
+    spent = time.perf_counter() - began
+    seconds = {event.stage: event.seconds for event in outcome.of(StageFinished)}
+    assert outcome.error is None and seconds["calibrate"] < 0.9 and sum(seconds.values()) <= spent - 0.9
+    assert outcome.data["ptq"]["seconds"] <= spent - 0.9
+    assert all(event.eta < 0.9 for event in outcome.of(Progress) if event.stage == "calibrate")
 
 
 def test_a_finished_run_is_not_resumed(trained: Any) -> None:
