@@ -30,5 +30,12 @@ class Draft:
             return Draft(plan, self.specs, self.marked, self.past, self.future)
         return Draft(plan, new.specs, frozenset(), (*self.past, self.specs))
 
+    @property
+    def predicted_bytes(self) -> int:
+        """The size of ``model.safetensors`` under these specs."""
+        from engine.sizes import predicted_bytes
+
+        return predicted_bytes(self.plan.fp32_bytes, self.plan.layers, self.specs)
+
     def layer(self, path: str) -> LayerRow | None:
         return next((row for row in self.plan.layers if row.path == path), None)

@@ -1,0 +1,177 @@
+"""Every key, once: this table gives the bindings, the footer, the palette, the help and the README's table of keys.
+
+An action ``x`` is the method ``do_x`` of the screen it belongs to, or of the app where ``where`` is ``("*",)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qtui import reasons
+from qtui.state import State
+
+EVERYWHERE = ("*",)
+Reason = Callable[[State], str | None]
+
+
+@dataclass(frozen=True)
+class Action:
+    """``keys`` in Textual's names, the first is shown; ``footer`` ranks it in the footer (0: not there, the highest goes
+    last); ``why_not`` gives the sentence that says why it cannot act now, or None."""
+
+    id: str
+    keys: tuple[str, ...]
+    label: str
+    help: str
+    where: tuple[str, ...]
+    footer: int = 0
+    why_not: Reason = reasons.never
+    group: str = ""
+
+
+def _everywhere() -> tuple[Action, ...]:
+    return (
+        Action("help", ("question_mark", "f1"), "help", "The keys of this screen, and what they do.", EVERYWHERE, 1),
+        Action("palette", ("ctrl+p",), "all actions", "Find any action by name.", EVERYWHERE),
+        Action("stage_model", ("1",), "models", "Go to the models and runs.", EVERYWHERE, group="stages"),
+        Action("stage_graph", ("2",), "graph", "Go to the graph.", EVERYWHERE, group="stages", why_not=reasons.no_graph),
+        Action("stage_strategy", ("3",), "strategy", "Go to the strategy.", EVERYWHERE, group="stages", why_not=reasons.no_plan),
+        Action("stage_calibrate", ("4",), "calibrate", "Go to the calibration and its result.", EVERYWHERE, group="stages", why_not=reasons.no_calibration),
+        Action("stage_train", ("5",), "train", "Go to the training.", EVERYWHERE, group="stages", why_not=reasons.no_training),
+        Action("stage_report", ("6",), "report", "Go to the report.", EVERYWHERE, group="stages", why_not=reasons.no_report),
+        Action("previous", ("left_square_bracket",), "back", "Go to the stage before this one.", EVERYWHERE, group="stages"),
+        Action("log", ("L",), "log", "Show or hide what the engine said.", EVERYWHERE),
+        Action("theme", ("T",), "theme", "Change between dark, light and colour-blind safe.", EVERYWHERE),
+        Action("quit", ("q", "ctrl+q"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
+    )  # fmt: skip
+
+
+def _models() -> tuple[Action, ...]:
+    where = ("model",)
+    return (
+        Action("filter", ("slash",), "filter", "Show only the lines that hold a text; Esc shows all.", where, 2),
+        Action("data", ("d",), "data", "Choose the data set, or give a folder of images.", where, 3, reasons.busy),
+        Action("own", ("o",), "your own", "Give your own model as file.py:factory or package.module:factory.", where, 0, reasons.busy),
+        Action("weights", ("w",), "weights", "Give a weights file (.safetensors or .pt) for the model.", where, 0, reasons.busy),
+        Action("device", ("v",), "device", "Choose the device that calibrates and trains.", where, 0, reasons.busy),
+        Action("threshold", ("e",), "threshold", "Set the error that the quantized model may have.", where, 0, reasons.busy),
+        Action("recipe", ("O",), "open recipe", "Start from a recipe file.", where, 0, reasons.busy),
+        Action("baseline", ("t",), "train", "Train a baseline for this model on this data.", where, 0, reasons.busy),
+        Action("resume", ("r",), "resume", "Go on with the stopped run under the cursor, or the latest one.", where, 4, reasons.cannot_resume),
+        Action("pane", ("tab",), "models/runs", "Change between the models and the runs.", where, 5),
+        Action("next", ("n",), "load ▸", "Load the model, trace it and show its graph; on a run: open it.", where, 9, reasons.cannot_start),
+    )  # fmt: skip
+
+
+def _graph() -> tuple[Action, ...]:
+    where = ("graph",)
+    return (
+        Action("mark", ("space",), "mark", "Fold this pair, or leave it for the conversion.", where, 2, reasons.fold_not_open),
+        Action("mark_all", ("a",), "all", "Fold every pair.", where, 0, reasons.fold_not_open),
+        Action("mark_none", ("x",), "none", "Fold nothing now: normalization is folded at conversion.", where, 0, reasons.fold_not_open),
+        Action("fold", ("f",), "fold", "Fold the marked pairs and stay here to see the effect.", where, 3, reasons.fold_not_open),
+        Action("compare", ("b",), "before/after", "The graph before and after folding, side by side.", where, 4, reasons.not_folded),
+        Action("filter", ("slash",), "filter", "Show only the nodes that hold a text; Esc shows all.", where, 5),
+        Action("detail", ("enter",), "details", "Everything about the node under the cursor.", where, 0),
+        Action("next", ("n",), "strategy ▸", "Fold what is marked and go on to the strategy.", where, 9, reasons.no_graph),
+    )  # fmt: skip
+
+
+def _strategy() -> tuple[Action, ...]:
+    where, edit = ("strategy",), reasons.no_plan
+    return (
+        Action("weights", ("w",), "weights", "Next number of weight bits: 8, 4, 3, 2 …", where, 2, edit, "edit"),
+        Action("activations", ("a",), "activations", "Next number of activation bits: 8, 7, 6, 4, or none (weight-only).", where, 3, edit, "edit"),
+        Action("granularity", ("c",), "channels/groups", "One scale per tensor, per channel, or per group of inputs.", where, 0, edit, "edit"),
+        Action("rounding", ("m",), "weight scale", "Weight scale from the largest weight, or of least squared error.", where, 0, edit, "edit"),
+        Action("observer", ("r",), "observer", "Next observer of activation ranges.", where, 0, edit, "edit"),
+        Action("symmetric", ("s",), "symmetric", "Symmetric or affine activations.", where, 0, edit, "edit"),
+        Action("keep", ("k",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),
+        Action("reset", ("z",), "as proposed", "Back to what was proposed for the layer.", where, 0, edit, "edit"),
+        Action("mark", ("space",), "mark", "Mark the layer: edits then change all marked layers.", where, 0, edit, "edit"),
+        Action("mark_none", ("x",), "unmark", "Take away all marks.", where, 0, edit, "edit"),
+        Action("undo", ("u",), "undo", "Take back the last edit.", where, 5, reasons.no_undo, "edit"),
+        Action("redo", ("U", "ctrl+r"), "redo", "Do again what was taken back.", where, 0, reasons.no_redo, "edit"),
+        Action("preset", ("p",), "preset", "Plan all layers anew from a preset.", where, 0, reasons.replan_not_open),
+        Action("diff", ("d",), "diff", "What differs from the proposal.", where, 0, edit),
+        Action("save", ("S",), "save recipe", "Write this strategy as a recipe file.", where, 0, edit),
+        Action("open", ("O",), "open recipe", "Take the strategy of a recipe file.", where, 0, reasons.replan_not_open),
+        Action("filter", ("slash",), "filter", "Show only the layers that hold a text; Esc shows all.", where, 0),
+        Action("detail", ("enter",), "open/close", "Open or close a module; on a layer: everything about it.", where, 0),
+        Action("next", ("n",), "calibrate ▸", "Calibrate and measure with this strategy.", where, 9, reasons.cannot_calibrate),
+    )  # fmt: skip
+
+
+def _calibrate() -> tuple[Action, ...]:
+    where = ("calibrate",)
+    return (
+        Action("view", ("v",), "ranges/layers", "Change between the ranges of the calibration and the measured layers.", where, 2, reasons.not_measured),
+        Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 3, reasons.not_measured),
+        Action("log_scale", ("y",), "log counts", "Counts of the histograms on a logarithmic scale, or a linear one.", where, 0),
+        Action("pause", ("p",), "pause", "Hold the work, or go on with it.", where, 0, reasons.not_running),
+        Action("stop", ("s",), "stop", "Stop within a batch; the run can be resumed.", where, 4, reasons.not_running),
+        Action("edit", ("e",), "edit strategy", "Go back to the strategy; measuring again is a run of its own.", where, 0, reasons.no_plan),
+        Action("train", ("t",), "train", "Train with quantization (QAT) from these ranges.", where, 5, reasons.train_not_open),
+        Action("epochs", ("E",), "epochs", "Train for a number of epochs that you give.", where, 0, reasons.train_not_open),
+        Action("next", ("n",), "report ▸", "Finish with what was measured.", where, 9, reasons.not_measured_yet),
+    )  # fmt: skip
+
+
+def _train() -> tuple[Action, ...]:
+    where = ("train",)
+    return (
+        Action("stop", ("s",), "stop, keep best", "End training now; the best epoch so far is kept and measured.", where, 2, reasons.no_epoch),
+        Action("pause", ("p",), "pause", "Hold the training, or go on with it.", where, 3, reasons.not_running),
+        Action("halt", ("S",), "stop and save", "Stop within a batch and save; the run can be resumed later.", where, 4, reasons.not_running),
+        Action("log_scale", ("y",), "log loss", "The loss on a logarithmic scale, or a linear one.", where, 0),
+        Action("next", ("n",), "report ▸", "Go on to the report.", where, 9, reasons.no_report),
+    )  # fmt: skip
+
+
+def _report() -> tuple[Action, ...]:
+    where = ("report",)
+    return (
+        Action("detail", ("enter",), "layer", "Everything about the layer under the cursor.", where, 2),
+        Action("files", ("f",), "files", "The run's files and exports.", where, 3, reasons.no_report),
+        Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 4),
+        Action("axis", ("x",), "size/latency", "Compare by size, or by latency.", where, 0),
+        Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),
+        Action("copy", ("y",), "copy", "Copy the summary to the clipboard, and write it to a file.", where, 5, reasons.no_report),
+        Action("edit", ("e",), "edit strategy", "Take this run's strategy and change it: measuring again is a run of its own.", where, 0, reasons.no_plan),
+        Action("again", ("t",), "train", "Run again with training, from the same recipe.", where, 0, reasons.cannot_train_again),
+        Action("next", ("n", "m"), "models ▸", "Choose another model, or open another run.", where, 9),
+    )  # fmt: skip
+
+
+ACTIONS: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_everywhere())
+
+
+def of(where: str) -> tuple[Action, ...]:
+    """The actions of a screen, its own first."""
+    return (*(a for a in ACTIONS if where in a.where), *(a for a in ACTIONS if a.where == EVERYWHERE))
+
+
+def footer(where: str) -> tuple[Action, ...]:
+    """At most six, in the order of the footer."""
+    return tuple(sorted((a for a in of(where) if a.footer), key=lambda a: a.footer))[:6]
+
+
+_SHOWN = {
+    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1",
+}  # fmt: skip
+
+
+def key_text(key: str) -> str:
+    """A key as a person knows it."""
+    return _SHOWN.get(key, key)
+
+
+def markdown(titles: Sequence[tuple[str, str]]) -> str:
+    """The README's table of keys; ``titles`` are (screen, title)."""
+    lines = ["| screen | key | does |", "|---|---|---|"]
+    for where, title in (*titles, ("*", "everywhere")):
+        for action in (a for a in ACTIONS if where in a.where):
+            keys = " ".join(f"`{key_text(key)}`" for key in action.keys)
+            lines.append(f"| {title} | {keys} | {action.help} |")
+    return "\n".join(lines) + "\n"

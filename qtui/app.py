@@ -1,0 +1,175 @@
+"""The terminal app: shows the stage that is at work, takes keys, and drains the engine's events a few times a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from qtui import terminal, themes
+from qtui.hangup import Hangup
+from qtui.screens import SCREENS, make
+from qtui.screens.base import StageScreen, bindings
+from qtui.session import Session
+from qtui.state import STAGES, Stage
+
+_ORDER = ("qtui-dark", "qtui-light", "qtui-safe")
+
+
+class QtuiApp(App[int]):
+    """``session`` holds the state; the app shows it and passes commands on."""
+
+    TITLE = "qtui"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS = [*bindings("*")]
+    MODES = {stage: partial(make, stage) for stage in SCREENS}
+    CSS = """
+    Screen { background: $background; }
+    """
+
+    def __init__(self, session: Session | None = None, hertz: float | None = None) -> None:
+        super().__init__(driver_class=terminal.driver_class())
+        self.session = session or Session()
+        self.log_shown = False
+        self.hold = False
+        self.leaving = False
+        self._hangup = Hangup(lambda number: self.leave())
+        self._hertz = hertz or terminal.refresh_rate(os.environ)
+        self._at: Stage = "model"
+        self._problem: object = None
+
+    def on_mount(self) -> None:
+        self._hangup.install()
+        themes.register(self)
+        self.theme = themes.theme_for(os.environ)
+        self.session.list_runs()
+        self.switch_mode("model")
+        self.set_interval(1 / self._hertz, self._tick)
+        # PyTorch takes seconds to import: the first frame comes before that.
+        self.call_after_refresh(self.session.examine)
+
+    def on_unmount(self) -> None:
+        self._hangup.restore()
+
+    @property
+    def stage_screen(self) -> StageScreen | None:
+        """The stage that is shown, also below a panel."""
+        bottom = self.screen_stack[0] if self.screen_stack else None
+        return bottom if isinstance(bottom, StageScreen) else None
+
+    def _tick(self) -> None:
+        if self.session.pump():
+            self.refresh_state()
+
+    def refresh_state(self) -> None:
+        """Show the session's state as it is now."""
+        state = self.session.state
+        if state.run.at != self._at:
+            left, self._at = self._at, state.run.at
+            if not self.hold and self.stage_screen is not None and self.stage_screen.stage == left:
+                self.go(state.run.at)
+        if (screen := self.stage_screen) is not None:
+            screen.show(state)
+        if state.problem is not None and state.problem is not self._problem:
+            self._problem = state.problem
+            self._show_problem()
+        if self.leaving and state.job is None:
+            self.exit(0)
+
+    def go(self, stage: Stage) -> None:
+        if self.stage_screen is None or self.stage_screen.stage != stage:
+            self.switch_mode(stage)
+
+    def _show_problem(self) -> None:
+        from qtui.screens.panels import problem_panel
+
+        problem = self.session.state.problem
+        if problem is not None and not self.leaving:
+            self.push_screen(problem_panel(problem), lambda _: self.session.dismiss())
+
+    def action_do(self, name: str) -> None:
+        if (screen := self.stage_screen) is not None:
+            screen.action_do(name)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every action of the screen, with its key and, where it cannot act, why."""
+        from qtui import actions
+
+        shown = self.stage_screen
+        for action in actions.of(shown.stage if shown else "model"):
+            reason = action.why_not(self.session.state)
+            keys = " ".join(actions.key_text(key) for key in action.keys)
+            title = f"{action.label} ({keys})".replace(" ▸", "")
+            yield SystemCommand(title, f"not now: {reason}" if reason else action.help, lambda name=action.id: self.action_do(name))
+
+    def do_help(self) -> None:
+        from qtui.screens.panels import help_panel
+
+        if (screen := self.stage_screen) is not None:
+            self.push_screen(help_panel(screen.stage, self.session.state))
+
+    def do_palette(self) -> None:
+        self.action_command_palette()
+
+    def do_stage_model(self) -> None:
+        self.go("model")
+
+    def do_stage_graph(self) -> None:
+        self.go("graph")
+
+    def do_stage_strategy(self) -> None:
+        self.go("strategy")
+
+    def do_stage_calibrate(self) -> None:
+        self.go("calibrate")
+
+    def do_stage_train(self) -> None:
+        self.go("train")
+
+    def do_stage_report(self) -> None:
+        self.go("report")
+
+    def do_previous(self) -> None:
+        if (screen := self.stage_screen) is not None and (index := STAGES.index(screen.stage)) > 0:
+            self.go(STAGES[index - 1])
+
+    def do_log(self) -> None:
+        self.log_shown = not self.log_shown
+
+    def do_theme(self) -> None:
+        self.theme = _ORDER[(_ORDER.index(self.theme) + 1) % len(_ORDER)] if self.theme in _ORDER else _ORDER[0]
+
+    def do_quit(self) -> None:
+        from qtui.screens.panels import leave_panel
+
+        if not self.session.state.busy:
+            self.exit(0)
+        elif not self.leaving:
+            self.push_screen(leave_panel(self.session.state), self._leave)
+
+    def _leave(self, yes: bool | None) -> None:
+        if yes:
+            self.leave()
+
+    def leave(self) -> None:
+        """Stop what runs, save it, and exit when that is done."""
+        self.leaving = True
+        self.session.stop()
+        self.refresh_state()
+
+
+def main() -> int:
+    """The app, until it ends; then the engine's thread."""
+    session = Session()
+    app = QtuiApp(session)
+    try:
+        code = app.run(mouse=os.environ.get("QTUI_MOUSE") != "0")
+    finally:
+        ended = session.close()
+    if not ended:
+        # A call into PyTorch that does not come back must not hold the shell.
+        os._exit(1)
+    return code if code is not None else app.return_code or 0

@@ -1,0 +1,134 @@
+"""Why an action cannot act now: pure functions from the state to a sentence, or None when it can."""
+
+from __future__ import annotations
+
+from qtui.state import State
+
+
+def never(state: State) -> str | None:
+    return None
+
+
+def busy(state: State) -> str | None:
+    if not state.busy or state.job is None:
+        return None
+    return f"{state.job.title}: stop it first (q), or wait for it"
+
+
+def cannot_start(state: State) -> str | None:
+    return busy(state)
+
+
+def cannot_resume(state: State) -> str | None:
+    if reason := busy(state):
+        return reason
+    if not any(run.state in ("cancelled", "failed") for run in state.runs):
+        return "No run was stopped: there is nothing to resume"
+    return None
+
+
+def no_graph(state: State) -> str | None:
+    return None if state.run.traced else "There is no graph yet: load a model first (1, then n)"
+
+
+def fold_not_open(state: State) -> str | None:
+    if state.asking == "optimize":
+        return None
+    if state.run.fused:
+        return "Folding is done for this run: a new run can fold otherwise (1)"
+    if no_graph(state):
+        return no_graph(state)
+    return "Folding is not open for this run: a new run can fold otherwise (1)"
+
+
+def not_folded(state: State) -> str | None:
+    return None if state.run.fused else "Nothing is folded yet: f folds the marked pairs"
+
+
+def no_plan(state: State) -> str | None:
+    return None if state.run.draft else "There is no plan yet: fold or go on in the graph first (2, then n)"
+
+
+def no_undo(state: State) -> str | None:
+    if reason := no_plan(state):
+        return reason
+    return None if state.run.draft and state.run.draft.past else "Nothing was edited: there is nothing to take back"
+
+
+def no_redo(state: State) -> str | None:
+    if reason := no_plan(state):
+        return reason
+    return None if state.run.draft and state.run.draft.future else "Nothing was taken back: there is nothing to do again"
+
+
+def replan_not_open(state: State) -> str | None:
+    if reason := no_plan(state):
+        return reason
+    return None if state.asking == "quantize" or not state.busy else "The run has gone on from here: stop it first, then start again with n"
+
+
+def cannot_calibrate(state: State) -> str | None:
+    if reason := no_plan(state):
+        return reason
+    if state.asking in ("quantize", "qat") or not state.busy:
+        return None
+    return "The run is at work: its result comes on the next screen (4)"
+
+
+def no_calibration(state: State) -> str | None:
+    run = state.run
+    if run.ranges or run.measured or run.at in ("calibrate", "train", "report"):
+        return None
+    return "Nothing is calibrated yet: go on from the strategy first (3, then n)"
+
+
+def not_measured(state: State) -> str | None:
+    return None if state.run.layers else "No layer is measured yet: that comes after the calibration"
+
+
+def not_measured_yet(state: State) -> str | None:
+    if state.asking == "qat" or state.run.report:
+        return None
+    return "Nothing is measured yet: the report comes after the measurement"
+
+
+def not_running(state: State) -> str | None:
+    if state.busy and state.asking is None and state.job is not None:
+        return "Already stopping" if state.job.stopping else None
+    return "Nothing runs at the moment"
+
+
+def train_not_open(state: State) -> str | None:
+    if state.asking == "qat":
+        return None
+    if state.run.measured.get("qat"):
+        return "This run was trained: the result is in the report (6)"
+    if state.run.report:
+        return "This run is finished: t in its report runs it again with training (6)"
+    return "Training starts from a measured model: calibrate first"
+
+
+def no_training(state: State) -> str | None:
+    if state.run.training.now or state.run.training.epochs or state.run.at == "train":
+        return None
+    if state.asking == "qat":
+        return "Nothing is trained yet: t on the calibration starts it (4)"
+    return "Nothing was trained in this run"
+
+
+def no_epoch(state: State) -> str | None:
+    if reason := not_running(state):
+        return reason
+    if not state.run.training.epochs:
+        return "No epoch has finished yet, so there is no best one to keep: S stops and saves"
+    return None
+
+
+def no_report(state: State) -> str | None:
+    return None if state.run.report else "There is no report yet: it comes when the run is finished"
+
+
+def cannot_train_again(state: State) -> str | None:
+    if reason := busy(state) or no_report(state):
+        return reason
+    return "This run was trained already" if state.run.measured.get("qat") else None

@@ -1,0 +1,130 @@
+"""What every stage's screen shares: the lines above and below its panes, and how a key becomes an action."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.events import Resize
+from textual.screen import Screen
+from textual.widgets import Static
+
+from qtui import actions, subject
+from qtui.state import Stage, State
+from qtui.widgets.lines import Piece, PieceLine
+from qtui.widgets.log_pane import LogPane
+from qtui.widgets.sentence import Sentence
+
+if TYPE_CHECKING:
+    from qtui.app import QtuiApp
+    from qtui.session import Session
+
+SMALLEST = (40, 12)
+
+
+def bindings(where: str) -> list[BindingType]:
+    """The bindings of a screen, or with ``*`` of the app."""
+    own = [action for action in actions.ACTIONS if where in action.where]
+    return [Binding(",".join(a.keys), f"do('{a.id}')", a.label, show=False, tooltip=a.help) for a in own]
+
+
+class StageScreen(Screen[None]):
+    """A stage. Subclasses name ``stage``, give ``compose_body`` and ``update``, and a method ``do_x`` for each action x."""
+
+    stage: ClassVar[Stage]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-medium"), (100, "-wide")]
+    DEFAULT_CSS = """
+    StageScreen {
+        layout: vertical;
+        #body { height: 1fr; }
+        #too-small { display: none; width: 100%; height: 100%; content-align: center middle; text-align: center; }
+        LogPane { display: none; }
+        &.-log LogPane { display: block; }
+        &.-low Sentence { height: 1; }
+        &.-too-small > * { display: none; }
+        &.-too-small > #too-small { display: block; }
+    }
+    """
+
+    @property
+    def qtui(self) -> QtuiApp:
+        return cast("QtuiApp", self.app)
+
+    @property
+    def session(self) -> Session:
+        return self.qtui.session
+
+    @property
+    def state(self) -> State:
+        return self.qtui.session.state
+
+    def compose(self) -> ComposeResult:
+        yield PieceLine(id="stages")
+        yield PieceLine(id="subject")
+        with Container(id="body"):
+            yield from self.compose_body()
+        yield LogPane(id="log")
+        yield Sentence(id="sentence")
+        yield PieceLine(id="keys")
+        yield Static("This window is too small:\n40 columns by 12 rows are needed.", id="too-small")
+
+    def compose_body(self) -> ComposeResult:
+        yield from ()
+
+    def update(self, state: State) -> None:
+        """Bring the panes up to ``state``; cheap when nothing in them changed."""
+
+    def show(self, state: State) -> None:
+        """Called by the app whenever the state changed while this screen is shown, and when it comes to the front."""
+        if not self.is_mounted:
+            return
+        self.query_one("#stages", PieceLine).show(lambda width: subject.stage_bar(state, self.stage, width))
+        self.query_one("#subject", PieceLine).show(lambda width: subject.subject(state, width))
+        self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(state, width))
+        self.set_class(self.qtui.log_shown, "-log")
+        if self.qtui.log_shown:
+            self.query_one(LogPane).show(state.log)
+        self.update(state)
+
+    def key_pieces(self, state: State, width: int) -> list[Piece]:
+        """The footer: as many keys as fit, the one that goes on always."""
+        shown = [(actions.key_text(a.keys[0]), self.label(a), a.why_not(state) is None) for a in actions.footer(self.stage)]
+        while len(shown) > 2 and sum(len(key) + len(label) + 4 for key, label, _ in shown) > width:
+            shown.pop(-2)
+        pieces: list[Piece] = []
+        for key, label, can in shown:
+            pieces += [(f" {key} ", "key" if can else "dim"), (f"{label}  ", "" if can else "dim")]
+        return pieces
+
+    def label(self, action: actions.Action) -> str:
+        """An action's name in the footer; a screen may say it more exactly."""
+        return action.label
+
+    def say(self, text: str) -> None:
+        """The sentence about the thing under the cursor."""
+        self.query_one(Sentence).say(text)
+
+    def explain(self, reason: str) -> None:
+        self.query_one(Sentence).explain(reason)
+
+    def action_do(self, name: str) -> None:
+        """Carry out an action of the table, or say why it cannot be."""
+        action = next(a for a in actions.of(self.stage) if a.id == name)
+        reason = action.why_not(self.state)
+        if reason is not None:
+            self.explain(reason)
+            return
+        target = self if action.where != actions.EVERYWHERE else self.app
+        getattr(target, f"do_{name}")()
+        self.qtui.refresh_state()
+
+    def on_screen_resume(self) -> None:
+        self.call_after_refresh(lambda: self.show(self.state))
+
+    def on_resize(self, event: Resize) -> None:
+        width, height = event.size
+        self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-too-small")
+        self.set_class(height < 20, "-low")
+        self.call_after_refresh(lambda: self.show(self.state))

@@ -1,0 +1,144 @@
+"""Small panels over a screen: confirm, choose, type a line, read. Esc always backs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+
+class _Panel:
+    """The look that all panels share."""
+
+    CSS = """
+    ModalScreen { align: center middle; background: $background 60%; }
+    .panel {
+        width: auto; max-width: 95%; min-width: 36; height: auto; max-height: 90%;
+        border: round $accent; border-title-style: bold; background: $surface; padding: 0 1;
+    }
+    .panel.-harm { border: round $error; }
+    .panel Static { width: auto; max-width: 100%; }
+    .panel .hint { color: $text-muted; margin-top: 1; }
+    .panel .wrong { color: $error; }
+    .panel OptionList { border: none; height: auto; max-height: 14; background: $surface; padding: 0; width: 100%; min-width: 60; }
+    .panel Input { width: 100%; min-width: 60; }
+    .panel VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }
+    """
+
+
+class Confirm(ModalScreen[bool]):
+    """A question whose default is No."""
+
+    CSS = _Panel.CSS
+    BINDINGS = [Binding("y", "answer(True)"), Binding("n,escape,enter,q", "answer(False)")]
+
+    def __init__(self, title: str, text: str, yes: str = "yes", no: str = "no") -> None:
+        super().__init__()
+        self._title, self._text, self._yes, self._no = title, text, yes, no
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel") as panel:
+            panel.border_title = self._title
+            yield Static(Text(self._text))
+            yield Static(Text.assemble(("y", "bold"), f" {self._yes}    ", ("n", "bold"), f" {self._no}"), classes="hint")
+
+    def action_answer(self, value: bool) -> None:
+        self.dismiss(value)
+
+
+class Choose(ModalScreen[str | None]):
+    """One of a list of (value, text); the current one is under the cursor first."""
+
+    CSS = _Panel.CSS
+    BINDINGS = [Binding("escape,q", "back"), Binding("j", "down", show=False), Binding("k", "up", show=False)]
+
+    def __init__(self, title: str, options: Sequence[tuple[str, str]], current: str = "", hint: str = "⏎ choose   esc back") -> None:
+        super().__init__()
+        self._title, self._options, self._current, self._hint = title, tuple(options), current, hint
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel") as panel:
+            panel.border_title = self._title
+            yield OptionList(*(Option(Text(text, no_wrap=True, overflow="ellipsis")) for _, text in self._options))
+            yield Static(self._hint, classes="hint")
+
+    def on_mount(self) -> None:
+        values = [value for value, _ in self._options]
+        self.query_one(OptionList).highlighted = values.index(self._current) if self._current in values else 0
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._options[event.option_index][0])
+
+    def action_back(self) -> None:
+        self.dismiss(None)
+
+    def action_down(self) -> None:
+        self.query_one(OptionList).action_cursor_down()
+
+    def action_up(self) -> None:
+        self.query_one(OptionList).action_cursor_up()
+
+
+class Prompt(ModalScreen[str | None]):
+    """A line of text. ``check`` gives what is wrong with it, or None."""
+
+    CSS = _Panel.CSS
+    BINDINGS = [Binding("escape", "back")]
+
+    def __init__(
+        self, title: str, text: str, value: str = "", placeholder: str = "", check: Callable[[str], str | None] = lambda value: None
+    ) -> None:
+        super().__init__()
+        self._title, self._text, self._value, self._placeholder, self._check = title, text, value, placeholder, check
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel") as panel:
+            panel.border_title = self._title
+            yield Static(Text(self._text))
+            yield Input(self._value, placeholder=self._placeholder, max_length=4096)
+            yield Static("", classes="wrong")
+            yield Static("⏎ take it   esc back", classes="hint")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        wrong = self._check(event.value.strip())
+        if wrong is None:
+            self.dismiss(event.value.strip())
+        else:
+            self.query_one(".wrong", Static).update(Text(wrong))
+
+    def action_back(self) -> None:
+        self.dismiss(None)
+
+
+class Reading(ModalScreen[None]):
+    """Text to read and scroll."""
+
+    CSS = _Panel.CSS
+    BINDINGS = [
+        Binding("escape,enter,q,question_mark", "back"), Binding("j,down", "scroll(1)", show=False),
+        Binding("k,up", "scroll(-1)", show=False),
+        Binding("pagedown,space", "scroll(10)", show=False), Binding("pageup", "scroll(-10)", show=False),
+    ]  # fmt: skip
+
+    def __init__(self, title: str, text: Text | str, harm: bool = False, hint: str = "esc back") -> None:
+        super().__init__()
+        self._title, self._text, self._harm, self._hint = title, text, harm, hint
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel -harm" if self._harm else "panel") as panel:
+            panel.border_title = self._title
+            panel.border_subtitle = self._hint
+            with VerticalScroll(can_focus=False):
+                yield Static(Text(self._text) if isinstance(self._text, str) else self._text)
+
+    def action_back(self) -> None:
+        self.dismiss(None)
+
+    def action_scroll(self, lines: int) -> None:
+        self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)

@@ -1,0 +1,128 @@
+"""The two lines that stand above every screen: where one is, and what it is about. Pure functions to styled pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qtui import text
+from qtui.state import STAGES, Run, Stage, State, Status
+
+Piece = tuple[str, str]
+
+GLYPHS: Mapping[Status, str] = {
+    "next": "○", "running": "◐", "waiting": "◐", "done": "●", "failed": "✗", "stopped": "◌", "skipped": "–",
+}  # fmt: skip
+TITLES: Mapping[Stage, str] = {
+    "model": "Model", "graph": "Graph", "strategy": "Strategy", "calibrate": "Calibrate", "train": "Train", "report": "Report",
+}  # fmt: skip
+_ROLES: Mapping[Status, str] = {"running": "accent", "waiting": "accent", "done": "good", "failed": "harm", "stopped": "change"}
+
+
+def stage_bar(state: State, here: Stage, width: int) -> list[Piece]:
+    """The stages with their marks, and the machine at the right where there is room."""
+    for gap, names in ((" ─ ", "all"), (" ", "all"), (" ", "here")):
+        pieces = _stages(state.run, here, gap, names == "all")
+        used = sum(len(piece) for piece, _ in pieces)
+        if used <= width:
+            break
+    for machine in _machine(state):
+        if used + len(machine) + 2 <= width:
+            return [*pieces, (" " * (width - used - len(machine) - 1), ""), (machine, "dim")]
+    return pieces
+
+
+def _stages(run: Run, here: Stage, gap: str, names: bool) -> list[Piece]:
+    pieces: list[Piece] = [(" ", "")]
+    for number, stage in enumerate(STAGES, 1):
+        status = run.status(stage)
+        role = _ROLES.get(status, "dim")
+        pieces.append((f"{GLYPHS[status]} ", role))
+        name = TITLES[stage] if names or stage == here else str(number)
+        pieces.append((name, "here" if stage == here else "" if status != "next" else "dim"))
+        if stage != STAGES[-1]:
+            pieces.append((gap, "dim"))
+    return pieces
+
+
+def _machine(state: State) -> tuple[str, ...]:
+    found = state.machine
+    if found is None:
+        return ("starting PyTorch …", "starting …")
+    environment = state.run.environment
+    device = str(environment.get("device") or ("cuda" if found.get("gpus") else "cpu"))
+    isa = str(found.get("isa", "")).replace("AVX512", "AVX-512")
+    threads = found.get("threads")
+    long = f"{isa} VNNI" if found.get("vnni") and "VNNI" not in isa else isa
+    return (f"{device} · {long} · {threads} threads", f"{device} · {isa} · {threads} thr", f"{device} · {isa}", isa, device)
+
+
+def subject(state: State, width: int) -> list[Piece]:
+    """Model, data, the figure that matters now and the size; at the right what is going on elsewhere."""
+    run = state.run
+    if not run.model:
+        left: list[Piece] = [(" Choose what to quantize", "")]
+    else:
+        left = [(f" {short_name(run.model)}", "strong"), *_joined(_facts(run))]
+    right = doing(state)
+    while len(left) > 1 and _length(left) + len(right) + 2 > width:
+        left = left[:-2]
+    room = width - _length(left) - len(right) - 1
+    return [*left, (" " * max(room, 1), ""), (right, "accent")] if right and room > 0 else left
+
+
+def _joined(facts: list[Piece]) -> list[Piece]:
+    return [piece for fact in facts for piece in ((" · ", "dim"), fact)]
+
+
+def _length(pieces: list[Piece]) -> int:
+    return sum(len(piece) for piece, _ in pieces)
+
+
+def _facts(run: Run) -> list[Piece]:
+    facts: list[Piece] = [(short_name(run.data), "")] if run.data else []
+    baseline = run.measured.get("baseline")
+    best = run.measured.get("qat") if (run.measured.get("qat") or {}).get("kept") else run.measured.get("ptq")
+    metric = str((baseline or {}).get("metric", "accuracy"))
+    if baseline and best:
+        facts.append((f"{_plain(metric, baseline)} → {text.metric(metric, best['value'])}", ""))
+        facts.append((f"{_mb(baseline['size_bytes'])} → {text.size(best['size_bytes'])}", ""))
+    elif baseline:
+        facts.append((f"fp32 {text.metric(metric, baseline['value'])}", ""))
+    elif run.plan and run.draft:
+        facts.append((f"{_mb(run.plan.fp32_bytes)} → {text.size(run.draft.predicted_bytes)} as planned", ""))
+    elif run.plan:
+        facts.append((f"fp32 {text.size(run.plan.fp32_bytes)}", ""))
+    elif run.traced:
+        facts.append((f"{sum(node.params for node in run.traced):,} parameters", ""))
+    return facts
+
+
+def _plain(metric: str, figures: Mapping[str, Any]) -> str:
+    return text.metric(metric, figures["value"]).removesuffix(" %")
+
+
+def _mb(size: float) -> str:
+    return text.size(size).removesuffix(" MB")
+
+
+def doing(state: State) -> str:
+    """What the engine does at the moment, in a few words."""
+    job = state.job
+    if job is None or job.kind == "examine":
+        return ""
+    if job.stopping:
+        return "stopping …"
+    if job.paused:
+        return "paused"
+    if job.asking:
+        return "your choice"
+    progress = state.baseline_progress if job.kind == "train" else state.run.progress
+    if progress is None or not progress.total:
+        return "working …"
+    return f"{progress.done / progress.total:.0%}".replace("%", " %")
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or of ``module:factory``."""
+    return name.rpartition(":")[2].rstrip("/").rpartition("/")[2] or name

@@ -1,0 +1,51 @@
+"""The sentence about the thing under the cursor, and why a key could not act."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widget import Widget
+
+from qtui.text import plain
+
+
+class Sentence(Widget):
+    """At most two lines. A reason stays until the next thing is said."""
+
+    COMPONENT_CLASSES = {"sentence--why"}
+    DEFAULT_CSS = """
+    Sentence {
+        height: 2;
+        padding: 0 1;
+        .sentence--why { color: $warning; }
+    }
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._text = ""
+        self._why = ""
+
+    def say(self, text: str) -> None:
+        if text != self._text or self._why:
+            self._text, self._why = plain(text), ""
+            self.refresh()
+
+    def keep(self, text: str) -> None:
+        """The same without taking away a reason that is being read."""
+        if text != self._text:
+            self._text = plain(text)
+            if not self._why:
+                self.refresh()
+
+    def explain(self, reason: str) -> None:
+        self._why = plain(reason)
+        self.refresh()
+
+    @property
+    def text(self) -> str:
+        return self._why or self._text
+
+    def render(self) -> Text:
+        if not self._why:
+            return Text(self._text, overflow="ellipsis")
+        return Text(f"! {self._why}", self.get_component_rich_style("sentence--why", partial=True), overflow="ellipsis")

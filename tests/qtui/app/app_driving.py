@@ -1,0 +1,91 @@
+"""Driving the app by keyboard in a test: no terminal, no PyTorch, a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripted_engine import ScriptedEngine
+from textual.pilot import Pilot
+
+from qtui.app import QtuiApp
+from qtui.session import Session
+from qtui.state import State
+
+
+@dataclass
+class Driver:
+    """``press`` keys, then ``until`` the state is as expected: assert on state first, on what is painted second."""
+
+    app: QtuiApp
+    pilot: Pilot[int]
+    engine: ScriptedEngine
+
+    @property
+    def state(self) -> State:
+        return self.app.session.state
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+
+    async def until(self, true: Callable[[State], object], seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not true(self.state):
+            if time.monotonic() > end:
+                raise AssertionError(
+                    f"not so after {seconds} s: {self.state.job}, at {self.state.run.at}, {self.state.problem}\n{self.text}"
+                )
+            await self.pilot.pause(0.02)
+        self.app.refresh_state()
+        await self.pilot.pause()
+
+    async def on(self, stage: str) -> None:
+        """Wait until a stage's screen is in front."""
+        await self.until(lambda _: self.app.stage_screen is not None and self.app.stage_screen.stage == stage)
+
+    @property
+    def text(self) -> str:
+        """The screen as plain lines."""
+        return screen_text(self.app)
+
+    async def resize(self, width: int, height: int) -> None:
+        await self.pilot.resize_terminal(width, height)
+        await self.pilot.pause()
+
+
+def screen_text(app: QtuiApp) -> str:
+    width, height = app.size
+    lines = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in lines[:height])
+
+
+def drive(
+    engine: ScriptedEngine, script: Callable[[Driver], Awaitable[None]], size: tuple[int, int] = (80, 24), hertz: float = 50
+) -> QtuiApp:
+    """Run ``script`` in the app with that engine, and end both."""
+    session = Session(engine)
+    app = QtuiApp(session, hertz=hertz)
+
+    async def go() -> None:
+        async with app.run_test(size=size) as pilot:
+            driver = Driver(app, pilot, engine)
+            await driver.on("model")
+            await driver.until(lambda state: state.machine is not None)
+            await script(driver)
+
+    try:
+        asyncio.run(go())
+    finally:
+        for gate in engine.gates:
+            gate.opened.set()
+        assert session.close(10)
+    return app
+
+
+def runs_in(monkeypatch_setenv: Callable[[str, str], None], root: Path) -> Path:
+    """Point the app's runs and cache into a test's folder."""
+    monkeypatch_setenv("QTUI_RUNS", str(root / "runs"))
+    return root / "runs"
