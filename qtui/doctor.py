@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from argparse import Namespace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-OPTIONAL = ("onnxruntime", "openvino", "nncf")
 GIB = 2**30
 
 
 def doctor(args: Namespace) -> int:
     """Print versions, kernels, GPUs, optional packages and folders."""
+    from engine.examine import examine
     from qtui.listing import print_json
 
     found = examine()
@@ -31,53 +28,6 @@ def doctor(args: Namespace) -> int:
     return 0
 
 
-def examine() -> dict[str, Any]:
-    """Everything that ``doctor`` tells, as plain values. The first time this takes some seconds: the kernels are tried."""
-    import torch
-
-    from engine.data.cache import data_cache
-    from engine.kernels.probe import probe
-    from engine.paths import cache_dir
-    from engine.rundir import runs_root
-
-    machine = probe()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "isa": machine.isa,
-        "vnni": machine.vnni,
-        "saturates": machine.saturates,
-        "activation_bits": machine.activation_bits,
-        "kernels": machine.kernels,
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "gpus": _gpus(),
-        "packages": {name: _version(name) for name in OPTIONAL},
-        "folders": {"cache": str(cache_dir()), "data": str(data_cache()), "runs": str(runs_root())},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpus() -> list[dict[str, Any]]:
-    import torch
-
-    found: list[dict[str, Any]] = []
-    try:
-        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            free, total = torch.cuda.mem_get_info(index)
-            found.append({"name": torch.cuda.get_device_name(index), "free_bytes": free, "total_bytes": total})
-    except RuntimeError as error:  # A driver that is too old, a device that is taken.
-        found.append({"name": "unusable", "error": " ".join(str(error).split())[:200]})
-    return found
-
-
 def _sections(found: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     vnni = "yes" if found["vnni"] else "no"
     bits = {
@@ -91,6 +41,7 @@ def _sections(found: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "processor",
             [
+                ("name", found["processor"] or "unknown"),
                 ("instructions", found["isa"]),
                 ("VNNI", vnni),
                 ("activations", bits),

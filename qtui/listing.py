@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from engine.models.cached import cached_for
 from engine.models.registry import ModelEntry
 from qtui import text
 
@@ -27,15 +28,24 @@ def models(args: Namespace) -> int:
     if not found:
         print(f"no model matches {args.filter}; qtui models lists them all")
         return 0
-    rows = [(m["name"], "×".join(map(str, m["shape"])), _weights(m["weights"]), m["description"]) for m in found]
+    rows = [(m["name"], "×".join(map(str, m["shape"])), _weights(m), m["description"]) for m in found]
     return print_table(("name", "input", "weights, test accuracy", "what"), rows)
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
-    """One model as plain values; ``weights`` maps a data set to the recorded test accuracy, None where there is no record."""
-    files = {data: entry.weights_for(data) for data in entry.packaged}
-    weights = {data: _accuracy(path) for data, path in files.items() if path and path.is_file()}
-    return {"name": entry.name, "description": entry.description, "shape": list(entry.shape), "weights": weights}
+    """One model as plain values; ``weights`` maps a data set to the recorded test accuracy, None where there is no record, and
+    ``where`` to ``package`` or ``cache``."""
+    packaged = {data: path for data in entry.packaged if (path := entry.weights_for(data)) and path.is_file()}
+    # What a run takes is the package's, where there are both.
+    files = {**dict(cached_for(entry.name)), **packaged}
+    order = [*packaged, *(data for data in files if data not in packaged)]
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "shape": list(entry.shape),
+        "weights": {data: _accuracy(files[data]) for data in order},
+        "where": {data: "package" if data in packaged else "cache" for data in order},
+    }
 
 
 def data(args: Namespace) -> int:
@@ -80,5 +90,9 @@ def _accuracy(weights: Path) -> float | None:
         return None
 
 
-def _weights(found: dict[str, float | None]) -> str:
-    return ", ".join(data if value is None else f"{data} {text.metric('accuracy', value)}" for data, value in found.items())
+def _weights(row: dict[str, Any]) -> str:
+    def one(data: str, accuracy: float | None) -> str:
+        known = data if accuracy is None else f"{data} {text.metric('accuracy', accuracy)}"
+        return f"{known} (trained here)" if row["where"][data] == "cache" else known
+
+    return ", ".join(one(data, accuracy) for data, accuracy in row["weights"].items())

@@ -16,6 +16,7 @@ from engine.data.base import Data
 from engine.errors import EngineError, UsageError, one_line
 from engine.events import Event, Notice
 from engine.models import custom
+from engine.models.cached import cached_weights
 from engine.models.registry import ModelEntry, find
 from engine.models.weights_file import load_into
 from engine.recipe import Recipe
@@ -95,6 +96,9 @@ def _model(recipe: Recipe, data: Data) -> tuple[nn.Module, str]:
     elif packaged:
         load_into(model, packaged, recipe.model)
         weights = "from the package"
+    elif not custom.is_custom(recipe.model) and (kept := cached_weights(recipe.model, recipe.data.name)).is_file():
+        load_into(model, kept, recipe.model)
+        weights = "from the cache"
     elif custom.is_custom(recipe.model):
         weights = "as its factory gives them"
     else:

@@ -12,10 +12,11 @@ import pytest
 import scripted
 
 import engine
+from engine import examine
 from engine.data import cifar10
 from engine.kernels import probe
-from engine.models import registry
-from qtui import doctor, listing
+from engine.models import cached, registry
+from qtui import listing
 from qtui.__main__ import main
 
 
@@ -34,6 +35,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_tell_the_recorded_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    monkeypatch.setenv("QTUI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "simplecnn-digits.safetensors").touch()
     (tmp_path / "simplecnn-digits.json").write_text('{"test_accuracy": 0.9871}')
     (tmp_path / "simplecnn-cifar10.safetensors").touch()
@@ -45,6 +47,23 @@ def test_models_tell_the_recorded_accuracy(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "simplecnn-cifar10.safetensors").unlink()
     assert parsed(capsys, "models", "--filter", "simple*")[0]["weights"] == {"digits": 0.9871}
     assert parsed(capsys, "models", "--filter", "nothing*") == []
+
+
+def test_models_tell_of_weights_that_were_trained_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
+    for data in ("digits", "animals", str(tmp_path)):
+        path = cached.cached_weights("simplecnn", data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    record = {"model": "simplecnn", "data": "images", "test_accuracy": 0.5}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    (row,) = parsed(capsys, "models")
+    assert row["where"] == {"digits": "package", "cifar10": "package", "animals": "cache", "images": "cache"}
+    assert row["weights"]["images"] == 0.5 and row["weights"]["animals"] is None and row["weights"]["digits"] > 0.9
+    main(["models"])
+    assert "animals (trained here), images 50.00 % (trained here)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +80,7 @@ def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
 def test_doctor(saturates: bool | None, bits: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     machine = probe.Machine("AVX2", False, saturates, {"qconv_pointwise": None, "qlinear_pointwise": "gives [wrong] sums"})
     monkeypatch.setattr(probe, "probe", lambda: machine)
-    monkeypatch.setattr(doctor, "_gpus", lambda: [{"name": "H", "free_bytes": 2**30, "total_bytes": 2**31}])
+    monkeypatch.setattr(examine, "_gpus", lambda: [{"name": "H", "free_bytes": 2**30, "total_bytes": 2**31}])
     found = parsed(capsys, "doctor")
     assert found["saturates"] is saturates and found["kernels"]["qlinear_pointwise"] == "gives [wrong] sums"
     main(["doctor"])

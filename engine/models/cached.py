@@ -1,0 +1,42 @@
+"""Weights that were trained here, found again by model and data. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.paths import cache_dir
+
+
+def cached_weights(model: str, data: str) -> Path:
+    """Where weights of ``model`` trained on ``data`` are kept; they may not be there. ``data`` is as in a recipe: the name
+    of a data set, or a folder, which is told from others of the same name by its whole path."""
+    name = _plain(data)
+    if os.sep in data or data.startswith((".", "~")) or Path(data).is_dir():
+        place = Path(data).expanduser().resolve()
+        name = f"{_plain(place.name)}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    return _folder() / f"{_plain(model)}-{name}.safetensors"
+
+
+def cached_for(model: str) -> Iterator[tuple[str, Path]]:
+    """The data's name and the file of all weights of ``model`` that are kept."""
+    start = f"{_plain(model)}-"
+    for path in sorted(_folder().glob(f"{start}*.safetensors")):
+        try:
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            found = (str(about["model"]), str(about["data"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            found = (model, path.stem.removeprefix(start))
+        if found[0] == model:
+            yield found[1], path
+
+
+def _folder() -> Path:
+    return cache_dir() / "weights"
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
