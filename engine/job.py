@@ -102,15 +102,10 @@ class Job:
         layers = summary.layers(made, layout, chosen.converted.model, sqnr)
         yield summary.layer_table(layers)
         exports = yield from self.stage("export", "Exporting", self._export(chosen))
-        report = Report({
-            "schema": 1, "model": self.recipe.model,
-            "data": summary.data(self.loaded.data, self.recipe),
-            "environment": summary.environment(self.machine, self.loaded, self.recipe),
-            "graph": summary.graph(traced, pairs, delta, self.recipe),
-            "layers": layers, "baseline": baseline, "ptq": ptq.entry, "qat": entry,
-            "verdict": verdict, "exports": exports,
+        report = summary.report(self.recipe, self.loaded, self.machine, self.where.path, {
+            "graph": summary.graph(traced, pairs, delta, self.recipe), "layers": layers,
+            "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict, "exports": exports,
         })  # fmt: skip
-        report = summary.with_orders(report, self.recipe, self.where.path)
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         value = chosen.seen.test.value

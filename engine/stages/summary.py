@@ -18,10 +18,19 @@ from engine.quant.layout import Layout
 from engine.quant.plan import Plan
 from engine.quant.runtime import QuantizedModel
 from engine.recipe import Recipe
-from engine.report import Report
+from engine.report import SCHEMA, Report
 from engine.stages.load import Loaded, absolute
 from engine.stages.plan import stored_label
 from engine.stages.trace import TracedModel
+
+
+def report(recipe: Recipe, loaded: Loaded, machine: Machine, directory: Path, found: Mapping[str, Any]) -> Report:
+    """Contract 2: what the run was, then what its stages ``found``, by the report's own keys."""
+    whole = {
+        "schema": SCHEMA, "model": recipe.model, "data": data(loaded.data, recipe), "environment": environment(machine, loaded, recipe),
+        **found,
+    }  # fmt: skip
+    return _with_orders(Report(whole), recipe, directory)
 
 
 def data(images: Data, recipe: Recipe) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def layer_table(rows: list[dict[str, Any]]) -> Table:
     return Table("layers", f"Layers ─ {len(rows)}", columns, tuple(text(row) for row in rows))
 
 
-def with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
+def _with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
     """Both orders of folding and quantizing side by side, where the other one ran too: beside this run, or before it in
     the same folder."""
     later = () if recipe.quantize_first else recipe.fold_later
