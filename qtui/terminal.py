@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from textual.driver import Driver
 
 Environment = Mapping[str, str]
-Colours = Literal["none", "16", "256", "truecolor"]
+Depth = Literal["16", "256", "truecolor"]
 
 HINT = "A lost connection stops the run: start in tmux to keep it. It is saved either way."
 _RATE, _SSH_RATE, _SLOWEST, _FASTEST = 8.0, 4.0, 1.0, 30.0
@@ -47,24 +47,31 @@ def refresh_rate(env: Environment) -> float:
     return _SSH_RATE if over_ssh(env) else _RATE
 
 
-def colours(env: Environment) -> Colours:
-    """How many colours reach the screen, as Textual decides it."""
-    # Textual, unlike no-color.org, takes an empty NO_COLOR for a set one.
-    if "NO_COLOR" in env:
-        return "none"
+def depth(env: Environment) -> Depth:
+    """How many colours Textual writes."""
     if env.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit"):
         return "truecolor"
     last = env.get("TERM", "").strip().lower().rpartition("-")[2]
     return "256" if last in ("256color", "kitty") else "16"
 
 
-def driver_class() -> type[Driver] | None:
+def no_colour(env: Environment) -> bool:
+    """Whether Textual turns every colour into a grey. Unlike no-color.org, it takes an empty ``NO_COLOR`` for a set one."""
+    return "NO_COLOR" in env
+
+
+def wants_mouse(env: Environment) -> bool:
+    """Whether to ask for the mouse: over SSH not, for each move would travel there and back; ``QTUI_MOUSE`` 0 or 1 overrides."""
+    return {"0": False, "1": True}.get(env.get("QTUI_MOUSE", "").strip(), not over_ssh(env))
+
+
+def driver() -> type[Driver] | None:
     """The driver for ``App(driver_class=…)``; None, which means Textual's own, where ours does not fit the installed Textual."""
     try:
-        from qtui import driver
+        from qtui import driver as ours
     except (ImportError, AttributeError):
         return None
-    return driver.QtuiDriver if driver.fits() else None
+    return ours.QtuiDriver if ours.fits() else None
 
 
 def clipboard_sequences(text: str, env: Environment) -> list[str]:

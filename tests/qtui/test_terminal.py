@@ -51,14 +51,22 @@ def test_the_rate(env: dict[str, str], rate: float) -> None:
         ({"TERM": "xterm-256color"}, "256"),
         ({"TERM": "xterm-kitty"}, "256"),
         ({"TERM": "tmux-256color", "COLORTERM": "truecolor"}, "truecolor"),
-        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": ""}, "none"),
     ],
 )
-def test_colours_are_what_textual_writes(env: dict[str, str], found: str) -> None:
-    assert terminal.colours(env) == found
-    code = "from textual.app import App; a = App(); print('none' if a.no_color else {'standard': '16', '256': '256', 'truecolor': 'truecolor'}[a.console.color_system])"  # noqa: E501
+def test_the_colours_are_what_textual_writes(env: dict[str, str], found: str) -> None:
+    assert terminal.depth(env) == found
+    code = "from textual.app import App; print({'standard': '16'}.get(found := App().console.color_system, found))"
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == found
+
+
+def test_greys_are_asked_for_by_no_color() -> None:
+    assert terminal.no_colour({"NO_COLOR": "1"}) and terminal.no_colour({"NO_COLOR": ""}) and not terminal.no_colour({})
+
+
+def test_the_mouse_stays_at_home() -> None:
+    assert terminal.wants_mouse({}) and not terminal.wants_mouse(SSH)
+    assert terminal.wants_mouse(SSH | {"QTUI_MOUSE": "1"}) and not terminal.wants_mouse({"QTUI_MOUSE": "0"})
 
 
 def decoded(sequence: str) -> str:
@@ -92,12 +100,12 @@ def test_copying_survives_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_textual_that_changed_gives_its_own_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("qtui.driver")
-    assert terminal.driver_class() is module.QtuiDriver
+    assert terminal.driver() is module.QtuiDriver
     monkeypatch.delattr(module.LinuxDriver, "run_input_thread")
-    assert terminal.driver_class() is None
+    assert terminal.driver() is None
     monkeypatch.setitem(sys.modules, "qtui.driver", None)
     monkeypatch.delattr("qtui.driver", raising=False)
-    assert terminal.driver_class() is None
+    assert terminal.driver() is None
 
 
 def test_looking_loads_no_textual() -> None:
