@@ -65,7 +65,7 @@ def wants_mouse(env: Environment) -> bool:
     return {"0": False, "1": True}.get(env.get("QTUI_MOUSE", "").strip(), not over_ssh(env))
 
 
-def driver() -> type[Driver] | None:
+def driver_class() -> type[Driver] | None:
     """The driver for ``App(driver_class=…)``; None, which means Textual's own, where ours does not fit the installed Textual."""
     try:
         from qtui import driver as ours

@@ -100,12 +100,12 @@ def test_copying_survives_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_textual_that_changed_gives_its_own_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("qtui.driver")
-    assert terminal.driver() is module.QtuiDriver
+    assert terminal.driver_class() is module.QtuiDriver
     monkeypatch.delattr(module.LinuxDriver, "run_input_thread")
-    assert terminal.driver() is None
+    assert terminal.driver_class() is None
     monkeypatch.setitem(sys.modules, "qtui.driver", None)
     monkeypatch.delattr("qtui.driver", raising=False)
-    assert terminal.driver() is None
+    assert terminal.driver_class() is None
 
 
 def test_looking_loads_no_textual() -> None:

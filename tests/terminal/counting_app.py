@@ -16,7 +16,7 @@ from textual.app import App, ComposeResult
 from textual.widgets import Static
 
 from qtui.hangup import Hangup
-from qtui.terminal import driver
+from qtui.terminal import driver_class
 
 
 class Counting(App[None]):
@@ -25,7 +25,7 @@ class Counting(App[None]):
     CSS = "#log { height: 1; }"
 
     def __init__(self) -> None:
-        super().__init__(driver_class=None if "--stock" in sys.argv else driver())
+        super().__init__(driver_class=None if "--stock" in sys.argv else driver_class())
         self.keys = 0
         self.pasted = 0
         self.last: list[str] = []
