@@ -1,0 +1,35 @@
+"""From the roles of drawn text to the styles a theme gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.widget import Widget
+
+from qtui.drawing.spans import Span
+
+_REVERSE = Style(reverse=True)
+
+
+def style_of(widget: Widget, prefix: str, role: str, *over: str) -> Style:
+    """The style of ``role``, with those of the roles in ``over`` laid on it; a role without a component class is plain text."""
+    known = widget._get_component_classes()
+    names = (f"{prefix}--{name}" for name in (role, *over))
+    return widget.get_visual_style(*(name for name in names if name in known)).rich_style
+
+
+def component_classes(prefix: str, roles: Iterable[str]) -> set[str]:
+    """The names of the component classes behind ``roles``."""
+    return {f"{prefix}--{role}" for role in roles}
+
+
+def strip(widget: Widget, prefix: str, line: Iterable[Span], *over: str, reverse: bool = False) -> Strip:
+    """A line of spans in the styles of a widget's component classes."""
+    segments = []
+    for text, role in line:
+        style = style_of(widget, prefix, role, *over)
+        segments.append(Segment(text, style + _REVERSE if reverse else style))
+    return Strip(segments)
