@@ -43,7 +43,7 @@ def check(pairs: tuple[Pair, ...], chosen: Collection[str]) -> None:
 
 
 def fuse(
-    traced: TracedModel, example: Tensor, pairs: tuple[Pair, ...], later: Collection[str], timed: StopToken | None
+    traced: TracedModel, example: Tensor, pairs: tuple[Pair, ...], later: Collection[str] = (), timed: StopToken | None = None
 ) -> Generator[Event, None, tuple[fx.GraphModule, tuple[Pair, ...], float]]:
     """The graph with every foldable pair folded but those of the normalizations in ``later``, the pairs with their deltas,
     and the largest change of the output. With ``timed`` both graphs are timed, which it can stop."""

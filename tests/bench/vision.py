@@ -31,9 +31,8 @@ from engine.models.custom import build
 from engine.models.registry import find
 from engine.models.weights_file import load_into
 from engine.pipeline import run
-from engine.quant.layout import arrange
 from engine.recipe import Recipe
-from engine.stages import calibrate, convert, fuse, plan, trace
+from engine.stages import calibrate, convert, evaluate, fuse, plan, trace
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTORY = f"{Path(__file__).parent / 'resnet20.py'}:resnet20"
@@ -65,10 +64,9 @@ def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -
     traced = drain(trace.trace(model, example))
     lap("trace")
     pairs = drain(fuse.analyze(traced.graph))
-    fused, _, _ = drain(fuse.fuse(traced.graph, example, pairs))
+    fused, _, _ = drain(fuse.fuse(traced, example, pairs))
     lap("fuse")
-    made = drain(plan.plan(fused, machine, recipe, traced.time_share))
-    layout = arrange(fused, made.specs())
+    made, layout = drain(plan.plan(fused, machine, kernels_for(machine), recipe, traced.time_share, evaluate.fp32_size(fused)))
     lap("plan")
     grids = drain(calibrate.calibrate(fused, layout, data, images, 64, "cpu", StopToken()))
     lap("calibrate")
