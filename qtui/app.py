@@ -83,6 +83,12 @@ class QtuiApp(App[int]):
         if self.stage_screen is None or self.stage_screen.stage != stage:
             self.switch_mode(stage)
 
+    def show_run(self) -> None:
+        """Go to the stage that a reopened run has come to."""
+        self._at = self.session.state.run.at
+        self.go(self._at)
+        self.refresh_state()
+
     def _show_problem(self) -> None:
         from qtui.screens.panels import problem_panel
 
@@ -135,6 +141,10 @@ class QtuiApp(App[int]):
     def do_previous(self) -> None:
         if (screen := self.stage_screen) is not None and (index := STAGES.index(screen.stage)) > 0:
             self.go(STAGES[index - 1])
+
+    def do_back(self) -> None:
+        if (screen := self.stage_screen) is not None:
+            screen.back()
 
     def do_log(self) -> None:
         self.log_shown = not self.log_shown

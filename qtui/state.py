@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine import events as ev
 from qtui import messages as ms
 from qtui.draft import Draft
+from qtui.training_state import Training, trained
 
 if TYPE_CHECKING:
     from engine.rundir import RunSummary
@@ -18,7 +19,6 @@ Status = Literal["next", "running", "waiting", "done", "failed", "stopped", "ski
 STAGES: tuple[Stage, ...] = ("model", "graph", "strategy", "calibrate", "train", "report")
 
 LOG_LINES = 1000
-CHART_POINTS = 2000
 _STAGE_OF: Mapping[str, Stage] = {
     "load": "model", "trace": "graph", "analyze": "graph", "fuse": "graph", "plan": "strategy", "calibrate": "calibrate",
     "convert": "calibrate", "evaluate": "calibrate", "qat": "train", "export": "report",
@@ -50,19 +50,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Training:
-    """``steps`` are (step, mean loss) in order, thinned to ``CHART_POINTS``; ``epochs`` are those that finished."""
-
-    steps: tuple[tuple[int, float], ...] = ()
-    epochs: tuple[ev.EpochFinished, ...] = ()
-    now: ev.Step | None = None
-
-    @property
-    def best(self) -> ev.EpochFinished | None:
-        return next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
-
-
-@dataclass(frozen=True)
 class Run:
     """One run as far as it has come. ``measured``, ``layers`` and ``judged`` are by form: baseline, ptq, qat."""
 
@@ -85,7 +72,7 @@ class Run:
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     warnings: tuple[str, ...] = ()
     finished: ev.Finished | None = None
     stopped: bool = False
@@ -102,7 +89,7 @@ class State:
     machine: Mapping[str, Any] | None = None
     job: Job | None = None
     run: Run = Run()
-    baseline: Training = Training()
+    baseline: Training = field(default_factory=Training)
     baseline_progress: ev.Progress | None = None
     trained: str = ""
     runs: tuple[RunSummary, ...] = ()
@@ -227,7 +214,7 @@ def _log(state: State, text: str, level: str, at: float) -> State:
 def _baseline(state: State, event: ev.Event) -> State:
     if isinstance(event, ev.Progress):
         return replace(state, baseline_progress=event)
-    return replace(state, baseline=_training(state.baseline, event))
+    return replace(state, baseline=trained(state.baseline, event))
 
 
 def _run(run: Run, event: ev.Event) -> Run:
@@ -267,7 +254,7 @@ def _run(run: Run, event: ev.Event) -> Run:
         case ev.Judgement():
             return replace(run, judged={**run.judged, event.which: event.verdict})
         case ev.Step() | ev.EpochFinished():
-            return replace(run, training=_training(run.training, event))
+            return replace(run, training=trained(run.training, event))
         case ev.Ask():
             # A replayed run: what was asked then is not open now.
             return run
@@ -290,31 +277,6 @@ def _moved(run: Run, stage: Stage, status: Status) -> Run:
         was = run.status(earlier)
         before[earlier] = "skipped" if earlier == "train" and was == "next" else "done"
     return replace(run, at=stage, stages={**before, stage: status}, stopped=False)
-
-
-def _training(training: Training, event: ev.Event) -> Training:
-    match event:
-        case ev.Step():
-            steps = training.steps
-            if event.loss is not None:
-                # A resumed run does the steps after its checkpoint again.
-                steps = (*(steps if not steps or steps[-1][0] < event.done else _before(steps, event.done)), (event.done, event.loss))
-            return replace(training, steps=_thinned(steps), now=event)
-        case ev.EpochFinished():
-            return replace(training, epochs=(*(e for e in training.epochs if e.epoch < event.epoch), event))
-    return training
-
-
-def _before(steps: tuple[tuple[int, float], ...], done: int) -> tuple[tuple[int, float], ...]:
-    return tuple(step for step in steps if step[0] < done)
-
-
-def _thinned(steps: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    if len(steps) <= CHART_POINTS:
-        return steps
-    pairs = zip(steps[0::2], steps[1::2], strict=False)
-    rest = steps[-1:] if len(steps) % 2 else ()
-    return (*((b[0], (a[1] + b[1]) / 2) for a, b in pairs), *rest)
 
 
 def _reported(run: Run, report: Mapping[str, Any]) -> Run:

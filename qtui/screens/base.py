@@ -13,6 +13,7 @@ from textual.widgets import Static
 
 from qtui import actions, subject
 from qtui.state import Stage, State
+from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.lines import Piece, PieceLine
 from qtui.widgets.log_pane import LogPane
 from qtui.widgets.sentence import Sentence
@@ -101,6 +102,11 @@ class StageScreen(Screen[None]):
     def label(self, action: actions.Action) -> str:
         """An action's name in the footer; a screen may say it more exactly."""
         return action.label
+
+    def back(self) -> None:
+        """Esc on the screen itself: the filters of its lists are taken away."""
+        for bar in self.query(FilterBar):
+            bar.clear()
 
     def say(self, text: str) -> None:
         """The sentence about the thing under the cursor."""

@@ -1,10 +1,256 @@
-"""Models."""
+"""The first screen: a model, its data, and what was done before."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from qtui import catalog
+from qtui.catalog import Choice, Model
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.dialogs import Choose, Confirm, Prompt
+from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, model_rows, model_sentence, run_rows, run_sentence
+from qtui.state import State
+from qtui.subject import short_name
+from qtui.widgets.filter_bar import FilterBar
+from qtui.widgets.lines import Piece, PieceLine
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+if TYPE_CHECKING:
+    from engine.rundir import RunSummary
+
+_FOLDER = "+folder"
 
 
 class ModelsScreen(StageScreen):
+    """``choice`` is what a run would be asked; it belongs to the screen until the run begins."""
+
     stage = "model"
     BINDINGS = bindings("model")
+    CSS_PATH = "models.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choice = Choice()
+        self._given: tuple[str, ...] = ()
+        self._models: tuple[Model, ...] = ()
+        self._listed: object = None
+        self._busy = False
+
+    def compose_body(self) -> ComposeResult:
+        with Vertical(id="models-pane", classes="pane"):
+            yield Grid(id="models")
+            yield PieceLine(id="choice")
+            yield FilterBar()
+        with Vertical(id="runs-pane", classes="pane"):
+            yield Grid(id="runs", empty="No runs yet: ⏎ on a model begins the first one.")
+
+    def on_mount(self) -> None:
+        self._list(self.state)
+        self.query_one("#models", Grid).focus()
+
+    def update(self, state: State) -> None:
+        if state.runs is not self._listed or state.trained:
+            self._list(state)
+        self._show(state)
+
+    def _list(self, state: State) -> None:
+        """Read again what there is; files are looked at here and not at every tick."""
+        self._listed = state.runs
+        self._models = catalog.models(state.runs, self._given, self.choice.data)
+
+    def _show(self, state: State) -> None:
+        bar = self.query_one(FilterBar)
+        models, runs = model_rows(self._models, self.choice.data, bar.text), run_rows(state.runs, bar.text)
+        self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
+        self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
+        self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
+        self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
+        self.query_one("#choice", PieceLine).show(self._choice_pieces)
+        self.query_one(Sentence).keep(self._sentence())
+
+    def _choice_pieces(self, width: int) -> list[Piece]:
+        choice = self.choice
+        shown = [
+            ("d", "data", short_name(choice.data)),
+            ("v", "device", choice.device),
+            ("e", "error", catalog.threshold_text(choice.threshold)),
+            ("w", "weights", short_name(choice.weights) or "as listed"),
+            ("O", "recipe", short_name(choice.recipe) or "none"),
+        ]
+        pieces: list[Piece] = []
+        used = 0
+        for key, name, value in shown:
+            used += len(key) + len(name) + len(value) + 5
+            if used <= width + 3:
+                pieces += [(f"{key} ", "key"), (f"{name} ", "dim"), (f"{value}   ", "strong")]
+        return pieces
+
+    @property
+    def on_runs(self) -> bool:
+        return self.query_one("#runs", Grid).has_focus
+
+    def _model(self) -> Model | None:
+        name = self.query_one("#models", Grid).cursor
+        return next((model for model in self._models if model.name == name), None)
+
+    def _run(self) -> RunSummary | None:
+        directory = self.query_one("#runs", Grid).cursor
+        return next((run for run in self.state.runs if str(run.directory) == directory), None)
+
+    def _sentence(self) -> str:
+        return run_sentence(self._run()) if self.on_runs else model_sentence(self._model(), self.choice)
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        if event.grid.id == "models" and event.key != OWN:
+            self.choice = self.choice.with_model(event.key)
+        self.say(self._sentence())
+        self._show(self.state)
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.action_do("next")
+
+    def on_descendant_focus(self) -> None:
+        self.say(self._sentence())
+
+    def do_filter(self) -> None:
+        self.query_one(FilterBar).open()
+
+    def on_filter_bar_changed(self, event: FilterBar.Changed) -> None:
+        self._show(self.state)
+
+    def do_pane(self) -> None:
+        self.query_one("#models" if self.on_runs else "#runs", Grid).focus()
+
+    def do_next(self) -> None:
+        if self.on_runs:
+            self._open()
+        elif self.query_one("#models", Grid).cursor == OWN:
+            self.do_own()
+        elif (model := self._model()) is not None:
+            self._begin(model)
+
+    def _begin(self, model: Model) -> None:
+        if model.where(self.choice.data) == "to train" and not self.choice.weights and not self.choice.recipe:
+            self.do_baseline()
+            return
+        self.qtui.hold = False
+        self.session.start(self.choice.with_model(model.name).fields())
+
+    def _open(self) -> None:
+        run = self._run()
+        if run is None:
+            self.explain("There is no run to open yet")
+        elif self.state.busy:
+            self.explain("Work is going on: stop it first (q), or wait for it")
+        else:
+            self.session.open(run.directory)
+            self.qtui.show_run()
+
+    def do_resume(self) -> None:
+        run = self._run() if self.on_runs else None
+        if run is None or not catalog.can_resume(run):
+            if run is not None:
+                self.explain(f"{run.directory.name} is {run.state}: there is nothing to resume")
+                return
+            run = next((run for run in self.state.runs if catalog.can_resume(run)), None)
+        if run is not None:
+            self.qtui.hold = False
+            self.session.resume(run)
+
+    def do_baseline(self) -> None:
+        model = self._model()
+        if model is None or model.own:
+            self.explain("A baseline is trained for a model of the list: your own comes with its weights, or w gives them")
+            return
+        data = self.choice.data
+        have = model.where(data)
+        text = (
+            f"{model.name} on {short_name(data)}: its weights are {have}."
+            if have != "to train"
+            else f"{model.name} has no weights for {data}."
+        )
+        again = "Train a baseline? It is kept in the cache." + (
+            "" if have == "to train" else "\nThe package's weights stay what a run takes."
+        )
+        self.app.push_screen(Confirm("train a baseline", f"{text}\n{again}", "train", "not now"), self._train)
+
+    def _train(self, yes: bool | None) -> None:
+        model = self._model()
+        if yes and model is not None:
+            self.session.train(model.name, self.choice.data)
+            self.qtui.refresh_state()
+
+    def _changed(self, choice: Choice) -> None:
+        self.choice = choice
+        self._list(self.state)
+        self._show(self.state)
+        self.say(self._sentence())
+
+    def do_data(self) -> None:
+        options = [*catalog.data_sets(), (_FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")]
+        self.app.push_screen(Choose("data", options, self.choice.data), self._data)
+
+    def _data(self, value: str | None) -> None:
+        if value == _FOLDER:
+            self.app.push_screen(
+                Prompt("data", "The folder with your images, one folder a class:", check=catalog.wrong_folder), self._folder
+            )
+        elif value:
+            self._changed(replace(self.choice, data=value))
+
+    def _folder(self, value: str | None) -> None:
+        if value:
+            self._changed(replace(self.choice, data=str(Path(value).expanduser())))
+
+    def do_own(self) -> None:
+        text = "A callable without arguments that returns an nn.Module.\nIt is your code and runs with your rights."
+        self.app.push_screen(Prompt("your own model", text, placeholder="path/file.py:factory", check=catalog.wrong_own_model), self._own)
+
+    def _own(self, value: str | None) -> None:
+        if value:
+            self._given = tuple(dict.fromkeys((*self._given, value)))
+            self._changed(self.choice.with_model(value))
+            self.query_one("#models", Grid).move_to(value)
+
+    def do_weights(self) -> None:
+        text = "A file of weights (.safetensors, or .pt that holds tensors only);\nempty takes those of the list."
+        self.app.push_screen(Prompt("weights", text, self.choice.weights, check=catalog.wrong_file), self._weights)
+
+    def _weights(self, value: str | None) -> None:
+        if value is not None:
+            self._changed(replace(self.choice, weights=str(Path(value).expanduser()) if value else ""))
+
+    def do_device(self) -> None:
+        self.app.push_screen(Choose("device", catalog.devices(self.state.machine), self.choice.device), self._device)
+
+    def _device(self, value: str | None) -> None:
+        if value:
+            self._changed(replace(self.choice, device=value))
+
+    def do_threshold(self) -> None:
+        text = "What the quantized model may lose, as METRIC:VALUE:\ndrop of the accuracy, agreement, sqnr in dB, or mse."
+        self.app.push_screen(Prompt("threshold", text, self.choice.threshold, check=catalog.wrong_threshold), self._threshold)
+
+    def _threshold(self, value: str | None) -> None:
+        if value:
+            self._changed(replace(self.choice, threshold=value))
+
+    def do_recipe(self) -> None:
+        text = "A recipe file (recipe.yaml of a run, or your own); empty takes none."
+        self.app.push_screen(Prompt("recipe", text, self.choice.recipe, check=catalog.wrong_recipe), self._recipe)
+
+    def _recipe(self, value: str | None) -> None:
+        if value == "":
+            self._changed(replace(self.choice, recipe=""))
+        elif value:
+            choice = catalog.from_recipe(value)
+            if choice.model not in [model.name for model in self._models]:
+                self._given = (*self._given, choice.model)
+            self._changed(choice)
+            self.query_one("#models", Grid).move_to(choice.model)

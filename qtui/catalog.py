@@ -1,0 +1,201 @@
+"""What can be chosen on the first screen: models with their weights, data sets, devices, past runs. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.models.cached import cached_for, cached_weights
+from engine.models.registry import ENTRIES, ModelEntry
+from engine.models.size import file_size
+from qtui import text
+
+if TYPE_CHECKING:
+    from engine.rundir import RunSummary
+
+DEFAULT_THRESHOLD = "drop:0.005"
+RESUMABLE = ("cancelled", "failed")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
+    ``own`` is a person's own factory."""
+
+    name: str
+    description: str
+    shape: tuple[int, ...] | None = None
+    params: int | None = None
+    bytes: int | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    packaged: frozenset[str] = frozenset()
+    own: bool = False
+
+    def where(self, data: str) -> str:
+        """Where the weights for ``data`` come from, in words."""
+        if self.own:
+            return "from its factory"
+        if data in self.packaged:
+            return "in the package"
+        return "trained here" if data in self.weights else "to train"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is to be asked, as far as a person has said."""
+
+    model: str = "simplecnn"
+    data: str = "digits"
+    weights: str = ""
+    device: str = "auto"
+    threshold: str = DEFAULT_THRESHOLD
+    recipe: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
+        asked: dict[str, Any] = {"model": self.model, "data": {"name": self.data}, "device": self.device, "threshold": self.threshold}
+        given = {name: value for name, value in (("weights", self.weights), ("file", self.recipe)) if value}
+        return {**asked, **given}
+
+    def with_model(self, name: str) -> Choice:
+        """Another model: a weights file or a recipe belongs to the one before."""
+        return self if name == self.model else replace(self, model=name, weights="", recipe="")
+
+
+def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
+    """The registry's models, then a person's own: those ``given`` now and those of past ``runs``."""
+    own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model)))
+    return (*(_registered(entry, data) for entry in ENTRIES.values()), *(_own(name) for name in own))
+
+
+def _registered(entry: ModelEntry, data: str) -> Model:
+    packaged = {name: path for name in entry.packaged if (path := entry.weights_for(name)) and path.is_file()}
+    files = {**dict(cached_for(entry.name)), **packaged}
+    if data not in files and (kept := cached_weights(entry.name, data)).is_file():
+        files[data] = kept
+    chosen = files.get(data) or next(iter(files.values()), None)
+    size = file_size(chosen) if chosen else None
+    accuracy = {name: found for name, path in files.items() if (found := _accuracy(path)) is not None}
+    return Model(
+        entry.name, entry.description, entry.shape, size.params if size else None, size.bytes if size else None, files, accuracy,
+        frozenset(packaged),
+    )  # fmt: skip
+
+
+def _own(name: str) -> Model:
+    return Model(name, "your own factory", own=True)
+
+
+def _accuracy(weights: Path) -> float | None:
+    try:
+        return float(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["test_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def data_sets() -> tuple[tuple[str, str], ...]:
+    """(name, text) of each data set that has a name of its own."""
+    from engine.data.cache import data_cache
+    from engine.data.registry import ENTRIES as KNOWN
+    from qtui.listing import CACHED_AS
+
+    found = []
+    for entry in KNOWN.values():
+        if entry.shape is None:
+            continue
+        state = (
+            "offline" if entry.offline else "cached" if (data_cache() / CACHED_AS.get(entry.name, entry.name)).is_dir() else "to download"
+        )
+        found.append((entry.name, f"{entry.name:<10} {entry.description} ─ {state}"))
+    return tuple(found)
+
+
+def devices(machine: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """(value, text) of each device that can calibrate and train."""
+    found = machine or {}
+    processor = f"cpu    {found.get('isa', '')}{' with VNNI' if found.get('vnni') else ''}, {found.get('threads', '?')} threads"
+    gpus = [f"{gpu['name']}, {_memory(gpu)}" for gpu in found.get("gpus") or ()]
+    best = "the GPU where there is one, else the processor"
+    return (("auto", f"auto   {best}"), ("cpu", processor), *((("cuda", f"cuda   {'; '.join(gpus)}"),) if gpus else ()))
+
+
+def _memory(gpu: Mapping[str, Any]) -> str:
+    return str(gpu["error"]) if gpu.get("error") else f"{gpu['free_bytes'] / 2**30:.1f} of {gpu['total_bytes'] / 2**30:.1f} GiB free"
+
+
+def wrong_threshold(value: str) -> str | None:
+    """What is wrong with METRIC:VALUE, or None."""
+    from engine.errors import UsageError
+    from engine.recipe import Threshold
+
+    try:
+        Threshold.parse(value)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def wrong_own_model(value: str) -> str | None:
+    """What is wrong with ``file.py:factory`` or ``package.module:factory``, as far as can be seen without running it."""
+    place, colon, factory = value.rpartition(":")
+    if not colon or not factory.isidentifier() or not place:
+        return "write it as path/file.py:factory or package.module:factory"
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
+        return f"there is no file {text.plain(place)}"
+    return None
+
+
+def wrong_folder(value: str) -> str | None:
+    return None if Path(value).expanduser().is_dir() else f"there is no folder {text.plain(value)}"
+
+
+def wrong_file(value: str) -> str | None:
+    return None if not value or Path(value).expanduser().is_file() else f"there is no file {text.plain(value)}"
+
+
+def wrong_recipe(value: str) -> str | None:
+    """What is wrong with a recipe file, in one line, or None; an empty name is none."""
+    from engine.errors import EngineError
+
+    try:
+        if value:
+            from_recipe(value)
+    except (EngineError, OSError) as error:
+        return text.one_line(error)
+    return None
+
+
+def from_recipe(path: str) -> Choice:
+    """The choice that a recipe file makes. Raises UsageError."""
+    from engine.recipe import Recipe
+
+    place = str(Path(path).expanduser())
+    recipe = Recipe.load(place)
+    return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place)
+
+
+def threshold_text(value: str) -> str:
+    """A threshold as a person says it."""
+    metric, _, number = value.partition(":")
+    try:
+        figure = float(number)
+    except ValueError:
+        return value
+    match metric:
+        case "drop":
+            return f"at most {100 * figure:g} points lost"
+        case "agreement":
+            return f"at least {100 * figure:g} % equal answers"
+        case "sqnr":
+            return f"SQNR of {figure:g} dB or more"
+        case "mse":
+            return f"error of {figure:g} or less"
+    return value
+
+
+def can_resume(run: RunSummary) -> bool:
+    return run.state in RESUMABLE

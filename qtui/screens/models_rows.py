@@ -1,0 +1,113 @@
+"""The rows and sentences of the first screen: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qtui import text
+from qtui.catalog import Choice, Model, can_resume
+from qtui.drawing.rows import Cell, Column, Row
+from qtui.subject import short_name
+
+if TYPE_CHECKING:
+    from engine.rundir import RunSummary
+
+OWN = "+own"
+MODEL_COLUMNS = (
+    Column("model", "model", min=12, grow=1),
+    Column("params", "params", align="right", priority=3),
+    Column("size", "fp32", align="right", priority=2),
+    Column("weights", "weights", priority=4),
+    Column("accuracy", "accuracy", align="right", priority=2),
+    Column("input", "input", priority=1),
+)
+RUN_COLUMNS = (
+    Column("state", "", width=9, priority=5),
+    Column("when", "started", width=11, priority=2),
+    Column("model", "model", min=9, priority=4),
+    Column("data", "data", min=6, priority=3),
+    Column("values", "fp32 → now", align="right", priority=4),
+    Column("what", "verdict", min=10, grow=1, cut="end", priority=1),
+)
+_STATES = {
+    "finished": ("●", "finished", "good"), "running": ("◐", "running", "accent"), "cancelled": ("◌", "stopped", "change"),
+    "failed": ("✗", "failed", "harm"),
+}  # fmt: skip
+
+
+def model_rows(models: Sequence[Model], data: str, wanted: str = "") -> tuple[Row, ...]:
+    """One row a model that holds the text ``wanted``, and one to give one's own."""
+    rows = [_model(model, data) for model in models if wanted.lower() in f"{model.name} {model.description}".lower()]
+    return (*rows, Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim"))
+
+
+def _model(model: Model, data: str) -> Row:
+    value = model.accuracy.get(data)
+    missing = model.where(data) == "to train"
+    return Row(model.name, (
+        short_name(model.name) if model.own else model.name,
+        "" if model.params is None else count(model.params),
+        "" if model.bytes is None else text.size(model.bytes),
+        Cell(model.where(data), "change" if missing else ""),
+        "" if value is None else text.metric("accuracy", value),
+        "" if model.shape is None else "×".join(map(str, model.shape)),
+    ))  # fmt: skip
+
+
+def count(number: int) -> str:
+    """``545 k``, ``11.7 M``."""
+    if number >= 1e6:
+        return f"{number / 1e6:.1f} M"
+    return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:,}"
+
+
+def run_rows(runs: Sequence[RunSummary], wanted: str = "") -> tuple[Row, ...]:
+    """One row a run, newest first; its key is the folder."""
+    return tuple(_run(run) for run in runs if wanted.lower() in f"{run.model} {run.data} {run.directory.name} {run.text}".lower())
+
+
+def _run(run: RunSummary) -> Row:
+    glyph, word, role = _STATES[run.state]
+    values = f"{_value(run.baseline)} → {_value(run.value)} %" if run.baseline and run.value else ""
+    role_of_row = "dim" if run.state == "failed" else ""
+    when = run.started[5:16].replace("T", " ")
+    verdict = run.text if run.state == "finished" else "r resumes it" if can_resume(run) else run.text
+    cells = (Cell(word, role), when, short_name(run.model), short_name(run.data), values, verdict)
+    return Row(str(run.directory), cells, role_of_row, glyph=glyph)
+
+
+def _value(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def model_sentence(model: Model | None, choice: Choice) -> str:
+    """About the model under the cursor, and what a key would do."""
+    if model is None:
+        return "Your own model: a callable without arguments that returns an nn.Module. ⏎ asks for it, as file.py:factory."
+    data = short_name(choice.data)
+    if choice.recipe:
+        return f"The recipe {short_name(choice.recipe)} decides the strategy. n loads {short_name(model.name)} on {data}."
+    if model.own:
+        return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
+    if model.where(choice.data) == "to train" and not choice.weights:
+        return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
+    if model.packaged and choice.data == "digits":
+        return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
+    return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def run_sentence(run: RunSummary | None) -> str:
+    """About the run under the cursor."""
+    if run is None:
+        return "Every run is kept here with its recipe, figures and files."
+    if run.state == "finished":
+        return f"⏎ opens it. {run.text}"
+    if run.state == "running":
+        return f"{run.directory.name} is at work in another process; it can be opened when it has ended."
+    what = run.text or "it ended before it was finished"
+    return f"{what[:1].upper()}{what[1:]}. r goes on where it was, ⏎ looks at what there is."
