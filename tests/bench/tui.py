@@ -8,6 +8,8 @@ Prints a table and exits with 1 when a budget is missed. It asks for a machine t
 from __future__ import annotations
 
 import argparse
+import atexit
+import shutil
 import statistics
 import sys
 import tempfile
@@ -74,6 +76,7 @@ class Bench:
 
     def start(self, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> PtyTerminal:
         folder = tempfile.mkdtemp(prefix="qtui-bench-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return PtyTerminal(command or self.command, env={"PYTHONPATH": str(ROOT), **(env or {})}, cwd=folder)
 
     def reach(self, terminal: PtyTerminal, name: str, after: str | None = None) -> None:
