@@ -16,8 +16,6 @@ from qtui.screens.base import StageScreen, bindings
 from qtui.session import Session
 from qtui.state import STAGES, Stage
 
-_ORDER = ("qtui-dark", "qtui-light", "qtui-safe")
-
 
 class QtuiApp(App[int]):
     """``session`` holds the state; the app shows it and passes commands on."""
@@ -36,6 +34,9 @@ class QtuiApp(App[int]):
         self.log_shown = False
         self.hold = False
         self.leaving = False
+        # Before the first frame, so that it is in these colours.
+        themes.register(self)
+        self.theme = themes.theme_for(os.environ)
         self._hangup = Hangup(lambda number: self.leave())
         self._hertz = hertz or terminal.refresh_rate(os.environ)
         self._at: Stage = "model"
@@ -43,11 +44,11 @@ class QtuiApp(App[int]):
 
     def on_mount(self) -> None:
         self._hangup.install()
-        themes.register(self)
-        self.theme = themes.theme_for(os.environ)
         self.session.list_runs()
         self.switch_mode("model")
         self.set_interval(1 / self._hertz, self._tick)
+        if (hint := terminal.connection_hint(os.environ)) is not None:
+            self.notify(hint, timeout=10)
         # PyTorch takes seconds to import: the first frame comes before that.
         self.call_after_refresh(self.session.examine)
 
@@ -150,7 +151,8 @@ class QtuiApp(App[int]):
         self.log_shown = not self.log_shown
 
     def do_theme(self) -> None:
-        self.theme = _ORDER[(_ORDER.index(self.theme) + 1) % len(_ORDER)] if self.theme in _ORDER else _ORDER[0]
+        names = themes.NAMES
+        self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]
 
     def do_quit(self) -> None:
         from qtui.screens.panels import leave_panel
@@ -176,7 +178,7 @@ def main() -> int:
     session = Session()
     app = QtuiApp(session)
     try:
-        code = app.run(mouse=os.environ.get("QTUI_MOUSE") != "0")
+        code = app.run(mouse=terminal.wants_mouse(os.environ))
     finally:
         ended = session.close()
     if not ended:

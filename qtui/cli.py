@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from engine.errors import Cancelled, EngineError, UsageError
-from qtui.arguments import build_parser
 
 FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
 READER_GONE = 141  # What a shell reports for a program that SIGPIPE ended.
@@ -29,8 +28,14 @@ HANDLERS: dict[str, str] = {
 
 def dispatch(argv: Sequence[str]) -> int:
     """Parse, run the command, and turn each way it can end into its exit code and at most one line on stderr."""
-    parser = build_parser()
     try:
+        if not argv and _at_a_terminal():
+            from qtui.app import main
+
+            return main()
+        from qtui.arguments import build_parser
+
+        parser = build_parser()
         args = parser.read(argv)
         if args.command is None:
             parser.print_help()
@@ -49,6 +54,10 @@ def dispatch(argv: Sequence[str]) -> int:
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         return FAILED
+
+
+def _at_a_terminal() -> bool:
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty())
 
 
 def _handler(command: str) -> Callable[[Namespace], int]:

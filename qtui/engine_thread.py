@@ -60,9 +60,8 @@ class TorchEngine:
         return pipeline.resume(directory, stop, attended=True)
 
     def train(self, model: str, data: str, stop: StopToken) -> Steps:
-        from engine.models.cached import cached_weights
-
         from engine import pipeline
+        from engine.models.cached import cached_weights
 
         out = cached_weights(model, data)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -57,9 +57,8 @@ class Driver:
 
 
 def screen_text(app: QtuiApp) -> str:
-    width, height = app.size
     lines = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in lines[:height])
+    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in lines[: app.size.height])
 
 
 def drive(
