@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from engine.events import LayerRow, Planned
-from engine.spec import LayerSpec
+from engine.possible import possible
+from engine.presets import PRESETS
+from engine.spec import FP32, ActivationSpec, LayerSpec, Rule
+from qtui.edits import EDITS, Before, Edit, EditName, no_groups
+from qtui.strategy_rules import base, resolve, rules_for
+
+HISTORY = 200
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What undo goes back to."""
+
+    specs: Mapping[str, LayerSpec]
+    preset: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A layer that is asked to become something else than was proposed."""
+
+    row: LayerRow
+    wanted: LayerSpec
+
+    @property
+    def path(self) -> str:
+        return self.row.path
+
+    @property
+    def proposed(self) -> LayerSpec:
+        return self.row.proposed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an edit: ``changed`` are paths; ``note`` says what was passed over and why, or is empty."""
+
+    draft: Draft
+    changed: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """``plan`` is the engine's last plan; ``specs`` is what each editable layer (by path) is asked to become now."""
+    """``plan`` is the engine's last plan; ``specs`` is what each editable layer (by path) is asked to become now, ``preset``
+    what they are edited from. ``past`` and ``future`` are for undo and redo, the nearest last."""
 
     plan: Planned
     specs: Mapping[str, LayerSpec]
     marked: frozenset[str] = frozenset()
-    past: tuple[Mapping[str, LayerSpec], ...] = ()
-    future: tuple[Mapping[str, LayerSpec], ...] = ()
+    past: tuple[Moment, ...] = ()
+    future: tuple[Moment, ...] = ()
+    preset: str = "default"
 
     @classmethod
     def of(cls, plan: Planned) -> Draft:
-        return cls(plan, {row.path: row.requested for row in plan.layers if row.editable})
+        return cls(plan, {row.path: row.requested for row in plan.layers if row.editable}, preset=plan.preset)
 
     def replanned(self, plan: Planned) -> Draft:
         """The same draft on the engine's next plan; what was before can be undone to."""
         new = Draft.of(plan)
         if new.specs == self.specs:
-            return Draft(plan, self.specs, self.marked, self.past, self.future)
-        return Draft(plan, new.specs, frozenset(), (*self.past, self.specs))
+            return replace(self, plan=plan, preset=plan.preset)
+        # Layers that are not there any more cannot be gone back to.
+        past = (*self.past, self._now) if new.specs.keys() == self.specs.keys() else ()
+        return replace(new, past=past[-HISTORY:])
 
     @property
     def predicted_bytes(self) -> int:
@@ -38,4 +82,120 @@ class Draft:
         return predicted_bytes(self.plan.fp32_bytes, self.plan.layers, self.specs)
 
     def layer(self, path: str) -> LayerRow | None:
-        return next((row for row in self.plan.layers if row.path == path), None)
+        return self._rows.get(path)
+
+    def actual(self, path: str) -> tuple[LayerSpec, str | None]:
+        """What this machine makes of what is asked of a layer, and a sentence where that is less."""
+        row = self._rows[path]
+        if row.obstacle or not row.editable:
+            return FP32, row.obstacle
+        return possible(self.specs[path], self.plan.activation_bits)
+
+    @cached_property
+    def edited(self) -> frozenset[str]:
+        """Layers that differ from what the preset alone asks."""
+        return frozenset(path for path, spec in self.specs.items() if spec != base(self._rows[path], self.preset))
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether the engine has planned exactly this."""
+        return all(self._rows[path].requested == spec for path, spec in self.specs.items())
+
+    @property
+    def kept(self) -> int:
+        """How many layers that could be quantized stay in fp32."""
+        return sum(spec.weights is None for spec in self.specs.values())
+
+    @property
+    def quantized(self) -> int:
+        return len(self.specs) - self.kept
+
+    def edit(self, name: EditName, paths: Collection[str], first: str | None = None) -> Outcome:
+        """Carry an edit out on layers. ``first`` is the one whose next value all of them get; without it the first that has
+        one. A draft without a change comes back as it was, with the reason as the note."""
+        rows = [row for row in self.plan.layers if row.path in set(paths)]
+        able = [row for row in rows if row.editable]
+        if not able:
+            return Outcome(self, note=_cannot(rows))
+        edit = EDITS[name]
+        lead = min(able, key=lambda row: (isinstance(self._applied(edit, row, row), str), row.path != first))
+        specs, changed, passed = dict(self.specs), [], []
+        for row in able:
+            found = self._applied(edit, row, lead)
+            if isinstance(found, str):
+                passed.append(found)
+            elif found != specs[row.path]:
+                specs[row.path] = found
+                changed.append(row.path)
+            else:
+                passed.append(f"{row.path} is so already")
+        if not changed:
+            return Outcome(self, note=passed[0])
+        note = f"{len(passed)} of {len(able)} stay: {passed[0]}" if passed and name != "reset" else ""
+        weights = specs[lead.path].weights
+        if name == "granularity" and not note and weights and weights.granularity == "per-tensor":
+            note = no_groups(lead, specs[lead.path]) or ""
+        return Outcome(self._moved(specs, self.preset), tuple(changed), note)
+
+    def undo(self) -> Draft:
+        if not self.past:
+            return self
+        last = self.past[-1]
+        return replace(self, specs=last.specs, preset=last.preset, past=self.past[:-1], future=(*self.future, self._now))
+
+    def redo(self) -> Draft:
+        if not self.future:
+            return self
+        after = self.future[-1]
+        return replace(self, specs=after.specs, preset=after.preset, past=(*self.past, self._now), future=self.future[:-1])
+
+    def mark(self, paths: Iterable[str]) -> Draft:
+        """Mark these layers, or take the marks away where all of them are marked."""
+        able = frozenset(path for path in paths if path in self.specs)
+        return replace(self, marked=self.marked - able if able <= self.marked else self.marked | able)
+
+    def unmark(self) -> Draft:
+        return replace(self, marked=frozenset())
+
+    def planned_from(self, preset: str, rules: Sequence[Rule]) -> Draft:
+        """All layers as preset and rules ask: what the engine would plan, found here."""
+        specs = resolve(self.plan.layers, preset, rules)
+        return self if specs == self.specs and preset == self.preset else self._moved(specs, preset)
+
+    def rules(self, own: Sequence[Rule] = ()) -> tuple[Rule, ...]:
+        """Rules that, on ``preset``, give every layer what is asked of it here: a rule for each exact path where they are
+        needed, then those of ``own`` (the recipe's) that still decide something."""
+        return rules_for(self.plan.layers, self.preset, self.specs, own)
+
+    def diff(self) -> tuple[Difference, ...]:
+        """What differs from the proposal, in the order of the graph."""
+        found = (Difference(row, self.specs[row.path]) for row in self.plan.layers if row.path in self.specs)
+        return tuple(change for change in found if change.wanted != change.proposed)
+
+    @cached_property
+    def _rows(self) -> dict[str, LayerRow]:
+        return {row.path: row for row in self.plan.layers}
+
+    @property
+    def _now(self) -> Moment:
+        return Moment(self.specs, self.preset)
+
+    def _moved(self, specs: Mapping[str, LayerSpec], preset: str) -> Draft:
+        return replace(self, specs=specs, preset=preset, past=(*self.past, self._now)[-HISTORY:], future=())
+
+    def _applied(self, edit: Edit, row: LayerRow, lead: LayerRow) -> LayerSpec | str:
+        """A layer after an edit whose aim comes from another, or why it stays as it is."""
+        return edit.apply(row, self.specs[row.path], edit.aim(lead, self.specs[lead.path]), self._before(row))
+
+    def _before(self, row: LayerRow) -> Before:
+        """What the layer was when it was last quantized: here, in the plan, as proposed, or 8 bits."""
+        known = [self.specs, *(moment.specs for moment in reversed(self.past))]
+        candidates = [*(specs[row.path] for specs in known if row.path in specs), row.requested, row.proposed, PRESETS["w8a8"]]
+        spec = next(spec for spec in candidates if spec.weights)
+        return Before(spec, next((spec.activations for spec in candidates if spec.activations), ActivationSpec()))
+
+
+def _cannot(rows: Sequence[LayerRow]) -> str:
+    if len(rows) == 1:
+        return f"{rows[0].path} cannot be quantized: {rows[0].obstacle or 'it stays as it is'}"
+    return "None of these can be quantized" if rows else "There is no layer here"

@@ -21,7 +21,7 @@ from qtui import messages as ms
 Steps = Generator[ev.Event, Answer, Any]
 
 # Choosing a model and starting agrees to these; what is found is shown before anything is changed.
-AGREED = frozenset({"trace", "analyze"})
+AGREED: Mapping[str, Answer] = {"trace": True, "analyze": True}
 
 
 class Engine(Protocol):
@@ -72,6 +72,7 @@ class TorchEngine:
 class _Work:
     kind: ms.JobKind
     begin: Callable[[StopToken], Any]
+    agreed: Mapping[str, Answer] = AGREED
     token: StopToken = field(default_factory=StopToken)
 
 
@@ -87,9 +88,9 @@ class EngineThread:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=False)
         self._thread.start()
 
-    def submit(self, kind: ms.JobKind, begin: Callable[[StopToken], Any]) -> StopToken:
-        """``begin`` gives a generator of events, or a finished value."""
-        work = _Work(kind, begin)
+    def submit(self, kind: ms.JobKind, begin: Callable[[StopToken], Any], answers: Mapping[str, Answer] | None = None) -> StopToken:
+        """``begin`` gives a generator of events, or a finished value; ``answers`` are for questions that are not put to a person."""
+        work = _Work(kind, begin, {**AGREED, **(answers or {})})
         self._jobs.put(work)
         return work.token
 
@@ -118,7 +119,7 @@ class EngineThread:
     def _carry_out(self, work: _Work) -> Any:
         try:
             begun = work.begin(work.token)
-            result = self._drive(begun, work.token) if isinstance(begun, Generator) else begun
+            result = self._drive(begun, work) if isinstance(begun, Generator) else begun
         except Cancelled:
             return "stopped"
         except EngineError as error:
@@ -132,7 +133,7 @@ class EngineThread:
             self._post(message)
         return "done"
 
-    def _drive(self, steps: Steps, token: StopToken) -> Any:
+    def _drive(self, steps: Steps, work: _Work) -> Any:
         answer: Answer = None
         while True:
             try:
@@ -142,7 +143,7 @@ class EngineThread:
             self._post(event)
             answer = None
             if isinstance(event, ev.Ask):
-                answer = True if event.key in AGREED else self._wait(event, token)
+                answer = work.agreed[event.key] if event.key in work.agreed else self._wait(event, work.token)
 
     def _wait(self, event: ev.Ask, token: StopToken) -> Answer:
         self._post(ms.Asking(event.key, event.default))

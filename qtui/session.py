@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Session:
         self._mail = Mailbox()
         self._thread = EngineThread(self._mail.post)
         self._token: StopToken | None = None
+        self._next: Callable[[], None] | None = None
 
     def pump(self) -> bool:
         """Take in what the engine said since the last time; whether anything came."""
@@ -36,6 +37,9 @@ class Session:
             self.state = reduce(self.state, event, at)
             if isinstance(event, ms.JobEnded) and event.kind != "examine":
                 self.list_runs()
+                begin, self._next = self._next, None
+                if begin is not None and event.outcome == "done":
+                    begin()
         return bool(waiting)
 
     def examine(self) -> None:
@@ -44,9 +48,28 @@ class Session:
 
     def start(self, recipe: Mapping[str, Any]) -> None:
         """Begin a run of a recipe's fields; ``file`` may name a recipe to start from."""
-        data = str((recipe.get("data") or {}).get("name", ""))
-        model = str(recipe.get("model", ""))
+        model, data = _about(recipe)
         self._begin("run", f"loading {model}", lambda token: self._engine.run(recipe, token), model, data)
+
+    def again(self, recipe: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+        """Begin a run of a recipe's fields whose questions are answered beforehand, once the work at hand is done. What is
+        edited now goes on being edited there."""
+
+        def begin() -> None:
+            draft = self.state.run.draft
+            self._begin("run", "measuring again", lambda token: self._engine.run(recipe, token), *_about(recipe), answers=answers)
+            if draft is not None:
+                self._tell(ms.Edited(draft))
+
+        if self.state.busy:
+            self._next = begin
+        else:
+            begin()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a run waits for the work at hand to be done."""
+        return self._next is not None
 
     def resume(self, run: RunSummary) -> None:
         """Go on with a run that was stopped, here or by another front end."""
@@ -83,6 +106,7 @@ class Session:
 
     def stop(self) -> None:
         """End the work within a batch; its state is saved."""
+        self._next = None
         if self._token is not None:
             self._tell(ms.Stopping())
             self._thread.stop(self._token)
@@ -117,10 +141,17 @@ class Session:
         """Stop what runs, save it, and end the thread; whether it ended in time."""
         return self._thread.close(timeout)
 
-    def _begin(self, kind: ms.JobKind, title: str, begin: Any, model: str = "", data: str = "") -> None:
-        self._token = self._thread.submit(kind, begin)
+    def _begin(
+        self, kind: ms.JobKind, title: str, begin: Any, model: str = "", data: str = "", answers: Mapping[str, Answer] | None = None
+    ) -> None:
+        self._token = self._thread.submit(kind, begin, answers)
         self._tell(ms.JobStarted(kind, title, model, data))
 
     def _tell(self, *events: ev.Event) -> None:
         for event in events:
             self.state = reduce(self.state, event, time.monotonic())
+
+
+def _about(recipe: Mapping[str, Any]) -> tuple[str, str]:
+    """The model and the data that a recipe's fields name."""
+    return str(recipe.get("model", "")), str((recipe.get("data") or {}).get("name", ""))

@@ -1,0 +1,158 @@
+"""What a key does to a layer's spec. An edit has an aim, taken from the first layer it is for, so that several layers come out
+alike; what cannot be had of a layer is told in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from engine.events import LayerRow
+from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
+
+EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
+
+WEIGHT_BITS = (8, 6, 4, 3, 2)
+ACTIVATION_BITS: tuple[int | None, ...] = (8, 7, 6, 4, None)
+GROUP_SIZES = (32, 64, 128)
+OBSERVERS: tuple[Observer, ...] = ("minmax", "moving-average", "percentile", "histogram-mse", "entropy")
+GROUP_BITS = 6
+"""The widest weights that the engine keeps in groups."""
+
+T = TypeVar("T")
+Scheme = tuple[Granularity, int]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a layer was when it was last quantized, for quantizing it again."""
+
+    spec: LayerSpec
+    activations: ActivationSpec
+
+
+@dataclass(frozen=True)
+class Edit:
+    """``aim`` gives what the first layer becomes next; ``apply`` gives another layer that, or says why not."""
+
+    aim: Callable[[LayerRow, LayerSpec], Any]
+    apply: Callable[[LayerRow, LayerSpec, Any, Before], LayerSpec | str]
+
+
+def inputs(row: LayerRow) -> int:
+    """The weights that feed one output."""
+    return math.prod(row.weight_shape[1:])
+
+
+def schemes(row: LayerRow, bits: int) -> tuple[Scheme, ...]:
+    """Granularities that make a difference for this layer at this width."""
+    plain: tuple[Scheme, ...] = (("per-tensor", 0), ("per-channel", 0))
+    sizes = GROUP_SIZES if bits <= GROUP_BITS else ()
+    return (*plain, *(("per-group", size) for size in sizes if size < inputs(row)))
+
+
+def no_groups(row: LayerRow, spec: LayerSpec) -> str | None:
+    """Why groups are passed over for a layer."""
+    if spec.weights is None:
+        return None
+    if inputs(row) <= GROUP_SIZES[0]:
+        return f"groups of {GROUP_SIZES[0]} need more inputs: {row.path} has {inputs(row)} for each output"
+    return "groups need 6 bits or fewer: w changes the bits" if spec.weights.bits > GROUP_BITS else None
+
+
+def _after(order: Sequence[T], current: T) -> T:
+    return order[(order.index(current) + 1) % len(order)] if current in order else order[0]
+
+
+def _narrower(order: Sequence[int], bits: int) -> int:
+    return next((wide for wide in order if wide < bits), order[0])
+
+
+def _next_weights(row: LayerRow, spec: LayerSpec) -> int | None:
+    return _narrower(WEIGHT_BITS, spec.weights.bits) if spec.weights else None
+
+
+def _weights(row: LayerRow, spec: LayerSpec, aim: int, before: Before) -> LayerSpec | str:
+    if spec.weights is None:
+        return _kept(row)
+    return replace(spec, weights=replace(spec.weights, bits=aim))
+
+
+def _next_activations(row: LayerRow, spec: LayerSpec) -> int | None:
+    if spec.activations is None:
+        return ACTIVATION_BITS[0]
+    widths = [bits for bits in ACTIVATION_BITS if bits is not None]
+    return next((bits for bits in widths if bits < spec.activations.bits), None)
+
+
+def _activations(row: LayerRow, spec: LayerSpec, aim: int | None, before: Before) -> LayerSpec | str:
+    if spec.weights is None:
+        return _kept(row)
+    return replace(spec, activations=replace(spec.activations or before.activations, bits=aim) if aim else None)
+
+
+def _scheme(row: LayerRow, weights: WeightSpec) -> Scheme:
+    scheme: Scheme = (weights.granularity, weights.group_size if weights.granularity == "per-group" else 0)
+    # What is asked for and cannot be had stands where what comes of it stands.
+    return ("per-channel", 0) if scheme[1] and weights.bits > GROUP_BITS else scheme
+
+
+def _next_scheme(row: LayerRow, spec: LayerSpec) -> Scheme | None:
+    if spec.weights is None:
+        return None
+    order, current = schemes(row, spec.weights.bits), _scheme(row, spec.weights)
+    if current not in order and current[1]:
+        return next((scheme for scheme in order if scheme[1] > current[1]), order[0])
+    return _after(order, current)
+
+
+def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) -> LayerSpec | str:
+    if spec.weights is None:
+        return _kept(row)
+    name, size = aim
+    if aim not in schemes(row, spec.weights.bits):
+        return no_groups(row, spec) or f"groups of {size} need more inputs: {row.path} has {inputs(row)} for each output"
+    return replace(spec, weights=replace(spec.weights, granularity=name, group_size=size or WeightSpec.group_size))
+
+
+def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
+    return replace(spec, weights=replace(spec.weights, scale=aim)) if spec.weights else _kept(row)
+
+
+def _observer(row: LayerRow, spec: LayerSpec, aim: Observer, before: Before) -> LayerSpec | str:
+    return replace(spec, activations=replace(spec.activations, observer=aim)) if spec.activations else _no_activations(row, spec)
+
+
+def _symmetric(row: LayerRow, spec: LayerSpec, aim: bool, before: Before) -> LayerSpec | str:
+    return replace(spec, activations=replace(spec.activations, symmetric=aim)) if spec.activations else _no_activations(row, spec)
+
+
+def _keep(row: LayerRow, spec: LayerSpec, aim: bool, before: Before) -> LayerSpec | str:
+    if not aim:
+        return spec if spec.weights else before.spec
+    return FP32
+
+
+def _reset(row: LayerRow, spec: LayerSpec, aim: None, before: Before) -> LayerSpec | str:
+    return row.proposed if spec != row.proposed else f"{row.path} is as proposed already"
+
+
+def _kept(row: LayerRow) -> str:
+    return f"{row.path} is kept in fp32: f quantizes it again"
+
+
+def _no_activations(row: LayerRow, spec: LayerSpec) -> str:
+    return f"{row.path} has fp32 activations, so there is no range to observe: a quantizes them" if spec.weights else _kept(row)
+
+
+EDITS: dict[EditName, Edit] = {
+    "weights": Edit(_next_weights, _weights),
+    "activations": Edit(_next_activations, _activations),
+    "granularity": Edit(_next_scheme, _granularity),
+    "rounding": Edit(lambda row, spec: "minmax" if spec.weights and spec.weights.scale == "mse" else "mse", _rounding),
+    "observer": Edit(lambda row, spec: _after(OBSERVERS, spec.activations.observer) if spec.activations else None, _observer),
+    "symmetric": Edit(lambda row, spec: not (spec.activations and spec.activations.symmetric), _symmetric),
+    "keep": Edit(lambda row, spec: spec.weights is not None, _keep),
+    "reset": Edit(lambda row, spec: None, _reset),
+}
