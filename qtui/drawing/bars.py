@@ -22,9 +22,9 @@ def bar(share: float, width: int) -> str:
 
 def progress(done: float, total: float, width: int) -> str:
     """A bar for ``done`` of ``total``: full only when everything is done; empty while the total is unknown."""
-    if total <= 0 or width <= 0:
+    if width <= 0 or not (total > 0 and done > 0):
         return bar(0.0, width)
     if done >= total:
         return "█" * width
-    eighths = min(int(max(done, 0) / total * width * 8), width * 8 - 1)
+    eighths = min(int(done / total * width * 8), width * 8 - 1)
     return bar(eighths / (width * 8), width)

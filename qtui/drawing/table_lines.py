@@ -22,11 +22,12 @@ def header(plan: Plan, columns: tuple[Column, ...]) -> Line:
         text = text.ljust(place.x) if text.isascii() else text + " " * (place.x - cells(text))
         text += fit(safe(column.title), place.width, column.align)
     text = fit(text, plan.width)
-    if plan.earlier:
+    if plan.earlier and text.startswith(" "):
         text = "‹" + text[1:]
-    if plan.later:
-        text = fit(text, plan.width - 1) + "›"
-    return [(fit(text, plan.width), "header")]
+    # A plan leaves the last cell free.
+    if plan.later and text.endswith(" "):
+        text = text[:-1] + "›"
+    return [(text, "header")]
 
 
 def row_line(plan: Plan, columns: tuple[Column, ...], row: Row, *, cursor: bool = False) -> Line:

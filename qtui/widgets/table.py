@@ -143,15 +143,14 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
 
     def show(self, columns: Iterable[Column], rows: Iterable[Row]) -> None:
         """Show these columns and rows. The cursor stays on the row of its key, at its place on the screen; where that row
-        is gone it takes the one that stands there now. What did not change is not painted again."""
+        is gone it takes the next one that is left. What did not change is not painted again."""
         columns, rows = tuple(columns), tuple(rows)
         if columns == self._columns and rows == self._rows:
             return
-        before, key, old, offset = self._visible(), self.cursor, self._cursor, self.scroll_offset.y
+        before, key, old, offset, gone = self._visible(), self.cursor, self._cursor, self.scroll_offset.y, self._rows
         self._replace(columns, rows)
-        self._cursor = self._places.get(key, -1) if key is not None else -1
-        if self._cursor < 0 or not rows[self._cursor].selectable:
-            self._cursor = self._nearest(max(old, 0))
+        followers = (row.key for row in (*gone[old:], *reversed(gone[:old]))) if old >= 0 else ()
+        self._cursor = self._nearest(next((self._places[key] for key in followers if key in self._places), 0))
         self._resize(Size(0, _HEADER + len(rows)))
         if old >= 0 and self._on_screen(old, offset) and self._cursor != old:
             offset += self._cursor - old
