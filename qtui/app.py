@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from textual.app import App, SystemCommand
 from textual.screen import Screen
@@ -13,8 +14,10 @@ from qtui import terminal, themes
 from qtui.hangup import Hangup
 from qtui.screens import SCREENS, make
 from qtui.screens.base import StageScreen, bindings
-from qtui.session import Session
-from qtui.state import STAGES, Stage
+from qtui.state import STAGES, Stage, State
+
+if TYPE_CHECKING:
+    from qtui.session import Session
 
 
 class QtuiApp(App[int]):
@@ -23,6 +26,7 @@ class QtuiApp(App[int]):
     TITLE = "qtui"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS = [*bindings("*")]
+    DEFAULT_MODE = "model"
     MODES = {stage: partial(make, stage) for stage in SCREENS}
     CSS = """
     Screen { background: $background; }
@@ -30,7 +34,7 @@ class QtuiApp(App[int]):
 
     def __init__(self, session: Session | None = None, hertz: float | None = None) -> None:
         super().__init__(driver_class=terminal.driver_class())
-        self.session = session or Session()
+        self._given = session
         self.log_shown = False
         self.hold = False
         self.leaving = False
@@ -42,15 +46,34 @@ class QtuiApp(App[int]):
         self._at: Stage = "model"
         self._problem: object = None
 
+    @cached_property
+    def session(self) -> Session:
+        """Made when it is first asked for: what it needs is not needed for the first frame."""
+        from qtui.session import Session
+
+        return self._given or Session()
+
+    def close_session(self, timeout: float = 20.0) -> bool:
+        """End the engine's thread; whether it ended in time."""
+        return self.session.close(timeout) if "session" in self.__dict__ else True
+
+    @property
+    def state(self) -> State:
+        """The session's state, also before there is a session."""
+        return self.session.state if "session" in self.__dict__ else State()
+
     def on_mount(self) -> None:
         self._hangup.install()
-        self.session.list_runs()
-        self.switch_mode("model")
-        self.set_interval(1 / self._hertz, self._tick)
         if (hint := terminal.connection_hint(os.environ)) is not None:
             self.notify(hint, timeout=10)
-        # PyTorch takes seconds to import: the first frame comes before that.
-        self.call_after_refresh(self.session.examine)
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        """After the first frame: what was done before, then PyTorch, which takes seconds to import."""
+        self.session.list_runs()
+        self.session.examine()
+        self.set_interval(1 / self._hertz, self._tick)
+        self.refresh_state()
 
     def on_unmount(self) -> None:
         self._hangup.restore()
@@ -58,8 +81,7 @@ class QtuiApp(App[int]):
     @property
     def stage_screen(self) -> StageScreen | None:
         """The stage that is shown, also below a panel."""
-        bottom = self.screen_stack[0] if self.screen_stack else None
-        return bottom if isinstance(bottom, StageScreen) else None
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, StageScreen)), None)
 
     def _tick(self) -> None:
         if self.session.pump():
@@ -67,7 +89,7 @@ class QtuiApp(App[int]):
 
     def refresh_state(self) -> None:
         """Show the session's state as it is now."""
-        state = self.session.state
+        state = self.state
         if state.run.at != self._at:
             left, self._at = self._at, state.run.at
             if not self.hold and self.stage_screen is not None and self.stage_screen.stage == left:
@@ -86,14 +108,14 @@ class QtuiApp(App[int]):
 
     def show_run(self) -> None:
         """Go to the stage that a reopened run has come to."""
-        self._at = self.session.state.run.at
+        self._at = self.state.run.at
         self.go(self._at)
         self.refresh_state()
 
     def _show_problem(self) -> None:
         from qtui.screens.panels import problem_panel
 
-        problem = self.session.state.problem
+        problem = self.state.problem
         if problem is not None and not self.leaving:
             self.push_screen(problem_panel(problem), lambda _: self.session.dismiss())
 
@@ -107,7 +129,7 @@ class QtuiApp(App[int]):
 
         shown = self.stage_screen
         for action in actions.of(shown.stage if shown else "model"):
-            reason = action.why_not(self.session.state)
+            reason = action.why_not(self.state)
             keys = " ".join(actions.key_text(key) for key in action.keys)
             title = f"{action.label} ({keys})".replace(" ▸", "")
             yield SystemCommand(title, f"not now: {reason}" if reason else action.help, lambda name=action.id: self.action_do(name))
@@ -116,7 +138,7 @@ class QtuiApp(App[int]):
         from qtui.screens.panels import help_panel
 
         if (screen := self.stage_screen) is not None:
-            self.push_screen(help_panel(screen.stage, self.session.state))
+            self.push_screen(help_panel(screen.stage, self.state))
 
     def do_palette(self) -> None:
         self.action_command_palette()
@@ -157,10 +179,10 @@ class QtuiApp(App[int]):
     def do_quit(self) -> None:
         from qtui.screens.panels import leave_panel
 
-        if not self.session.state.busy:
+        if not self.state.busy:
             self.exit(0)
         elif not self.leaving:
-            self.push_screen(leave_panel(self.session.state), self._leave)
+            self.push_screen(leave_panel(self.state), self._leave)
 
     def _leave(self, yes: bool | None) -> None:
         if yes:
@@ -175,12 +197,11 @@ class QtuiApp(App[int]):
 
 def main() -> int:
     """The app, until it ends; then the engine's thread."""
-    session = Session()
-    app = QtuiApp(session)
+    app = QtuiApp()
     try:
         code = app.run(mouse=terminal.wants_mouse(os.environ))
     finally:
-        ended = session.close()
+        ended = app.close_session()
     if not ended:
         # A call into PyTorch that does not come back must not hold the shell.
         os._exit(1)

@@ -16,7 +16,8 @@ from qtui import messages as ms
 from qtui.draft import Draft
 from qtui.engine_thread import Engine, EngineThread, TorchEngine, problem
 from qtui.mailbox import Mailbox
-from qtui.state import State, reduce
+from qtui.reducer import reduce
+from qtui.state import State
 
 
 class Session:

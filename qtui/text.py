@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.events import EpochFinished, Progress
+if TYPE_CHECKING:
+    from engine.events import EpochFinished, Progress
 
 
 def plain(text: object) -> str:
@@ -37,11 +38,16 @@ def rate(value: float, unit: str) -> str:
     return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
 
 
+def left(value: float) -> str:
+    """Time left: whole seconds, for it is a guess."""
+    return f"{seconds(value) if value >= 60 else f'{value:.0f} s'} left"
+
+
 def pace(event: Progress) -> str:
     """What stands behind a bar: rate and time left, as far as they can be told."""
     parts = [rate(event.rate, event.unit)] if event.rate is not None else []
     if event.eta is not None and event.done < event.total:
-        parts.append(f"{seconds(event.eta) if event.eta >= 60 else f'{event.eta:.0f} s'} left")
+        parts.append(left(event.eta))
     return ", ".join(parts)
 
 

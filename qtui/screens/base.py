@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -13,7 +14,6 @@ from textual.widgets import Static
 
 from qtui import actions, subject
 from qtui.state import Stage, State
-from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.lines import Piece, PieceLine
 from qtui.widgets.log_pane import LogPane
 from qtui.widgets.sentence import Sentence
@@ -40,12 +40,10 @@ class StageScreen(Screen[None]):
     StageScreen {
         layout: vertical;
         #body { height: 1fr; }
-        #too-small { display: none; width: 100%; height: 100%; content-align: center middle; text-align: center; }
-        LogPane { display: none; }
-        &.-log LogPane { display: block; }
         &.-low Sentence { height: 1; }
         &.-too-small > * { display: none; }
         &.-too-small > #too-small { display: block; }
+        #too-small { width: 100%; height: 100%; content-align: center middle; text-align: center; }
     }
     """
 
@@ -59,17 +57,15 @@ class StageScreen(Screen[None]):
 
     @property
     def state(self) -> State:
-        return self.qtui.session.state
+        return self.qtui.state
 
     def compose(self) -> ComposeResult:
         yield PieceLine(id="stages")
         yield PieceLine(id="subject")
         with Container(id="body"):
             yield from self.compose_body()
-        yield LogPane(id="log")
         yield Sentence(id="sentence")
         yield PieceLine(id="keys")
-        yield Static("This window is too small:\n40 columns by 12 rows are needed.", id="too-small")
 
     def compose_body(self) -> ComposeResult:
         yield from ()
@@ -84,10 +80,17 @@ class StageScreen(Screen[None]):
         self.query_one("#stages", PieceLine).show(lambda width: subject.stage_bar(state, self.stage, width))
         self.query_one("#subject", PieceLine).show(lambda width: subject.subject(state, width))
         self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(state, width))
-        self.set_class(self.qtui.log_shown, "-log")
-        if self.qtui.log_shown:
-            self.query_one(LogPane).show(state.log)
+        self._show_log(state)
         self.update(state)
+
+    def _show_log(self, state: State) -> None:
+        panes = list(self.query(LogPane))
+        if self.qtui.log_shown and not panes:
+            panes = [LogPane()]
+            self.mount(panes[0], before="#sentence")
+        for pane in panes:
+            pane.display = self.qtui.log_shown
+            pane.show(state.log)
 
     def key_pieces(self, state: State, width: int) -> list[Piece]:
         """The footer: as many keys as fit, the one that goes on always."""
@@ -105,8 +108,28 @@ class StageScreen(Screen[None]):
 
     def back(self) -> None:
         """Esc on the screen itself: the filters of its lists are taken away."""
+        from qtui.widgets.filter_bar import FilterBar
+
         for bar in self.query(FilterBar):
             bar.clear()
+
+    def choose(self, title: str, options: Sequence[tuple[str, str]], current: str, then: Callable[[str | None], None]) -> None:
+        """Ask for one of (value, text)."""
+        from qtui.screens.dialogs import Choose
+
+        self.app.push_screen(Choose(title, options, current), then)
+
+    def ask(self, title: str, text: str, value: str, check: Callable[[str], str | None], then: Callable[[str | None], None]) -> None:
+        """Ask for a line of text."""
+        from qtui.screens.dialogs import Prompt
+
+        self.app.push_screen(Prompt(title, text, value, check=check), then)
+
+    def confirm(self, title: str, text: str, yes: str, no: str, then: Callable[[bool | None], None]) -> None:
+        """Ask a question whose default is No."""
+        from qtui.screens.dialogs import Confirm
+
+        self.app.push_screen(Confirm(title, text, yes, no), then)
 
     def say(self, text: str) -> None:
         """The sentence about the thing under the cursor."""
@@ -131,6 +154,9 @@ class StageScreen(Screen[None]):
 
     def on_resize(self, event: Resize) -> None:
         width, height = event.size
-        self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-too-small")
+        small = width < SMALLEST[0] or height < SMALLEST[1]
+        if small and not self.query("#too-small"):
+            self.mount(Static("This window is too small:\n40 columns by 12 rows are needed.", id="too-small"))
+        self.set_class(small, "-too-small")
         self.set_class(height < 20, "-low")
         self.call_after_refresh(lambda: self.show(self.state))

@@ -12,7 +12,6 @@ from textual.containers import Vertical
 from qtui import catalog
 from qtui.catalog import Choice, Model
 from qtui.screens.base import StageScreen, bindings
-from qtui.screens.dialogs import Choose, Confirm, Prompt
 from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, model_rows, model_sentence, run_rows, run_sentence
 from qtui.state import State
 from qtui.subject import short_name
@@ -48,7 +47,7 @@ class ModelsScreen(StageScreen):
             yield PieceLine(id="choice")
             yield FilterBar()
         with Vertical(id="runs-pane", classes="pane"):
-            yield Grid(id="runs", empty="No runs yet: ⏎ on a model begins the first one.")
+            yield Grid(id="runs")
 
     def on_mount(self) -> None:
         self._list(self.state)
@@ -69,6 +68,7 @@ class ModelsScreen(StageScreen):
         models, runs = model_rows(self._models, self.choice.data, bar.text), run_rows(state.runs, bar.text)
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
+        self.query_one("#runs", Grid).empty = "No runs yet: ⏎ on a model begins the first one." if state.listed else ""
         self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
         self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
         self.query_one("#choice", PieceLine).show(self._choice_pieces)
@@ -178,7 +178,7 @@ class ModelsScreen(StageScreen):
         again = "Train a baseline? It is kept in the cache." + (
             "" if have == "to train" else "\nThe package's weights stay what a run takes."
         )
-        self.app.push_screen(Confirm("train a baseline", f"{text}\n{again}", "train", "not now"), self._train)
+        self.confirm("train a baseline", f"{text}\n{again}", "train", "not now", self._train)
 
     def _train(self, yes: bool | None) -> None:
         model = self._model()
@@ -194,13 +194,11 @@ class ModelsScreen(StageScreen):
 
     def do_data(self) -> None:
         options = [*catalog.data_sets(), (_FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")]
-        self.app.push_screen(Choose("data", options, self.choice.data), self._data)
+        self.choose("data", options, self.choice.data, self._data)
 
     def _data(self, value: str | None) -> None:
         if value == _FOLDER:
-            self.app.push_screen(
-                Prompt("data", "The folder with your images, one folder a class:", check=catalog.wrong_folder), self._folder
-            )
+            self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder)
         elif value:
             self._changed(replace(self.choice, data=value))
 
@@ -210,7 +208,7 @@ class ModelsScreen(StageScreen):
 
     def do_own(self) -> None:
         text = "A callable without arguments that returns an nn.Module.\nIt is your code and runs with your rights."
-        self.app.push_screen(Prompt("your own model", text, placeholder="path/file.py:factory", check=catalog.wrong_own_model), self._own)
+        self.ask("your own model", text, "", catalog.wrong_own_model, self._own)
 
     def _own(self, value: str | None) -> None:
         if value:
@@ -220,14 +218,14 @@ class ModelsScreen(StageScreen):
 
     def do_weights(self) -> None:
         text = "A file of weights (.safetensors, or .pt that holds tensors only);\nempty takes those of the list."
-        self.app.push_screen(Prompt("weights", text, self.choice.weights, check=catalog.wrong_file), self._weights)
+        self.ask("weights", text, self.choice.weights, catalog.wrong_file, self._weights)
 
     def _weights(self, value: str | None) -> None:
         if value is not None:
             self._changed(replace(self.choice, weights=str(Path(value).expanduser()) if value else ""))
 
     def do_device(self) -> None:
-        self.app.push_screen(Choose("device", catalog.devices(self.state.machine), self.choice.device), self._device)
+        self.choose("device", catalog.devices(self.state.machine), self.choice.device, self._device)
 
     def _device(self, value: str | None) -> None:
         if value:
@@ -235,7 +233,7 @@ class ModelsScreen(StageScreen):
 
     def do_threshold(self) -> None:
         text = "What the quantized model may lose, as METRIC:VALUE:\ndrop of the accuracy, agreement, sqnr in dB, or mse."
-        self.app.push_screen(Prompt("threshold", text, self.choice.threshold, check=catalog.wrong_threshold), self._threshold)
+        self.ask("threshold", text, self.choice.threshold, catalog.wrong_threshold, self._threshold)
 
     def _threshold(self, value: str | None) -> None:
         if value:
@@ -243,7 +241,7 @@ class ModelsScreen(StageScreen):
 
     def do_recipe(self) -> None:
         text = "A recipe file (recipe.yaml of a run, or your own); empty takes none."
-        self.app.push_screen(Prompt("recipe", text, self.choice.recipe, check=catalog.wrong_recipe), self._recipe)
+        self.ask("recipe", text, self.choice.recipe, catalog.wrong_recipe, self._recipe)
 
     def _recipe(self, value: str | None) -> None:
         if value == "":

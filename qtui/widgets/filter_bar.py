@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Static
+
+if TYPE_CHECKING:
+    from textual.widgets import Input
 
 from qtui.drawing.text import safe
 
@@ -68,13 +70,7 @@ class FilterBar(Horizontal):
         self._placeholder = placeholder
         self._text = ""
         self._before: Widget | None = None
-
-    def compose(self) -> ComposeResult:
-        yield Static("/", classes="filter--sign")
-        line = Input(placeholder=self._placeholder, compact=True, max_length=200, select_on_focus=False, disabled=True)
-        line.cursor_blink = False
-        yield line
-        yield Static("", classes="filter--count")
+        self._line: Input | None = None
 
     @property
     def text(self) -> str:
@@ -83,23 +79,35 @@ class FilterBar(Horizontal):
 
     def open(self) -> None:
         """Show the line with the filter in effect and type into it."""
-        line = self.query_one(Input)
+        line = self._line or self._made()
         if self.screen.focused is not line:
             self._before = self.screen.focused
         self.add_class("-open")
         line.disabled = False
         line.focus()
 
+    def _made(self) -> Input:
+        """The line to type into. It is heavy to import and to lay out, and most screens are left without a filter."""
+        from textual.widgets import Input
+
+        line = Input(placeholder=self._placeholder, compact=True, max_length=200, select_on_focus=False)
+        line.cursor_blink = False
+        self.mount(Static("/", classes="filter--sign"), line, Static("", classes="filter--count"))
+        self._line = line
+        return line
+
     def clear(self) -> bool:
         """Take the filter away; whether there was one."""
         had = bool(self._text)
-        self.query_one(Input).value = ""
+        if self._line is not None:
+            self._line.value = ""
         self._set("")
         return had
 
     def count(self, shown: int, total: int) -> None:
         """Say at the right how many rows stay."""
-        self.query_one(".filter--count", Static).update(f"{shown:,} of {total:,}" if self._text else "")
+        for label in self.query(".filter--count").results(Static):
+            label.update(f"{shown:,} of {total:,}" if self._text else "")
 
     def filtered(self, shown: int, total: int) -> str:
         """How many rows are shown, for the title of the pane."""
@@ -113,7 +121,8 @@ class FilterBar(Horizontal):
             self._before.focus()
         else:
             self.screen.focus_next()
-        self.query_one(Input).disabled = True
+        if self._line is not None:
+            self._line.disabled = True
         self.remove_class("-open")
 
     def on_input_changed(self, event: Input.Changed) -> None:

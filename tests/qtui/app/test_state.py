@@ -14,8 +14,8 @@ from engine import replay
 from engine.cancel import StopToken
 from engine.decisions import Answer, Fold
 from qtui import messages as ms
-from qtui.state import LOG_LINES, STAGES, State, reduce
-from qtui.training_state import CHART_POINTS, Training, trained
+from qtui.reducer import CHART_POINTS, LOG_LINES, reduce, trained
+from qtui.state import STAGES, State, Training
 
 
 def fed(state: State, events: Iterable[ev.Event]) -> State:
