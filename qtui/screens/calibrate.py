@@ -1,10 +1,197 @@
-"""Calibrate."""
+"""Calibrate: ranges while images run through the model; then what the quantized model measures, layer by layer."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from textual.app import ComposeResult
+from textual.containers import Container, Vertical
+from textual.events import Resize
+
+from engine.decisions import Train
+from qtui.actions import Action
+from qtui.drawing.histogram import histogram
+from qtui.drawing.spans import Line
+from qtui.screens import calibrate_ranges as ranges
+from qtui.screens import calibrate_result as result
+from qtui.screens import calibrate_work as work
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.dialogs import Prompt
+from qtui.state import State
+from qtui.widgets.chart import Chart
+from qtui.widgets.drawn import Drawn
+from qtui.widgets.progress import ProgressLine
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+_COLUMN_BELOW = 70
+_SHORT_BELOW = 16
 
 
 class CalibrateScreen(StageScreen):
+    """``view`` is what is shown; it turns to the layers by itself when they are measured, once a run."""
+
     stage = "calibrate"
     BINDINGS = bindings("calibrate")
+    CSS_PATH = "calibrate.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view: Literal["ranges", "layers"] = "ranges"
+        self.order: result.Order = "harm"
+        self.logarithmic = False
+        self._measured = False
+
+    def compose_body(self) -> ComposeResult:
+        with Vertical(id="work", classes="pane"):
+            yield ProgressLine(id="bar")
+        with Container(id="ranges-view"):
+            with Vertical(id="ranges-pane", classes="pane"):
+                yield Grid(id="ranges", empty=ranges.WAITING)
+            with Vertical(id="histograms"):
+                with Vertical(id="values-pane", classes="pane"):
+                    yield Chart(id="values")
+                with Vertical(id="weights-pane", classes="pane"):
+                    yield Chart(id="weights")
+        with Container(id="layers-view"):
+            with Vertical(id="verdict", classes="pane"):
+                yield Drawn(id="facts")
+            with Vertical(id="layers-pane", classes="pane"):
+                yield Grid(id="layers", empty=result.EMPTY)
+
+    def on_mount(self) -> None:
+        self._focus()
+
+    def on_resize(self, event: Resize) -> None:
+        super().on_resize(event)
+        self.set_class(event.size.width < _COLUMN_BELOW, "-column")
+        self.set_class(event.size.height < _SHORT_BELOW, "-short")
+
+    def update(self, state: State) -> None:
+        measured = result.measured(state.run)
+        if measured != self._measured:
+            self._measured = measured
+            self._turn("layers" if measured else "ranges")
+        self._show_work(state)
+        if self.view == "ranges":
+            self._show_ranges(state)
+        else:
+            self._show_layers(state)
+        self.query_one(Sentence).keep(self._sentence(state))
+
+    def label(self, action: Action) -> str:
+        if action.id == "pause" and self.state.job and self.state.job.paused:
+            return "go on"
+        if action.id == "view":
+            return "layers" if self.view == "ranges" else "ranges"
+        return super().label(action)
+
+    def _show_work(self, state: State) -> None:
+        self.set_class(work.working(state), "-working")
+        self.query_one("#work").border_title = work.title(state)
+        self.query_one("#bar", ProgressLine).show(*work.line(state))
+
+    def _show_ranges(self, state: State) -> None:
+        grid = self.query_one("#ranges", Grid)
+        grid.empty = ranges.WAITING if state.busy else ranges.EMPTY
+        grid.show(ranges.COLUMNS, ranges.rows(state.run))
+        done, of = ranges.settled(state.run)
+        self.query_one("#ranges-pane").border_title = f"Ranges ─ {done} of {of} settled" if of else "Ranges"
+        place = ranges.find(state.run, grid.cursor)
+        values, weights = (place.values, place.weights) if place else (None, None)
+        self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
+        self._pane("#weights-pane", ranges.weights_title(weights) if weights else "weights")
+        self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, ranges.no_values(place)))
+        self.query_one("#weights", Chart).show(lambda width, height: self._histogram(weights, width, height, "no weights"))
+
+    def _pane(self, name: str, title: str) -> None:
+        pane = self.query_one(name)
+        pane.border_title, pane.border_subtitle = title, "log counts" if self.logarithmic else ""
+
+    def _histogram(self, row: ranges.Spread | None, width: int, height: int, empty: str) -> list[Line]:
+        if row is None:
+            return histogram(0.0, 1.0, (), width, height, empty=empty)
+        return histogram(
+            row.bins.start, row.bins.width, row.bins.counts, width, height, clip_low=row.clip_low, clip_high=row.clip_high,
+            scale="log" if self.logarithmic else "sqrt", x_format=ranges.figure,
+        )  # fmt: skip
+
+    def _show_layers(self, state: State) -> None:
+        run = state.run
+        title, role = result.headline(run)
+        self.set_class(role == "good", "-met")
+        self.set_class(role == "harm", "-missed")
+        self.query_one("#verdict").border_title = title
+        self.query_one("#facts", Drawn).show(lambda width, height: result.verdict_lines(self.state, width, short=self.size.height < 20))
+        order = "most harm first" if self.order == "harm" else "as in the graph"
+        rows = result.rows(run, self.order)
+        after = " ─ after QAT" if rows and result.form(run) == "qat" else ""
+        self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
+        self.query_one("#layers", Grid).show(result.COLUMNS, rows)
+
+    def _sentence(self, state: State) -> str:
+        if self.view == "ranges":
+            return ranges.sentence(state.run, self.query_one("#ranges", Grid).cursor)
+        return result.sentence(state.run, self.query_one("#layers", Grid).cursor)
+
+    def _turn(self, view: Literal["ranges", "layers"]) -> None:
+        self.view = view
+        self.set_class(view == "layers", "-layers")
+        self._focus()
+
+    def _focus(self) -> None:
+        self.query_one(f"#{self.view}", Grid).focus()
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        if event.grid.id == self.view:
+            self.update(self.state)
+            self.say(self._sentence(self.state))
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.action_do("view" if self._measured else "next")
+
+    def do_view(self) -> None:
+        self._turn("layers" if self.view == "ranges" else "ranges")
+        self.update(self.state)
+        self.say(self._sentence(self.state))
+
+    def do_order(self) -> None:
+        if self.view != "layers":
+            self.explain("The order is that of the measured layers: v shows them")
+            return
+        self.order = "graph" if self.order == "harm" else "harm"
+
+    def do_log_scale(self) -> None:
+        if self.view != "ranges":
+            self.explain("The histograms are beside the ranges: v shows them")
+            return
+        self.logarithmic = not self.logarithmic
+
+    def do_pause(self) -> None:
+        self.session.pause()
+
+    def do_stop(self) -> None:
+        self.session.stop()
+        self.say("stopping … what was done is kept; r on the first screen (1) goes on with this run.")
+
+    def do_edit(self) -> None:
+        self.qtui.go("strategy")
+
+    def do_train(self) -> None:
+        self.session.answer(True)
+
+    def do_epochs(self) -> None:
+        asked = result.asked_epochs(self.state.run)
+        text = "How often training goes through all training images (1 to 1000)."
+        self.app.push_screen(Prompt("train for how many epochs?", text, str(asked or 5), check=result.wrong_epochs), self._train_for)
+
+    def _train_for(self, value: str | None) -> None:
+        if value is not None:
+            self.session.answer(Train(int(value)))
+            self.qtui.refresh_state()
+
+    def do_next(self) -> None:
+        if self.state.asking == "qat":
+            self.session.answer(False)
+        else:
+            self.qtui.go("report")

@@ -1,0 +1,171 @@
+"""The list of ranges while a model is calibrated, and what is said about each: pure functions of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.events import Bins, RangeRow, WeightRow
+from qtui.drawing.rows import Cell, Column, Row
+from qtui.state import Run
+
+COLUMNS = (
+    Column("layer", "layer", min=7, grow=1, priority=9),
+    Column("settled", "settled after", priority=8),
+    Column("clip", "clip", align="right", priority=7),
+    Column("high", "high", align="right", priority=6),
+    Column("low", "low", align="right", priority=5),
+    Column("over", "clipped %", align="right", priority=4),
+)
+EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
+WAITING = "Nothing is calibrated yet. The first batch of images brings the ranges here."
+
+
+@dataclass(frozen=True)
+class Place:
+    """One line of the list: values that share a grid, the weights of the first layer that reads them, or both."""
+
+    key: str
+    label: str
+    values: RangeRow | None
+    weights: WeightRow | None
+
+
+def places(run: Run) -> tuple[Place, ...]:
+    """The values that are calibrated, in the order of the graph; then layers whose weights alone are quantized."""
+    return tuple(_places(run))
+
+
+def _places(run: Run) -> Iterator[Place]:
+    read: set[str] = set()
+    for row in run.ranges.rows if run.ranges else ():
+        read.update(row.layers)
+        weights = next((run.weights[path] for path in row.layers if path in run.weights), None)
+        yield Place(row.name, _label(row), row, weights)
+    for path, weight in run.weights.items():
+        if path not in read:
+            yield Place(f"weights {path}", path, None, weight)
+
+
+Spread = RangeRow | WeightRow
+"""What has bins and clips."""
+
+
+def weights_title(row: WeightRow) -> str:
+    """``conv2 ─ weights ─ 64 channels``."""
+    return f"{row.path} ─ weights ─ {row.channels:,} channel{'' if row.channels == 1 else 's'}"
+
+
+def no_values(place: Place | None) -> str:
+    """Why there is no histogram of activations."""
+    return "stay fp32: weights only" if place and place.weights and not place.values else "come with the first batch"
+
+
+def find(run: Run, key: str | None) -> Place | None:
+    return next((place for place in places(run) if place.key == key), None)
+
+
+def rows(run: Run) -> tuple[Row, ...]:
+    """The list: how far each range has settled, and where it ends."""
+    seen, final = (run.ranges.seen, run.ranges.final) if run.ranges else (0, False)
+    return tuple(_row(place, seen, final) for place in places(run))
+
+
+def settled(run: Run) -> tuple[int, int]:
+    """How many of the ranges have settled, of how many there are."""
+    found = run.ranges.rows if run.ranges else ()
+    return sum(row.settled is not None for row in found), len(found)
+
+
+def _row(place: Place, seen: int, final: bool) -> Row:
+    row = place.values
+    if row is None:
+        return Row(place.key, (place.label, "weights only" if final else "", "", "", "", ""), role="dim", glyph="·")
+    # What a range has held for is the part of the images that did not move it.
+    if row.settled is not None:
+        held = Cell(f"{row.settled:,}", bar=max(1 - row.settled / max(seen, 1), 0.0))
+    else:
+        held = Cell("moving", "change", bar=0.0)
+    over = clipped(row.bins, row.clip_low, row.clip_high)
+    ends = (figure(row.clip_high), figure(row.high), figure(row.low), f"{100 * over:.1f}" if over else "0")
+    return Row(place.key, (place.label, held, *ends), glyph="●" if row.settled is not None else "◐")
+
+
+def _label(row: RangeRow) -> str:
+    if not row.layers or row.name in row.layers:
+        return row.name
+    more = f" +{len(row.layers) - 1}" if len(row.layers) > 1 else ""
+    return f"{row.layers[0]}{more}"
+
+
+def clipped(bins: Bins, low: float, high: float) -> float:
+    """The part of a histogram's values (0 to 1) beyond these ends; a bin that an end cuts counts in part."""
+    total = sum(bins.counts)
+    if not total or not bins.width > 0:
+        return 0.0
+    outside = 0.0
+    for index, count in enumerate(bins.counts):
+        start = bins.start + index * bins.width
+        inside = min(start + bins.width, high) - max(start, low)
+        outside += count * (1 - min(max(inside / bins.width, 0.0), 1.0))
+    # Beside rounding, an end that is the last value itself cuts nothing.
+    return outside / total if outside / total > 1e-4 else 0.0
+
+
+def figure(value: float) -> str:
+    """A range's end in at most six cells."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
+
+
+def sentence(run: Run, key: str | None) -> str:
+    """About the line under the cursor."""
+    place = find(run, key)
+    if place is None:
+        return "Calibration runs some training images through the model and notes which range each layer's input takes."
+    if place.values is None:
+        said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."
+        return f"{said} {_spread(place.weights)}".rstrip()
+    return f"{_values(place.values)} {_state(run, place.values)}"
+
+
+def _values(row: RangeRow) -> str:
+    readers = _several(row.layers)
+    name = f"{readers} reads" if len(row.layers) == 1 else f"{readers} read" if readers else f"{row.name} has"
+    over = clipped(row.bins, row.clip_low, row.clip_high)
+    ends = f"{name} values from {figure(row.low)} to {figure(row.high)}"
+    if not over:
+        return f"{ends}; the grid of integers covers all of them."
+    part = f"{100 * over:.1f} %" if over >= 5e-4 else "less than 0.1 %"
+    return f"{ends}; the grid ends at {_clip(row)}: {part} are clipped so that all others get a finer step."
+
+
+def _clip(row: RangeRow) -> str:
+    low, high = row.clip_low > row.low, row.clip_high < row.high
+    if low and high:
+        return f"{figure(row.clip_low)} and {figure(row.clip_high)}"
+    return figure(row.clip_low if low else row.clip_high)
+
+
+def _state(run: Run, row: RangeRow) -> str:
+    final = run.ranges is not None and run.ranges.final
+    if row.settled is not None:
+        return f"Settled after {row.settled:,} images."
+    return "It moved to the end: more images may help." if final else "It still moves."
+
+
+def _several(names: tuple[str, ...]) -> str:
+    if len(names) <= 2:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} others"
+
+
+def _spread(row: WeightRow | None) -> str:
+    if row is None or row.channels < 2 or not row.narrowest > 0:
+        return ""
+    return f"Its widest channel is {row.widest / row.narrowest:.0f} times as wide as its narrowest."
