@@ -72,7 +72,7 @@ class TorchEngine:
 class _Work:
     kind: ms.JobKind
     begin: Callable[[StopToken], Any]
-    agreed: Mapping[str, Answer] = AGREED
+    agreed: Mapping[str, Answer]
     token: StopToken = field(default_factory=StopToken)
 
 
