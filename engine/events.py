@@ -212,8 +212,9 @@ class Bins:
 
 @dataclass(frozen=True)
 class RangeRow:
-    """Values that share one grid: seen extremes, the clip that the observer gives now, and the paths of the layers that
-    read them. ``settled`` is the number of images after which the range moved by less than 1 %, None while it moves."""
+    """Values that share one grid: seen extremes, the ends of the grid that the observer would give now, and the paths of the
+    layers that read them. ``bins`` counts all values or an even sample of them. ``settled`` is the number of images after
+    which the range moved by less than 1 %, None while it moves."""
 
     name: str
     layers: tuple[str, ...]
@@ -227,7 +228,8 @@ class RangeRow:
 
 @dataclass(frozen=True)
 class Ranges(Detail):
-    """Activation ranges after ``seen`` of ``total`` calibration images; the last of a calibration is ``final``."""
+    """Activation ranges after ``seen`` of ``total`` calibration images, for a person who watches; the last of a calibration is
+    ``final`` and has the grids that are used. A value that is not finite has no row."""
 
     seen: int
     total: int

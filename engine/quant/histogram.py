@@ -61,6 +61,22 @@ class Histogram:
         self.counts = torch.cat([torch.zeros(left, dtype=torch.float64), merged, torch.zeros(free - left, dtype=torch.float64)])
         self.first = first - left
 
+    def over(self, low: float, high: float, bins: int) -> tuple[int, ...]:
+        """All counts, in ``bins`` bins of equal width from ``low`` to ``high``; all in the first where that is no range.
+
+        A bin that an edge cuts is taken to be evenly filled; what lies outside goes to the outermost bins.
+        """
+        total = round(self.counts.sum().item())
+        if not low < high or self.width == 0:
+            return total, *[0] * (bins - 1)
+        edges = low + torch.arange(bins + 1, dtype=torch.float64) * ((high - low) / bins)
+        position = (edges / self.width - self.first).clamp_(0, BINS)
+        index = position.long().clamp_max_(BINS - 1)
+        below = (self.counts.cumsum(0) - self.counts)[index] + (position - index) * self.counts[index]
+        # Rounding what lies below an edge, and not each bin, keeps the total.
+        below[0], below[-1] = 0, total
+        return tuple(int(count) for count in below.round_().diff().tolist())
+
     def centres(self) -> Tensor:
         """(BINS,) float64."""
         return (torch.arange(BINS, dtype=torch.float64) + self.first + 0.5) * self.width

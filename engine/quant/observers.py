@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,24 @@ from engine.spec import ActivationSpec
 
 
 class RangeObserver(ABC):
-    """``update`` takes a float tensor of any shape; ``range`` gives (low, high) for that many bits."""
+    """``update`` takes a float tensor of any shape; ``range`` gives (low, high) for that many bits.
+
+    ``histogram`` is None for an observer that counts nothing; ``quick`` says that ``range`` costs little beside a batch.
+    """
+
+    histogram: Histogram | None = None
+    quick: ClassVar[bool] = True
 
     @abstractmethod
     def update(self, x: Tensor) -> None: ...
 
     @abstractmethod
     def range(self, bits: int) -> tuple[float, float]: ...
+
+    @property
+    @abstractmethod
+    def extremes(self) -> tuple[float, float]:
+        """The least and the greatest value seen: infinity and minus infinity before any, NaN once there was one."""
 
 
 class MinMax(RangeObserver):
@@ -37,6 +49,10 @@ class MinMax(RangeObserver):
     def range(self, bits: int) -> tuple[float, float]:
         return self.low, self.high
 
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return self.low, self.high
+
 
 class MovingAverage(RangeObserver):
     """An exponential average of each batch's extremes (Jacob et al. 2018, arXiv:1712.05877, section 3.1)."""
@@ -45,10 +61,12 @@ class MovingAverage(RangeObserver):
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
+        self.lowest, self.highest = math.inf, -math.inf
         self.fresh = True
 
     def update(self, x: Tensor) -> None:
         low, high = (v.item() for v in torch.aminmax(x))
+        self.lowest, self.highest = _min(self.lowest, low), _max(self.highest, high)
         fresh, self.fresh = self.fresh, False
         self.low = low if fresh else self.low + self.momentum * (low - self.low)
         self.high = high if fresh else self.high + self.momentum * (high - self.high)
@@ -56,8 +74,14 @@ class MovingAverage(RangeObserver):
     def range(self, bits: int) -> tuple[float, float]:
         return self.low, self.high
 
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return self.lowest, self.highest
+
 
 class _HistogramObserver(RangeObserver):
+    histogram: Histogram
+
     def __init__(self) -> None:
         self.histogram = Histogram()
 
@@ -69,6 +93,10 @@ class _HistogramObserver(RangeObserver):
         if not (math.isfinite(seen.low) and math.isfinite(seen.high)) or seen.high <= seen.low:
             return seen.low, seen.high
         return self._clip(bits)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return self.histogram.low, self.histogram.high
 
     @abstractmethod
     def _clip(self, bits: int) -> tuple[float, float]: ...
@@ -94,6 +122,8 @@ class HistogramMSE(_HistogramObserver):
     Both ends are searched in turn on a grid of fractions of the observed range.
     """
 
+    quick = False
+
     def _clip(self, bits: int) -> tuple[float, float]:
         return _search(self.histogram, lambda lows, highs: _squared_error(self.histogram, lows, highs, bits))
 
@@ -101,6 +131,8 @@ class HistogramMSE(_HistogramObserver):
 class Entropy(_HistogramObserver):
     """The clip of least Kullback-Leibler divergence between the values and their quantized form (Migacz 2017, "8-bit
     inference with TensorRT"), both ends searched."""
+
+    quick = False
 
     def _clip(self, bits: int) -> tuple[float, float]:
         return _search(self.histogram, lambda lows, highs: _divergence(self.histogram, lows, highs, bits))

@@ -11,25 +11,37 @@ from torch import fx
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.errors import EngineError
-from engine.events import Event
+from engine.events import Event, Ranges
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams
 from engine.quant.observe import Observed
-from engine.ticker import Ticker
+from engine.quant.ranges import Watch
+from engine.ticker import Every, Ticker
+
+_LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
 
 
 def calibrate(
-    gm: fx.GraphModule, layout: Layout, data: Data, images: int, batch: int, device: str, stop: StopToken
+    gm: fx.GraphModule, layout: Layout, data: Data, images: int, batch: int, device: str, stop: StopToken, attended: bool = False
 ) -> Generator[Event, None, Mapping[str, QParams]]:
-    """The grid of each value class, from the first ``images`` of the training split."""
+    """The grid of each value class, from the first ``images`` of the training split; with ``attended`` also ``Ranges``."""
     total = data.count("train", images)
     if total == 0:
         raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
     graph = copy.deepcopy(gm).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    observed = Observed(graph, layout)
+    observed = Observed(graph, layout, counting=attended)
+    watch = Watch(observed, layout) if attended else None
+    due = Every(0.25, stop.clock)
     ticker = Ticker("calibrate", total, "img", clock=stop.clock)
     for x, _ in data.batches("train", batch, limit=images, device=device):
         stop.check()
         observed.batch(x)
+        if watch:
+            watch.batch(len(x))
+            if due():
+                yield Ranges(watch.seen, total, watch.look(_LOOK))
         yield from ticker.advance(len(x))
-    return observed.grids()
+    grids = observed.grids()
+    if watch:
+        yield Ranges(watch.seen, total, watch.last(grids), final=True)
+    return grids

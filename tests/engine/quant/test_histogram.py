@@ -47,6 +47,37 @@ def test_merging_is_exact(name):
     assert math.frexp(seen.width)[0] == 0.5
 
 
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("bins", [1, 64])
+def test_fewer_bins_hold_the_same_values(name, bins):
+    """Each edge has as many values below it as it should, give or take what the bin that it cuts holds."""
+    seen = Histogram()
+    for batch in STREAMS[name]:
+        seen.update(batch)
+    counts = seen.over(seen.low, seen.high, bins)
+    everything = np.sort(np.concatenate([batch.double().numpy().ravel() for batch in STREAMS[name]]))
+    assert len(counts) == bins and sum(counts) == len(everything)
+    assert all(type(count) is int and count >= 0 for count in counts)
+    for edge, below in zip(np.linspace(seen.low, seen.high, bins + 1)[1:-1], np.cumsum(counts)[:-1], strict=True):
+        nearest = [np.searchsorted(everything, edge + shift) for shift in (-seen.width, seen.width)]
+        assert nearest[0] - 1 <= below <= nearest[1] + 1
+
+
+def test_bins_that_fit_are_merged_exactly():
+    seen = Histogram()
+    seen.update(torch.arange(0, 1024).float() / 16)
+    assert seen.over(0.0, 64.0, 64) == (16,) * 64
+    assert seen.over(16.0, 48.0, 2) == (512, 512)
+    assert seen.over(-64.0, 64.0, 4) == (0, 0, 512, 512)
+
+
+def test_without_a_range_the_first_bin_holds_all():
+    seen = Histogram()
+    assert seen.over(math.inf, -math.inf, 4) == (0, 0, 0, 0)
+    seen.update(torch.full((7,), 3.0))
+    assert seen.over(3.0, 3.0, 4) == (7, 0, 0, 0)
+
+
 @pytest.mark.parametrize("name", ["growth up", "growth both ways", "orders of magnitude", "huge"])
 def test_bins_stay_fine(name):
     """The range takes a fair share of the bins, however it grew."""

@@ -63,6 +63,19 @@ def test_minmax_and_moving_average():
     assert average.range(8) == pytest.approx((low, high))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_extremes_are_of_all_values(name):
+    made = observer(ActivationSpec(observer=name))
+    assert made.extremes == (math.inf, -math.inf)
+    batches = [normal(1000, seed=i) * (5 - i) for i in range(4)]
+    for batch in batches:
+        made.update(batch)
+    assert made.extremes == (min(b.min().item() for b in batches), max(b.max().item() for b in batches))
+    made.update(torch.tensor([math.nan, 1.0]))
+    made.update(torch.ones(3))
+    assert all(map(math.isnan, made.extremes))
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_percentile_is_numpys_within_a_bin(name):
     data = torch.cat([DATA[name], DATA[name][:9_011]])
