@@ -17,7 +17,7 @@ from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import Event
-from engine.quant.layout import Layout
+from engine.quant.layout import Layout, Unit
 from engine.quant.numerics import QParams, dequantize, sqnr_db
 from engine.quant.runtime import QuantizedModel
 from engine.ticker import Ticker
@@ -77,12 +77,24 @@ def _interval(right: float, total: int) -> float:
     return z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
 
 
+@dataclass(frozen=True)
+class LayerNoise:
+    """SQNR in dB at a unit's output: ``sqnr_db`` against the fp32 model, with the errors of all layers before it;
+    ``own_sqnr_db`` with this layer's errors alone, against its float form on the inputs that it got."""
+
+    sqnr_db: float
+    own_sqnr_db: float
+
+
 def layer_sqnr(
-    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], model: QuantizedModel, data: Data, stop: StopToken, images: int = 128
-) -> dict[str, float]:
-    """SQNR in dB at each unit's output, with the errors of all layers before it, on validation images; by layer node."""
-    sums = {unit.layer: [0.0, 0.0] for unit in layout.units}
+    gm: fx.GraphModule, rounded: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], model: QuantizedModel, data: Data,
+    stop: StopToken, images: int = 128,
+) -> dict[str, LayerNoise]:  # fmt: skip
+    """The noise of each unit on validation images, by layer node. ``gm`` is the fp32 model, ``rounded`` the float graph that
+    ``model`` is the rounding of: ``gm`` itself, or as it was trained."""
+    sums = {unit.layer: [0.0] * 4 for unit in layout.units}
     class_of = layout.class_of()
+    units = _Units(rounded)
     with torch.inference_mode():
         for x, _ in data.batches("validation", 64, limit=images):
             stop.check()
@@ -90,13 +102,40 @@ def layer_sqnr(
             exact = _Values(gm, {unit.output for unit in layout.units})
             exact.run(x)
             got = model.watch(x)
+
+            def held(name: str, got: Mapping[str, Tensor] = got) -> Tensor:
+                integers = got.get(f"{name}:q")
+                return got[name] if integers is None else dequantize(integers, grids[class_of[name].name])
+
             for unit in layout.units:
-                wanted = exact.values[unit.output]
-                integers = got.get(f"{unit.output}:q")
-                seen = got[unit.output] if integers is None else dequantize(integers, grids[class_of[unit.output].name])
-                sums[unit.layer][0] += wanted.double().square().sum().item()
-                sums[unit.layer][1] += (wanted - seen).double().square().sum().item()
-    return {name: sqnr_db(signal, noise) for name, (signal, noise) in sums.items()}
+                stop.check()
+                wanted, seen = exact.values.pop(unit.output), held(unit.output)
+                alone = units.run_unit(unit, {name: held(name) for name in (unit.input, unit.other) if name})
+                for i, part in enumerate((wanted, wanted - seen, alone, alone - seen)):
+                    sums[unit.layer][i] += _power(part)
+    return {name: LayerNoise(sqnr_db(*s[:2]), sqnr_db(*s[2:])) for name, s in sums.items()}
+
+
+def _power(x: Tensor) -> float:
+    """The sum of squares, added up in doubles."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2)
+
+
+class _Units(fx.Interpreter):
+    """Runs a unit's nodes alone."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+
+    def run_unit(self, unit: Unit, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The unit's output in float; ``inputs`` by node name."""
+        self.env = {self._nodes[name]: value for name, value in inputs.items()}
+        for name in unit.nodes():
+            self.env[self._nodes[name]] = self.run_node(self._nodes[name])
+        result: Tensor = self.env[self._nodes[unit.output]]
+        self.env = {}
+        return result
 
 
 class _Values(fx.Interpreter):

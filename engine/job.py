@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import fx
 
@@ -15,7 +15,7 @@ from engine.changes import with_epochs, with_fold_later, with_strategy
 from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
 from engine.evaluation import layer_sqnr
-from engine.events import Ask, Event, Finished, Measured, Notice, Setting, StageFinished, StageStarted
+from engine.events import Ask, Event, Finished, Judgement, Layers, Measured, Notice, Setting, StageFinished, StageStarted, Weights
 from engine.graph.fuse import find_pairs
 from engine.graph.fuse import fuse as fold
 from engine.kernels.choose import kernels_for
@@ -45,8 +45,9 @@ def stage(name: str, title: str, steps: Generator[Event, Any, T], clock: Callabl
 
 @dataclass(frozen=True)
 class _Quantized:
-    """A quantized model with its figures and its file's content."""
+    """A quantized model with its figures and its file's content; ``graph`` is the float graph that was rounded."""
 
+    graph: fx.GraphModule
     converted: convert.Converted
     seen: evaluate.Measurement
     entry: dict[str, Any]
@@ -65,6 +66,7 @@ class Job:
         self.kernels = kernels_for(machine)
         self.doing = "loading"
         self.seconds = 0.0
+        self.layers: dict[str, list[dict[str, Any]]] = {}
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
@@ -80,26 +82,33 @@ class Job:
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
         made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.time_share)
+        weights = convert.round_weights(graph, layout, made.specs())
+        if self.attended:
+            yield Weights(convert.weight_rows(graph, layout, made.specs(), weights))
         part = self.recipe.data
         grids = yield from self.stage(
             "calibrate",
             f"Calibrating on {self.loaded.data.count('train', part.calibration)} training images",
-            calibrate.calibrate(graph, layout, self.loaded.data, part.calibration, part.batch, self.loaded.device, self.stop),
+            calibrate.calibrate(
+                graph, layout, self.loaded.data, part.calibration, part.batch, self.loaded.device, self.stop, self.attended
+            ),
         )
-        weights = convert.round_weights(graph, layout, made.specs())
         converted = yield from self._convert(graph, layout, grids, weights)
         seconds = self.seconds
         fp32 = evaluate.baseline(fused)
-        ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(converted, fp32, seconds))
+        ptq = yield from self.stage("evaluate", "Measuring on validation and test images", self._measure(graph, converted, fp32, seconds))
         baseline = evaluate.baseline_entry(fp32, ptq.seen)
         yield Measured("baseline", baseline)
         yield Measured("ptq", ptq.entry)
+        if self.attended:
+            yield from self._judge("ptq", graph, made, layout, ptq, fp32, None)
         trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
+        if self.attended and trained and entry:
+            yield from self._judge("qat", graph, made, layout, trained, fp32, entry["why"])
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
         told = entry["why"] if entry else None
         verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
-        sqnr = layer_sqnr(graph, layout, chosen.converted.grids, chosen.converted.model, self.loaded.data, self.stop)
-        layers = summary.layers(made, layout, chosen.converted.model, sqnr)
+        layers = self.layers.get(name) or self._layers(graph, made, layout, chosen)
         yield summary.layer_table(layers)
         exports = yield from self.stage("export", "Exporting", self._export(chosen))
         report = summary.report(self.recipe, self.loaded, self.machine, self.where.path, {
@@ -112,6 +121,19 @@ class Job:
         self.where.state("finished", verdict["text"], chosen=verdict["chosen"], baseline=chosen.seen.test_baseline.value, value=value)
         yield Finished(str(self.where.path), verdict["met"], verdict["text"])
         return report
+
+    def _layers(self, graph: fx.GraphModule, made: Plan, layout: Layout, it: _Quantized) -> list[dict[str, Any]]:
+        noise = layer_sqnr(graph, it.graph, layout, it.converted.grids, it.converted.model, self.loaded.data, self.stop)
+        return summary.layers(made, layout, it.converted.model, noise)
+
+    def _judge(
+        self, which: Literal["ptq", "qat"], graph: fx.GraphModule, made: Plan, layout: Layout, it: _Quantized, fp32: evaluate.Baseline,
+        told: str | None,
+    ) -> Run[None]:  # fmt: skip
+        """What a person wants to see before the next decision: the layers, and the verdict if the run ended here."""
+        self.layers[which] = self._layers(graph, made, layout, it)
+        yield Layers(which, tuple(self.layers[which]))
+        yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told))
 
     def _setting(self) -> Setting:
         about = summary.environment(self.machine, self.loaded, self.recipe)
@@ -186,10 +208,10 @@ class Job:
         steps = convert.convert(graph, layout, grids, weights, self.kernels)
         return (yield from self.stage("convert", "Converting to integer kernels", steps))
 
-    def _measure(self, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
+    def _measure(self, graph: fx.GraphModule, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
         content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
         seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
-        return _Quantized(converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
+        return _Quantized(graph, converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
 
     def _train(
         self,
@@ -224,7 +246,7 @@ class Job:
         ))  # fmt: skip
         seconds = self.stop.clock() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(converted, fp32, seconds))
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(trained.graph, converted, fp32, seconds))
         kept, why = compare.better(done.seen, ptq.seen, self.threshold)
         fitted = trained.fitted
         entry = {

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from engine.events import Event, Notice
+from engine.events import Bins, Event, Notice, WeightRow
 from engine.graph.kinds import CONVOLUTIONS, kind, module_of
 from engine.kernels.base import Kernel
 from engine.quant.convert import convert as convert_graph
 from engine.quant.convert import unit_parameters
 from engine.quant.layout import Layout
-from engine.quant.numerics import QParams, QWeight, quantize_weight
+from engine.quant.numerics import QParams, QWeight, quantize_weight, weight_range
+from engine.quant.ranges import BINS
 from engine.quant.runtime import QuantizedModel
-from engine.spec import LayerSpec
+from engine.spec import LayerSpec, WeightSpec
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,39 @@ _LAYERS = (*CONVOLUTIONS, nn.Linear)
 def round_weights(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec]) -> dict[str, QWeight]:
     """Weights rounded to nearest as each layer's spec asks, by layer node: the units' with their normalization folded
     in, then those of weight-only layers."""
-    found = {}
+    return {node: quantize_weight(weight, spec) for node, _, weight, spec in _to_round(gm, layout, specs)}
+
+
+def weight_rows(
+    gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], weights: Mapping[str, QWeight]
+) -> tuple[WeightRow, ...]:
+    """A row for each layer of ``weights``, which are ``round_weights`` of the rest."""
+    # A module that is called twice has the same weights twice.
+    rows = {path: _weight_row(path, weight.detach().float(), weights[node]) for node, path, weight, _ in _to_round(gm, layout, specs)}
+    return tuple(rows.values())
+
+
+def _to_round(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec]) -> Iterator[tuple[str, str, Tensor, WeightSpec]]:
+    """Node, path, float weights and their spec."""
     for unit in layout.units:
         spec = specs[unit.path].weights
         assert spec is not None
-        found[unit.layer] = quantize_weight(unit_parameters(gm, unit)[0], spec)
+        yield unit.layer, unit.path, unit_parameters(gm, unit)[0], spec
     for node in gm.graph.nodes:
         layer = specs.get(str(node.target)) if kind(node) in ("conv", "linear") else None
         if layer and layer.weights and layer.activations is None:
-            found[node.name] = quantize_weight(module_of(node).weight, layer.weights)  # type: ignore[union-attr, arg-type]
-    return found
+            yield node.name, str(node.target), module_of(node).weight, layer.weights  # type: ignore[union-attr, misc]
+
+
+def _weight_row(path: str, weight: Tensor, rounded: QWeight) -> WeightRow:
+    low, high = (end.item() for end in weight.aminmax())
+    step = rounded.scale if rounded.multiplier is None else rounded.scale * rounded.multiplier.amax(1)
+    widest, (least, greatest) = step.max().item(), weight_range(rounded.bits)
+    ranges = weight.flatten(1).abs().amax(1)
+    # Between equal bounds histc looks for others.
+    counts = torch.histc(weight, BINS, low, high).tolist() if low < high else [weight.numel(), *[0] * (BINS - 1)]
+    bins = Bins(low, (high - low) / BINS or 1.0, tuple(map(int, counts)))
+    return WeightRow(path, low, high, least * widest, greatest * widest, ranges.min().item(), ranges.max().item(), len(weight), bins)
 
 
 def convert(

@@ -11,6 +11,7 @@ import torch
 
 from engine.data.base import Data
 from engine.errors import EngineError
+from engine.evaluation import LayerNoise
 from engine.events import LayerRow, Table
 from engine.graph.fuse import Pair
 from engine.kernels.probe import Machine
@@ -59,14 +60,14 @@ def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, recipe: Re
     }  # fmt: skip
 
 
-def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, float]) -> list[dict[str, Any]]:
+def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, LayerNoise]) -> list[dict[str, Any]]:
     """The coverage of every layer: asked for, done, on what, and why."""
     units = {unit.path: unit.layer for unit in reversed(layout.units)}
     folded = {unit.bn: unit.layer for unit in layout.units if unit.bn}
     return [_layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr) for layer in plan.layers]
 
 
-def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, float]) -> dict[str, Any]:
+def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, LayerNoise]) -> dict[str, Any]:
     inside = unit or folded
     kernel, refusal = model.placement[inside] if inside else ("torch fp32", None)
     if inside is None and layer.actual.weights:
@@ -74,8 +75,12 @@ def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: Quantiz
     return {
         "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
         "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
-        "sqnr_db": sqnr.get(unit) if unit else None, "params": layer.params, "time_share": round(layer.time_share, 4),
+        **_noise(sqnr.get(unit) if unit else None), "params": layer.params, "time_share": round(layer.time_share, 4),
     }  # fmt: skip
+
+
+def _noise(noise: LayerNoise | None) -> dict[str, float | None]:
+    return {"sqnr_db": noise.sqnr_db if noise else None, "own_sqnr_db": noise.own_sqnr_db if noise else None}
 
 
 def layer_table(rows: list[dict[str, Any]]) -> Table:
