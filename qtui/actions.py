@@ -107,13 +107,13 @@ def _strategy() -> tuple[Action, ...]:
 def _calibrate() -> tuple[Action, ...]:
     where = ("calibrate",)
     return (
-        Action("view", ("v",), "ranges/layers", "Change between the ranges of the calibration and the measured layers.", where, 2, reasons.not_measured),
-        Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 3, reasons.not_measured),
-        Action("log_scale", ("y",), "log counts", "Counts of the histograms on a logarithmic scale, or a linear one.", where, 0),
+        Action("view", ("v",), "ranges/layers", "Change between the ranges of the calibration and the measured layers.", where, 3, reasons.not_measured),
+        Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 5, reasons.not_measured),
+        Action("log_scale", ("y",), "log counts", "Counts of the histograms by their logarithm, or by their square root.", where, 0),
         Action("pause", ("p",), "pause", "Hold the work, or go on with it.", where, 0, reasons.not_running),
         Action("stop", ("s",), "stop", "Stop within a batch; the run can be resumed.", where, 4, reasons.not_running),
         Action("edit", ("e",), "edit strategy", "Go back to the strategy; measuring again is a run of its own.", where, 0, reasons.no_plan),
-        Action("train", ("t",), "train", "Train with quantization (QAT) from these ranges.", where, 5, reasons.train_not_open),
+        Action("train", ("t",), "train", "Train with quantization (QAT) from these ranges.", where, 2, reasons.train_not_open),
         Action("epochs", ("E",), "epochs", "Train for a number of epochs that you give.", where, 0, reasons.train_not_open),
         Action("next", ("n",), "report ▸", "Finish with what was measured.", where, 9, reasons.not_measured_yet),
     )  # fmt: skip
@@ -136,7 +136,6 @@ def _report() -> tuple[Action, ...]:
         Action("detail", ("enter",), "layer", "Everything about the layer under the cursor.", where, 2),
         Action("files", ("f",), "files", "The run's files and exports.", where, 3, reasons.no_report),
         Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 4),
-        Action("axis", ("x",), "size/latency", "Compare by size, or by latency.", where, 0),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),
         Action("copy", ("y",), "copy", "Copy the summary to the clipboard, and write it to a file.", where, 5, reasons.no_report),
         Action("edit", ("e",), "edit strategy", "Take this run's strategy and change it: measuring again is a run of its own.", where, 0, reasons.no_plan),
@@ -145,7 +144,17 @@ def _report() -> tuple[Action, ...]:
     )  # fmt: skip
 
 
-ACTIONS: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_everywhere())
+def _compare() -> tuple[Action, ...]:
+    where = ("compare",)
+    return (
+        Action("axis", ("x",), "size/latency", "Compare by size, by latency of one image, or by latency of a batch of 64.", where, 3),
+        Action("all", ("a",), "all runs", "Runs of all models and data, or of this model on this data alone.", where, 4),
+        Action("back", ("escape", "c"), "back", "Go back to the report.", where, 5),
+        Action("open", ("enter", "n"), "open ▸", "Open the run under the cursor: its report takes the place of this one.", where, 9, reasons.busy),
+    )  # fmt: skip
+
+
+ACTIONS: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare(), *_everywhere())
 
 
 def of(where: str) -> tuple[Action, ...]:
@@ -159,7 +168,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1",
+    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1",
 }  # fmt: skip
 
 

@@ -85,12 +85,12 @@ def _facts(run: Run) -> list[Piece]:
     best = run.measured.get("qat") if (run.measured.get("qat") or {}).get("kept") else run.measured.get("ptq")
     metric = str((baseline or {}).get("metric", "accuracy"))
     if baseline and best:
-        facts.append((f"{_plain(metric, baseline)} → {text.metric(metric, best['value'])}", ""))
-        facts.append((f"{_mb(baseline['size_bytes'])} → {text.size(best['size_bytes'])}", ""))
+        facts.append((f"{_plain(metric, baseline)} → {_metric(metric, best)}", ""))
+        facts.append((f"{_mb(_size(baseline))} → {_size(best)}", ""))
     elif baseline:
-        facts.append((f"fp32 {text.metric(metric, baseline['value'])}", ""))
+        facts.append((f"fp32 {_metric(metric, baseline)}", ""))
     elif run.plan and run.draft:
-        facts.append((f"{_mb(run.plan.fp32_bytes)} → {text.size(run.draft.predicted_bytes)} as planned", ""))
+        facts.append((f"{_mb(text.size(run.plan.fp32_bytes))} → {text.size(run.draft.predicted_bytes)} as planned", ""))
     elif run.plan:
         facts.append((f"fp32 {text.size(run.plan.fp32_bytes)}", ""))
     elif run.traced:
@@ -99,11 +99,22 @@ def _facts(run: Run) -> list[Piece]:
 
 
 def _plain(metric: str, figures: Mapping[str, Any]) -> str:
-    return text.metric(metric, figures["value"]).removesuffix(" %")
+    return _metric(metric, figures).removesuffix(" %")
 
 
-def _mb(size: float) -> str:
-    return text.size(size).removesuffix(" MB")
+def _metric(metric: str, figures: Mapping[str, Any]) -> str:
+    """A figure that was not finite is null in a report."""
+    value = figures.get("value")
+    return "?" if value is None else text.metric(metric, value)
+
+
+def _size(figures: Mapping[str, Any]) -> str:
+    count = figures.get("size_bytes")
+    return "?" if count is None else text.size(count)
+
+
+def _mb(size: str) -> str:
+    return size.removesuffix(" MB")
 
 
 def doing(state: State) -> str:

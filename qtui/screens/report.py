@@ -1,10 +1,201 @@
-"""Report."""
+"""The report: what came out, layer by layer, and the files that were made."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.events import Resize
+
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.dialogs import Reading
+from qtui.screens.report_files import File, files_panel, run_files, side_lines
+from qtui.screens.report_rows import figure_columns, figure_rows, layer_columns, layer_rows, layers_of, layers_title, metric_of
+from qtui.screens.report_summary import summary
+from qtui.screens.report_words import layer_lines, layer_panel, layer_sentence, paragraph, progress_line, verdict_spans, verdict_title
+from qtui.state import State
+from qtui.widgets.drawn import Drawn
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+if TYPE_CHECKING:
+    from qtui.screens.report_rows import Layer
+
+_HIGH = 36
+_NO_LAYERS = "No layer is measured yet: that comes after the calibration (4)."
+
+
+class Figures(Grid, can_focus=False):
+    """The forms side by side; nothing in it is to be chosen."""
 
 
 class ReportScreen(StageScreen):
     stage = "report"
     BINDINGS = bindings("report")
+    CSS_PATH = "report.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_harm = False
+        self._layers: tuple[Layer, ...] = ()
+        self._files: tuple[File, ...] = ()
+        self._files_of: tuple[str, object] | None = None
+
+    def compose_body(self) -> ComposeResult:
+        yield Drawn(id="verdict")
+        yield Drawn(id="progress")
+        yield Figures(id="figures")
+        with Horizontal(id="lower"):
+            with Vertical(id="main"):
+                yield Grid(id="layers", empty=_NO_LAYERS)
+                yield Drawn(id="about")
+            yield Drawn(id="side")
+
+    def on_mount(self) -> None:
+        self.query_one("#layers", Grid).focus()
+
+    def on_resize(self, event: Resize) -> None:
+        self.set_class(event.size.height < 16, "-lowest")
+        self.set_class(event.size.height >= _HIGH, "-high")
+
+    def update(self, state: State) -> None:
+        self._show_verdict(state)
+        self._show_figures(state)
+        self._show_layers(state)
+        self._show_side(state)
+
+    def _show_verdict(self, state: State) -> None:
+        pane = self.query_one("#verdict", Drawn)
+        spans = verdict_spans(state)
+        most = 1 if self.has_class("-lowest") else 2 if self.has_class("-low") else 3
+        pane.border_title = verdict_title(state)
+        for role in ("good", "harm"):
+            pane.set_class(spans[0][1] == role, f"-{role}")
+        pane.show(lambda width, height: paragraph(spans, width, most))
+        bar = self.query_one("#progress", Drawn)
+        bar.display = bool(progress_line(state, 40))
+        bar.show(lambda width, height: [progress_line(state, width)])
+
+    def _show_figures(self, state: State) -> None:
+        grid = self.query_one("#figures", Figures)
+        rows = figure_rows(state.run)
+        grid.display = bool(rows)
+        grid.styles.height = len(rows) + 1
+        grid.show(figure_columns(metric_of(state.run), self.size.width), rows)
+
+    def _show_layers(self, state: State) -> None:
+        grid = self.query_one("#layers", Grid)
+        self._layers = layers_of(state.run)
+        grid.border_title = layers_title(self._layers, self.by_harm)
+        grid.show(layer_columns(self._layers), layer_rows(self._layers, self.by_harm))
+        self.query_one(Sentence).keep(self._sentence())
+        self._show_about()
+
+    def _show_about(self) -> None:
+        """Where there is room, what Enter would show."""
+        pane, row = self.query_one("#about", Drawn), self._under_cursor()
+        pane.display = self.has_class("-high") and row is not None
+        if pane.display and row is not None:
+            run = self.state.run
+            pane.border_title = f"{row.get('name') or '?'}"
+            pane.show(lambda width, height: layer_lines(row, run, width))
+
+    def _show_side(self, state: State) -> None:
+        if not self.has_class("-wide"):
+            return
+        pane = self.query_one("#side", Drawn)
+        run, files = state.run, self._run_files(state)
+        count = len((run.report or {}).get("exports") or ())
+        pane.border_title = f"Exports ─ {count}" if count else "Exports"
+        pane.show(lambda width, height: side_lines(run, files, width, height))
+
+    def _run_files(self, state: State, again: bool = False) -> tuple[File, ...]:
+        """The folder is looked at when its report changes, and when it is asked for."""
+        key = (state.run.directory, state.run.report)
+        if again or self._files_of is None or self._files_of[0] != key[0] or self._files_of[1] is not key[1]:
+            self._files_of = key
+            self._files = run_files(Path(state.run.directory)) if state.run.directory else ()
+        return self._files
+
+    def _sentence(self) -> str:
+        row = self._under_cursor()
+        return layer_sentence(row, self._layers) if row else ""
+
+    def _under_cursor(self) -> Layer | None:
+        cursor = self.query_one("#layers", Grid).cursor
+        return self._layers[int(cursor)] if cursor is not None and int(cursor) < len(self._layers) else None
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        self.say(self._sentence())
+        self._show_about()
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.action_do("detail")
+
+    def do_detail(self) -> None:
+        row = self._under_cursor()
+        if row is None:
+            self.explain(_NO_LAYERS)
+        else:
+            self.app.push_screen(Reading(f"layer ─ {row.get('name') or '?'}", layer_panel(row, self.state.run)))
+
+    def do_files(self) -> None:
+        files = self._run_files(self.state, again=True)
+        self.app.push_screen(Reading("this run", files_panel(self.state.run, files), hint="↑↓ scroll   esc back"))
+
+    def do_order(self) -> None:
+        self.by_harm = not self.by_harm
+        self.update(self.state)
+        self.say(
+            "The layers that add the most noise come first; o orders them as in the graph."
+            if self.by_harm
+            else "The layers as in the graph."
+        )
+
+    def do_compare(self) -> None:
+        from qtui.screens.compare import CompareScreen
+
+        self.session.list_runs()
+        self.app.push_screen(CompareScreen())
+
+    def do_copy(self) -> None:
+        from engine.paths import cache_dir
+        from qtui import terminal
+
+        run = self.state.run
+        write = getattr(getattr(self.app, "_driver", None), "write", lambda text: None)
+        for folder in (Path(run.directory), cache_dir()):
+            path = (
+                terminal.copy(write, summary(run), os.environ, folder, "summary.md") if folder.is_dir() or folder == cache_dir() else None
+            )
+            if path is not None:
+                break
+        self._run_files(self.state, again=True)
+        told = f"The same text is in {path}." if path else "It could not be written to a file."
+        self.say(f"The summary went to this terminal's clipboard, if the terminal takes it. {told}")
+
+    def do_edit(self) -> None:
+        self.qtui.go("strategy")
+
+    def do_again(self) -> None:
+        recipe = again(self.state)
+        if recipe is None:
+            self.explain("This run's recipe is not known: start from the models (1)")
+            return
+        # What was agreed to in this run is in its recipe.
+        self.session.again(recipe, {"optimize": True, "quantize": True})
+
+    def do_next(self) -> None:
+        self.qtui.go("model")
+
+
+def again(state: State) -> dict[str, Any] | None:
+    """What to start for the same run with training."""
+    run = state.run
+    if run.recipe:
+        return {**run.recipe, "qat": {**(run.recipe.get("qat") or {}), "mode": "always"}}
+    file = Path(run.directory) / "recipe.yaml"
+    return {"file": str(file), "qat": {"mode": "always"}} if run.directory and file.is_file() else None

@@ -1,0 +1,148 @@
+"""Finished runs as their reports tell them, for comparing. Torch-free; a report that did not change is not read again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.rundir import RunSummary
+
+MOST = 200
+_RECIPE_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of a model: what it is worth and what it costs; times are p50 in milliseconds. None was not measured."""
+
+    value: float | None = None
+    interval: float | None = None
+    size_bytes: float | None = None
+    single: float | None = None
+    batched: float | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """``quantized`` is the better quantized form, also where the verdict is to keep fp32 (``chosen`` is then ``fp32``).
+    ``preset`` is empty and ``rules`` None where the recipe cannot be read. ``trained`` is whether QAT ran, ``folded_after``
+    whether normalization was folded at conversion alone."""
+
+    directory: Path
+    started: str
+    model: str
+    data: str
+    chosen: str
+    form: str
+    metric: str
+    baseline: Form
+    quantized: Form
+    preset: str = ""
+    rules: int | None = None
+    trained: bool = False
+    folded_after: bool = False
+
+
+@dataclass(frozen=True)
+class Past:
+    """``unreadable`` counts finished runs whose report cannot be read, ``left_out`` the oldest beyond the newest 200."""
+
+    runs: tuple[PastRun, ...] = ()
+    unreadable: int = 0
+    left_out: int = 0
+
+
+_read: dict[Path, tuple[int, PastRun | None]] = {}
+
+
+def past(listed: Sequence[RunSummary], also: Path | None = None) -> Past:
+    """The finished ones of ``listed`` (newest first); ``also`` is a run's folder outside of it."""
+    places = [(run.directory, run.started) for run in listed if run.state == "finished"]
+    if also is not None and not any(_same(also, place) for place, _ in places):
+        places.insert(0, (also, ""))
+    kept = places[:MOST]
+    found = [_past(place, started) for place, started in kept]
+    runs = tuple(run for run in found if run is not None)
+    return Past(runs, len(found) - len(runs), len(places) - len(kept))
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a == b or a.absolute() == b.absolute()
+
+
+def _past(directory: Path, started: str) -> PastRun | None:
+    path = directory / "report.json"
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    known = _read.get(path)
+    if known is None or known[0] != changed:
+        if len(_read) > 4 * MOST:
+            _read.clear()
+        known = _read[path] = (changed, _load(directory, started))
+    return known[1]
+
+
+def _load(directory: Path, started: str) -> PastRun | None:
+    from engine.errors import EngineError
+    from engine.report import Report
+
+    try:
+        report = Report.load(directory).data
+        return _told(directory, started, report)
+    except (EngineError, AttributeError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def _told(directory: Path, started: str, report: Mapping[str, Any]) -> PastRun:
+    form = "qat" if (report["qat"] or {}).get("kept") else "ptq"
+    preset, rules = _strategy(directory / "recipe.yaml")
+    after = (report["graph"] or {}).get("order") == "quantize-first"
+    chosen = str(report["verdict"].get("chosen") or "")
+    return PastRun(
+        directory=directory,
+        started=started,
+        model=str(report["model"]),
+        data=str(report["data"].get("name") or ""),
+        chosen=chosen,
+        form=form,
+        metric=str(report["baseline"].get("metric") or "accuracy"),
+        baseline=_form(report["baseline"]),
+        quantized=_form(report[form] or {}),
+        preset=preset,
+        rules=rules,
+        trained=bool(report["qat"]),
+        folded_after=after,
+    )
+
+
+def _form(found: Mapping[str, Any]) -> Form:
+    return Form(
+        _number(found.get("value")), _number(found.get("interval")), _number(found.get("size_bytes")),
+        _number((found.get("latency_ms") or {}).get("p50")), _number((found.get("latency_batched_ms") or {}).get("p50")),
+        bool(found.get("simulated")),
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _strategy(path: Path) -> tuple[str, int | None]:
+    """Preset and number of rules of a recipe."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        with path.open("rb") as file:
+            content = yaml.load(file.read(_RECIPE_BYTES), Loader=loader)
+        return str(content.get("preset") or ""), len(content.get("rules") or ())
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
+        return "", None

@@ -1,0 +1,164 @@
+"""This run among the others: quality against size or time, and a table of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.events import Resize
+
+from qtui import actions
+from qtui.drawing.scatter import scatter
+from qtui.runs import Past, PastRun, past
+from qtui.screens import compare_rows as rows
+from qtui.screens.base import StageScreen, bindings
+from qtui.screens.dialogs import Reading
+from qtui.state import State
+from qtui.widgets.chart import Chart
+from qtui.widgets.lines import Piece
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+_WHERE = "compare"
+_ABOUT = (
+    "Each run is a point: what its quantized model is worth against what it costs. ● is beaten by no other run, ○ is; "
+    "▸ is the run of the report, ◆ the one under the cursor, □ the fp32 model.\n\n"
+)
+_NONE = "No finished run to compare yet: the report of each run comes here."
+
+
+class CompareScreen(StageScreen):
+    """Lies over the report; Esc goes back to it."""
+
+    stage = "report"
+    BINDINGS = bindings(_WHERE)
+    CSS_PATH = "compare.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axis = rows.AXES[0][0]
+        self.all_tasks = False
+        self._past = Past()
+        self._listed: object = None
+        self._runs: tuple[PastRun, ...] = ()
+
+    @property
+    def here(self) -> Path:
+        """The folder of the run that the report is about."""
+        return Path(self.state.run.directory)
+
+    def compose_body(self) -> ComposeResult:
+        yield Chart(id="chart", classes="pane")
+        yield Grid(id="runs", empty=_NONE, classes="pane")
+
+    def on_mount(self) -> None:
+        self.query_one("#runs", Grid).focus()
+
+    def on_resize(self, event: Resize) -> None:
+        self.set_class(event.size.height < 16, "-lowest")
+
+    def update(self, state: State) -> None:
+        if state.runs is not self._listed:
+            first = self._listed is None
+            self._listed = state.runs
+            self._past = past(state.runs, self.here if state.run.report else None)
+            self._select()
+            if first:
+                self.query_one("#runs", Grid).move_to(self._key_of_this())
+        self._draw()
+
+    def _select(self) -> None:
+        run = self.state.run
+        self._runs = self._past.runs if self.all_tasks else rows.same_task(self._past.runs, run.model, run.data)
+        grid = self.query_one("#runs", Grid)
+        grid.show(rows.columns(self.axis, self.all_tasks), rows.rows(self._runs, self.axis, self.all_tasks, self.here))
+        grid.border_title = rows.title(self._past, self._runs, self.all_tasks, run.model, run.data)
+
+    def _key_of_this(self) -> str:
+        return next((rows.key(run) for run in self._runs if rows.is_here(run, self.here)), "")
+
+    def _under_cursor(self) -> PastRun | None:
+        cursor = self.query_one("#runs", Grid).cursor
+        return next((run for run in self._runs if rows.key(run) == cursor), None)
+
+    def _draw(self) -> None:
+        chart, run = self.query_one("#chart", Chart), self._under_cursor()
+        words = dict(rows.AXES)[self.axis]
+        # A perplexity beside an accuracy has no place on one axis.
+        shown = tuple(one for one in self._runs if run is None or one.metric == run.metric)
+        found = rows.points(shown, self.axis, self.here, rows.key(run) if run else "")
+        metric = run.metric if run else "accuracy"
+        chart.border_title = f"{metric} against {words} ─ left is {'smaller' if self.axis == 'size' else 'faster'}, up is better"
+        chart.show(lambda width, height: scatter(found, width, height, x_label=words, y_format=rows.y_format(metric), empty=_NONE))
+        self.query_one(Sentence).keep(rows.sentence(run, shown, self.axis, self.here) if run else "")
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        self.say("")
+        self._draw()
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.action_do("open")
+
+    def key_pieces(self, state: State, width: int) -> list[Piece]:
+        pieces: list[Piece] = []
+        used = 0
+        for action in actions.footer(_WHERE):
+            key, label = actions.key_text(action.keys[0]), action.label
+            used += len(key) + len(label) + 4
+            if used <= width:
+                can = action.why_not(state) is None
+                pieces += [(f" {key} ", "key" if can else "dim"), (f"{label}  ", "" if can else "dim")]
+        return pieces
+
+    def action_do(self, name: str) -> None:
+        action = next((a for a in actions.of(_WHERE) if a.id == name), None)
+        if action is None or name in ("help", "previous") or name.startswith("stage_"):
+            self._leave(name)
+            return
+        if reason := action.why_not(self.state):
+            self.explain(reason)
+            return
+        getattr(self if action.where != actions.EVERYWHERE else self.app, f"do_{name}")()
+        if self.is_current:
+            self.show(self.state)
+
+    def _leave(self, name: str) -> None:
+        """What belongs to the report or to other stages is done from there."""
+        if name == "help":
+            self.app.push_screen(self._help())
+            return
+        self.do_back()
+        if name != "stage_report" and (screen := self.qtui.stage_screen) is not None:
+            screen.action_do(name)
+
+    def _help(self) -> Reading:
+        text = Text(_ABOUT)
+        for action in actions.of(_WHERE):
+            keys = " ".join(actions.key_text(key) for key in action.keys)
+            text.append(f"  {keys:<8}", "bold")
+            text.append(f"{action.help}\n")
+        return Reading("help ─ Compare", text, hint="↑↓ scroll   esc back")
+
+    def do_axis(self) -> None:
+        names = [name for name, _ in rows.AXES]
+        self.axis = names[(names.index(self.axis) + 1) % len(names)]
+        self._select()
+
+    def do_all(self) -> None:
+        self.all_tasks = not self.all_tasks
+        self._select()
+
+    def do_open(self) -> None:
+        run = self._under_cursor()
+        if run is None:
+            self.explain(_NONE)
+            return
+        if not rows.is_here(run, self.here):
+            self.session.open(run.directory)
+        self.do_back()
+        self.qtui.refresh_state()
+
+    def do_back(self) -> None:
+        if self.is_current:
+            self.app.pop_screen()

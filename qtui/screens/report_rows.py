@@ -1,0 +1,222 @@
+"""The tables of the report: the forms of the model side by side, and its layers. Pure functions; any figure may be missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qtui.drawing.rows import Cell, Column, Row
+from qtui.state import Run
+
+FORMS = (("baseline", "fp32"), ("ptq", "PTQ"), ("qat", "QAT"))
+_WIDE = 100
+Layer = Mapping[str, Any]
+
+
+def number(found: Any, *keys: str) -> float | None:
+    """The finite number at ``keys``, None where there is none."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    usable = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    return float(found) if usable else None
+
+
+def shown(value: float | None, form: str, none: str = "") -> str:
+    return none if value is None else form.format(value)
+
+
+def verdict(run: Run) -> Mapping[str, Any]:
+    """The report's verdict; before there is one, what it would be by the last form that was measured."""
+    found = (run.report or {}).get("verdict") or run.judged.get("qat") or run.judged.get("ptq")
+    return found if isinstance(found, Mapping) else {}
+
+
+def chosen_form(run: Run) -> str:
+    """``baseline``, ``ptq`` or ``qat``; empty while nothing is chosen."""
+    chosen = str(verdict(run).get("chosen") or "")
+    return "baseline" if chosen == "fp32" else chosen
+
+
+def exported_form(run: Run) -> str:
+    """The better quantized form: the one that the layers and the exported file are of."""
+    return "qat" if (run.measured.get("qat") or {}).get("kept") else "ptq"
+
+
+def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
+    wide = width >= _WIDE
+    quality = "accuracy %" if metric == "accuracy" else metric
+    return (
+        Column("form", "", priority=20),
+        Column("value", quality, align="right", priority=19),
+        Column("error", "error (mse)", align="right", priority=1),
+        Column("sqnr", "SQNR dB", align="right", priority=3),
+        Column("agreement", "agree %", align="right", priority=2),
+        Column("size", "size MB", align="right", priority=18),
+        Column("single", "p50 ms, batch 1" if wide else "ms ×1", align="right", priority=16),
+        Column("batched", "p50 ms, batch 64" if wide else "ms ×64", align="right", priority=17),
+        Column("kernel", "runs on", min=10, grow=1, cut="end", priority=15),
+    )
+
+
+def figure_rows(run: Run) -> tuple[Row, ...]:
+    """One row for each form that was measured, the chosen one with a pointer."""
+    metric, chosen = metric_of(run), chosen_form(run)
+    forms = ((key, name, run.measured.get(key)) for key, name in FORMS)
+    return tuple(_figures(key, name, found, metric, key == chosen) for key, name, found in forms if found)
+
+
+def metric_of(run: Run) -> str:
+    return str((run.measured.get("baseline") or {}).get("metric") or "accuracy")
+
+
+def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
+    simulated = bool(found.get("simulated"))
+    pace = "dim" if simulated else ""
+    kernel = kernels(found.get("kernel"))
+    return Row(
+        key,
+        (
+            Cell(name, "title"),
+            quality(metric, number(found, "value"), number(found, "interval")),
+            shown(number(found, "error", "mse"), "{:.1e}"),
+            shown(number(found, "error", "sqnr_db"), "{:.1f}"),
+            percent(number(found, "error", "agreement")),
+            megabytes(number(found, "size_bytes")),
+            Cell(shown(number(found, "latency_ms", "p50"), "{:.2f}"), pace),
+            Cell(shown(number(found, "latency_batched_ms", "p50"), "{:.2f}"), pace),
+            Cell("simulated, no speed" if simulated else kernel, "change" if simulated else ""),
+        ),
+        role="title" if chosen else "",
+        glyph="▸" if chosen else " ",
+        selectable=False,
+    )
+
+
+def quality(metric: str, value: float | None, interval: float | None = None) -> str:
+    """``99.72 ±0.8`` for an accuracy, without its unit."""
+    if value is None:
+        return "?"
+    scale = 100 if metric == "accuracy" else 1
+    return f"{scale * value:.2f}" + shown(None if interval is None else scale * interval, " ±{:.1f}")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def megabytes(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e6:.2f}" if count >= 10_000 else f"{count / 1e6:.4f}"
+
+
+def kernels(label: Any) -> str:
+    """``onednn qconv + qlinear`` for a list of kernel names."""
+    parts = [part.strip() for part in str(label or "").split(", ")]
+    if not all("." in part and " " not in part for part in parts):
+        return str(label or "")
+    by: dict[str, list[str]] = {}
+    for part in parts:
+        library, _, name = part.partition(".")
+        short = name.replace("_pointwise", "").replace("2d.binary", " + sum").replace(".binary", " + sum")
+        if short not in by.setdefault(library, []):
+            by[library].append(short)
+    return ", ".join(f"{library} {', '.join(names)}" for library, names in by.items())
+
+
+LAYER_COLUMNS = (
+    Column("layer", "layer", min=6, grow=1, priority=20),
+    Column("asked", "asked for", min=10, cut="end", priority=2),
+    Column("actual", "runs as", min=12, cut="end", priority=19),
+    Column("kernel", "on", min=8, cut="end", priority=5),
+    Column("sqnr", "SQNR dB", align="right", priority=18),
+    Column("own", "own dB", align="right", priority=6),
+    Column("params", "params %", align="right", priority=7),
+    Column("time", "time %", align="right", priority=8),
+)
+
+
+def layers_of(run: Run) -> tuple[Layer, ...]:
+    """The layers of the exported form; what only events told of a layer is added to the report's row."""
+    told = {str(row.get("name")): row for row in run.layers.get(exported_form(run), ())}
+    found = (run.report or {}).get("layers") or run.layers.get(exported_form(run)) or ()
+    rows = [row for row in found if isinstance(row, Mapping)]
+    return tuple({**told.get(str(row.get("name")), {}), **row} for row in rows)
+
+
+def layer_columns(rows: Iterable[Layer]) -> tuple[Column, ...]:
+    """Without the columns that would say nothing."""
+    rows = tuple(rows)
+    without = {
+        "asked": not any(differs(row) for row in rows),
+        "own": not any(number(row, "own_sqnr_db") is not None for row in rows),
+    }
+    return tuple(column for column in LAYER_COLUMNS if not without.get(column.key))
+
+
+def layer_rows(rows: Sequence[Layer], by_harm: bool = False) -> tuple[Row, ...]:
+    """One row a layer, as in the graph or the one with the most noise of its own first."""
+    total = total_params(rows)
+    columns = layer_columns(rows)
+    ordered = sorted(enumerate(rows), key=lambda pair: (noise(pair[1]), pair[0])) if by_harm else enumerate(rows)
+    return tuple(_layer(f"{index}", row, total, columns) for index, row in ordered)
+
+
+def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...]) -> Row:
+    kind = form(row)
+    params, share = number(row, "params"), number(row, "time_share")
+    cells: dict[str, str | Cell] = {
+        "layer": str(row.get("name") or "?"),
+        "asked": Cell(short_spec(row.get("requested")), "change") if differs(row) else "",
+        "actual": Cell("fp32" if kind == "fp32" else short_spec(row.get("actual")), "change" if kind == "fp32" else ""),
+        "kernel": kernels(row.get("kernel")),
+        "sqnr": shown(number(row, "sqnr_db"), "{:.1f}"),
+        "own": shown(number(row, "own_sqnr_db"), "{:.1f}"),
+        "params": "" if params is None or not total else f"{100 * params / total:.1f}",
+        "time": percent(share),
+    }
+    role = {"fp32": "change", "folded": "dim"}.get(kind, "")
+    return Row(key, tuple(cells[column.key] for column in columns), role=role, glyph=GLYPHS[kind])
+
+
+GLYPHS = {"integer": "●", "stored": "◐", "fp32": "○", "folded": "·"}
+
+
+def form(row: Layer) -> str:
+    """``integer`` arithmetic, ``stored`` (integer weights, other arithmetic), ``fp32``, or ``folded`` into the layer before."""
+    actual, kernel = str(row.get("actual") or ""), str(row.get("kernel") or "")
+    if actual == "folded":
+        return "folded"
+    if actual in ("fp32", ""):
+        return "fp32"
+    return "stored" if kernel.startswith(("torch", "simul")) else "integer"
+
+
+def differs(row: Layer) -> bool:
+    asked, actual = row.get("requested"), row.get("actual")
+    return bool(asked and actual and actual != "folded" and asked != actual)
+
+
+def noise(row: Layer) -> float:
+    """What orders layers by harm, in dB: the layer's own noise where it was measured, else that of all layers up to it."""
+    own = number(row, "own_sqnr_db")
+    found = number(row, "sqnr_db") if own is None else own
+    return math.inf if found is None else found
+
+
+def total_params(rows: Iterable[Layer]) -> float:
+    return sum(number(row, "params") or 0.0 for row in rows)
+
+
+def short_spec(spec: Any) -> str:
+    """Activations have one scale for the tensor always: ``w8 per-channel, a8``."""
+    weights, comma, rest = str(spec or "").partition(", ")
+    return weights + comma + rest.replace(" per-tensor", "").replace("fp32 activations", "fp32 act.")
+
+
+def in_fp32(rows: Iterable[Layer]) -> int:
+    return sum(1 for row in rows if form(row) == "fp32")
+
+
+def layers_title(rows: Sequence[Layer], by_harm: bool) -> str:
+    count = in_fp32(rows)
+    return f"Layers ─ {len(rows)}" + (f" ─ {count} in fp32" if count else "") + (" ─ by harm" if by_harm else "")

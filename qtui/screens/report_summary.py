@@ -1,0 +1,58 @@
+"""A run in a few lines of Markdown, to be pasted somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtui import text
+from qtui.screens.report_rows import (
+    FORMS,
+    chosen_form,
+    form,
+    kernels,
+    layers_of,
+    megabytes,
+    metric_of,
+    number,
+    percent,
+    quality,
+    shown,
+    verdict,
+)
+from qtui.state import Run
+
+
+def summary(run: Run) -> str:
+    """Verdict, figures, layers in fp32, and where the run is."""
+    lines = [f"## {run.model} on {run.data}", "", text.one_line(verdict(run).get("text") or ""), "", *_figures(run), ""]
+    kept = [f"{row.get('name')} ({text.one_line(row.get('reason') or '')})" for row in layers_of(run) if form(row) == "fp32"]
+    if kept:
+        lines += [f"In fp32: {'; '.join(kept)}.", ""]
+    environment = run.environment
+    about = [str(environment[key]) for key in ("device", "isa") if environment.get(key)]
+    about += [f"torch {environment['torch']}"] if environment.get("torch") else []
+    return text.plain("\n".join([*lines, f"Measured on {', '.join(about)}; run in `{run.directory}`.", ""]))
+
+
+def _figures(run: Run) -> list[str]:
+    metric, chosen = metric_of(run), chosen_form(run)
+    unit = " %" if metric == "accuracy" else ""
+    rows = []
+    for key, name in FORMS:
+        if found := run.measured.get(key):
+            rows.append((
+                f"**{name}**" if key == chosen else name,
+                quality(metric, number(found, "value"), number(found, "interval")),
+                shown(number(found, "error", "sqnr_db"), "{:.1f}"),
+                percent(number(found, "error", "agreement")),
+                megabytes(number(found, "size_bytes")),
+                shown(number(found, "latency_ms", "p50"), "{:.2f}"),
+                shown(number(found, "latency_batched_ms", "p50"), "{:.2f}"),
+                "simulated" if found.get("simulated") else kernels(found.get("kernel")),
+            ))  # fmt: skip
+    header = ("", f"{metric}{unit}", "SQNR dB", "agreement %", "size MB", "p50 ms, batch 1", "p50 ms, batch 64", "runs on")
+    return [_row(header), _row(["---", *["--:"] * 6, "---"]), *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
