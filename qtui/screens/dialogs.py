@@ -17,7 +17,7 @@ class _Panel:
     """The look that all panels share."""
 
     CSS = """
-    ModalScreen { align: center middle; background: $background 60%; }
+    Confirm, Choose, Prompt, Reading { align: center middle; background: $background 60%; }
     .panel {
         width: auto; max-width: 95%; min-width: 36; height: auto; max-height: 90%;
         border: round $accent; border-title-style: bold; background: $surface; padding: 0 1;

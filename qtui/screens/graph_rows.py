@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.events import NodeRow, PairRow
 from qtui.drawing.rows import Cell, Column, Row, measure
-from qtui.screens.graph_look import GLYPHS, ROLES, WORDS, Look, brackets
+from qtui.screens.graph_look import GLYPHS, ROLES, WORDS, Fate, Look, brackets
 from qtui.widgets.filter_bar import matches
 
 Kind = Literal["wide", "narrow", "half"]
@@ -105,42 +105,30 @@ def _most(*graphs: Sequence[NodeRow]) -> float:
 
 def _row(look: Look, node: NodeRow, kind: Kind, drawn: Mapping[str, str], before: bool, most: float) -> Row:
     pair = look.pair(node.name)
-    word, role = _fold(look, node, pair, before)
-    values: Mapping[str, Callable[[], str | Cell]] = {
-        "name": lambda: _name(look, node, pair, drawn),
-        "opcode": lambda: node.opcode if kind == "wide" else _SHORT.get(node.opcode, node.opcode),
-        "target": lambda: node.target,
-        "args": lambda: node.args if kind == "wide" or not node.kwargs else ", ".join(filter(None, (node.args, node.kwargs))),
-        "kwargs": lambda: node.kwargs,
-        "shape": lambda: node.shape,
-        "params": lambda: f"{node.params:,}" if node.params else "",
-        "time": lambda: "" if node.time_share is None else Cell(share(node.time_share), bar=node.time_share / most),
-        "fold": lambda: Cell(word, role) if word else "",
-    }
-    return Row(node.name, tuple(values[key]() for key in _SHOWN[kind] if look.rows or key != "fold"))
-
-
-def _name(look: Look, node: NodeRow, pair: PairRow | None, drawn: Mapping[str, str]) -> str | Cell:
-    if not look.rows:
-        return node.name
+    fate = look.fate(pair) if pair is not None else None
     lanes = drawn.get(node.name, "")
     start = f"{lanes} " if lanes else ""
-    if pair is None:
-        return f"{start}  {node.name}"
-    fate = look.fate(pair)
-    return Cell(f"{start}{GLYPHS[fate]} {node.name}", ROLES[fate])
+    name: str | Cell = f"{start}  {node.name}" if look.rows else node.name
+    fold: str | Cell = ""
+    if pair is not None and fate is not None:
+        name = Cell(f"{start}{GLYPHS[fate]} {node.name}", ROLES[fate])
+        fold = _fold(node, pair, fate, before)
+    time = "" if node.time_share is None else Cell(share(node.time_share), bar=node.time_share / most)
+    if kind == "half":
+        return Row(node.name, (name, node.target, node.shape, time, fold))
+    params = f"{node.params:,}" if node.params else ""
+    if kind == "wide":
+        return Row(node.name, (name, node.opcode, node.target, node.args, node.kwargs, node.shape, params, time, fold))
+    args = f"{node.args}, {node.kwargs}" if node.args and node.kwargs else node.args or node.kwargs
+    return Row(node.name, (name, _SHORT.get(node.opcode, node.opcode), node.target, args, node.shape, params, time, fold))
 
 
-def _fold(look: Look, node: NodeRow, pair: PairRow | None, before: bool) -> tuple[str, str]:
-    if pair is None:
-        return "", ""
-    fate = look.fate(pair)
-    if fate == "folded":
-        changed = not before or node.name == pair.bn_node
-        return (delta(pair.max_abs_delta or 0.0) if changed else WORDS[fate]), ROLES[fate]
+def _fold(node: NodeRow, pair: PairRow, fate: Fate, before: bool) -> Cell:
+    if fate == "folded" and (not before or node.name == pair.bn_node):
+        return Cell(delta(pair.max_abs_delta or 0.0), ROLES[fate])
     if fate == "refused" and node.name == pair.bn_node:
-        return str(pair.reason), "dim"
-    return WORDS[fate], ROLES[fate] or "dim"
+        return Cell(str(pair.reason), "dim")
+    return Cell(WORDS[fate], ROLES[fate] or "dim")
 
 
 def _gap(look: Look, node: NodeRow, indent: int) -> Row:

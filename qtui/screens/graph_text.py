@@ -131,7 +131,7 @@ def details(look: Look, node: NodeRow) -> Text:
     ]  # fmt: skip
     text = Text()
     for label, value in lines:
-        text.append(f"{label:<11}", "bold")
+        text.append(f"{label:<12}", "bold")
         text.append(f"{plain(value) or '–'}\n", "" if value else "dim")
     pairs = [pair for pair in look.rows if node.name in (pair.conv_node, pair.bn_node)]
     for pair in pairs:

@@ -244,7 +244,8 @@ class ScriptedEngine:
         chosen = answer.bns if isinstance(answer, Fold) else ("bn1", "bn2") if answer is not False else ()
         done = tuple(replace(p, max_abs_delta=2.4e-7) if p.bn in chosen else p for p in pairs)
         yield ev.Pairs(done, 4.8e-7, 0.36, 0.31)
-        yield ev.Graph("fused", tuple(node for node in NODES if node.target not in chosen))
+        into = {pair.bn_node: pair.conv_node for pair in done if pair.bn in chosen}
+        yield ev.Graph("fused", tuple(replace(node, args=into.get(node.args, node.args)) for node in NODES if node.name not in into))
         yield ev.StageFinished("fuse", 0.1)
         yield from self._plan(resumed, stop)
         yield ev.StageStarted("calibrate", "Calibrating on 512 training images")
