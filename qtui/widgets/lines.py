@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.style import Style
 from rich.text import Text
 from textual.widget import Widget
+
+from qtui.widgets.theme_style import theme_style
 
 Piece = tuple[str, str]
 
 
 class PieceLine(Widget):
-    """``draw(width)`` gives the pieces (text, role); a role is a component class ``line--ROLE``."""
+    """``draw(width)`` gives the pieces (text, role); the roles are those of ``theme_style``."""
 
-    COMPONENT_CLASSES = {"line--dim", "line--accent", "line--good", "line--harm", "line--change", "line--here", "line--strong", "line--key"}
-    DEFAULT_CSS = """
-    PieceLine {
-        height: 1;
-        .line--dim { color: $text-muted; }
-        .line--accent { color: $accent; text-style: bold; }
-        .line--good { color: $success; }
-        .line--harm { color: $error; text-style: bold; }
-        .line--change { color: $warning; }
-        .line--here { text-style: bold underline; }
-        .line--strong { text-style: bold; }
-        .line--key { color: $accent; text-style: bold; }
-    }
-    """
+    DEFAULT_CSS = "PieceLine { height: 1; }"
 
     def __init__(self, draw: Callable[[int], Sequence[Piece]] | None = None, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -44,6 +32,5 @@ class PieceLine(Widget):
         self._shown = tuple(self._draw(self.size.width))
         line = Text(no_wrap=True, end="", overflow="crop")
         for text, role in self._shown:
-            style: Style | str = self.get_component_rich_style(f"line--{role}", partial=True) if role else ""
-            line.append(text, style)
+            line.append(text, theme_style(self.app, role))
         return line

@@ -7,24 +7,21 @@ from textual.widget import Widget
 
 from qtui.state import LogLine
 from qtui.text import one_line
+from qtui.widgets.theme_style import theme_style
 
+_ROLES = {"warning": "change", "error": "harm", "stage": "strong"}
 _MARKS = {"info": "  ", "warning": "! ", "error": "✗ ", "stage": "▸ "}
 
 
 class LogPane(Widget):
     """The last lines that fit; repainted at most once a tick, and only when lines came."""
 
-    COMPONENT_CLASSES = {"log--warning", "log--error", "log--stage", "log--time"}
     DEFAULT_CSS = """
     LogPane {
         height: 9;
         border: round $border-blurred;
         border-title-color: $text-muted;
         padding: 0 1;
-        .log--warning { color: $warning; }
-        .log--error { color: $error; }
-        .log--stage { text-style: bold; }
-        .log--time { color: $text-muted; }
     }
     """
 
@@ -41,8 +38,6 @@ class LogPane(Widget):
     def render(self) -> Text:
         text = Text(no_wrap=True, overflow="ellipsis")
         for line in self._lines[-max(self.size.height, 1) :]:
-            text.append(f"{line.at:6.1f}s ", self.get_component_rich_style("log--time", partial=True))
-            name = f"log--{line.level}"
-            style = self.get_component_rich_style(name, partial=True) if name in self.COMPONENT_CLASSES else ""
-            text.append(f"{_MARKS.get(line.level, '  ')}{one_line(line.text)}\n", style)
+            text.append(f"{line.at:6.1f}s ", theme_style(self.app, "dim"))
+            text.append(f"{_MARKS.get(line.level, '  ')}{one_line(line.text)}\n", theme_style(self.app, _ROLES.get(line.level, "")))
         return text

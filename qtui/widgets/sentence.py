@@ -6,19 +6,13 @@ from rich.text import Text
 from textual.widget import Widget
 
 from qtui.text import plain
+from qtui.widgets.theme_style import theme_style
 
 
 class Sentence(Widget):
     """At most two lines. A reason stays until the next thing is said."""
 
-    COMPONENT_CLASSES = {"sentence--why"}
-    DEFAULT_CSS = """
-    Sentence {
-        height: 2;
-        padding: 0 1;
-        .sentence--why { color: $warning; }
-    }
-    """
+    DEFAULT_CSS = "Sentence { height: 2; padding: 0 1; }"
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -48,4 +42,4 @@ class Sentence(Widget):
     def render(self) -> Text:
         if not self._why:
             return Text(self._text, overflow="ellipsis")
-        return Text(f"! {self._why}", self.get_component_rich_style("sentence--why", partial=True), overflow="ellipsis")
+        return Text(f"! {self._why}", theme_style(self.app, "change"), overflow="ellipsis")
