@@ -119,6 +119,8 @@ def no_training(state: State) -> str | None:
 def no_epoch(state: State) -> str | None:
     if reason := not_running(state):
         return reason
+    if state.run.phase not in ("", "qat"):
+        return "Training is over: its best epoch is being measured"
     if not state.run.training.epochs:
         return "No epoch has finished yet, so there is no best one to keep: S stops and saves"
     return None

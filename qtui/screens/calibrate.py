@@ -12,6 +12,7 @@ from engine.decisions import Train
 from qtui.actions import Action
 from qtui.drawing.histogram import histogram
 from qtui.drawing.spans import Line
+from qtui.screens import calibrate_layers as layers
 from qtui.screens import calibrate_ranges as ranges
 from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
@@ -38,7 +39,7 @@ class CalibrateScreen(StageScreen):
     def __init__(self) -> None:
         super().__init__()
         self.view: Literal["ranges", "layers"] = "ranges"
-        self.order: result.Order = "harm"
+        self.order: layers.Order = "harm"
         self.logarithmic = False
         self._measured = False
 
@@ -57,7 +58,7 @@ class CalibrateScreen(StageScreen):
             with Vertical(id="verdict", classes="pane"):
                 yield Drawn(id="facts")
             with Vertical(id="layers-pane", classes="pane"):
-                yield Grid(id="layers", empty=result.EMPTY)
+                yield Grid(id="layers", empty=layers.EMPTY)
 
     def on_mount(self) -> None:
         self._focus()
@@ -112,7 +113,7 @@ class CalibrateScreen(StageScreen):
         if row is None:
             return histogram(0.0, 1.0, (), width, height, empty=empty)
         return histogram(
-            row.bins.start, row.bins.width, row.bins.counts, width, height, clip_low=row.clip_low, clip_high=row.clip_high,
+            row.bins.start, row.bins.width, row.bins.counts, width, height, clip_low=ranges.cut_low(row), clip_high=row.clip_high,
             scale="log" if self.logarithmic else "sqrt", x_format=ranges.figure,
         )  # fmt: skip
 
@@ -122,17 +123,17 @@ class CalibrateScreen(StageScreen):
         self.set_class(role == "good", "-met")
         self.set_class(role == "harm", "-missed")
         self.query_one("#verdict").border_title = title
-        self.query_one("#facts", Drawn).show(lambda width, height: result.verdict_lines(self.state, width, short=self.size.height < 20))
+        self.query_one("#facts", Drawn).show(lambda width, height: result.verdict_lines(self.state, width, self.size.height))
         order = "most harm first" if self.order == "harm" else "as in the graph"
-        rows = result.rows(run, self.order)
-        after = " ─ after QAT" if rows and result.form(run) == "qat" else ""
+        rows = layers.rows(run, self.order)
+        after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
-        self.query_one("#layers", Grid).show(result.COLUMNS, rows)
+        self.query_one("#layers", Grid).show(layers.COLUMNS, rows)
 
     def _sentence(self, state: State) -> str:
         if self.view == "ranges":
             return ranges.sentence(state.run, self.query_one("#ranges", Grid).cursor)
-        return result.sentence(state.run, self.query_one("#layers", Grid).cursor)
+        return layers.sentence(state.run, self.query_one("#layers", Grid).cursor)
 
     def _turn(self, view: Literal["ranges", "layers"]) -> None:
         self.view = view

@@ -57,6 +57,11 @@ def weights_title(row: WeightRow) -> str:
     return f"{row.path} ─ weights ─ {row.channels:,} channel{'' if row.channels == 1 else 's'}"
 
 
+def cut_low(row: Spread) -> float | None:
+    """The lower clip; None where it cuts nothing off at the very edge, and its line would hide the zeros of a relu."""
+    return row.clip_low if abs(row.clip_low - row.low) > row.bins.width else None
+
+
 def no_values(place: Place | None) -> str:
     """Why there is no histogram of activations."""
     return "stay fp32: weights only" if place and place.weights and not place.values else "come with the first batch"

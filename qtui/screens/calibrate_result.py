@@ -1,43 +1,22 @@
-"""What was measured, as the calibration's screen says it: verdict, layers by harm, and whether to train. Pure functions."""
+"""What was measured, as the calibration's screen says it: figures, verdict, and whether to train. Pure functions."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from qtui import text
-from qtui.drawing.rows import Cell, Column, Row
 from qtui.drawing.spans import Line
 from qtui.state import Run, State
 
 Figures = Mapping[str, Any]
-Order = Literal["harm", "graph"]
-
-COLUMNS = (
-    Column("layer", "layer", min=9, grow=1, priority=9),
-    Column("as", "runs as", min=10, priority=4, cut="end"),
-    Column("on", "on", min=8, priority=3, cut="end"),
-    Column("own", "own SQNR dB", align="right", priority=8),
-    Column("sqnr", "SQNR dB", align="right", priority=7),
-    Column("params", "params %", align="right", priority=6),
-    Column("time", "time %", align="right", priority=5),
-)
-EMPTY = "No layer figures are kept of this run.\nA run started here measures each layer: 1, then n."
-NOT_MEASURED = "Nothing is measured yet: that comes after the calibration."
-HARMFUL_DB = 20.0
-"""Below this the noise of a layer alone is over a tenth of its signal's amplitude."""
 
 
 def number(value: object) -> float | None:
     """A figure; None where there is none, or none that is finite."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def form(run: Run) -> Literal["ptq", "qat"]:
-    """The form whose layers can be shown: PTQ's, or only QAT's where a past run kept no others."""
-    return "qat" if "ptq" not in run.layers and "qat" in run.layers else "ptq"
 
 
 def judgement(run: Run) -> Figures:
@@ -60,11 +39,12 @@ def facts(run: Run) -> tuple[str, ...]:
         found.append(f"error {mse:.1e}".replace("e-0", "e-"))
     if (sqnr := number(error.get("sqnr_db"))) is not None:
         found.append(f"SQNR {sqnr:.1f} dB")
-    if (agreement := number(error.get("agreement"))) is not None:
-        found.append(f"agreement {text.metric('accuracy', agreement)}")
     if (size := number(after.get("size_bytes"))) is not None:
         found.append(_pair(number(before.get("size_bytes")), size, text.size))
     found.append(_latency(before, after))
+    agreement = number(error.get("agreement"))
+    if agreement is not None and str(judgement(run).get("threshold", "")).startswith("agreement"):
+        found.insert(1, f"agreement {text.metric('accuracy', agreement)}")
     return tuple(fact for fact in found if fact)
 
 
@@ -105,18 +85,28 @@ def measured(run: Run) -> bool:
     return bool(run.layers or run.measured.get("ptq"))
 
 
-def verdict_lines(state: State, width: int, short: bool = False) -> list[Line]:
-    """The figures, then the verdict's sentence, then the question; ``short`` leaves the sentence out while one is asked."""
+def verdict_lines(state: State, width: int, height: int) -> list[Line]:
+    """The figures, then the verdict's sentence, then the question, in a window of that many rows: the fewer there are, the less
+    is said beside the figures that decide."""
     run = state.run
-    _, role = headline(run)
-    lines: list[Line] = [[(line, role or "title")] for line in packed(facts(run), width)]
-    asked, asked_role = question(state)
+    title, role = headline(run)
+    asked, asked_role = question(state, brief=height < 16)
+    found = facts(run)
+    if height < 16:
+        glyph = title[:2] if role else ""
+        lines: list[Line] = [[(line, role or "title")] for line in packed((f"{glyph}{found[0]}", *_sizes(found)), width)] if found else []
+    else:
+        lines = [[(line, role or "title")] for line in packed(found, width)]
     told = text.one_line(judgement(run).get("text", ""))
-    if told and not (short and (asked or len(lines) > 1)):
-        lines += [[(line, "")] for line in textwrap.wrap(told, max(width, 1))]
+    if told and (height >= 24 or (not asked and height >= 20)) and (width >= 66 or not asked):
+        lines += [[(line, "dim")] for line in textwrap.wrap(told, max(width, 1))]
     if asked:
         lines += [[(line, asked_role)] for line in textwrap.wrap(asked, max(width, 1))]
     return lines or [[("The figures of the quantized model come with the measurement.", "dim")]]
+
+
+def _sizes(found: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(fact for fact in found if fact.endswith(("MB", "kB")))
 
 
 def packed(parts: tuple[str, ...], width: int, gap: str = "   ") -> tuple[str, ...]:
@@ -195,14 +185,16 @@ def _side(met: bool, good: str, bad: str, found: float, bound: float) -> str:
     return f"{good} (on test)" if on_good else bad
 
 
-def question(state: State) -> tuple[str, str]:
-    """Whether to train, with what each key does; and its role. Empty where that is not open."""
+def question(state: State, brief: bool = False) -> tuple[str, str]:
+    """Whether to train, with what each key does; and its role. Empty where that is not open. ``brief`` leaves out why."""
     if state.asking != "qat":
         return "", ""
     why = reason(state.run)
     epochs = asked_epochs(state.run)
     much = f"{epochs} epoch{'' if epochs == 1 else 's'}" if epochs else "some epochs"
     recommended = state.job is not None and state.job.default
+    if brief:
+        return (f"t trains for {much}, n goes on without.", "change") if recommended else ("n makes the report, t trains anyway.", "good")
     if recommended:
         start = f"{why}: " if why else "The threshold is not met: "
         return f"{start}t trains for {much}, n goes on without.", "change"
@@ -221,65 +213,3 @@ def wrong_epochs(value: str) -> str | None:
     if not value.isascii() or not value.isdigit():
         return "A whole number is needed, such as 5"
     return None if 1 <= int(value) <= 1000 else "From 1 to 1000 epochs"
-
-
-def rows(run: Run, order: Order) -> tuple[Row, ...]:
-    """The layers: most harm first, which is the lowest SQNR of a layer's own noise, or as in the graph."""
-    found = run.layers.get(form(run), ())
-    total = sum(int(number(row.get("params")) or 0) for row in found)
-    ordered = sorted(found, key=_harm) if order == "harm" else found
-    return tuple(_row(row, total) for row in ordered)
-
-
-def _harm(row: Figures) -> float:
-    own, whole = number(row.get("own_sqnr_db")), number(row.get("sqnr_db"))
-    return own if own is not None else whole if whole is not None else math.inf
-
-
-def _row(row: Figures, total: int) -> Row:
-    own, params, share = number(row.get("own_sqnr_db")), number(row.get("params")) or 0, number(row.get("time_share"))
-    harm = own is not None and own < HARMFUL_DB
-    kept = str(row.get("actual")) in ("fp32", "folded")
-    cells: tuple[str | Cell, ...] = (
-        str(row.get("name", "")), str(row.get("actual", "")).replace(", ", " "), str(row.get("kernel", "")),
-        Cell(_db(row.get("own_sqnr_db")), "harm" if harm else ""), _db(row.get("sqnr_db")),
-        f"{100 * params / total:.1f}" if total else "", "" if share is None else f"{100 * share:.0f}",
-    )  # fmt: skip
-    return Row(str(row.get("name", "")), cells, role="dim" if kept else "", glyph="✗" if harm else "–" if kept else "●")
-
-
-def _db(value: object) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:.1f}"
-
-
-def sentence(run: Run, key: str | None) -> str:
-    """About the layer under the cursor."""
-    found = run.layers.get(form(run), ())
-    row = next((row for row in found if row.get("name") == key), None)
-    if row is None:
-        return NOT_MEASURED if not run.measured.get("ptq") else "Of this run only the figures of the whole model are kept."
-    name, own, whole = text.one_line(row["name"]), number(row.get("own_sqnr_db")), number(row.get("sqnr_db"))
-    if row.get("actual") == "folded":
-        return f"{name} is folded into the layer before it: it costs nothing any more."
-    if row.get("actual") == "fp32":
-        return f"{name} stays in fp32: {text.one_line(row.get('reason', ''))}."
-    if own is None and whole is None:
-        return f"{name} runs as {row.get('actual')} on {row.get('kernel')}; how much noise it adds was not measured."
-    parts = []
-    if own is not None:
-        # Signal over noise as amplitudes: 20 dB are a tenth.
-        parts.append(f"{name} alone adds noise of {_percent(10 ** (-own / 20))} of its output ({own:.1f} dB)")
-    if whole is not None:
-        said = f"with what comes from the layers before it, {whole:.1f} dB"
-        parts.append(said if own is not None else f"{name} has {whole:.1f} dB at its output, with the noise of the layers before it")
-    lowest = min(found, key=_harm)
-    if row is lowest and len(found) > 1 and own is not None:
-        end = "The most of all: e changes its strategy."
-    else:
-        end = "Much: e changes its strategy." if own is not None and own < HARMFUL_DB else ""
-    return f"{'; '.join(parts)}. {end}".rstrip()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2f} %"

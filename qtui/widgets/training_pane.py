@@ -21,6 +21,7 @@ _SIDE_BY_SIDE = 70
 _TABLE_FROM = 17
 _STACKED_FROM = 16
 _BORDERS_FROM = 10
+_TALL_FROM = 30
 
 
 class TrainingPane(Container):
@@ -35,7 +36,8 @@ class TrainingPane(Container):
     TrainingPane {
         height: 1fr; layout: vertical;
         .pane { border: round $border-blurred; border-title-color: $text-muted; border-subtitle-color: $text-muted; padding: 0 1; }
-        #training-progress { height: 3; border: round $border; border-title-color: $foreground; border-title-style: bold; }
+        .pane:focus-within { border: round $border; border-title-color: $foreground; border-title-style: bold; }
+        #training-progress { height: 3; border-title-color: $foreground; border-title-style: bold; }
         #training-charts { height: 1fr; layout: horizontal; }
         #training-charts > .pane { width: 1fr; height: 100%; }
         #training-epochs { height: 8; display: none; }
@@ -43,8 +45,9 @@ class TrainingPane(Container):
         &.-narrow #training-charts { layout: vertical; }
         &.-narrow #training-charts > .pane { width: 100%; height: 1fr; }
         &.-one #training-loss-pane { display: none; }
+        &.-tall #training-epochs { height: 12; }
         &.-bare .pane { border: none; padding: 0; }
-        &.-bare #training-progress { height: 1; }
+        &.-bare #training-progress { height: 1; border: none; padding: 0; }
     }
     """
 
@@ -86,7 +89,10 @@ class TrainingPane(Container):
         self.query_one("#training-loss", Chart).show(lambda width, height: self._loss(points, width, height))
         self.query_one("#training-value", Chart).show(lambda width, height: self._value(points, width, height))
         self.query_one("#training-loss-pane").border_title = words.loss_title(view, self._log)
-        self.query_one("#training-value-pane").border_title = self._value_title()
+        best = view.training.best
+        pane = self.query_one("#training-value-pane")
+        pane.border_title = f"validation {view.metric}{' %' if view.metric == 'accuracy' else ''}"
+        pane.border_subtitle = f"● best: epoch {best.epoch}" if best else ""
         self.query_one("#training-epochs").border_title = f"epochs ─ {len(view.training.epochs)}"
         self._show_epochs(view)
 
@@ -103,13 +109,8 @@ class TrainingPane(Container):
         self.set_class(narrow, "-narrow")
         self.set_class(height >= _TABLE_FROM and not (narrow and height < 26), "-table")
         self.set_class(narrow and height < _STACKED_FROM, "-one")
+        self.set_class(height >= _TALL_FROM, "-tall")
         self.set_class(height < _BORDERS_FROM, "-bare")
-
-    def _value_title(self) -> str:
-        best = self._view.training.best
-        unit = " %" if self._view.metric == "accuracy" else ""
-        name = f"validation {self._view.metric}{unit}"
-        return f"{name} ─ best in epoch {best.epoch}" if best else name
 
     def _loss(self, points: words.Series, width: int, height: int) -> list[Line]:
         curves = [Curve(points.steps, "line")]
