@@ -112,7 +112,9 @@ def _labels(sheet: Sheet, spots: list[_Spot], left: int, rows: int) -> None:
         centred = min(max(spot.x - size // 2, left), sheet.width - size)
         places = ((spot.x + 2, spot.y), (spot.x - size - 1, spot.y), (centred, spot.y + 1), (centred, spot.y - 1))
         for x, y in places if text else ():
-            if x >= left and y < rows and sheet.free(x, y, size) and sheet.free(max(x - 1, 0), y, 1):
+            before, after = max(x - 1, 0), min(x + size + 1, sheet.width)
+            # The marker itself stands one cell further away, on either side.
+            if x >= left and y < rows and x + size <= sheet.width and sheet.free(before, y, after - before):
                 sheet.put(x, y, text, _role(spot))
                 break
 

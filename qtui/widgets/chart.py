@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from qtui.drawing.spans import Line, difference
-from qtui.widgets.roles import component_classes, strip
+from qtui.drawing.spans import Line
+from qtui.widgets.roles import component_classes, repaint, strip
 
 Draw = Callable[[int, int], list[Line]]
 """Draws a chart in exactly this width and height."""
@@ -25,6 +24,7 @@ class Chart(Widget):
     )
     DEFAULT_CSS = """
     Chart {
+        width: 1fr;
         height: 1fr;
         & > .chart--line { color: $text-primary; }
         & > .chart--other { color: $text-secondary; }
@@ -54,13 +54,7 @@ class Chart(Widget):
             self.refresh()
             return
         before, self._lines = self._lines, draw(*self.size)
-        if len(before) != len(self._lines):
-            self.refresh()
-            return
-        for y, (old, new) in enumerate(zip(before, self._lines, strict=True)):
-            span = difference(old, new)
-            if span is not None:
-                self.refresh(Region(span[0], y, span[1] - span[0], 1))
+        repaint(self, before, self._lines)
 
     def render_line(self, y: int) -> Strip:
         """One line of the chart in the theme's styles."""

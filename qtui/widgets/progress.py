@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
 from qtui.drawing.progress_line import progress_line
-from qtui.drawing.spans import Line, difference
-from qtui.widgets.roles import component_classes, strip
+from qtui.drawing.spans import Line
+from qtui.widgets.roles import component_classes, repaint, strip
 
 
 class ProgressLine(Widget):
@@ -20,8 +19,9 @@ class ProgressLine(Widget):
     COMPONENT_CLASSES: ClassVar[set[str]] = component_classes("progress", ("bar", "percent", "dim"))
     DEFAULT_CSS = """
     ProgressLine {
+        width: 1fr;
         height: 1;
-        & > .progress--bar { color: $primary; background: $boost; }
+        & > .progress--bar { color: $primary; background: $foreground 10%; }
         & > .progress--percent { text-style: bold; }
         & > .progress--dim { color: $text-muted; }
     }
@@ -35,9 +35,7 @@ class ProgressLine(Widget):
         """``total`` 0 is one that is not known. ``rate`` and ``left`` are text: ``2,140 img/s``, ``0:41 left``."""
         old = self._line()
         self._values = (done, total, rate, left)
-        span = difference(old, self._line())
-        if span is not None:
-            self.refresh(Region(span[0], 0, span[1] - span[0], 1))
+        repaint(self, [old], [self._line()])
 
     def render_line(self, y: int) -> Strip:
         """The line in the theme's styles."""

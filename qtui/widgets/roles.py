@@ -1,17 +1,18 @@
-"""From the roles of drawn text to the styles a theme gives them."""
+"""Drawn lines on a widget: the styles a theme gives their roles, and a repaint of the cells that changed alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from qtui.drawing.spans import Span
+from qtui.drawing.spans import Line, Span, difference
 
-_REVERSE = Style(reverse=True)
+_REVERSE = Style(reverse=True, bold=True)
 
 
 def style_of(widget: Widget, prefix: str, role: str, *over: str) -> Style:
@@ -33,3 +34,14 @@ def strip(widget: Widget, prefix: str, line: Iterable[Span], *over: str, reverse
         style = style_of(widget, prefix, role, *over)
         segments.append(Segment(text, style + _REVERSE if reverse else style))
     return Strip(segments)
+
+
+def repaint(widget: Widget, before: Sequence[Line], after: Sequence[Line]) -> None:
+    """Ask for the cells in which the lines of a widget differ to be painted again."""
+    if len(before) != len(after):
+        widget.refresh()
+        return
+    for y, (old, new) in enumerate(zip(before, after, strict=True)):
+        span = difference(old, new)
+        if span is not None:
+            widget.refresh(Region(span[0], y, span[1] - span[0], 1))

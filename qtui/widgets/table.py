@@ -13,12 +13,12 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from qtui.drawing.columns import Plan, arrange
-from qtui.drawing.rows import Cell, Column, Measure, Row, measure
-from qtui.drawing.spans import Line, difference
+from qtui.drawing.columns import Plan
+from qtui.drawing.content import Content
+from qtui.drawing.rows import Cell, Column, Row
+from qtui.drawing.spans import Line, plain
 from qtui.drawing.table_lines import header, message, row_line
-from qtui.drawing.text import cells, safe
-from qtui.widgets.roles import component_classes, strip
+from qtui.widgets.roles import component_classes, repaint, strip
 
 __all__ = ["Cell", "Column", "Grid", "Row"]
 
@@ -38,6 +38,7 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     )
     DEFAULT_CSS = """
     Grid {
+        width: 1fr;
         height: 1fr;
         overflow-x: hidden;
         overflow-y: auto;
@@ -50,14 +51,9 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         & > .grid--marked { color: $text-warning; text-style: bold; }
         & > .grid--harm { color: $text-error; text-style: bold; }
         & > .grid--good { color: $text-success; }
-        & > .grid--bar { color: $primary; }
-        & > .grid--pointer { color: $primary; }
+        & > .grid--bar, & > .grid--pointer { color: $primary; }
         & > .grid--cursor { background: $block-cursor-blurred-background; text-style: bold; }
-        &:focus > .grid--cursor {
-            color: $block-cursor-foreground;
-            background: $block-cursor-background;
-            text-style: bold;
-        }
+        &:focus > .grid--cursor { color: $block-cursor-foreground; background: $block-cursor-background; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -102,32 +98,25 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         With ``scroll_columns`` columns that do not fit are reached with left and right instead of being dropped."""
         super().__init__(id=id, classes=classes)
         self.scroll_columns = scroll_columns
-        self._marks = marks
+        self._content = Content(marks=marks)
         self._empty = empty
-        self._columns: tuple[Column, ...] = ()
-        self._rows: tuple[Row, ...] = ()
-        self._places: dict[str, int] = {}
-        self._measures: tuple[Measure, ...] = ()
-        self._glyph = 0
-        self._marked = marks
         self._skipped = 0
-        self._cursor = -1
         self._plan: Plan | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns as shown last, dropped ones included."""
-        return self._columns
+        return self._content.columns
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows as shown last."""
-        return self._rows
+        return self._content.rows
 
     @property
     def cursor(self) -> str | None:
         """The key of the row under the cursor; None where there is no row to be on."""
-        return self._rows[self._cursor].key if self._cursor >= 0 else None
+        return self._content.key
 
     @property
     def empty(self) -> str:
@@ -138,71 +127,65 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def empty(self, text: str) -> None:
         if text != self._empty:
             self._empty = text
-            if not self._rows:
+            if not self.rows:
                 self.refresh()
 
     def show(self, columns: Iterable[Column], rows: Iterable[Row]) -> None:
         """Show these columns and rows. The cursor stays on the row of its key, at its place on the screen; where that row
         is gone it takes the next one that is left. What did not change is not painted again."""
         columns, rows = tuple(columns), tuple(rows)
-        if columns == self._columns and rows == self._rows:
+        content = self._content
+        if columns == content.columns and rows == content.rows:
             return
-        before, key, old, offset, gone = self._visible(), self.cursor, self._cursor, self.scroll_offset.y, self._rows
-        self._replace(columns, rows)
-        followers = (row.key for row in (*gone[old:], *reversed(gone[:old]))) if old >= 0 else ()
-        self._cursor = self._nearest(next((self._places[key] for key in followers if key in self._places), 0))
+        before, width, offset = self._visible(), self._width(), self.scroll_offset.y
+        key, old = content.key, content.cursor
+        if [column.key for column in columns] != [column.key for column in content.columns]:
+            self._skipped = 0
+        content.replace(columns, rows)
+        self._plan = None
         self._resize(Size(0, _HEADER + len(rows)))
-        if old >= 0 and self._on_screen(old, offset) and self._cursor != old:
-            offset += self._cursor - old
+        if old >= 0 and self._on_screen(old, offset):
+            offset += content.cursor - old
         self._place(offset)
-        self._repaint(before)
-        if self.cursor != key and self.cursor is not None:
-            self.post_message(self.Moved(self, self.cursor))
+        repaint(self, before if self._width() == width else [], self._visible() or [[]])
+        if content.key is not None and content.key != key:
+            self.post_message(self.Moved(self, content.key))
 
     def move_to(self, key: str) -> bool:
         """Put the cursor on a row and bring it into view; False where there is no such row."""
-        index = self._places.get(key, -1)
-        if index < 0 or not self._rows[index].selectable:
-            return False
+        index = self._content.find(key)
         self._go(index)
-        return True
+        return index >= 0
 
     def render_line(self, y: int) -> Strip:
         """One line of the viewport: the header or a row, in the theme's styles."""
-        width = self._width()
-        if not self._rows:
-            lines = message(self._empty, width, self.size.height)
+        if not self.rows:
+            lines = message(self._empty, self._width(), self.size.height)
             return strip(self, "grid", lines[y] if y < len(lines) else [])
-        index = self._index(y)
-        if y == 0:
+        if not self._at_cursor(y):
             return strip(self, "grid", self._line(y))
-        if not 0 <= index < len(self._rows):
-            return Strip.blank(width, self.visual_style.rich_style)
-        if index == self._cursor:
-            return strip(self, "grid", self._line(y), "cursor", reverse=self._reversed())
-        return strip(self, "grid", self._line(y))
+        if not (self.app.no_color and self.has_focus):
+            return strip(self, "grid", self._line(y), "cursor")
+        # Two greys close to each other are all that is left of the cursor's colours without colour.
+        return strip(self, "grid", [(plain(self._line(y)), "")], reverse=True)
 
     def action_move(self, by: int) -> None:
         """Move the cursor to the next row that can be selected in this direction."""
-        index = self._cursor + by
-        while 0 <= index < len(self._rows) and not self._rows[index].selectable:
-            index += by
-        if 0 <= index < len(self._rows):
+        index = self._content.beyond(self._content.cursor, by)
+        if index >= 0:
             self._go(index)
-        elif self._rows and by < 0:
+        elif by < 0:
             self._scroll(0)
 
     def action_page(self, by: int) -> None:
         """Move the cursor by one screen of rows."""
-        if self._cursor >= 0:
-            self._go(self._nearest(self._cursor + by * max(self.size.height - _HEADER - 1, 1), by))
+        self._go(self._content.nearest(self._content.cursor + by * max(self.size.height - _HEADER - 1, 1), by))
 
     def action_edge(self, by: int) -> None:
         """Move the cursor to the first or the last row."""
-        if self._cursor >= 0:
-            self._go(self._nearest(0 if by < 0 else len(self._rows) - 1))
-            if by < 0:
-                self._scroll(0)
+        self._go(self._content.nearest(0 if by < 0 else len(self.rows) - 1))
+        if by < 0:
+            self._scroll(0)
 
     def action_columns(self, by: int) -> None:
         """Scroll by one column; the first stays in view."""
@@ -211,7 +194,7 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
             before = self._visible()
             self._skipped += by
             self._plan = None
-            self._repaint(before)
+            repaint(self, before, self._visible())
 
     def action_choose(self) -> None:
         """Tell that the row under the cursor was chosen."""
@@ -222,11 +205,15 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         """Left and right belong to the screen unless columns scroll."""
         return self.scroll_columns if action == "columns" else True
 
+    def on_resize(self) -> None:
+        """Keep the cursor in view."""
+        self._go(self._content.cursor)
+
     def on_click(self, event: events.Click) -> None:
         """Move the cursor to the row; a double click chooses it."""
         offset = event.get_content_offset(self)
         index = self._index(offset.y) if offset is not None and offset.y >= _HEADER else -1
-        if not 0 <= index < len(self._rows) or not self._rows[index].selectable:
+        if not self._content.selectable(index):
             return
         event.stop()
         self._go(index)
@@ -240,19 +227,6 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def _on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
         self._scroll(self.scroll_offset.y - _WHEEL)
-
-    def _replace(self, columns: tuple[Column, ...], rows: tuple[Row, ...]) -> None:
-        places = {row.key: index for index, row in enumerate(rows)}
-        found = measure(columns, rows)
-        # Columns that got narrower and wider with every figure of a live table would make it dance.
-        if columns == self._columns and places.keys() == self._places.keys():
-            found = tuple(a.wider(b) for a, b in zip(found, self._measures, strict=True))
-        if [column.key for column in columns] != [column.key for column in self._columns]:
-            self._skipped = 0
-        self._columns, self._rows, self._places, self._measures = columns, rows, places, found
-        self._glyph = max((cells(safe(row.glyph)) for row in rows), default=0)
-        self._marked = self._marks or any(row.marked for row in rows)
-        self._plan = None
 
     def _resize(self, size: Size) -> None:
         if size == self.virtual_size:
@@ -270,50 +244,30 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def _planned(self) -> Plan:
         width = self._width()
         if self._plan is None or self._plan.width != width:
-            skipped = self._skipped if self.scroll_columns else None
-            self._plan = arrange(self._columns, self._measures, width, marks=self._marked, glyph=self._glyph, skipped=skipped)
+            self._plan = self._content.plan(width, self._skipped if self.scroll_columns else None)
         return self._plan
 
     def _index(self, y: int) -> int:
         return y - _HEADER + self.scroll_offset.y
 
+    def _at_cursor(self, y: int) -> bool:
+        return y >= _HEADER and self._index(y) == self._content.cursor
+
     def _line(self, y: int) -> Line:
         if y == 0:
-            return header(self._planned(), self._columns)
+            return header(self._planned(), self.columns)
         index = self._index(y)
-        if not 0 <= index < len(self._rows):
+        if not 0 <= index < len(self.rows):
             return [(" " * self._width(), "")]
-        return row_line(self._planned(), self._columns, self._rows[index], cursor=index == self._cursor)
+        return row_line(self._planned(), self.columns, self.rows[index], cursor=self._at_cursor(y))
 
-    def _visible(self) -> tuple[int, list[tuple[bool, Line]]] | None:
-        """What is on the screen, to compare with; None before there is a size, or where there is only a message."""
-        if not self._rows or not self._width():
-            return None
-        return self._width(), [(self._index(y) == self._cursor and y > 0, self._line(y)) for y in range(self.size.height)]
-
-    def _repaint(self, before: tuple[int, list[tuple[bool, Line]]] | None) -> None:
-        after = self._visible()
-        if before is None or after is None or before[0] != after[0] or len(before[1]) != len(after[1]):
-            self.refresh()
-            return
-        for y, ((was, old), (now, new)) in enumerate(zip(before[1], after[1], strict=True)):
-            span = (0, after[0]) if was != now else difference(old, new)
-            if span is not None:
-                self.refresh(Region(span[0], y, span[1] - span[0], 1))
-
-    def _reversed(self) -> bool:
-        return self.app.no_color and self.has_focus
-
-    def _nearest(self, index: int, by: int = 1) -> int:
-        """The row that can be selected closest to ``index``, in direction ``by`` first; -1 where there is none."""
-        index = min(max(index, 0), len(self._rows) - 1)
-        for step in (by, -by):
-            found = index
-            while 0 <= found < len(self._rows):
-                if self._rows[found].selectable:
-                    return found
-                found += step
-        return -1
+    def _visible(self) -> list[Line]:
+        """What is on the screen, to compare with; nothing where there is no size yet, or a message instead of rows."""
+        if not self.rows or not self._width():
+            return []
+        lines = [self._line(y) for y in range(self.size.height)]
+        # The cursor colours its whole line, whatever the text.
+        return [[(text, f"{role} cursor") for text, role in line] if self._at_cursor(y) else line for y, line in enumerate(lines)]
 
     def _on_screen(self, index: int, offset: int) -> bool:
         return offset <= index < offset + max(self.size.height - _HEADER, 1)
@@ -321,7 +275,7 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def _go(self, index: int) -> None:
         if index < 0:
             return
-        old, self._cursor = self._cursor, index
+        old, self._content.cursor = self._content.cursor, index
         room = max(self.size.height - _HEADER, 1)
         offset = self.scroll_offset.y
         self._scroll(index if index < offset else max(offset, index - room + 1))
@@ -331,7 +285,7 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
             for row in (old, index):
                 if self._on_screen(row, offset):
                     self.refresh(Region(0, row - offset + _HEADER, self._width(), 1))
-        self.post_message(self.Moved(self, self._rows[index].key))
+        self.post_message(self.Moved(self, self.rows[index].key))
 
     def _scroll(self, y: int) -> None:
         self.scroll_y = self.scroll_target_y = min(max(y, 0), self.max_scroll_y)

@@ -91,6 +91,21 @@ def test_every_line_is_as_wide_as_the_table(width: int, skipped: int | None) -> 
     assert all(cell_len(plain(line)) == width for line in message("Nothing here: 画像 press n to go on.", width, 5))
 
 
+def test_the_cursor_is_in_view_from_the_first_frame() -> None:
+    async def main() -> None:
+        app = Host()
+        app.grid.show(COLUMNS, rows(100))
+        app.grid.move_to("r60")
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.pause()
+            assert any(line.startswith("▌") and "layer60." in line for line in app.screen_text())
+            await pilot.resize_terminal(80, 8)
+            await pilot.pause()
+            assert any(line.startswith("▌") and "layer60." in line for line in app.screen_text())
+
+    asyncio.run(main())
+
+
 def test_columns_of_low_priority_go_first() -> None:
     found = tuple(rows(5))
     shown = {}
