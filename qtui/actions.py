@@ -82,25 +82,27 @@ def _graph() -> tuple[Action, ...]:
 def _strategy() -> tuple[Action, ...]:
     where, edit = ("strategy",), reasons.no_plan
     return (
-        Action("weights", ("w",), "weights", "Next number of weight bits: 8, 4, 3, 2 …", where, 2, edit, "edit"),
+        Action("weights", ("w",), "weights", "Next number of weight bits: 8, 6, 4, 3, 2.", where, 2, edit, "edit"),
         Action("activations", ("a",), "activations", "Next number of activation bits: 8, 7, 6, 4, or none (weight-only).", where, 3, edit, "edit"),
-        Action("granularity", ("c",), "channels/groups", "One scale per tensor, per channel, or per group of inputs.", where, 0, edit, "edit"),
+        Action("granularity", ("c",), "channels/groups", "One scale per tensor, per channel, or per group of 32, 64 or 128 inputs.", where, 0, edit, "edit"),
         Action("rounding", ("m",), "weight scale", "Weight scale from the largest weight, or of least squared error.", where, 0, edit, "edit"),
         Action("observer", ("r",), "observer", "Next observer of activation ranges.", where, 0, edit, "edit"),
         Action("symmetric", ("s",), "symmetric", "Symmetric or affine activations.", where, 0, edit, "edit"),
-        Action("keep", ("k",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),
+        Action("keep", ("f",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),
         Action("reset", ("z",), "as proposed", "Back to what was proposed for the layer.", where, 0, edit, "edit"),
-        Action("mark", ("space",), "mark", "Mark the layer: edits then change all marked layers.", where, 0, edit, "edit"),
+        Action("mark", ("space",), "mark", "Mark the layer, or all of a module: edits then change all marked layers.", where, 0, edit, "edit"),
         Action("mark_none", ("x",), "unmark", "Take away all marks.", where, 0, edit, "edit"),
         Action("undo", ("u",), "undo", "Take back the last edit.", where, 5, reasons.no_undo, "edit"),
         Action("redo", ("U", "ctrl+r"), "redo", "Do again what was taken back.", where, 0, reasons.no_redo, "edit"),
+        Action("close", ("left", "h"), "close", "Close the module under the cursor, or go up to the one that the layer is in.", where, 0, edit),
+        Action("expand", ("right", "l"), "open", "Open the module under the cursor.", where, 0, edit),
         Action("preset", ("p",), "preset", "Plan all layers anew from a preset.", where, 0, reasons.replan_not_open),
         Action("diff", ("d",), "diff", "What differs from the proposal.", where, 0, edit),
         Action("save", ("S",), "save recipe", "Write this strategy as a recipe file.", where, 0, edit),
         Action("open", ("O",), "open recipe", "Take the strategy of a recipe file.", where, 0, reasons.replan_not_open),
         Action("filter", ("slash",), "filter", "Show only the layers that hold a text; Esc shows all.", where, 0),
         Action("detail", ("enter",), "open/close", "Open or close a module; on a layer: everything about it.", where, 0),
-        Action("next", ("n",), "calibrate ▸", "Calibrate and measure with this strategy.", where, 9, reasons.cannot_calibrate),
+        Action("next", ("n",), "calibrate ▸", "Calibrate and measure with this strategy; where that was done already, as a run of its own.", where, 9, reasons.cannot_calibrate),
     )  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1",
+    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 

@@ -1,10 +1,309 @@
-"""Strategy."""
+"""The strategy: what each layer is to become, edited layer by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from engine.decisions import Strategy
+from qtui.actions import Action
+from qtui.draft import Draft
+from qtui.edits import EditName
+from qtui.screens import strategy_files as files
+from qtui.screens import strategy_words as words
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.strategy_pane import StrategyPane
+from qtui.screens.strategy_tree import Entry
+from qtui.state import State
+from qtui.strategy_rules import rules_of
+from qtui.widgets.filter_bar import FilterBar
+from qtui.widgets.lines import PieceLine
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+_DETAILED = 32
+"""Rows of a window that leaves room for everything about a layer beneath the table."""
 
 
 class StrategyScreen(StageScreen):
+    """Which modules are closed belongs to the screen; what is edited is the run's draft."""
+
     stage = "strategy"
     BINDINGS = bindings("strategy")
+    AUTO_FOCUS: ClassVar[str | None] = "#strategy"
+    DEFAULT_CSS = """
+    StrategyScreen {
+        .pane { border: round $border-blurred; border-title-color: $text-muted; border-subtitle-color: $text-muted; }
+        .pane:focus-within { border: round $border; border-title-color: $foreground; border-title-style: bold; }
+        #strategy-pane { height: 1fr; border-subtitle-color: $text-accent; }
+        #layer-pane { height: 10; display: none; }
+        &.-tall #layer-pane { display: block; }
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._follows = False
+        self._news = ""
+
+    def compose_body(self) -> ComposeResult:
+        yield StrategyPane(id="strategy-pane", classes="pane")
+        with Vertical(id="layer-pane", classes="pane"):
+            grid = Grid(id="layer")
+            grid.can_focus = False
+            yield grid
+
+    def update(self, state: State) -> None:
+        self.set_class(self.size.height >= _DETAILED, "-tall")
+        self._paint(state)
+        self.query_one(Sentence).keep(self._sentence())
+        if self._follows and not self.session.waits:
+            self._follow(state)
+
+    def _follow(self, state: State) -> None:
+        """Go where the run that measures again has come to."""
+        if state.job is None or state.asking is not None or state.run.at in ("calibrate", "train", "report"):
+            self._follows = False
+            if state.run.at != self.stage:
+                self.qtui.go(state.run.at)
+
+    def _paint(self, state: State) -> None:
+        if self._pane.show(state, self.size.width):
+            self._detail()
+
+    def _detail(self) -> None:
+        """Everything about the layer under the cursor, where there is room for it."""
+        pane, grid, draft, entry = self.query_one("#layer-pane"), self.query_one("#layer", Grid), self._draft, self._entry
+        row = draft.layer(entry.paths[0]) if draft and entry and not entry.module else None
+        if draft is None or row is None:
+            grid.empty = "Put the cursor on a layer to see what each key would make of it." if draft else ""
+            grid.show((), ())
+            pane.border_title = "layer"
+            return
+        pane.border_title = words.detail_title(draft, row)
+        grid.show(words.DETAIL_COLUMNS, words.detail(draft, row))
+
+    @property
+    def _pane(self) -> StrategyPane:
+        return self.query_one(StrategyPane)
+
+    @property
+    def _draft(self) -> Draft | None:
+        return self.state.run.draft
+
+    @property
+    def _entry(self) -> Entry | None:
+        return self._pane.entry
+
+    def _sentence(self) -> str:
+        if self._follows:
+            return "Measured again as a run of its own: it loads and folds first, then calibrates. The other run stays as it is."
+        if self._news:
+            return self._news
+        if (draft := self._draft) is None:
+            return "A plan says what each layer becomes: how many bits, on which scales, and why."
+        width, height = self.size
+        room = width - 2 if height < 20 else 2 * (width - 2) - 10
+        return words.sentence(draft, self._entry, room, self._pane.closed(self._entry))
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        self._news = ""
+        self._detail()
+        self.say(self._sentence())
+        self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(self.state, width))
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.action_do("detail")
+
+    def on_filter_bar_changed(self, event: FilterBar.Changed) -> None:
+        self._paint(self.state)
+        self.say(self._sentence())
+
+    def label(self, action: Action) -> str:
+        if action.id == "next" and self.state.asking != "quantize" and self.state.run.measured.get("ptq"):
+            return "measure ▸"
+        if action.id == "keep" and (draft := self._draft) is not None:
+            specs = [draft.specs[path] for path in self._aimed(draft) if path in draft.specs]
+            return "quantize" if specs and all(spec.weights is None for spec in specs) else action.label
+        return action.label
+
+    def _aimed(self, draft: Draft) -> Collection[str]:
+        """The layers that an edit is for: all marked ones, or what is under the cursor."""
+        entry = self._entry
+        return draft.marked or (entry.paths if entry else ())
+
+    def back(self) -> None:
+        if not self._pane.bar.clear():
+            self.do_mark_none()
+
+    def _change(self, draft: Draft, note: str = "", news: str = "") -> None:
+        if draft is not self._draft:
+            self.session.edit(draft)
+        self._news = news
+        self._paint(self.state)
+        self.say(self._sentence())
+        if note:
+            self.explain(note)
+
+    def _edit(self, name: EditName) -> None:
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            self.explain("There is no layer under the cursor")
+            return
+        outcome = draft.edit(name, self._aimed(draft), None if entry.module else entry.paths[0])
+        self._change(outcome.draft, outcome.note)
+
+    def do_weights(self) -> None:
+        self._edit("weights")
+
+    def do_activations(self) -> None:
+        self._edit("activations")
+
+    def do_granularity(self) -> None:
+        self._edit("granularity")
+
+    def do_rounding(self) -> None:
+        self._edit("rounding")
+
+    def do_observer(self) -> None:
+        self._edit("observer")
+
+    def do_symmetric(self) -> None:
+        self._edit("symmetric")
+
+    def do_keep(self) -> None:
+        self._edit("keep")
+
+    def do_reset(self) -> None:
+        self._edit("reset")
+
+    def do_mark(self) -> None:
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            return
+        if not any(path in draft.specs for path in entry.paths):
+            self.explain(draft.edit("weights", entry.paths).note)
+            return
+        self._change(draft.mark(entry.paths))
+
+    def do_mark_none(self) -> None:
+        if (draft := self._draft) is not None and draft.marked:
+            self._change(draft.unmark())
+
+    def do_undo(self) -> None:
+        if (draft := self._draft) is not None:
+            self._change(draft.undo())
+
+    def do_redo(self) -> None:
+        if (draft := self._draft) is not None:
+            self._change(draft.redo())
+
+    def do_close(self) -> None:
+        self._pane.close()
+
+    def do_expand(self) -> None:
+        if (entry := self._entry) is not None and self._pane.closed(entry):
+            self._pane.turn(entry)
+
+    def do_detail(self) -> None:
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            return
+        if entry.module:
+            self._pane.turn(entry)
+        elif (row := draft.layer(entry.paths[0])) is not None:
+            from qtui.screens.dialogs import Reading
+
+            figures = words.figures_of(self.state.run.layers).get(row.path, {})
+            self.app.push_screen(Reading(words.detail_title(draft, row), words.reading(draft, row, figures)))
+
+    def do_diff(self) -> None:
+        from qtui.screens.dialogs import Reading
+
+        if (draft := self._draft) is not None:
+            count = len(draft.diff())
+            self.app.push_screen(Reading(f"against the proposal ─ {count} differ", words.diff_text(draft)))
+
+    def do_filter(self) -> None:
+        self._pane.bar.open()
+
+    def do_preset(self) -> None:
+        if (draft := self._draft) is not None:
+            self.choose("preset ─ all layers anew", words.presets(draft, rules_of(self.state.run.recipe)), draft.preset, self._preset)
+
+    def _preset(self, name: str | None) -> None:
+        if name:
+            self._replan(name, rules_of(self.state.run.recipe), f"Preset {name}: {words.PRESET_TEXTS[name]}. u takes it back.")
+
+    def _replan(self, preset: str, rules: files.Rules, news: str) -> None:
+        """All layers as preset and rules ask: by the engine where its question is open, found here where it is not."""
+        draft = self._draft
+        if draft is None:
+            return
+        if draft.planned_from(preset, rules) is draft:
+            self.explain("Every layer is so already")
+        elif self.state.asking == "quantize":
+            self._news = news
+            self.session.answer(Strategy(preset, tuple(rules), go=False))
+        else:
+            self._change(draft.planned_from(preset, rules), news=news)
+        self.qtui.refresh_state()
+
+    def do_open(self) -> None:
+        self.ask("open a recipe", "A recipe file; its preset and rules are taken, nothing else:", "", files.wrong_source, self._open)
+
+    def _open(self, value: str | None) -> None:
+        if value:
+            preset, rules = files.load(value)
+            self._replan(preset, rules, f"The strategy of {value}: preset {preset}, {len(rules)} rules. u takes it back.")
+
+    def do_save(self) -> None:
+        if not self.state.run.recipe:
+            self.explain("What this run was asked is not in its files: its strategy alone is no recipe")
+            return
+        text = "The file to write; qtui run --recipe FILE does it again:"
+        self.ask("save the recipe", text, files.default_name(self.state.run), files.wrong_target, self._save)
+
+    def _save(self, value: str | None) -> None:
+        if not value:
+            return
+        path = Path(value).expanduser()
+        if path.exists():
+            self.confirm("replace?", f"{path} exists.", "replace it", "keep it", lambda yes: self._write(path) if yes else None)
+        else:
+            self._write(path)
+
+    def _write(self, path: Path) -> None:
+        if (draft := self._draft) is None:
+            return
+        if wrong := files.save(path, self.state.run, draft):
+            self.explain(wrong)
+        else:
+            self._news = f"Saved as {path}: qtui run --recipe {path} does it again."
+            self.say(self._news)
+
+    def do_next(self) -> None:
+        state, draft = self.state, self._draft
+        if draft is None:
+            return
+        if state.asking == "quantize":
+            self.qtui.hold = False
+            rules = draft.rules(rules_of(state.run.recipe))
+            self.session.answer(True if draft.as_planned else Strategy(draft.preset, rules))
+        elif state.run.measured.get("ptq") and draft.as_planned:
+            self.explain("This strategy is measured (4): change a layer first, w, a and f do; then n measures it as a run of its own")
+        elif not state.run.recipe:
+            self.explain("What this run was asked is not in its files: start anew from the models (1)")
+        else:
+            self._again(state, draft)
+
+    def _again(self, state: State, draft: Draft) -> None:
+        """Measure what was edited in a run of its own, whose earlier questions are answered as before."""
+        self.session.again(files.measured_again(state.run, draft), {"optimize": True, "quantize": True})
+        if state.asking == "qat":
+            self.session.answer(False)
+        self._follows = True

@@ -1,0 +1,94 @@
+"""The pane of the strategy: the tree of layers with its filter, and the line that says what it comes to."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from qtui.draft import Draft
+from qtui.screens import strategy_words as words
+from qtui.screens.strategy_rows import columns, rows
+from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
+from qtui.state import State
+from qtui.subject import short_name
+from qtui.widgets.filter_bar import FilterBar, matches
+from qtui.widgets.table import Grid
+
+_EMPTY = "There is no plan yet.\nLoad a model (1), then go on through its graph (2): n plans its layers."
+
+
+class StrategyPane(Vertical):
+    """``entry`` is the line under the cursor. Which modules are closed is kept here while the layers stay the same."""
+
+    def __init__(self, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._lines: tuple[Entry, ...] = ()
+        self._shown: tuple[Entry, ...] = ()
+        self._shut: frozenset[str] = frozenset()
+        self._painted: tuple[object, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        yield Grid(id="strategy", empty=_EMPTY)
+        yield FilterBar()
+
+    @property
+    def grid(self) -> Grid:
+        return self.query_one("#strategy", Grid)
+
+    @property
+    def bar(self) -> FilterBar:
+        return self.query_one(FilterBar)
+
+    @property
+    def entry(self) -> Entry | None:
+        key = self.grid.cursor
+        return next((entry for entry in self._shown if entry.key == key), None)
+
+    def closed(self, entry: Entry | None) -> bool:
+        return entry is not None and entry.key in self._shut and not self.bar.text
+
+    def show(self, state: State, width: int) -> bool:
+        """Bring the table up to ``state``; whether anything in it changed."""
+        draft, text = state.run.draft, self.bar.text
+        what = (draft, state.run.layers, self._shut, text, width)
+        if len(self._painted) == len(what) and all(a is b for a, b in zip(what, self._painted, strict=True)):
+            return False
+        if draft is None:
+            self._lines = self._shown = ()
+            self.grid.show((), ())
+            self.border_title, self.border_subtitle = "Strategy", ""
+        else:
+            self._paint(draft, state, text, width)
+        self._painted = (draft, state.run.layers, self._shut, text, width)
+        return True
+
+    def _paint(self, draft: Draft, state: State, text: str, width: int) -> None:
+        lines = tree(draft.plan.layers, short_name(state.run.model) or "model")
+        if lines is not self._lines:
+            self._lines, self._shut = lines, closed_at_first(lines)
+        count = len(draft.plan.layers)
+        kept = [row.path for row in draft.plan.layers if matches(text, (row.path, row.kind))] if text else None
+        self._shown = visible(lines, self._shut, kept)
+        figures = words.figures_of(state.run.layers)
+        shut = self._shut if kept is None else frozenset[str]()
+        nested = any(entry.module for entry in lines[1:])
+        self.grid.empty = f"No layer holds “{text}”.\nEsc shows all." if text else _EMPTY
+        self.grid.show(columns(width, figures), rows(draft, self._shown, shut, figures, width, nested))
+        found = ""
+        if kept is not None:
+            self.bar.count(len(kept), count)
+            found = self.bar.filtered(len(kept), count)
+        self.border_title, self.border_subtitle = words.title(draft, width, found), words.total(draft, width)
+
+    def turn(self, entry: Entry) -> None:
+        """Open a closed module, close an open one; while a filter is in effect all are open."""
+        if entry.module and not self.bar.text:
+            self._shut ^= {entry.key}
+
+    def close(self) -> None:
+        """Close the module under the cursor, or go to the one that its line is in."""
+        entry = self.entry
+        if entry is not None and entry.module and entry.key not in self._shut and not self.bar.text:
+            self.turn(entry)
+        elif entry is not None:
+            self.grid.move_to(above(self._lines, entry.key))

@@ -1,0 +1,207 @@
+"""The strategy as a table: a line for each layer and module, with what this machine makes of what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from engine.events import LayerRow
+from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from qtui.draft import Draft
+from qtui.drawing.rows import Cell, Column, Row
+from qtui.screens.strategy_tree import Entry
+
+NONE = "–"
+EDITED = "*"
+MARKED = "+"
+BOTH = "±"
+Figures = Mapping[str, Mapping[str, Any]]
+"""Measured rows of the report by layer."""
+
+_NARROW, _WIDE = 60, 100
+_PLAIN = "plain"
+_OBSERVERS = {"moving-average": "moving avg", "histogram-mse": "hist. mse"}
+
+
+def columns(width: int, figures: Figures) -> tuple[Column, ...]:
+    """The columns for a window of ``width``; what does not fit is dropped, the least telling first."""
+    narrow = width < _NARROW
+    shown = [
+        Column("name", "layer", min=8, grow=1, priority=100),
+        Column("weights", "weights", priority=90),
+        Column("activations", "act." if narrow else "activations", priority=80),
+    ]
+    if width >= _WIDE:
+        shown.append(Column("observer", "observer", priority=30))
+    shown += [
+        Column("params", "size %", align="right", priority=60, width=14 if width >= _WIDE else None),
+        Column("time", "time %", align="right", priority=50, width=13 if width >= _WIDE else None),
+    ]
+    if figures:
+        shown.append(Column("sqnr", "SQNR dB", align="right", priority=70))
+        if width >= _WIDE:
+            shown.append(Column("own", "own dB", align="right", priority=20))
+    return (*shown, Column("kernel", "runs on", priority=40))
+
+
+def rows(
+    draft: Draft, entries: Iterable[Entry], closed: Collection[str], figures: Figures, width: int, nested: bool = True
+) -> tuple[Row, ...]:
+    """A row for each line of the tree. ``nested`` keeps room for the sign of modules before layers."""
+    keys = [column.key for column in columns(width, figures)]
+    total = sum(row.params for row in draft.plan.layers) or 1
+    found = []
+    for entry in entries:
+        if entry.module:
+            cells, role = _module(draft, entry, entry.key in closed, figures, width, total), "title"
+        else:
+            cells, role = _layer(draft, entry, figures, width, total, nested)
+        edited = bool(draft.edited.intersection(entry.paths))
+        marked = _marked(draft, entry)
+        glyph = (BOTH if edited else MARKED) if marked else EDITED if edited else ""
+        ordered = tuple(_rolled(cells[key], role) for key in keys)
+        found.append(Row(entry.key, ordered, "change" if glyph else role, entry.depth, glyph=glyph or " "))
+    return tuple(found)
+
+
+def _marked(draft: Draft, entry: Entry) -> bool:
+    able = [path for path in entry.paths if path in draft.specs]
+    return bool(able) and draft.marked.issuperset(able)
+
+
+def _rolled(cell: str | Cell, role: str) -> Cell:
+    # The row's own role is that of its glyph; a cell that says nothing else has the role of its kind of line.
+    cell = cell if isinstance(cell, Cell) else Cell(cell)
+    return Cell(cell.text, cell.role or role or _PLAIN, cell.bar)
+
+
+def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int, nested: bool) -> tuple[dict[str, str | Cell], str]:
+    row = draft.layer(entry.paths[0])
+    assert row is not None
+    wanted, (actual, _) = draft.specs.get(row.path), draft.actual(row.path)
+    proposed, short = row.proposed, width < _NARROW
+    measured = figures.get(row.path, {})
+    stale = "dim" if measured.get("actual") not in (None, str(actual)) else ""
+    cells: dict[str, str | Cell] = {
+        "name": f"  {entry.name}" if nested else entry.name,
+        "params": _share(row.params / total, width),
+        "time": _share(row.time_share, width),
+        "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
+        "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
+        "weights": NONE, "activations": NONE, "observer": NONE, "kernel": runs_on(draft, row),
+    }  # fmt: skip
+    if wanted is None:
+        return cells, "dim"
+    change = "change" if row.path in draft.edited else ""
+    if change:
+        cells["name"] = Cell(str(cells["name"]), change)
+    cells["weights"] = Cell(weights_text(wanted, actual, short), change if wanted.weights != proposed.weights else "")
+    activations = Cell(activations_text(wanted, actual, short), change if _axes(wanted) != _axes(proposed) else "")
+    cells["activations"] = activations
+    observer = wanted.activations.observer if wanted.activations else NONE
+    differs = wanted.activations and proposed.activations and observer != proposed.activations.observer
+    cells["observer"] = Cell(_OBSERVERS.get(observer, observer), change if differs else "")
+    return cells, "" if wanted.weights else "dim"
+
+
+def _axes(spec: LayerSpec) -> tuple[object, ...]:
+    return (spec.activations.bits, spec.activations.symmetric) if spec.activations else (spec.weights is None,)
+
+
+def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: int, total: int) -> dict[str, str | Cell]:
+    inside = [row for path in entry.paths if (row := draft.layer(path))]
+    short = width < _NARROW
+    asked = [(draft.specs[row.path], draft.actual(row.path)[0]) for row in inside if row.editable]
+    # What its open lines say needs no second place.
+    says = closed and asked
+    figured = [figures[path] for path in entry.paths if path in figures]
+    return {
+        "name": f"{'▸' if closed else '▾'} {entry.name}",
+        "weights": _alike(weights_text(*pair, short) for pair in asked) if says else "",
+        "activations": _alike(activations_text(*pair, short) for pair in asked) if says else "",
+        "observer": "",
+        "params": _share(sum(row.params for row in inside) / total, width, "dim"),
+        "time": _share(sum(row.time_share for row in inside), width, "dim"),
+        "sqnr": Cell(_lowest(figured, "sqnr_db") if closed else "", "dim"),
+        "own": Cell(_lowest(figured, "own_sqnr_db") if closed else "", "dim"),
+        "kernel": Cell(_alike(runs_on(draft, row) for row in inside) if closed else "", "dim"),
+    }
+
+
+def _alike(texts: Iterable[str]) -> str:
+    found = list(dict.fromkeys(texts))
+    return found[0] if len(found) == 1 else "mixed"
+
+
+def _lowest(figured: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [row[key] for row in figured if isinstance(row.get(key), int | float)]
+    return f"≥ {min(values):.1f}" if values else ""
+
+
+def _share(part: float, width: int, role: str = "") -> Cell:
+    return Cell(f"{100 * part:.1f}", role, part if width >= _WIDE else None)
+
+
+def _decibels(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else ""
+
+
+def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) -> str:
+    """``int4 group 32 mse``; what the machine makes of it stands behind an arrow."""
+    if wanted.weights is None or actual.weights is None:
+        return "fp32"
+    text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short)}"
+    if actual.weights != wanted.weights:
+        text += f"→{_scheme(actual.weights, True)}"
+    return f"{text} mse" if wanted.weights.scale == "mse" else text
+
+
+def _scheme(weights: WeightSpec, short: bool) -> str:
+    if weights.granularity == "per-group":
+        return f"group {weights.group_size}"
+    return weights.granularity.removeprefix("per-") if short else weights.granularity
+
+
+def activations_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) -> str:
+    """``int8 affine``, or ``int8→7 affine`` where the machine takes fewer bits; ``fp32`` for weight-only."""
+    asked, got = wanted.activations, actual.activations
+    if wanted.weights is None:
+        return NONE
+    if asked is None or got is None:
+        return "fp32"
+    bits = f"int{asked.bits}→{got.bits}" if asked.bits != got.bits else f"int{asked.bits}"
+    if short:
+        return f"{bits} s" if asked.symmetric else bits
+    return f"{bits} {mapping(asked)}"
+
+
+def mapping(activations: ActivationSpec) -> str:
+    return "symmetric" if activations.symmetric else "affine"
+
+
+def kernel_of(draft: Draft, row: LayerRow) -> str:
+    """What the layer would run on: as planned, or where it was edited since, as layers like it were planned."""
+    actual = draft.actual(row.path)[0]
+    planned = _class(row.actual)
+    if not row.editable or _class(actual) == planned == "integers" or actual == row.actual:
+        return row.kernel
+    if actual.weights is None:
+        return "torch fp32"
+    if actual.activations is None:
+        return f"torch fp32 on weights stored in {actual.weights.bits} bits"
+    like = [other for other in draft.plan.layers if _class(other.actual) == "integers" and other.editable]
+    return next((other.kernel for other in sorted(like, key=lambda other: other.kind != row.kind)), "told when it is planned")
+
+
+def _class(spec: LayerSpec) -> str:
+    return "fp32" if spec.weights is None else "integers" if spec.activations else "stored"
+
+
+def runs_on(draft: Draft, row: LayerRow) -> str:
+    """The kernel in a few cells."""
+    kernel = kernel_of(draft, row)
+    if kernel.startswith("onednn"):
+        return "onednn int8"
+    if kernel.startswith("torch fp32 on weights"):
+        return "torch fp32"
+    return {"simulation": "simulated", "told when it is planned": "?"}.get(kernel, kernel)
