@@ -125,7 +125,7 @@ class CalibrateScreen(StageScreen):
         self.query_one("#verdict").border_title = title
         self.query_one("#facts", Drawn).show(lambda width, height: result.verdict_lines(self.state, width, self.size.height))
         order = "most harm first" if self.order == "harm" else "as in the graph"
-        rows = layers.rows(run, self.order)
+        rows = layers.rows(run, self.order, bars=self.size.width >= 100)
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
         self.query_one("#layers", Grid).show(layers.COLUMNS, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from qtui import text
@@ -32,13 +33,15 @@ def form(run: Run) -> Literal["ptq", "qat"]:
     return "qat" if "ptq" not in run.layers and "qat" in run.layers else "ptq"
 
 
-def rows(run: Run, order: Order) -> tuple[Row, ...]:
-    """The layers: most harm first, which is the lowest SQNR of a layer's own noise, or as in the graph."""
+def rows(run: Run, order: Order, bars: bool = False) -> tuple[Row, ...]:
+    """The layers: most harm first, which is the lowest SQNR of a layer's own noise, or as in the graph. ``bars`` beside the
+    figures need room."""
     found = run.layers.get(form(run), ())
     total = sum(int(number(row.get("params")) or 0) for row in found)
     ordered = sorted(found, key=_harm) if order == "harm" else found
     worst = max((_noise(row) or 0.0 for row in found), default=0.0)
-    return tuple(_row(row, total, worst) for row in ordered)
+    found_rows = (_row(row, total, worst) for row in ordered)
+    return tuple(found_rows) if bars else tuple(_without_bars(row) for row in found_rows)
 
 
 def _noise(row: Figures) -> float | None:
@@ -63,6 +66,10 @@ def _row(row: Figures, total: int, worst: float) -> Row:
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),
     )  # fmt: skip
     return Row(str(row.get("name", "")), cells, role="dim" if kept else "", glyph="✗" if harm else "–" if kept else "●")
+
+
+def _without_bars(row: Row) -> Row:
+    return replace(row, cells=tuple(Cell(cell.text, cell.role) if isinstance(cell, Cell) else cell for cell in row.cells))
 
 
 def _short(spec: str) -> str:

@@ -122,7 +122,7 @@ def packed(parts: tuple[str, ...], width: int, gap: str = "   ") -> tuple[str, .
 
 _LIMITS = {
     "drop": lambda v: f"a drop of at most {100 * v:g} points",
-    "mse": lambda v: f"an error of at most {v:g}",
+    "mse": lambda v: f"an error of at most {_tidy(v)}",
     "sqnr": lambda v: f"an SQNR of at least {v:g} dB",
     "agreement": lambda v: f"an agreement of at least {100 * v:g} %",
 }
@@ -163,7 +163,7 @@ def reason(run: Run) -> str:
         drop = 100 * (was - now)
         if drop < 0.005:
             return "There is no drop" if drop > -0.005 else f"It gained {-drop:.2f} points"
-        return f"The drop of {drop:.2f} points is {_side(met, 'under', 'over', drop, 100 * bound)} the threshold of {100 * bound:g}"
+        return f"The drop of {drop:.2f} points is {_side(met, 'under', 'over', drop, 100 * bound, _tidy(100 * bound))}"
     shown: dict[str, tuple[str, float, str, str, str, str]] = {
         "mse": ("error", 1.0, ".1e", "", "under", "over"),
         "sqnr": ("SQNR", 1.0, ".1f", " dB", "over", "under"),
@@ -173,16 +173,20 @@ def reason(run: Run) -> str:
     if name not in shown or found is None:
         return ""
     word, scale, form, unit, good, bad = shown[name]
-    value_text = f"{scale * found:{form}}".replace("e-0", "e-")
-    return f"The {word} of {value_text}{unit} is {_side(met, good, bad, found, bound)} the threshold of {scale * bound:g}{unit}"
+    shown_value = f"{scale * found:{form}}".replace("e-0", "e-")
+    return f"The {word} of {shown_value}{unit} is {_side(met, good, bad, found, bound, _tidy(scale * bound) + unit)}"
 
 
-def _side(met: bool, good: str, bad: str, found: float, bound: float) -> str:
-    """The threshold must hold on validation too: figures of the test split alone may be on its good side."""
+def _side(met: bool, good: str, bad: str, found: float, bound: float, shown: str) -> str:
+    """The threshold must hold on validation too: the figure of the test split alone may be on its good side."""
     if met:
-        return "at" if math.isclose(found, bound, rel_tol=1e-3) else good
+        return f"{'at' if math.isclose(found, bound, rel_tol=1e-3) else good} the threshold of {shown}"
     on_good = found <= bound if good == "under" else found >= bound
-    return f"{good} (on test)" if on_good else bad
+    return f"{good} the threshold of {shown} on test, but not on validation" if on_good else f"{bad} the threshold of {shown}"
+
+
+def _tidy(value: float) -> str:
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def question(state: State, brief: bool = False) -> tuple[str, str]:
