@@ -97,8 +97,14 @@ class GraphScreen(StageScreen):
     def _both(self) -> bool:
         return self._comparing and self.size.width >= _WIDE
 
+    @property
+    def _before(self) -> bool:
+        """Whether the main table shows the graph as traced."""
+        return self._comparing or not self._look.folded
+
     def _node(self) -> NodeRow | None:
-        return self._look.node(self._main_grid.cursor or "")
+        key = self._main_grid.cursor or ""
+        return (None if self._before else self._look.after(key)) or self._look.node(key)
 
     def _sentence(self) -> str:
         text, at = self._news
@@ -114,10 +120,12 @@ class GraphScreen(StageScreen):
             return
         self._painted = painted
         self.set_class(self._both, "-both")
+        if second.has_focus and not self._both:
+            grid.focus()
         key = self._kept(grid.cursor)
         tables = self._built(look, width)
         for shown, made in zip((grid, second), tables, strict=False):
-            shown.show(made.columns, chosen(look, made.rows, wanted))
+            shown.show(made.columns, chosen(look, made.rows, wanted, self._before))
         total, count = len(tables[0].rows), len(grid.rows)
         if key is not None:
             grid.move_to(key)
@@ -132,7 +140,7 @@ class GraphScreen(StageScreen):
         about = (look, self._both, width >= _WIDE, self._comparing)
         if about != self._about:
             self._about = about
-            before = not look.folded or self._comparing
+            before = self._before
             kind: Kind = "wide" if width >= _WIDE else "narrow"
             self._tables = aligned(look) if self._both else (table(look, look.traced if before else look.fused, kind, before),)
         return self._tables
@@ -243,7 +251,7 @@ class GraphScreen(StageScreen):
         if (node := self._node()) is None:
             self.explain("There is no node under the cursor")
             return
-        self.app.push_screen(Reading(node.name, details(self._look, node)))
+        self.app.push_screen(Reading(node.name, details(self._look, node, self._before)))
 
     def do_next(self) -> None:
         self.qtui.hold = False

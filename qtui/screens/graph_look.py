@@ -96,16 +96,15 @@ class Look:
 
     @cached_property
     def _readers(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, list[str]] = {}
-        nodes = self.fused if self.folded else self.traced
-        for node in nodes:
-            for name in reads(node, self._nodes):
-                found.setdefault(name, []).append(node.name)
-        return {name: tuple(readers) for name, readers in found.items()}
+        return _readers(self.traced)
 
-    def readers(self, name: str) -> tuple[str, ...]:
-        """The nodes that take this one's output, in the graph as it is now."""
-        return self._readers.get(name, ())
+    @cached_property
+    def _readers_after(self) -> Mapping[str, tuple[str, ...]]:
+        return _readers(self.fused)
+
+    def readers(self, name: str, before: bool = True) -> tuple[str, ...]:
+        """The nodes that take this one's output, in the graph as traced or as folded."""
+        return (self._readers if before else self._readers_after).get(name, ())
 
     def inputs(self, node: NodeRow) -> tuple[str, ...]:
         return reads(node, self._nodes)
@@ -142,6 +141,15 @@ def reads(node: NodeRow, known: Mapping[str, object]) -> tuple[str, ...]:
         return ()
     found = _NAME.findall(f"{node.args}, {node.kwargs}")
     return tuple(dict.fromkeys(name for name in found if name in known and name != node.name))
+
+
+def _readers(nodes: Sequence[NodeRow]) -> Mapping[str, tuple[str, ...]]:
+    known = {node.name: node for node in nodes}
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in reads(node, known):
+            found.setdefault(name, []).append(node.name)
+    return {name: tuple(readers) for name, readers in found.items()}
 
 
 def brackets(nodes: Sequence[NodeRow], pairs: Sequence[PairRow]) -> Mapping[str, str]:

@@ -59,23 +59,23 @@ def _columns(kind: Kind, indent: int, rows: tuple[Row, ...], pairs: bool, after:
         "target": Column("target", "target", min=8 if kind == "half" else 10, priority=4),
         "args": Column("args", "args", min=6, cut="end", priority=3),
         "kwargs": Column("kwargs", "kwargs", min=8, cut="end"),
-        "shape": Column("shape", "shape", priority=6),
+        "shape": Column("shape", "shape", priority=5),
         "params": Column("params", "params", align="right", priority=1),
         "time": Column("time", "time %", width=9, align="right", priority=7),
-        "fold": Column("fold", "change" if after else "fold", min=6, grow=1, cut="end", priority=5),
+        "fold": Column("fold", "change" if after else "fold", min=6, grow=1, cut="end", priority=6),
     }
     shown = tuple(known[key] for key in _SHOWN[kind] if pairs or key != "fold")
     return tuple(replace(column, width=found.full) for column, found in zip(shown, measure(shown, rows), strict=True))
 
 
-def chosen(look: Look, rows: Sequence[Row], wanted: str) -> tuple[Row, ...]:
-    """The rows whose node holds ``wanted``."""
-    return tuple(row for row in rows if matches(wanted, _fields(look, row.key))) if wanted else tuple(rows)
+def chosen(look: Look, rows: Sequence[Row], wanted: str, before: bool = True) -> tuple[Row, ...]:
+    """The rows whose node holds ``wanted``, as traced or as in the folded graph."""
+    return tuple(row for row in rows if matches(wanted, _fields(look, row.key, before))) if wanted else tuple(rows)
 
 
-def _fields(look: Look, key: str) -> tuple[str, ...]:
+def _fields(look: Look, key: str, before: bool) -> tuple[str, ...]:
     # The key of a gap is that of its node with a space before it.
-    node = look.node(key.strip())
+    node = look.node(key.strip()) if before else look.after(key)
     return (node.name, node.opcode, node.target, node.args, node.kwargs) if node else ()
 
 

@@ -120,14 +120,13 @@ def _node_sentence(look: Look, node: NodeRow) -> str:
     return f"{what}{on}{': ' if about else ''}{', '.join(about)}. ⏎ tells everything about it."
 
 
-def details(look: Look, node: NodeRow) -> Text:
-    """All fields in full, what reads it, and what becomes of its pair."""
-    after = look.after(node.name) if look.folded else None
+def details(look: Look, node: NodeRow, before: bool = True) -> Text:
+    """All fields in full, what reads it in the graph as traced or as folded, and what becomes of its pair."""
     lines = [
         ("opcode", node.opcode), ("name", node.name), ("target", node.target), ("args", node.args), ("kwargs", node.kwargs),
         ("shape", node.shape), ("parameters", _parameters(look, node)),
         ("time", f"{share(node.time_share)} % of the fp32 time" if node.time_share is not None else ""),
-        ("reads", ", ".join(look.inputs(after or node))), ("read by", ", ".join(look.readers(node.name))),
+        ("reads", ", ".join(look.inputs(node))), ("read by", ", ".join(look.readers(node.name, before))),
     ]  # fmt: skip
     text = Text()
     for label, value in lines:
