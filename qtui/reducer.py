@@ -97,6 +97,9 @@ def _job_started(state: State, event: ms.JobStarted, at: float) -> State:
 
 
 def _job_ended(state: State, event: ms.JobEnded) -> State:
+    if state.job is not None and state.job.kind != event.kind:
+        # The next job was asked for before this one had ended: a run, while PyTorch is still imported.
+        return state
     run = state.run
     if event.kind in ("run", "resume") and event.outcome != "done":
         mark: Status = "failed" if event.outcome == "failed" else "stopped"

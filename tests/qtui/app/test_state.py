@@ -128,3 +128,9 @@ def test_training_a_baseline_does_not_touch_the_run(tmp_path: Path) -> None:
     assert state.run == run.run and len(state.baseline.epochs) == 3 and state.busy
     state = fed(state, [ms.Trained("weights.safetensors"), ms.JobEnded("train", "done")])
     assert state.trained == "weights.safetensors" and not state.busy
+
+
+def test_a_run_begun_while_pytorch_is_imported_outlasts_the_end_of_that(tmp_path: Path) -> None:
+    state = fed(State(), [ms.JobStarted("examine", "starting PyTorch"), ms.JobStarted("run", "loading", "simplecnn", "digits")])
+    state = fed(state, [ms.Examined({}), ms.JobEnded("examine", "done")])
+    assert state.busy and state.job is not None and state.job.kind == "run"
