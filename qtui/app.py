@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from textual.app import App, SystemCommand
-from textual.screen import Screen
+from textual.app import App
 
 from qtui import terminal, themes
 from qtui.hangup import Hangup
@@ -24,7 +22,7 @@ class QtuiApp(App[int]):
     """``session`` holds the state; the app shows it and passes commands on."""
 
     TITLE = "qtui"
-    ENABLE_COMMAND_PALETTE = True
+    ENABLE_COMMAND_PALETTE = False
     BINDINGS = [*bindings("*")]
     DEFAULT_MODE = "model"
     MODES = {stage: partial(make, stage) for stage in SCREENS}
@@ -123,17 +121,6 @@ class QtuiApp(App[int]):
         if (screen := self.stage_screen) is not None:
             screen.action_do(name)
 
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: every action of the screen, with its key and, where it cannot act, why."""
-        from qtui import actions
-
-        shown = self.stage_screen
-        for action in actions.of(shown.stage if shown else "model"):
-            reason = action.why_not(self.state)
-            keys = " ".join(actions.key_text(key) for key in action.keys)
-            title = f"{action.label} ({keys})".replace(" ▸", "")
-            yield SystemCommand(title, f"not now: {reason}" if reason else action.help, lambda name=action.id: self.action_do(name))
-
     def do_help(self) -> None:
         from qtui.screens.panels import help_panel
 
@@ -141,7 +128,14 @@ class QtuiApp(App[int]):
             self.push_screen(help_panel(screen.stage, self.state))
 
     def do_palette(self) -> None:
-        self.action_command_palette()
+        from qtui.screens.palette import Palette
+
+        if (screen := self.stage_screen) is not None:
+            self.push_screen(Palette(screen.stage, self.state), self._chosen)
+
+    def _chosen(self, name: str | None) -> None:
+        if name is not None:
+            self.action_do(name)
 
     def do_stage_model(self) -> None:
         self.go("model")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Input, Static
+
+from qtui.widgets.table import Column, Grid, Row
+
+Result = TypeVar("Result")
 
 
 class _Panel:
@@ -26,13 +30,26 @@ class _Panel:
     .panel Static { width: auto; max-width: 100%; }
     .panel .hint { color: $text-muted; margin-top: 1; }
     .panel .wrong { color: $error; }
-    .panel OptionList { border: none; height: auto; max-height: 14; background: $surface; padding: 0; width: 100%; min-width: 60; }
-    .panel Input { width: 100%; min-width: 60; }
+    .panel.-wide, Choose .panel, Prompt .panel { width: 72; }
+    .panel Grid { max-height: 16; width: 100%; }
+    .panel Input { width: 100%; }
     .panel VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }
     """
 
 
-class Confirm(ModalScreen[bool]):
+class Panel(ModalScreen[Result]):
+    """A panel that gives one result. Of keys that were typed ahead only the first ends it."""
+
+    def done(self, value: Result | None) -> None:
+        """End with ``value``, once."""
+        if self.is_current and not self._ended:
+            self._ended = True
+            self.dismiss(value)
+
+    _ended = False
+
+
+class Confirm(Panel[bool]):
     """A question whose default is No."""
 
     CSS = _Panel.CSS
@@ -49,14 +66,14 @@ class Confirm(ModalScreen[bool]):
             yield Static(Text.assemble(("y", "bold"), f" {self._yes}    ", ("n", "bold"), f" {self._no}"), classes="hint")
 
     def action_answer(self, value: bool) -> None:
-        self.dismiss(value)
+        self.done(value)
 
 
-class Choose(ModalScreen[str | None]):
+class Choose(Panel[str | None]):
     """One of a list of (value, text); the current one is under the cursor first."""
 
     CSS = _Panel.CSS
-    BINDINGS = [Binding("escape,q", "back"), Binding("j", "down", show=False), Binding("k", "up", show=False)]
+    BINDINGS = [Binding("escape,q", "back")]
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]], current: str = "", hint: str = "⏎ choose   esc back") -> None:
         super().__init__()
@@ -65,27 +82,24 @@ class Choose(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel") as panel:
             panel.border_title = self._title
-            yield OptionList(*(Option(Text(text, no_wrap=True, overflow="ellipsis")) for _, text in self._options))
-            yield Static(self._hint, classes="hint")
+            panel.border_subtitle = self._hint
+            yield Grid()
 
     def on_mount(self) -> None:
-        values = [value for value, _ in self._options]
-        self.query_one(OptionList).highlighted = values.index(self._current) if self._current in values else 0
+        grid = self.query_one(Grid)
+        grid.styles.height = len(self._options) + 1
+        grid.show((Column("text", "", grow=1, cut="end"),), [Row(value, (text,)) for value, text in self._options])
+        grid.move_to(self._current)
+        grid.focus()
 
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._options[event.option_index][0])
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.done(event.key)
 
     def action_back(self) -> None:
-        self.dismiss(None)
-
-    def action_down(self) -> None:
-        self.query_one(OptionList).action_cursor_down()
-
-    def action_up(self) -> None:
-        self.query_one(OptionList).action_cursor_up()
+        self.done(None)
 
 
-class Prompt(ModalScreen[str | None]):
+class Prompt(Panel[str | None]):
     """A line of text. ``check`` gives what is wrong with it, or None."""
 
     CSS = _Panel.CSS
@@ -108,15 +122,15 @@ class Prompt(ModalScreen[str | None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         wrong = self._check(event.value.strip())
         if wrong is None:
-            self.dismiss(event.value.strip())
+            self.done(event.value.strip())
         else:
             self.query_one(".wrong", Static).update(Text(wrong))
 
     def action_back(self) -> None:
-        self.dismiss(None)
+        self.done(None)
 
 
-class Reading(ModalScreen[None]):
+class Reading(Panel[None]):
     """Text to read and scroll."""
 
     CSS = _Panel.CSS
@@ -138,7 +152,7 @@ class Reading(ModalScreen[None]):
                 yield Static(Text(self._text) if isinstance(self._text, str) else self._text)
 
     def action_back(self) -> None:
-        self.dismiss(None)
+        self.done(None)
 
     def action_scroll(self, lines: int) -> None:
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
