@@ -38,6 +38,8 @@ def fold_not_open(state: State) -> str | None:
         return "Folding is done for this run: a new run can fold otherwise (1)"
     if no_graph(state):
         return no_graph(state)
+    if state.busy and state.run.status("graph") == "running":
+        return "Folding goes on: its effect stands here in a moment" if state.run.pairs else "Pairs are being looked for: in a moment"
     return "Folding is not open for this run: a new run can fold otherwise (1)"
 
 
@@ -64,7 +66,7 @@ def no_redo(state: State) -> str | None:
 def replan_not_open(state: State) -> str | None:
     if reason := no_plan(state):
         return reason
-    return None if state.asking == "quantize" or not state.busy else "The run has gone on from here: stop it first, then start again with n"
+    return None if state.asking in ("quantize", "qat") or not state.busy else "The run has gone on from here: stop it first, then start again with n"
 
 
 def cannot_calibrate(state: State) -> str | None:
