@@ -66,7 +66,9 @@ def no_redo(state: State) -> str | None:
 def replan_not_open(state: State) -> str | None:
     if reason := no_plan(state):
         return reason
-    return None if state.asking in ("quantize", "qat") or not state.busy else "The run has gone on from here: stop it first, then start again with n"
+    if state.asking in ("quantize", "qat") or not state.busy:
+        return None
+    return "The run has gone on from here: stop it first, then start again with n"
 
 
 def cannot_calibrate(state: State) -> str | None:

@@ -109,13 +109,17 @@ def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
     if wanted == row.requested:
         return _ended(f"{row.path}: {row.why or spec_text(wanted)}"), ""
     if wanted == row.proposed:
-        return f"{row.path}: as proposed, {spec_text(wanted)}.", _ended(limit or row.proposed_why)
+        return f"{row.path}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
     changes = [f"{_named(name, wanted)} instead of {_field(name, row.proposed)}" for name in _changed(wanted, row.proposed)]
-    return f"{row.path}: {', '.join(changes)}.", _ended(limit or _effect(wanted, row))
+    return f"{row.path}: {', '.join(changes)}.", _sentence(limit or _effect(wanted, row))
+
+
+def _sentence(said: str) -> str:
+    return _ended(f"{said[:1].upper()}{said[1:]}")
 
 
 def _ended(said: str) -> str:
-    return f"{said[:1].upper() if ':' not in said else said[:1]}{said[1:]}." if said and not said.endswith(".") else said
+    return f"{said}." if said and not said.endswith(".") else said
 
 
 def _changed(wanted: LayerSpec, proposed: LayerSpec) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from engine import events as ev
 from engine.cancel import StopToken
 from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
-from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
+from qtui.strategy_rules import resolve, rules_of
 
 MACHINE = {
     "python": "3.11.7", "torch": "2.15.0", "torchvision": "0.29.2", "isa": "AVX512", "vnni": True, "saturates": False, "activation_bits": 8,
@@ -58,6 +59,11 @@ LAYERS = (
     layer("fc1", "Linear", 524416, (128, 4096), W4A8, "linear with 96 % of the parameters: four bits halve it again, groups of 32", 0.09),
     layer("fc2", "Linear", 1290, (10, 128), W8A8, "last layer: its errors go straight into the scores; 8 bits cost nothing", 0.01),
 )  # fmt: skip
+
+
+def planned(preset: str, rules: Sequence[Rule]) -> tuple[ev.LayerRow, ...]:
+    asked = {row.path: row.requested for row in LAYERS} | resolve(LAYERS, preset, rules)
+    return tuple(replace(row, requested=asked[row.path], actual=asked[row.path]) for row in LAYERS)
 
 
 def bell(count: int, at: float = 0.5, width: float = 0.15, scale: int = 4000) -> tuple[int, ...]:
@@ -247,7 +253,7 @@ class ScriptedEngine:
         into = {pair.bn_node: pair.conv_node for pair in done if pair.bn in chosen}
         yield ev.Graph("fused", tuple(replace(node, args=into.get(node.args, node.args)) for node in NODES if node.name not in into))
         yield ev.StageFinished("fuse", 0.1)
-        yield from self._plan(resumed, stop)
+        yield from self._plan(settings, resumed, stop)
         yield ev.StageStarted("calibrate", "Calibrating on 512 training images")
         yield ev.Weights(WEIGHTS)
         for seen in range(64, 513, 64):
@@ -278,8 +284,9 @@ class ScriptedEngine:
         yield ev.Finished(str(directory), found["verdict"]["met"], found["verdict"]["text"])
         return Found(found)
 
-    def _plan(self, resumed: bool, stop: StopToken) -> Generator[ev.Event, Answer, None]:
-        layers, preset = LAYERS, "default"
+    def _plan(self, recipe: Mapping[str, Any], resumed: bool, stop: StopToken) -> Generator[ev.Event, Answer, None]:
+        preset = str(recipe["preset"])
+        layers = planned(preset, rules_of(recipe))
         while True:
             yield ev.StageStarted("plan", "Planning")
             self._at("plan", stop)
@@ -288,9 +295,7 @@ class ScriptedEngine:
             answer: Answer = True if resumed else (yield from self._ask("quantize"))
             if not isinstance(answer, Strategy):
                 return
-            specs = {rule.match: rule.spec for rule in answer.rules}
-            asked = {row.path: specs.get(row.path, FP32 if answer.preset == "fp32" else row.proposed) for row in LAYERS}
-            layers = tuple(replace(row, requested=asked[row.path], actual=asked[row.path]) for row in LAYERS)
+            layers = planned(answer.preset, answer.rules)
             preset = answer.preset
             if answer.go:
                 yield ev.Planned(layers, preset, 8, 2_181_000)
