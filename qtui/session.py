@@ -30,6 +30,7 @@ class Session:
         self._thread = EngineThread(self._mail.post)
         self._token: StopToken | None = None
         self._next: Callable[[], None] | None = None
+        self._examined = False
 
     def pump(self) -> bool:
         """Take in what the engine said since the last time; whether anything came."""
@@ -44,8 +45,10 @@ class Session:
         return bool(waiting)
 
     def examine(self) -> None:
-        """Import PyTorch and look at the machine."""
-        self._begin("examine", "starting PyTorch", lambda token: self._engine.examine())
+        """Import PyTorch and look at the machine, once; a run that is begun sooner waits for it."""
+        if not self._examined:
+            self._examined = True
+            self._begin("examine", "starting PyTorch", lambda token: self._engine.examine())
 
     def start(self, recipe: Mapping[str, Any]) -> None:
         """Begin a run of a recipe's fields; ``file`` may name a recipe to start from."""
@@ -145,6 +148,7 @@ class Session:
     def _begin(
         self, kind: ms.JobKind, title: str, begin: Any, model: str = "", data: str = "", answers: Mapping[str, Answer] | None = None
     ) -> None:
+        self.examine()
         self._token = self._thread.submit(kind, begin, answers)
         self._tell(ms.JobStarted(kind, title, model, data))
 

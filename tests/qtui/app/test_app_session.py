@@ -149,3 +149,13 @@ def test_a_folder_that_is_no_run_is_a_problem(sessions: Callable[[ScriptedEngine
     session = sessions(ScriptedEngine(runs))
     session.open(tmp_path / "nowhere")
     assert session.state.problem is not None and "nowhere" in session.state.problem.what
+
+
+def test_a_run_begun_before_anything_else_looks_at_the_machine_first(sessions: Callable[[ScriptedEngine], Session], runs: Path) -> None:
+    session = sessions(ScriptedEngine(runs))
+    session.start(RECIPE)
+    session.examine()
+    state = until(session, lambda state: state.asking == "optimize")
+    assert state.machine is not None and state.job is not None and state.job.kind == "run"
+    session.answer(True)
+    assert until(session, lambda state: state.asking == "quantize").run.fused
