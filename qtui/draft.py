@@ -74,7 +74,7 @@ class Draft:
         past = (*self.past, self._now) if new.specs.keys() == self.specs.keys() else ()
         return replace(new, past=past[-HISTORY:])
 
-    @property
+    @cached_property
     def predicted_bytes(self) -> int:
         """The size of ``model.safetensors`` under these specs."""
         from engine.sizes import predicted_bytes

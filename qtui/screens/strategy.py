@@ -16,6 +16,7 @@ from qtui.edits import EditName
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_tree import Entry
 from qtui.state import State
@@ -29,7 +30,7 @@ _DETAILED = 32
 """Rows of a window that leaves room for everything about a layer beneath the table."""
 
 
-class StrategyScreen(StageScreen):
+class StrategyScreen(EditKeys, StageScreen):
     """Which modules are closed belongs to the screen; what is edited is the run's draft."""
 
     stage = "strategy"
@@ -49,6 +50,7 @@ class StrategyScreen(StageScreen):
         super().__init__()
         self._follows = False
         self._news = ""
+        self._about: object = None
 
     def compose_body(self) -> ComposeResult:
         yield StrategyPane(id="strategy-pane", classes="pane")
@@ -59,8 +61,11 @@ class StrategyScreen(StageScreen):
 
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
-        self._paint(state)
-        self.query_one(Sentence).keep(self._sentence())
+        changed, about = self._paint(state), (self._follows, self._news, self.size)
+        if changed or about != self._about:
+            # What the next keys would make of a layer takes a few predictions of the size.
+            self._about = about
+            self.query_one(Sentence).keep(self._sentence())
         if self._follows and not self.session.waits:
             self._follow(state)
 
@@ -71,9 +76,11 @@ class StrategyScreen(StageScreen):
             if state.run.at != self.stage:
                 self.qtui.go(state.run.at)
 
-    def _paint(self, state: State) -> None:
-        if self._pane.show(state, self.size.width):
+    def _paint(self, state: State) -> bool:
+        changed = self._pane.show(state, self.size.width)
+        if changed:
             self._detail()
+        return changed
 
     def _detail(self) -> None:
         """Everything about the layer under the cursor, where there is room for it."""
@@ -149,37 +156,13 @@ class StrategyScreen(StageScreen):
         if note:
             self.explain(note)
 
-    def _edit(self, name: EditName) -> None:
+    def edit(self, name: EditName) -> None:
         draft, entry = self._draft, self._entry
         if draft is None or entry is None:
             self.explain("There is no layer under the cursor")
             return
         outcome = draft.edit(name, self._aimed(draft), None if entry.module else entry.paths[0])
         self._change(outcome.draft, outcome.note)
-
-    def do_weights(self) -> None:
-        self._edit("weights")
-
-    def do_activations(self) -> None:
-        self._edit("activations")
-
-    def do_granularity(self) -> None:
-        self._edit("granularity")
-
-    def do_rounding(self) -> None:
-        self._edit("rounding")
-
-    def do_observer(self) -> None:
-        self._edit("observer")
-
-    def do_symmetric(self) -> None:
-        self._edit("symmetric")
-
-    def do_keep(self) -> None:
-        self._edit("keep")
-
-    def do_reset(self) -> None:
-        self._edit("reset")
 
     def do_mark(self) -> None:
         draft, entry = self._draft, self._entry

@@ -18,7 +18,7 @@ BOTH = "±"
 Figures = Mapping[str, Mapping[str, Any]]
 """Measured rows of the report by layer."""
 
-_NARROW, _WIDE = 60, 100
+_NARROW, _WIDE = 80, 100
 _PLAIN = "plain"
 _OBSERVERS = {"moving-average": "moving avg", "histogram-mse": "hist. mse"}
 
@@ -27,7 +27,7 @@ def columns(width: int, figures: Figures) -> tuple[Column, ...]:
     """The columns for a window of ``width``; what does not fit is dropped, the least telling first."""
     narrow = width < _NARROW
     shown = [
-        Column("name", "layer", min=8, grow=1, priority=100),
+        Column("name", "layer", min=14 if width < 60 else 20, grow=1, priority=100),
         Column("weights", "weights", priority=90),
         Column("activations", "act." if narrow else "activations", priority=80),
     ]

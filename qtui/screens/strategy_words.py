@@ -111,7 +111,7 @@ def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
     if wanted == row.proposed:
         return f"{row.path}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
     changes = [f"{_named(name, wanted)} instead of {_field(name, row.proposed)}" for name in _changed(wanted, row.proposed)]
-    return f"{row.path}: {', '.join(changes)}.", _sentence(limit or _effect(wanted, row))
+    return f"{row.path}: {', '.join(changes)}.", _sentence(_effect(wanted, row) or limit or "")
 
 
 def _sentence(said: str) -> str:
@@ -186,12 +186,12 @@ DETAIL_COLUMNS = (
     Column("next", "next key", priority=7), Column("about", "what it is", min=20, grow=1, cut="end", priority=5),
 )  # fmt: skip
 _MEANING: Mapping[str, str] = {
-    "weight bits": "integers that hold a weight; 4 and fewer share a byte",
-    "granularity": "how many weights share one step; finer follows large weights better",
-    "weight scale": "step from the largest weight (minmax), or of the least squared error (mse)",
-    "activations": "integers that hold the layer's input; fp32 leaves the computing in fp32",
-    "mapping": "affine places zero where the range needs it, symmetric in the middle",
-    "observer": "how calibration chooses the range: all values, or a clip that loses less",
+    "weight bits": "integers for a weight; 4 and fewer share a byte",
+    "granularity": "how many weights share one step",
+    "weight scale": "from the largest weight, or of least squared error",
+    "activations": "integers for the layer's input",
+    "mapping": "zero where the range needs it, or in the middle",
+    "observer": "how calibration chooses the range",
 }
 
 
