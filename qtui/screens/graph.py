@@ -137,12 +137,14 @@ class GraphScreen(StageScreen):
 
     def _built(self, look: Look, width: int) -> tuple[Table, ...]:
         """The tables without a filter; kept, so that typing one only chooses among their rows."""
-        about = (look, self._both, width >= _WIDE, self._comparing)
+        about = (look, self._both, width, self._comparing)
         if about != self._about:
             self._about = about
             before = self._before
             kind: Kind = "wide" if width >= _WIDE else "narrow"
-            self._tables = aligned(look) if self._both else (table(look, look.traced if before else look.fused, kind, before),)
+            nodes = look.traced if before else look.fused
+            # What borders, the cursor's sign and a scrollbar leave.
+            self._tables = aligned(look, width // 2 - 6) if self._both else (table(look, nodes, kind, width - 6, before),)
         return self._tables
 
     def _borders(self, count: str) -> None:

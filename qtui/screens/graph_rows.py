@@ -16,11 +16,28 @@ Kind = Literal["wide", "narrow", "half"]
 
 
 @dataclass(frozen=True)
+class _Style:
+    """``most`` is the largest share of the time: bars are parts of it, or most of them would be slivers. ``fine`` gives
+    shares a decimal. ``brief`` leaves out targets that only repeat the name, and shortens opcodes. ``pairs`` is whether there
+    is anything to fold, ``name`` how far names may be cut."""
+
+    kind: Kind
+    before: bool
+    most: float
+    fine: bool
+    brief: bool
+    pairs: bool
+    name: int
+
+
+@dataclass(frozen=True)
 class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
 
+_MANY = 24
+"""From so many nodes on most take less than a percent of the time."""
 _SHORT: Mapping[str, str] = {
     "placeholder": "input", "call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute",
 }  # fmt: skip
@@ -31,40 +48,43 @@ _SHOWN: Mapping[Kind, tuple[str, ...]] = {
 }
 
 
-def table(look: Look, nodes: Sequence[NodeRow], kind: Kind, before: bool = False) -> Table:
-    """A row for each node. ``before``: the graph as traced while there is a folded one."""
+def table(look: Look, nodes: Sequence[NodeRow], kind: Kind, room: int, before: bool = False) -> Table:
+    """A row for each node, for ``room`` cells. ``before``: the graph as traced while there is a folded one."""
     drawn = brackets(nodes, look.rows)
-    most = _most(nodes)
-    rows = tuple(_row(look, node, kind, drawn, before, most) for node in nodes)
-    return Table(_columns(kind, _indent(look, drawn), rows, bool(look.rows), look.folded and not before), rows)
+    indent = _indent(look, drawn)
+    style = _style(look, kind, before, nodes, room - indent)
+    rows = tuple(_row(look, node, drawn, style) for node in nodes)
+    return Table(_columns(style, indent, rows, look.folded and not before), rows)
 
 
-def aligned(look: Look) -> tuple[Table, Table]:
-    """Both graphs for tables side by side, row by row: where a normalization went away the folded graph has a gap."""
+def aligned(look: Look, room: int) -> tuple[Table, Table]:
+    """Both graphs for tables of ``room`` cells side by side, row by row: where a normalization went away the folded graph
+    has a gap."""
     drawn, kept = brackets(look.traced, look.rows), brackets(look.fused, look.rows)
-    before, after, most = _indent(look, drawn), _indent(look, kept), _most(look.traced, look.fused)
-    left = tuple(_row(look, node, "half", drawn, True, most) for node in look.traced)
+    before, after = _indent(look, drawn), _indent(look, kept)
+    first = _style(look, "half", True, look.traced, room - before)
+    second = replace(first, before=False)
+    left = tuple(_row(look, node, drawn, first) for node in look.traced)
     found = ((node, look.after(node.name)) for node in look.traced)
-    right = tuple(_row(look, new, "half", kept, False, most) if new else _gap(look, old, after) for old, new in found)
-    pairs = bool(look.rows)
-    return Table(_columns("half", before, left, pairs, False), left), Table(_columns("half", after, right, pairs, True), right)
+    right = tuple(_row(look, new, kept, second) if new else _gap(look, old, after) for old, new in found)
+    return Table(_columns(first, before, left, False), left), Table(_columns(second, after, right, True), right)
 
 
-def _columns(kind: Kind, indent: int, rows: tuple[Row, ...], pairs: bool, after: bool) -> tuple[Column, ...]:
+def _columns(style: _Style, indent: int, rows: tuple[Row, ...], after: bool) -> tuple[Column, ...]:
     """``indent`` is the room before the names for brackets and glyphs. Widths are those of all rows, so that a filter does
     not move the columns."""
     known = {
-        "name": Column("name", " " * indent + "name", min=16 if kind == "half" else 20, priority=9),
-        "opcode": Column("opcode", "opcode", priority=2),
-        "target": Column("target", "target", min=8 if kind == "half" else 10, priority=4),
-        "args": Column("args", "args", min=6, cut="end", priority=3),
-        "kwargs": Column("kwargs", "kwargs", min=8, cut="end"),
-        "shape": Column("shape", "shape", priority=5),
+        "name": Column("name", " " * indent + "name", min=style.name, priority=9),
+        "opcode": Column("opcode", "opcode", priority=3),
+        "target": Column("target", "target", min=8 if style.kind == "half" else 10, priority=2 if style.brief else 5),
+        "args": Column("args", "args", min=8, cut="middle" if style.brief else "end", priority=4),
+        "kwargs": Column("kwargs", "kwargs", min=8),
+        "shape": Column("shape", "shape", priority=6),
         "params": Column("params", "params", align="right", priority=1),
-        "time": Column("time", "time %", width=9, align="right", priority=7),
-        "fold": Column("fold", "change" if after else "fold", min=6, grow=1, cut="end", priority=6),
+        "time": Column("time", "time %", width=9, align="right", priority=8),
+        "fold": Column("fold", "change" if after else "fold", min=6, grow=1, cut="end", priority=7),
     }
-    shown = tuple(known[key] for key in _SHOWN[kind] if pairs or key != "fold")
+    shown = tuple(known[key] for key in _SHOWN[style.kind] if style.pairs or key != "fold")
     return tuple(replace(column, width=found.full) for column, found in zip(shown, measure(shown, rows), strict=True))
 
 
@@ -85,10 +105,12 @@ def delta(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if value else "0"
 
 
-def share(value: float | None) -> str:
-    """A part of the time in percent, without the sign."""
+def share(value: float | None, fine: bool = False) -> str:
+    """A part of the whole in percent, without the sign; ``fine`` with one decimal."""
     if value is None:
         return ""
+    if fine:
+        return "<0.1" if 0 < value < 0.0005 else f"{value * 100:.1f}"
     return "<1" if 0 < value < 0.005 else f"{value * 100:.0f}"
 
 
@@ -98,29 +120,47 @@ def _indent(look: Look, drawn: Mapping[str, str]) -> int:
     return lanes + (1 if lanes else 0) + 2 if look.rows else 0
 
 
-def _most(*graphs: Sequence[NodeRow]) -> float:
-    """The largest share of the time: bars are parts of it, or most of them would be slivers."""
-    return max((node.time_share or 0.0 for graph in graphs for node in graph), default=0.0) or 1.0
+def _style(look: Look, kind: Kind, before: bool, nodes: Sequence[NodeRow], room: int) -> _Style:
+    """``room`` is that of the columns without the brackets."""
+    most = max((node.time_share or 0.0 for node in (*nodes, *look.fused)), default=0.0) or 1.0
+    return _Style(kind, before, most, len(nodes) > _MANY, _cramped(nodes, kind, room), bool(look.rows), 24 if room >= 40 else 18)
 
 
-def _row(look: Look, node: NodeRow, kind: Kind, drawn: Mapping[str, str], before: bool, most: float) -> Row:
+def _cramped(nodes: Sequence[NodeRow], kind: Kind, room: int) -> bool:
+    """Whether names or what they read would be cut too much to be told apart, were every target shown."""
+    name, shape, target, args = (max((len(getattr(node, key)) for node in nodes), default=0) for key in ("name", "shape", "target", "args"))
+    # The last is those whose width does not depend on the model, and the gaps between all of them.
+    if kind == "wide":
+        return name + shape + target + min(args, 24) + 61 > room
+    return name + shape + min(target, 10) + (min(args, 8) + 35 if kind == "narrow" else 23) > room
+
+
+def _repeats(node: NodeRow) -> bool:
+    """Whether the target says no more than the name does: ``layer1_0_relu_1`` of ``layer1.0.relu``."""
+    path = node.target.replace(".", "_")
+    return node.name == path or (node.name.startswith(f"{path}_") and node.name[len(path) + 1 :].isdigit())
+
+
+def _row(look: Look, node: NodeRow, drawn: Mapping[str, str], style: _Style) -> Row:
     pair = look.pair(node.name)
     fate = look.fate(pair) if pair is not None else None
     lanes = drawn.get(node.name, "")
     start = f"{lanes} " if lanes else ""
-    name: str | Cell = f"{start}  {node.name}" if look.rows else node.name
+    name: str | Cell = f"{start}  {node.name}" if style.pairs else node.name
     fold: str | Cell = ""
     if pair is not None and fate is not None:
         name = Cell(f"{start}{GLYPHS[fate]} {node.name}", ROLES[fate])
-        fold = _fold(node, pair, fate, before)
-    time = "" if node.time_share is None else Cell(share(node.time_share), bar=node.time_share / most)
-    if kind == "half":
-        return Row(node.name, (name, node.target, node.shape, time, fold))
+        fold = _fold(node, pair, fate, style.before)
+    time = "" if node.time_share is None else Cell(share(node.time_share, style.fine), bar=node.time_share / style.most)
+    target = Cell("·", "dim") if style.brief and _repeats(node) else node.target
+    if style.kind == "half":
+        return Row(node.name, (name, target, node.shape, time, fold))
     params = f"{node.params:,}" if node.params else ""
-    if kind == "wide":
-        return Row(node.name, (name, node.opcode, node.target, node.args, node.kwargs, node.shape, params, time, fold))
+    opcode = node.opcode if style.kind == "wide" and not style.brief else _SHORT.get(node.opcode, node.opcode)
+    if style.kind == "wide":
+        return Row(node.name, (name, opcode, target, node.args, node.kwargs, node.shape, params, time, fold))
     args = f"{node.args}, {node.kwargs}" if node.args and node.kwargs else node.args or node.kwargs
-    return Row(node.name, (name, _SHORT.get(node.opcode, node.opcode), node.target, args, node.shape, params, time, fold))
+    return Row(node.name, (name, opcode, target, args, node.shape, params, time, fold))
 
 
 def _fold(node: NodeRow, pair: PairRow, fate: Fate, before: bool) -> Cell:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from engine.events import NodeRow, PairRow
+from qtui.drawing.text import middle
 from qtui.screens.graph_look import GLYPHS, Look
 from qtui.screens.graph_rows import delta, share
 from qtui.state import State
@@ -14,6 +15,8 @@ from qtui.subject import short_name
 from qtui.text import plain
 
 RULE = " ─ "
+_LONG = 22
+"""Cells of a module's path in a sentence."""
 
 
 def fitting(parts: Sequence[str], width: int) -> str:
@@ -87,17 +90,22 @@ def sentence(look: Look, node: NodeRow | None) -> str:
 
 
 def _pair_sentence(look: Look, pair: PairRow) -> str:
-    names = f"{pair.conv} + {pair.bn}"
     fate = look.fate(pair)
-    start = f"{GLYPHS[fate]} {names}"
+    start = f"{GLYPHS[fate]} {middle(pair.conv, _LONG)} + {middle(pair.bn, _LONG)}"
+    conv, bn = _short(pair.conv), _short(pair.bn)
     if fate == "refused":
-        return f"{start} cannot be folded: {pair.reason}. {pair.bn} stays a layer of its own."
+        return f"{start} cannot be folded: {pair.reason}. {bn} stays a layer of its own."
     if fate == "folded":
         return f"{start} are one layer now: folding changed its output by at most {delta(pair.max_abs_delta or 0.0)}."
     if fate == "fold":
-        return f"{start} fold into one layer: nothing else reads {pair.conv}. space leaves it for the conversion, f folds what is marked ◆."
-    start = f"{start} stay apart for now: {pair.bn} keeps its weights in training and is folded at the conversion."
+        return f"{start} fold into one layer: nothing else reads {conv}. space leaves it for the conversion, f folds all ◆."
+    start = f"{start} stay apart for now: {bn} keeps its weights in training and is folded at the conversion."
     return start if look.phase == "closed" else f"{start} space folds it now."
+
+
+def _short(path: str) -> str:
+    last = path.rpartition(".")[2]
+    return path if len(path) <= 16 else middle(path, 16) if last.isdigit() else last
 
 
 def _node_sentence(look: Look, node: NodeRow) -> str:
@@ -111,7 +119,9 @@ def _node_sentence(look: Look, node: NodeRow) -> str:
     if node.params and look.params:
         about.insert(0, f"{node.params:,} parameters ({share(node.params / look.params)} %)")
     what = {
-        "call_module": f"{node.name} is the module {node.target}" if node.target != node.name else f"{node.name} is a module",
+        "call_module": f"{node.name} is the module {node.target}"
+        if node.target.replace(".", "_") != node.name
+        else f"{node.target} is a module",
         "call_function": f"{node.name} calls {node.target}",
         "call_method": f"{node.name} calls the method {node.target}",
     }.get(node.opcode, f"{node.name} reads {node.target}")

@@ -57,7 +57,7 @@ def test_brackets_are_bounded_and_absent_nodes_have_none() -> None:
 
 
 def test_a_row_shows_fate_by_glyph_word_and_role() -> None:
-    found = table(replace(BRANCHES, left=frozenset({"bn.b"})), BRANCHED, "wide")
+    found = table(replace(BRANCHES, left=frozenset({"bn.b"})), BRANCHED, "wide", 110)
     names = {n: cell(row(found, n), found, "name") for n in ("conv_a", "conv_b", "conv_c", "add")}
     assert names == {
         "conv_a": Cell("┌  ◆ conv_a", "change"), "conv_b": Cell("│┌ ◇ conv_b", ""), "conv_c": Cell("┌  ✗ conv_c", "harm"),
@@ -68,7 +68,7 @@ def test_a_row_shows_fate_by_glyph_word_and_role() -> None:
 
 
 def test_columns_that_have_no_room_go_least_important_first() -> None:
-    wide, narrow = table(LOOK, NODES, "wide"), table(LOOK, NODES, "narrow")
+    wide, narrow = table(LOOK, NODES, "wide", 116), table(LOOK, NODES, "narrow", 76)
     assert lines(wide, 116)[0].split() == ["name", "opcode", "target", "args", "kwargs", "shape", "params", "time", "%", "fold"]
     assert lines(narrow, 76)[0].split() == ["name", "opcode", "target", "args", "shape", "time", "%", "fold"]
     assert lines(narrow, 56)[0].split() == ["name", "target", "shape", "time", "%", "fold"]
@@ -76,20 +76,32 @@ def test_columns_that_have_no_room_go_least_important_first() -> None:
 
 
 def test_without_pairs_there_is_no_column_for_folding_and_no_room_for_brackets() -> None:
-    found = table(Look(NODES, pairs=ev.Pairs(())), NODES, "narrow")
+    found = table(Look(NODES, pairs=ev.Pairs(())), NODES, "narrow", 76)
     assert "fold" not in [column.key for column in found.columns]
     assert row(found, "fc1").cells[0] == "fc1"
 
 
+def test_where_names_are_long_what_repeats_them_goes_before_they_are_cut() -> None:
+    names = [f"features_{i}_conv_0_{j}" for i in range(14) for j in range(2)]
+    nodes = [node(name, reads) for name, reads in zip(names, ["x", *names], strict=False)]
+    look = Look(tuple(nodes), pairs=ev.Pairs((ev.PairRow("a", "b", names[0], names[1]),)))
+    narrow = lines(table(look, nodes, "narrow", 74), 76)
+    assert narrow[0].split() == ["name", "opcode", "args", "shape", "time", "%", "fold"]
+    assert "features_13_conv_0_1" in narrow[-1] and " 10.0" in narrow[-1]
+    wide = lines(table(look, nodes, "wide", 114), 116)
+    assert "  module  ·" in wide[-1] and "features_13_conv_0_1" in wide[-1] and "features_13_conv_0_0" in wide[-1]
+    assert lines(table(look, nodes, "narrow", 34), 36)[-1].endswith(" 10.0")
+
+
 def test_bars_are_parts_of_the_largest_share() -> None:
-    found = table(LOOK, NODES, "narrow")
+    found = table(LOOK, NODES, "narrow", 110)
     bar = cell(row(found, "conv1"), found, "time")
     assert isinstance(bar, Cell) and bar.bar == 1.0 and bar.text == "31"
-    assert text_of(cell(row(table(BRANCHES, BRANCHED, "narrow"), "add_1"), table(BRANCHES, BRANCHED, "narrow"), "time")) == ""
+    assert text_of(cell(row(table(BRANCHES, BRANCHED, "narrow", 110), "add_1"), table(BRANCHES, BRANCHED, "narrow", 110), "time")) == ""
 
 
 def test_a_filter_keeps_the_columns_where_they_are() -> None:
-    found = table(LOOK, NODES, "narrow")
+    found = table(LOOK, NODES, "narrow", 110)
     kept = chosen(LOOK, found.rows, "conv call_module")
     assert [r.key for r in kept] == ["conv1", "bn1", "conv2", "bn2"]
     assert lines(Table(found.columns, kept))[0] == lines(found)[0]
@@ -97,14 +109,14 @@ def test_a_filter_keeps_the_columns_where_they_are() -> None:
 
 
 def test_side_by_side_rows_stand_at_the_same_height() -> None:
-    before, after = aligned(FOLDED)
+    before, after = aligned(FOLDED, 50)
     assert len(before.rows) == len(after.rows) == 14
     gap = after.rows[2]
     assert not gap.selectable and "in conv1" in gap.cells and before.rows[2].key == "bn1"
     assert [a.key for a, b in zip(before.rows, after.rows, strict=True) if a.key != b.key] == ["bn1", "bn2"]
     assert text_of(cell(after.rows[1], after, "fold")) == "2.4e-7"
     assert [r.key for r in chosen(FOLDED, after.rows, "bn1")] == [" bn1", "relu"]
-    assert [r.key for r in chosen(FOLDED, table(FOLDED, AFTER, "narrow").rows, "bn1", before=False)] == []
+    assert [r.key for r in chosen(FOLDED, table(FOLDED, AFTER, "narrow", 110).rows, "bn1", before=False)] == []
 
 
 def test_reads_takes_names_and_not_parameters() -> None:
@@ -202,6 +214,16 @@ def test_sentences_fit_two_lines_of_80_cells() -> None:
     assert len(effect(FOLDED)) <= 152
 
 
+def test_long_paths_leave_room_for_the_keys() -> None:
+    pair = ev.PairRow("features.denseblock1.denselayer12.conv1", "features.denseblock1.denselayer12.norm2", "c", "b")
+    nodes = (node("c", target=pair.conv), node("b", "c", target=pair.bn))
+    look = Look(nodes, pairs=ev.Pairs((pair,)))
+    said = sentence(look, nodes[0])
+    assert len(said) <= 152 and "nothing else reads conv1." in said and said.endswith("folds all ◆.")
+    numbered = ev.PairRow("features.1.conv.0.0", "features.1.conv.0.1", "c", "b", "it is odd")
+    assert sentence(replace(look, pairs=ev.Pairs((numbered,))), nodes[0]).endswith("it is odd. features…onv.0.1 stays a layer of its own.")
+
+
 def test_details_hold_every_field_in_full() -> None:
     text = details(BRANCHES, BRANCHED[6]).plain
     for part in (
@@ -223,7 +245,7 @@ def test_names_from_a_model_do_not_steer_the_terminal() -> None:
     odd = node("x\x1b[2J", target="evil\x1b]0;title\x07")
     look = Look((odd,), pairs=ev.Pairs((ev.PairRow("a\x1b[1m", "b", odd.name, "b"),)))
     assert "\x1b" not in details(look, odd).plain
-    assert "\x1b" not in "".join(lines(table(look, (odd,), "wide"), 100))
+    assert "\x1b" not in "".join(lines(table(look, (odd,), "wide", 110), 100))
 
 
 def test_empty_states_say_what_to_do() -> None:
@@ -252,6 +274,6 @@ def test_a_graph_of_1500_nodes_is_laid_out_quickly() -> None:
     nodes, pairs = deep(500)
     look = Look(nodes, pairs=pairs)
     began = time.perf_counter()
-    found = table(look, nodes, "narrow")
+    found = table(look, nodes, "narrow", 110)
     assert len(found.rows) == 1502
     assert time.perf_counter() - began < 0.5
