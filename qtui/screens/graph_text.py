@@ -74,7 +74,8 @@ def effect(look: Look) -> str:
     if times := _times(look):
         parts.append(f"{times} an image")
     rest = f" {_pairs(len(later))} left for the conversion." if later else ""
-    return f"● {_pairs(done)} folded: {', '.join(parts)}.{rest} b compares, n goes on to the strategy."
+    keys = "n goes on." if rest else "b compares, n goes on to the strategy."
+    return f"● {_pairs(done)} folded: {', '.join(parts)}.{rest} {keys}"
 
 
 def sentence(look: Look, node: NodeRow | None) -> str:

@@ -380,7 +380,7 @@ def test_a_graph_of_1500_nodes_answers_keys_quickly(runs: Path) -> None:
         d.app.refresh_state()
         await d.pilot.pause()
         shown = screen(d)
-        for act, limit in ((lambda: grid(d).action_edge(1), 0.1), (lambda: shown.action_do("mark"), 0.25), (d.app.refresh_state, 0.02)):
+        for act, limit in ((lambda: grid(d).action_edge(1), 0.2), (lambda: shown.action_do("mark"), 0.5), (d.app.refresh_state, 0.1)):
             began = time.perf_counter()
             act()
             assert time.perf_counter() - began < limit
