@@ -44,7 +44,7 @@ def _everywhere() -> tuple[Action, ...]:
         Action("previous", ("left_square_bracket",), "stage before", "Go to the stage before this one.", EVERYWHERE, group="stages"),
         Action("log", ("L",), "log", "Show or hide what the engine said.", EVERYWHERE),
         Action("theme", ("T",), "theme", "Change between dark, light and colour-blind safe.", EVERYWHERE),
-        Action("quit", ("q", "ctrl+q"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
+        Action("quit", ("q", "ctrl+q", "ctrl+c"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
+    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 

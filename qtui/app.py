@@ -195,8 +195,10 @@ def main() -> int:
     try:
         code = app.run(mouse=terminal.wants_mouse(os.environ))
     finally:
-        ended = app.close_session()
+        busy = app.state.busy
+        ended = app.close_session(20.0 if busy else 0.5)
+    code = code if code is not None else app.return_code or 0
     if not ended:
-        # A call into PyTorch that does not come back must not hold the shell.
-        os._exit(1)
-    return code if code is not None else app.return_code or 0
+        # A call into PyTorch that does not come back must not hold the shell, nor its import, which takes seconds.
+        os._exit(1 if busy else code)
+    return code

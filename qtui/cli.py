@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ def dispatch(argv: Sequence[str]) -> int:
     """Parse, run the command, and turn each way it can end into its exit code and at most one line on stderr."""
     try:
         if not argv and _at_a_terminal():
+            if os.environ.get("TERM") == "dumb":
+                raise UsageError("this terminal cannot show the app (TERM is dumb): use another one, or qtui run")
             from qtui.app import main
 
             return main()

@@ -50,6 +50,8 @@ class FilterBar(Horizontal):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close(False)", "Show all", show=False),
         Binding("up,down", "close(True)", "Back to the list", show=False),
+        # Copies in the line; where nothing is selected it must not reach the app, which it would end.
+        Binding("ctrl+c", "stay", show=False),
     ]
 
     class Changed(Message):
@@ -124,6 +126,9 @@ class FilterBar(Horizontal):
         if self._line is not None:
             self._line.disabled = True
         self.remove_class("-open")
+
+    def action_stay(self) -> None:
+        """Do nothing."""
 
     def on_input_changed(self, event: Input.Changed) -> None:
         event.stop()
