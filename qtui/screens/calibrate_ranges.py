@@ -92,7 +92,7 @@ def _row(place: Place, seen: int, final: bool) -> Row:
         held = Cell(f"{row.settled:,}", bar=max(1 - row.settled / max(seen, 1), 0.0))
     else:
         held = Cell("moving", "change", bar=0.0)
-    over = clipped(row.bins, row.clip_low, row.clip_high)
+    over = cut_off(row)
     ends = (figure(row.clip_high), figure(row.high), figure(row.low), f"{100 * over:.1f}" if over else "0")
     return Row(place.key, (place.label, held, *ends), glyph="●" if row.settled is not None else "◐")
 
@@ -114,8 +114,15 @@ def clipped(bins: Bins, low: float, high: float) -> float:
         start = bins.start + index * bins.width
         inside = min(start + bins.width, high) - max(start, low)
         outside += count * (1 - min(max(inside / bins.width, 0.0), 1.0))
-    # Beside rounding, an end that is the last value itself cuts nothing.
-    return outside / total if outside / total > 1e-4 else 0.0
+    return outside / total
+
+
+def cut_off(row: RangeRow) -> float:
+    """The part of the values that the clip cuts off; none where its ends are those of the values but for a step of the grid."""
+    near = 0.01 * (row.high - row.low)
+    if row.clip_low - row.low <= near and row.high - row.clip_high <= near:
+        return 0.0
+    return clipped(row.bins, row.clip_low, row.clip_high)
 
 
 def figure(value: float) -> str:
@@ -142,7 +149,7 @@ def sentence(run: Run, key: str | None) -> str:
 def _values(row: RangeRow) -> str:
     readers = _several(row.layers)
     name = f"{readers} reads" if len(row.layers) == 1 else f"{readers} read" if readers else f"{row.name} has"
-    over = clipped(row.bins, row.clip_low, row.clip_high)
+    over = cut_off(row)
     ends = f"{name} values from {figure(row.low)} to {figure(row.high)}"
     if not over:
         return f"{ends}; the grid of integers covers all of them."

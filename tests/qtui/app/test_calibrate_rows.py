@@ -89,6 +89,12 @@ def test_figure(value: float, shown: str) -> None:
     assert rg.figure(value) == shown
 
 
+def test_an_end_of_the_grid_beside_the_last_value_clips_nothing() -> None:
+    row = replace(ranges(512, 512).rows[0], low=0.0, high=8.9, clip_high=8.85)
+    assert rg.cut_off(row) == 0 and rg.cut_off(replace(row, clip_high=6.0)) > 0
+    assert "covers all of them" in rg.sentence(Run(ranges=ev.Ranges(512, 512, (row,), True)), "conv1")
+
+
 def test_the_zeros_of_a_relu_are_not_hidden_by_a_clip_that_cuts_nothing() -> None:
     row = ranges(512, 512).rows[0]
     assert rg.cut_low(row) is None
