@@ -18,6 +18,7 @@ from qtui.engine_thread import Engine, EngineThread, TorchEngine, problem
 from qtui.mailbox import Mailbox
 from qtui.reducer import reduce
 from qtui.state import State
+from qtui.subject import short_name
 
 
 class Session:
@@ -53,7 +54,7 @@ class Session:
     def start(self, recipe: Mapping[str, Any]) -> None:
         """Begin a run of a recipe's fields; ``file`` may name a recipe to start from."""
         model, data = _about(recipe)
-        self._begin("run", f"loading {model}", lambda token: self._engine.run(recipe, token), model, data)
+        self._begin("run", f"loading {short_name(model)}", lambda token: self._engine.run(recipe, token), model, data)
 
     def again(self, recipe: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
         """Begin a run of a recipe's fields whose questions are answered beforehand, once the work at hand is done. What is
@@ -83,7 +84,7 @@ class Session:
 
     def train(self, model: str, data: str) -> None:
         """Train a baseline into the cache."""
-        title = f"training {model} on {data}"
+        title = f"training {short_name(model)} on {short_name(data)}"
         self._begin("train", title, lambda token: self._engine.train(model, data, token), model, data)
 
     def open(self, directory: Path) -> None:

@@ -54,7 +54,8 @@ def _machine(state: State) -> tuple[str, ...]:
     isa = str(found.get("isa", "")).replace("AVX512", "AVX-512")
     threads = found.get("threads")
     long = f"{isa} VNNI" if found.get("vnni") and "VNNI" not in isa else isa
-    return (f"{device} · {long} · {threads} threads", f"{device} · {isa} · {threads} thr", f"{device} · {isa}", isa, device)
+    many = f"{threads} thread{'' if threads == 1 else 's'}"
+    return (f"{device} · {long} · {many}", f"{device} · {isa} · {threads} thr", f"{device} · {isa}", isa, device)
 
 
 def subject(state: State, width: int) -> list[Piece]:

@@ -41,9 +41,9 @@ class StageScreen(Screen[None]):
         layout: vertical;
         #body { height: 1fr; }
         &.-low Sentence { height: 1; }
+        #too-small { display: none; width: 100%; height: 100%; content-align: center middle; text-align: center; }
         &.-too-small > * { display: none; }
         &.-too-small > #too-small { display: block; }
-        #too-small { width: 100%; height: 100%; content-align: center middle; text-align: center; }
     }
     """
 

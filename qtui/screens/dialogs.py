@@ -115,7 +115,9 @@ class Prompt(Panel[str | None]):
         with Vertical(classes="panel") as panel:
             panel.border_title = self._title
             yield Static(Text(self._text))
-            yield Input(self._value, placeholder=self._placeholder, max_length=4096)
+            line = Input(self._value, placeholder=self._placeholder, max_length=4096)
+            line.cursor_blink = False
+            yield line
             yield Static("", classes="wrong")
             yield Static("⏎ take it   esc back", classes="hint")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.widget import Widget
 
 from qtui import catalog
 from qtui.catalog import Choice, Model
@@ -72,7 +73,31 @@ class ModelsScreen(StageScreen):
         self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
         self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
         self.query_one("#choice", PieceLine).show(self._choice_pieces)
+        self._show_training(state)
         self.query_one(Sentence).keep(self._sentence())
+
+    def _show_training(self, state: State) -> None:
+        """A baseline's training stands where the runs are listed."""
+        training = state.job is not None and state.job.kind == "train"
+        panes = list(self.query("#baseline"))
+        if training and not panes:
+            from qtui.widgets.training_pane import TrainingPane
+
+            panes = [TrainingPane(id="baseline")]
+            self.query_one("#body").mount(panes[0])
+        self.query_one("#runs-pane").display = not training
+        for pane in panes:
+            pane.display = training
+            if training:
+                self._paint_training(state, pane)
+
+    def _paint_training(self, state: State, pane: Widget) -> None:
+        from qtui.widgets.training_pane import TrainingPane, View
+
+        assert isinstance(pane, TrainingPane)
+        job = state.job
+        status = "" if job is None else "stopping …" if job.stopping else ""
+        pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, status=status))
 
     def _choice_pieces(self, width: int) -> list[Piece]:
         choice = self.choice
@@ -125,7 +150,10 @@ class ModelsScreen(StageScreen):
         self._show(self.state)
 
     def do_pane(self) -> None:
-        self.query_one("#models" if self.on_runs else "#runs", Grid).focus()
+        to_runs = not self.on_runs
+        # In a low window only the one with the focus is shown.
+        self.set_class(to_runs, "-runs")
+        self.query_one("#runs" if to_runs else "#models", Grid).focus()
 
     def do_next(self) -> None:
         if self.on_runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 OWN = "+own"
 MODEL_COLUMNS = (
-    Column("model", "model", min=12, grow=1),
+    Column("model", "model", min=12, grow=1, priority=6),
     Column("params", "params", align="right", priority=3),
     Column("size", "fp32", align="right", priority=2),
     Column("weights", "weights", priority=4),
@@ -72,9 +73,15 @@ def _run(run: RunSummary) -> Row:
     values = f"{_value(run.baseline)} → {_value(run.value)} %" if run.baseline and run.value else ""
     role_of_row = "dim" if run.state == "failed" else ""
     when = run.started[5:16].replace("T", " ")
-    verdict = run.text if run.state == "finished" else "r resumes it" if can_resume(run) else run.text
+    verdict = _verdict(run) if run.state == "finished" else "r resumes it" if can_resume(run) else run.text
     cells = (Cell(word, role), when, short_name(run.model), short_name(run.data), values, verdict)
     return Row(str(run.directory), cells, role_of_row, glyph=glyph)
+
+
+def _verdict(run: RunSummary) -> str:
+    """The few words of a verdict that tell runs apart: ``QAT · 7.1× smaller``."""
+    size = re.search(r"[\d.]+× (?:smaller|larger)", run.text)
+    return " · ".join(filter(None, (f"{(run.chosen or '').upper()}", size[0] if size else ""))).replace("FP32", "fp32 stays")
 
 
 def _value(value: float) -> str:

@@ -1,0 +1,297 @@
+"""The first screen: what can be chosen, what was done before, and the way from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from app_driving import Driver, drive
+from scripted_engine import Gate, ScriptedEngine
+from snapshots import check_svg, check_text
+
+from engine.models.registry import ENTRIES
+from engine.models.size import file_size
+from engine.rundir import RunSummary
+from qtui import catalog
+from qtui.screens.models import ModelsScreen
+from qtui.screens.models_rows import OWN, model_rows, run_rows, run_sentence
+from qtui.widgets.table import Grid
+
+
+def summary(state: str, text: str = "", chosen: str | None = None, name: str = "a") -> RunSummary:
+    return RunSummary(Path(f"runs/{name}"), "2026-01-02T03:04:05", "simplecnn", "digits", state, chosen, 0.9972, 0.99, text)  # type: ignore[arg-type]
+
+
+def past_run(root: Path, name: str, state: str, started: str = "2026-01-02T03:04:05") -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    about = {"started": started, "model": "simplecnn", "data": "digits", "state": state, "text": "stopped during qat", "pid": os.getpid()}
+    (folder / "state.json").write_text(json.dumps(about))
+    (folder / "events.jsonl").write_text("")
+    return folder
+
+
+def screen(driver: Driver) -> ModelsScreen:
+    found = driver.app.stage_screen
+    assert isinstance(found, ModelsScreen)
+    return found
+
+
+def test_the_size_in_the_list_is_the_models_own() -> None:
+    found = file_size(ENTRIES["simplecnn"].weights_for("digits") or Path())
+    assert found is not None and found.params == sum(p.numel() for p in ENTRIES["simplecnn"].build(10).parameters())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x10" + b"\0" * 7 + b"not json", b"\x02" + b"\0" * 7 + b"[]"])
+def test_a_file_that_is_no_safetensors_has_no_size(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert file_size(tmp_path / "x") is None
+
+
+def test_weights_are_in_the_package_trained_here_or_to_train(runs: Path, tmp_path: Path) -> None:
+    def where(data: str) -> str:
+        return catalog.models(data=data)[0].where(data)
+
+    assert (where("digits"), where(str(tmp_path))) == ("in the package", "to train")
+    kept = catalog.cached_weights("simplecnn", str(tmp_path))
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes((ENTRIES["simplecnn"].weights_for("digits") or Path()).read_bytes())
+    assert where(str(tmp_path)) == "trained here"
+
+
+def test_own_models_of_past_runs_are_listed_again() -> None:
+    own = RunSummary(Path("runs/b"), "2026", "net.py:make", "digits", "failed", None, None, None, "")
+    assert [m.name for m in catalog.models([own, own], ["pkg.mod:f"])] == ["simplecnn", "pkg.mod:f", "net.py:make"]
+
+
+def test_rows_of_runs_tell_state_and_gain() -> None:
+    text = "QAT is chosen: 99.0% on the test split (±0.8), 0.7 points under fp32; 7.1× smaller; 2.9× faster at batch 64."
+    rows = run_rows([summary("finished", text, "qat"), summary("cancelled", name="b"), summary("failed", name="c")])
+    assert [row.glyph for row in rows] == ["●", "◌", "✗"]
+    assert rows[0].cells[4:] == ("99.72 → 99.00 %", "QAT · 7.1× smaller") and rows[1].cells[5] == "r resumes it"
+    assert "r goes on" in run_sentence(summary("cancelled")) and "opens" in run_sentence(summary("finished", text))
+
+
+def test_filtering_keeps_the_way_to_ones_own() -> None:
+    assert [row.key for row in model_rows(catalog.models(), "digits", "zzz")] == [OWN]
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [("net.py", True), ("nowhere.py:make", True), ("pkg.mod:make", False), (":make", True), ("pkg:1x", True), ("", True)],
+)
+def test_an_own_model_is_checked_before_it_is_run(value: str, wrong: bool) -> None:
+    assert (catalog.wrong_own_model(value) is not None) == wrong
+
+
+def test_enter_starts_the_model_under_the_cursor_and_goes_to_its_graph(runs: Path) -> None:
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("enter")
+        await driver.until(lambda state: state.asking == "optimize")
+        await driver.on("graph")
+
+    drive(engine, script)
+    kind, recipe = engine.calls[0]
+    assert kind == "run" and recipe["model"] == "simplecnn" and recipe["data"] == {"name": "digits"}
+
+
+def test_choices_go_into_the_recipe(runs: Path, tmp_path: Path) -> None:
+    engine = ScriptedEngine(runs)
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+
+    async def script(driver: Driver) -> None:
+        await driver.press("d", "down", "enter")
+        await driver.press("v", "down", "enter")
+        await driver.press("e")
+        await driver.pilot.pause()
+        await driver.press(*["backspace"] * 12, *"sqnr:30", "enter")
+        await driver.press("w")
+        await driver.pilot.pause()
+        await driver.press(*str(weights).replace("_", "_"), "enter")
+        assert screen(driver).choice.data == "cifar10"
+        await driver.press("n")
+        await driver.until(lambda state: state.asking == "optimize")
+
+    drive(engine, script)
+    recipe = engine.calls[0][1]
+    assert recipe == {"model": "simplecnn", "data": {"name": "cifar10"}, "device": "cpu", "threshold": "sqnr:30", "weights": str(weights)}
+
+
+def test_a_wrong_threshold_stays_in_its_panel_with_the_reason(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("e")
+        await driver.pilot.pause()
+        await driver.press(*"xx", "enter")
+        await driver.pilot.pause()
+        assert "threshold is" in driver.text
+        await driver.press("escape")
+        assert screen(driver).choice.threshold == catalog.DEFAULT_THRESHOLD
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_data_without_weights_offers_to_train_and_shows_the_training(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    gate = Gate("baseline 2")
+    engine = ScriptedEngine(runs, gates=(gate,))
+
+    async def script(driver: Driver) -> None:
+        await driver.press("d", "end", "enter")
+        await driver.pilot.pause()
+        await driver.press(*str(tmp_path / "images"), "enter")
+        await driver.pilot.pause()
+        assert "to train" in driver.text and "t trains a baseline" in driver.text
+        await driver.press("enter")
+        await driver.pilot.pause()
+        assert "train a baseline" in driver.text
+        await driver.press("y")
+        await driver.until(lambda state: gate.reached.is_set() and state.baseline.epochs)
+        assert driver.state.busy and driver.state.job is not None and driver.state.job.kind == "train"
+        assert "epoch" in driver.text
+        await driver.press("d")
+        assert "stop it first" in driver.text
+        gate.opened.set()
+        await driver.until(lambda state: state.job is None)
+        assert driver.state.trained.endswith("weights.safetensors")
+
+    drive(engine, script)
+    assert engine.calls[0] == ("train", ("simplecnn", str(tmp_path / "images")))
+
+
+def test_r_resumes_the_latest_stopped_run(runs: Path) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "cancelled")
+    past_run(runs, "20251231-simplecnn-digits", "failed", "2025-12-31T00:00:00")
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("r")
+        await driver.until(lambda state: state.run.report)
+        await driver.on("report")
+
+    drive(engine, script)
+    assert engine.calls == [("resume", runs / "20260101-simplecnn-digits")]
+
+
+def test_a_finished_run_is_opened_and_not_resumed(runs: Path) -> None:
+    engine = ScriptedEngine(runs)
+
+    async def first(driver: Driver) -> None:
+        await driver.press("enter")
+        for key in ("optimize", "quantize", "qat"):
+            await driver.until(lambda state, key=key: state.asking == key)
+            driver.app.session.answer(key != "qat")
+        await driver.until(lambda state: state.run.report and state.job is None)
+
+    async def second(driver: Driver) -> None:
+        await driver.press("r")
+        assert "nothing to resume" in driver.text
+        await driver.press("tab", "r")
+        assert "nothing to resume" in driver.text
+        await driver.press("enter")
+        await driver.on("report")
+        assert driver.state.run.report is not None and driver.state.job is None
+        assert driver.state.run.status("report") == "done"
+
+    drive(engine, first)
+    again = ScriptedEngine(runs)
+    drive(again, second)
+    assert again.calls == []
+
+
+def test_a_run_of_another_process_is_not_resumed(runs: Path) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "running")
+
+    async def script(driver: Driver) -> None:
+        await driver.press("tab", "r")
+        assert "nothing to resume" in driver.text.lower()
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def make(): ...")
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("G", "enter")
+        await driver.pilot.pause()
+        await driver.press(*f"{tmp_path}/net.py:make", "enter")
+        await driver.pilot.pause()
+        assert screen(driver).query_one("#models", Grid).cursor == f"{tmp_path}/net.py:make"
+        await driver.press("enter")
+        await driver.until(lambda state: state.asking)
+
+    drive(engine, script)
+    assert engine.calls[0][1]["model"] == f"{tmp_path}/net.py:make"
+
+
+def test_a_recipe_file_fills_the_choices(runs: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: simplecnn\ndata: {name: cifar10}\nthreshold: sqnr:20\npreset: w8a8\n")
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("O")
+        await driver.pilot.pause()
+        await driver.press(*str(recipe), "enter")
+        await driver.pilot.pause()
+        assert screen(driver).choice.threshold == "sqnr:20" and screen(driver).choice.data == "cifar10"
+        await driver.press("n")
+        await driver.until(lambda state: state.asking)
+
+    drive(engine, script)
+    assert engine.calls[0][1]["file"] == str(recipe)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (60, 20), (40, 12)])
+def test_it_is_readable_at_every_size(runs: Path, size: tuple[int, int]) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "cancelled")
+
+    async def script(driver: Driver) -> None:
+        assert "simplecnn" in driver.text and "? help" in driver.text.replace("  ", " ")
+        assert driver.text.splitlines()[-1].rstrip().endswith("▸")
+        if size[0] >= 80:
+            assert "stopped" in driver.text
+            check_text(driver, "models")
+
+    drive(ScriptedEngine(runs), script, size)
+
+
+def test_its_picture(runs: Path) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "cancelled")
+
+    async def script(driver: Driver) -> None:
+        check_svg(driver, "models")
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_too_small_a_window_says_so_and_comes_back(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.resize(39, 24)
+        assert "too small" in driver.text
+        await driver.resize(80, 24)
+        assert "too small" not in driver.text and "simplecnn" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_the_first_frame_does_not_wait_for_the_engine(runs: Path) -> None:
+    class Slow(ScriptedEngine):
+        def examine(self) -> dict[str, object]:
+            time.sleep(0.5)
+            return super().examine()
+
+    seen: list[str] = []
+
+    async def script(driver: Driver) -> None:
+        seen.append(driver.text)
+
+    drive(Slow(runs), script)
+    assert "simplecnn" in seen[0]
