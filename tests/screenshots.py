@@ -135,9 +135,12 @@ def main() -> None:
     os.environ["COLORTERM"] = "truecolor"
     width, height = map(int, args.size.split("x"))
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as runs:
-        os.environ["QTUI_RUNS"] = runs
-        asyncio.run(take((width, height), args.out.resolve()))
+    out = args.out.resolve()
+    os.environ.pop("QTUI_RUNS", None)
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        asyncio.run(take((width, height), out))
+        os.chdir(ROOT)
 
 
 if __name__ == "__main__":
