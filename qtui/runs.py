@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def _past(directory: Path, started: str) -> PastRun | None:
         changed = path.stat().st_mtime_ns
     except OSError:
         return None
+    started = started or time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(changed / 1e9))
     known = _read.get(path)
     if known is None or known[0] != changed:
         if len(_read) > 4 * MOST:

@@ -65,7 +65,7 @@ def columns(axis: str, all_tasks: bool) -> tuple[Column, ...]:
     chosen = {"size": 0, "single": 0, "batched": 0, axis: 10}
     return (
         Column("run", "run", priority=9),
-        *((Column("task", "model · data", min=10, priority=12),) if all_tasks else ()),
+        *((Column("task", "model · data", min=18, priority=12),) if all_tasks else ()),
         Column("strategy", "strategy", min=8, grow=1, cut="end", priority=13),
         Column("chosen", "chosen", priority=6),
         Column("value", "accuracy %" if not all_tasks else "value", align="right", priority=20),

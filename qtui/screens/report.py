@@ -41,6 +41,7 @@ class ReportScreen(StageScreen):
         super().__init__()
         self.by_harm = False
         self._layers: tuple[Layer, ...] = ()
+        self._told = ""
         self._files: tuple[File, ...] = ()
         self._files_of: tuple[str, object] | None = None
 
@@ -90,7 +91,7 @@ class ReportScreen(StageScreen):
         grid = self.query_one("#layers", Grid)
         self._layers = layers_of(state.run)
         grid.border_title = layers_title(self._layers, self.by_harm)
-        grid.show(layer_columns(self._layers), layer_rows(self._layers, self.by_harm))
+        grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm))
         self.query_one(Sentence).keep(self._sentence())
         self._show_about()
 
@@ -122,13 +123,19 @@ class ReportScreen(StageScreen):
 
     def _sentence(self) -> str:
         row = self._under_cursor()
-        return layer_sentence(row, self._layers) if row else ""
+        return self._told or (layer_sentence(row, self._layers) if row else "")
+
+    def _tell(self, text: str) -> None:
+        """Say what a key did, until the cursor moves."""
+        self._told = text
+        self.say(text)
 
     def _under_cursor(self) -> Layer | None:
         cursor = self.query_one("#layers", Grid).cursor
         return self._layers[int(cursor)] if cursor is not None and int(cursor) < len(self._layers) else None
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
+        self._told = ""
         self.say(self._sentence())
         self._show_about()
 
@@ -148,12 +155,8 @@ class ReportScreen(StageScreen):
 
     def do_order(self) -> None:
         self.by_harm = not self.by_harm
-        self.update(self.state)
-        self.say(
-            "The layers that add the most noise come first; o orders them as in the graph."
-            if self.by_harm
-            else "The layers as in the graph."
-        )
+        harm = "The layers that add the most noise come first; o orders them as in the graph again."
+        self._tell(harm if self.by_harm else "The layers come as in the graph; o puts those that add the most noise first.")
 
     def do_compare(self) -> None:
         from qtui.screens.compare import CompareScreen
@@ -175,7 +178,7 @@ class ReportScreen(StageScreen):
                 break
         self._run_files(self.state, again=True)
         told = f"The same text is in {path}." if path else "It could not be written to a file."
-        self.say(f"The summary went to this terminal's clipboard, if the terminal takes it. {told}")
+        self._tell(f"The summary went to this terminal's clipboard, if the terminal takes it. {told}")
 
     def do_edit(self) -> None:
         self.qtui.go("strategy")

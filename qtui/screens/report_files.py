@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from rich.text import Text
 
 from qtui import text
 from qtui.drawing.spans import Line
-from qtui.drawing.text import end
-from qtui.screens.report_rows import number, percent, shown
+from qtui.drawing.text import end, middle
+from qtui.screens.report_rows import number, percent, shown, verdict
 from qtui.state import Run
 
 _PURPOSES = {
     "model.safetensors": ("the model", "the quantized model"),
     "report.md": ("to read", "this report, to read"),
-    "report.json": ("for programs", "every figure, for programs"),
-    "recipe.yaml": ("to run again", "what was asked: it runs again with this"),
+    "report.json": ("for code", "every figure, for programs"),
+    "recipe.yaml": ("run again", "what was asked: it runs again with this"),
     "summary.md": ("copied", "what y copied"),
     "events.jsonl": ("its log", "what the run said; it is reopened from this"),
     "state.json": ("its state", "how far the run came"),
@@ -27,6 +28,7 @@ _PURPOSES = {
     "checkpoints": ("training", "training so far, to be resumed"),
     "previous": ("earlier runs", "earlier runs in this folder"),
 }
+_PANEL = 68
 _EXPORTED, _OTHER = ("a model", "an exported model"), ("", "")
 File = tuple[str, int, tuple[str, str]]
 
@@ -65,17 +67,19 @@ def export_lines(entry: Mapping[str, Any], width: int) -> list[Line]:
     """One export in three lines: what it is, whether it was read back, how fast it is."""
     agreement, worst = number(entry, "parity", "agreement"), number(entry, "parity", "max_abs")
     checked = agreement is not None or worst is not None
-    same = "bit for bit" if worst == 0 else shown(worst, "differs by {:.1e}")
-    facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %", same]
-    status = "● verified" if checked else "○ not verified"
+    glyph, role, word = ("●", "good", "verified") if checked else ("○", "change", "not verified")
+    facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %"]
+    facts.append("exact" if worst == 0 else shown(worst, "Δ ≤ {:.1e}"))
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")
-    about = [text.size(size) if size is not None else "", str(entry.get("runtime") or ""), shown(single, "{:.2f} ms")]
-    said = text.one_line(entry.get("reason") or "")
+    about = ["" if size is None else text.size(size), str(entry.get("runtime") or ""), shown(single, "{:.2f} ms")]
+    kind = f"  {entry.get('format') or ''}"
+    name = end(str(entry.get("path") or entry.get("format") or "?"), max(width - 2 - len(kind), 8))
     lines: list[Line] = [
-        [(end(str(entry.get("path") or entry.get("format") or "?"), width - 14), "title"), (f"  {entry.get('format') or ''}"[:14], "dim")],
-        [("  " + status, "good" if checked else "change"), (end("  " + " · ".join(f for f in facts if f), width - len(status) - 2), "")],
-        [(end("  " + " · ".join(a for a in about if a), width), "dim")],
+        [(f"{glyph} ", role), (name, "title"), (end(kind, max(width - len(name) - 2, 0)), "dim")],
+        [(f"  {word}", role), (end("".join(f", {fact}" for fact in facts if fact), max(width - len(word) - 2, 0)), "")],
+        [(end("  " + " · ".join(fact for fact in about if fact), width), "dim")],
     ]
+    said = text.one_line(entry.get("reason") or "")
     return [*lines, [(end(f"  {said}", width), "dim")]] if said else lines
 
 
@@ -87,11 +91,11 @@ def side_lines(run: Run, files: Sequence[File], width: int, height: int) -> list
     if not lines:
         lines.append([("No export yet", "dim")])
     if files:
-        lines += [[], [("Files", "title"), (end(f"  {run.directory}", max(width - 5, 1)), "dim")]]
+        lines += [[], [("Files", "title"), (f"  {middle(run.directory, max(width - 7, 1))}", "dim")]]
         lines += [_file_line(file, width) for file in files]
-    graph = graph_facts(run)
+    graph = [part for fact in graph_facts(run) for part in textwrap.wrap(fact, width)]
     if graph and height >= len(lines) + len(graph) + 2:
-        lines += [[], [("Graph", "title")], *([(end(fact, width), "")] for fact in graph)]
+        lines += [[], [("Graph", "title")], *([(part, "")] for part in graph)]
     return lines[:height] if height else lines
 
 
@@ -104,10 +108,13 @@ def _file_line(file: File, width: int) -> Line:
 
 def files_panel(run: Run, files: Sequence[File]) -> Text:
     """Everything that is to be had from this run."""
-    out = Text(no_wrap=False)
+    out = Text()
+    if said := text.one_line(verdict(run).get("text") or ""):
+        _title(out, "Verdict")
+        out.append("\n".join(textwrap.wrap(said, _PANEL)) + "\n\n")
     _title(out, "Exports")
     for entry in exports_of(run):
-        for line in export_lines(entry, 72):
+        for line in export_lines(entry, _PANEL):
             for part, role in line:
                 out.append(part, {"title": "bold", "dim": "dim"}.get(role, ""))
             out.append("\n")
@@ -116,7 +123,7 @@ def files_panel(run: Run, files: Sequence[File]) -> Text:
     _title(out, "\nFiles")
     out.append(f"{text.plain(run.directory)}\n", "dim")
     for file in files:
-        for part, role in _file_line(file, 72):
+        for part, role in _file_line(file, _PANEL):
             out.append(part, role)
         out.append("\n")
     if not files:

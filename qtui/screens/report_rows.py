@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Run
 
 FORMS = (("baseline", "fp32"), ("ptq", "PTQ"), ("qat", "QAT"))
-_WIDE = 100
+_MEDIUM, _WIDE = 60, 100
 Layer = Mapping[str, Any]
 
 
@@ -124,12 +125,12 @@ def kernels(label: Any) -> str:
 
 
 LAYER_COLUMNS = (
-    Column("layer", "layer", min=6, grow=1, priority=20),
+    Column("layer", "layer", min=10, grow=1, priority=20),
     Column("asked", "asked for", min=10, cut="end", priority=2),
-    Column("actual", "runs as", min=12, cut="end", priority=19),
-    Column("kernel", "on", min=8, cut="end", priority=5),
-    Column("sqnr", "SQNR dB", align="right", priority=18),
+    Column("actual", "runs as", cut="end", priority=19),
+    Column("kernel", "on", min=7, cut="end", priority=5),
     Column("own", "own dB", align="right", priority=6),
+    Column("sqnr", "SQNR dB", align="right", priority=18),
     Column("params", "params %", align="right", priority=7),
     Column("time", "time %", align="right", priority=8),
 )
@@ -143,14 +144,15 @@ def layers_of(run: Run) -> tuple[Layer, ...]:
     return tuple({**told.get(str(row.get("name")), {}), **row} for row in rows)
 
 
-def layer_columns(rows: Iterable[Layer]) -> tuple[Column, ...]:
-    """Without the columns that would say nothing."""
+def layer_columns(rows: Iterable[Layer], width: int = 80) -> tuple[Column, ...]:
+    """Without the columns that would say nothing; what a layer runs as is cut on the narrowest screens alone."""
     rows = tuple(rows)
     without = {
         "asked": not any(differs(row) for row in rows),
         "own": not any(number(row, "own_sqnr_db") is not None for row in rows),
     }
-    return tuple(column for column in LAYER_COLUMNS if not without.get(column.key))
+    kept = (column for column in LAYER_COLUMNS if not without.get(column.key))
+    return tuple(replace(column, min=12) if column.key == "actual" and width < _MEDIUM else column for column in kept)
 
 
 def layer_rows(rows: Sequence[Layer], by_harm: bool = False) -> tuple[Row, ...]:
@@ -168,7 +170,7 @@ def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...]) -> R
         "layer": str(row.get("name") or "?"),
         "asked": Cell(short_spec(row.get("requested")), "change") if differs(row) else "",
         "actual": Cell("fp32" if kind == "fp32" else short_spec(row.get("actual")), "change" if kind == "fp32" else ""),
-        "kernel": kernels(row.get("kernel")),
+        "kernel": kernels(row.get("kernel")).removeprefix("onednn "),
         "sqnr": shown(number(row, "sqnr_db"), "{:.1f}"),
         "own": shown(number(row, "own_sqnr_db"), "{:.1f}"),
         "params": "" if params is None or not total else f"{100 * params / total:.1f}",
@@ -213,10 +215,7 @@ def short_spec(spec: Any) -> str:
     return weights + comma + rest.replace(" per-tensor", "").replace("fp32 activations", "fp32 act.")
 
 
-def in_fp32(rows: Iterable[Layer]) -> int:
-    return sum(1 for row in rows if form(row) == "fp32")
-
-
 def layers_title(rows: Sequence[Layer], by_harm: bool) -> str:
-    count = in_fp32(rows)
-    return f"Layers ─ {len(rows)}" + (f" ─ {count} in fp32" if count else "") + (" ─ by harm" if by_harm else "")
+    kinds = [form(row) for row in rows]
+    notes = [f"{kinds.count(kind)} {word}" for kind, word in (("fp32", "in fp32"), ("folded", "folded")) if kind in kinds]
+    return " ─ ".join([f"Layers ─ {len(rows)}", *notes, *(["most harm first"] if by_harm else [])])

@@ -121,7 +121,7 @@ def layer_sentence(row: Layer, rows: Sequence[Layer]) -> str:
 def layer_panel(row: Layer, run: Run) -> Text:
     """Everything about a layer, for a panel."""
     out = Text()
-    for line in layer_lines(row, run, 74):
+    for line in layer_lines(row, run, 68):
         for part, role in line:
             out.append(part, role)
         out.append("\n")

@@ -9,7 +9,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from qtui.drawing.spans import Line
-from qtui.widgets.roles import component_classes, strip
+from qtui.widgets.roles import component_classes, repaint, strip
 
 Draw = Callable[[int, int], Sequence[Line]]
 
@@ -45,21 +45,23 @@ class Drawn(Widget):
     def show(self, draw: Draw) -> None:
         """Draw this from now on."""
         self._draw = draw
-        lines = self._drawn()
-        if lines != self._lines:
-            grown = len(lines) != len(self._lines)
-            self._lines = lines
-            self.refresh(layout=grown and self.styles.is_auto_height)
+        before, self._lines = self._lines, self._drawn()
+        if len(before) != len(self._lines) and self.styles.is_auto_height:
+            self.refresh(layout=True)
+        else:
+            repaint(self, before, self._lines)
 
     @property
     def text(self) -> str:
         return "\n".join("".join(part for part, _ in line) for line in self._lines)
 
     def _drawn(self) -> tuple[Line, ...]:
-        return tuple(list(line) for line in self._draw(self.content_size.width, self.content_size.height))
+        width, height = self.content_size
+        # Hidden, or not laid out yet.
+        return tuple(list(line) for line in self._draw(width, height)) if width > 0 else ()
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return max(len(self._draw(width, 0)), 1)
+        return max(len(self._draw(width, 0)), 1) if width > 0 else 1
 
     def on_resize(self) -> None:
         self._lines = self._drawn()

@@ -272,7 +272,8 @@ class ScriptedEngine:
         yield ev.Layers("ptq", layer_rows())
         yield ev.Judgement("ptq", verdict("ptq", self.met))
         yield ev.StageFinished("evaluate", 0.5)
-        answer = True if resumed else (yield from self._ask("qat", default=not self.met))
+        always = (recipe.get("qat") or {}).get("mode") == "always"
+        answer = True if resumed or always else (yield from self._ask("qat", default=not self.met))
         trained = bool(answer) if answer is not None else not self.met
         if trained:
             yield from self._train(answer.epochs if isinstance(answer, Train) else 3, stop)

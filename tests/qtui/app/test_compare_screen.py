@@ -1,0 +1,205 @@
+"""Runs side by side: reading them, their places on the chart, the screen by keyboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from app_driving import Driver, drive
+from reports import measured, told, write_run
+from scripted_engine import MEASURED, ScriptedEngine
+from snapshots import check_text
+
+from engine.rundir import list_runs
+from qtui import runs as past_runs
+from qtui.drawing.rows import Cell
+from qtui.runs import Form, Past, PastRun, past
+from qtui.screens import compare_rows as rows
+from qtui.screens.compare import CompareScreen
+from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
+
+RULES = "preset: w4a4\nrules:\n- match: conv1\n  weights: {bits: 8}\n- match: fc*\n  weights: null\n"
+
+
+def run(name: str, value: float | None = 0.99, size: float = 300_000, single: float = 0.3, **more: object) -> PastRun:
+    fields = {"model": "simplecnn", "data": "digits", "chosen": "ptq", "form": "ptq", "preset": "default", "rules": 0, **more}
+    quantized = Form(value, 0.01, size, single, single * 10, bool(fields.pop("simulated", False)))
+    baseline = Form(0.9972, 0.005, 2_181_000, 0.31, 6.2)
+    started = "2026-01-02T03:04:05"
+    return PastRun(Path(name), started, metric=str(fields.pop("metric", "accuracy")), baseline=baseline, quantized=quantized, **fields)  # type: ignore[arg-type]
+
+
+def test_finished_runs_are_read_with_their_strategy(runs: Path) -> None:
+    write_run(runs, "one", told())
+    write_run(runs, "two", told(qat={**MEASURED["qat"]}), RULES)
+    write_run(runs, "three", told(graph={**told()["graph"], "order": "quantize-first"}), recipe=None)
+    found = past(list_runs(runs))
+    assert [run.directory.name for run in found.runs] == ["three", "two", "one"]
+    assert [rows.strategy(run) for run in found.runs] == ["?, folded last", "w4a4 + 2 rules, QAT", "default"]
+    assert found.runs[1].quantized.value == 0.9972 and found.runs[2].quantized.value == 0.9944
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99}', json.dumps(told(ptq=3)), json.dumps(told(data=None))])
+def test_unreadable_reports_are_passed_over_and_counted(runs: Path, text: str) -> None:
+    write_run(runs, "bad", text)
+    write_run(runs, "good", told())
+    found = past(list_runs(runs))
+    assert [run.directory.name for run in found.runs] == ["good"] and found.unreadable == 1
+    assert "1 unreadable" in rows.title(found, found.runs, True, "", "")
+
+
+def test_a_missing_figure_is_none(runs: Path) -> None:
+    write_run(runs, "one", told(ptq={"value": None, "size_bytes": "many", "latency_ms": None}))
+    assert past(list_runs(runs)).runs[0].quantized == Form()
+
+
+def test_only_the_newest_200_are_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past_runs, "MOST", 3)
+    for index in range(5):
+        write_run(runs, f"{index}", told())
+    found = past(list_runs(runs))
+    assert [run.directory.name for run in found.runs] == ["4", "3", "2"] and found.left_out == 2
+
+
+def test_a_report_is_read_again_only_when_it_changed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write_run(runs, "one", told())
+    first = past(list_runs(runs))
+    with monkeypatch.context() as patch:
+        patch.setattr(past_runs, "_load", lambda *_: pytest.fail("it was read again"))
+        assert past(list_runs(runs)) == first
+    (directory / "report.json").write_text(json.dumps(told(ptq=measured(0.5, 1, 1.0))))
+    os.utime(directory / "report.json", ns=(1, 1))
+    assert past(list_runs(runs)).runs[0].quantized.value == 0.5
+
+
+def test_a_run_in_another_folder_is_among_them(runs: Path, tmp_path: Path) -> None:
+    write_run(runs, "one", told())
+    elsewhere = write_run(tmp_path / "elsewhere", "mine", told())
+    assert [run.directory.name for run in past(list_runs(runs), elsewhere).runs] == ["mine", "one"]
+    assert len(past(list_runs(runs), runs / "one").runs) == 1
+
+
+def test_reading_runs_needs_no_torch() -> None:
+    code = "import qtui.runs, sys; qtui.runs.past(()); assert not {'torch', 'textual', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_runs_that_none_beats() -> None:
+    cheap, good, beaten, twin = run("a", 0.98, 100_000), run("b", 0.99, 200_000), run("c", 0.97, 150_000), run("d", 0.99, 200_000)
+    assert rows.unbeaten((cheap, good, beaten, twin), "size") == {"a", "b", "d"}
+    assert "another run is as good or better, and smaller" in rows.sentence(beaten, (cheap, good, beaten), "size", Path("a"))
+    assert rows.sentence(cheap, (cheap, good), "size", Path("a")) == "This run (default): no other run is as good and smaller."
+
+
+def test_of_a_perplexity_less_is_better() -> None:
+    good, bad = run("a", 20.0, metric="perplexity"), run("b", 30.0, metric="perplexity")
+    assert rows.unbeaten((good, bad), "size") == {"a"} and rows.y_format("perplexity")(-20.0) == "20.00"
+
+
+def test_a_simulated_run_has_no_speed() -> None:
+    simulated = run("a", simulated=True)
+    assert rows.cost(simulated.quantized, "size") == 0.3 and rows.cost(simulated.quantized, "batched") is None
+    assert "simulated" in rows.sentence(simulated, (simulated,), "batched", Path("b"))
+    (row,) = rows.rows((simulated,), "size", False, Path("b"))
+    assert "simulated" in [cell.text if isinstance(cell, Cell) else cell for cell in row.cells]
+
+
+def test_points_mark_the_cursor_this_run_and_fp32() -> None:
+    found = rows.points((run("a"), run("b", 0.98), run("c", 0.97)), "size", Path("a"), "c")
+    assert [point.marker for point in found] == ["□", "▸", "", "◆"] and found[0].y == pytest.approx(99.72)
+    assert rows.points((), "size", Path("a"), "") == []
+
+
+def test_a_run_that_kept_fp32_says_so() -> None:
+    (row,) = rows.rows((run("a", chosen="fp32"),), "size", True, Path("b"))
+    assert Cell("fp32 ✗", "harm") in row.cells and "simplecnn · digits" in row.cells
+
+
+def test_the_title_counts_what_is_left_out() -> None:
+    assert rows.title(Past(left_out=7), (), False, "f.py:make", "digits") == "Runs ─ 0 ─ make · digits ─ 7 older left out"
+
+
+def folders(root: Path) -> list[Path]:
+    return [
+        write_run(root, "20260102-030405-simplecnn-digits", told()),
+        write_run(root, "20260102-040405-simplecnn-digits", told(ptq=measured(0.9722, 150_000, 0.2)), RULES),
+        write_run(root, "20260102-050405-simplecnn-digits", told(ptq=measured(0.9861, 600_000, 0.4))),
+        write_run(root, "20260102-060405-resnet20-cifar10", told(model="resnet20", data={"name": "cifar10"})),
+        write_run(root, "20260102-070405-simplecnn-digits", "{"),
+    ]
+
+
+async def comparing(driver: Driver, directory: Path) -> Grid:
+    driver.app.session.open(directory)
+    driver.app.go("report")
+    await driver.on("report")
+    await driver.press("c")
+    await driver.pilot.pause(0.1)
+    assert isinstance(driver.app.screen, CompareScreen)
+    return driver.app.screen.query_one("#runs", Grid)
+
+
+def test_comparing_by_keyboard(runs: Path) -> None:
+    places = folders(runs)
+
+    async def script(driver: Driver) -> None:
+        grid = await comparing(driver, places[0])
+        screen = driver.app.screen
+        assert isinstance(screen, CompareScreen)
+        assert grid.cursor == str(places[0]) and len(grid.rows) == 3
+        assert "Runs ─ 3 ─ simplecnn · digits ─ 1 unreadable" in driver.text and "accuracy against size in MB" in driver.text
+        check_text(driver, "compare")
+        await driver.press("x")
+        assert screen.axis == "single" and "p50 in ms, batch 1" in driver.text
+        await driver.press("x", "x", "a")
+        assert screen.axis == "size" and len(grid.rows) == 4 and "resnet20 · cifar10" in driver.text
+        await driver.press("a", "k")
+        assert "no other run is as good and smaller. ⏎ opens it" in screen.query_one(Sentence).text
+        assert "◆" in driver.text and driver.text.count("w4a4 + 2 rules") == 3
+        await driver.press("?")
+        assert "help ─ Compare" in driver.text
+        await driver.press("escape", "enter")
+        await driver.until(lambda state: Path(state.run.directory) == places[1])
+        assert not isinstance(driver.app.screen, CompareScreen) and "97.22 ±0.7" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_going_back_and_elsewhere(runs: Path) -> None:
+    places = folders(runs)
+
+    async def script(driver: Driver) -> None:
+        await comparing(driver, places[0])
+        await driver.press("escape")
+        assert not isinstance(driver.app.screen, CompareScreen)
+        await driver.press("c", "6")
+        assert not isinstance(driver.app.screen, CompareScreen) and driver.app.screen is driver.app.stage_screen
+        await driver.press("c", "L")
+        assert isinstance(driver.app.screen, CompareScreen) and driver.app.log_shown
+        await driver.press("1")
+        await driver.on("model")
+        assert not isinstance(driver.app.screen, CompareScreen)
+
+    drive(ScriptedEngine(runs), script)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (60, 20), (40, 12)])
+def test_every_size_and_nothing_to_compare(runs: Path, size: tuple[int, int]) -> None:
+    places = folders(runs)
+
+    async def script(driver: Driver) -> None:
+        await comparing(driver, places[0])
+        assert "strategy" in driver.text and "97.22" in driver.text
+        await driver.press("x", "x", "j", "a", "escape")
+        driver.app.session.state = type(driver.state)(machine=driver.state.machine)
+        driver.app.refresh_state()
+        await driver.press("c")
+        await driver.pilot.pause(0.05)
+        assert isinstance(driver.app.screen, CompareScreen) and "finished run" in driver.text
+
+    drive(ScriptedEngine(runs), script, size)

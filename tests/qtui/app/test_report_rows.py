@@ -1,0 +1,163 @@
+"""The report's tables, sentences, files and summary without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports import FOLDED_LAYER, FP32_LAYER, told, write_run
+from scripted_engine import MEASURED
+
+from engine import events as ev
+from qtui import messages as ms
+from qtui.drawing.rows import Cell
+from qtui.drawing.spans import plain
+from qtui.reducer import reduce
+from qtui.screens import report_rows as rows
+from qtui.screens import report_words as words
+from qtui.screens.report_files import commands, export_lines, files_panel, graph_facts, run_files, side_lines
+from qtui.screens.report_summary import summary
+from qtui.state import Job, Run, State
+
+
+def run_of(found: dict[str, Any], directory: str = "runs/one") -> Run:
+    state = reduce(State(), ms.Opened(Path(directory)))
+    return reduce(state, ms.ReportLoaded(found)).run
+
+
+def texts(row: rows.Row) -> list[str]:
+    return [cell.text if isinstance(cell, Cell) else cell for cell in row.cells]
+
+
+def test_the_forms_stand_side_by_side_with_the_chosen_one_marked() -> None:
+    run = run_of(told(qat=MEASURED["qat"], verdict={"chosen": "qat", "met": True, "text": "QAT is chosen: x."}))
+    fp32, ptq, qat = rows.figure_rows(run)
+    assert (fp32.glyph, ptq.glyph, qat.glyph) == (" ", " ", "▸")
+    assert texts(ptq) == ["PTQ", "99.44 ±0.7", "1.9e-02", "31.2", "99.7", "0.31", "0.33", "1.80", "onednn int8"]
+    assert texts(fp32)[2:5] == ["", "", ""]
+
+
+def test_fp32_is_marked_where_it_stays() -> None:
+    run = run_of(told(verdict={"chosen": "fp32", "met": False, "text": "fp32 stays: x."}))
+    assert [row.glyph for row in rows.figure_rows(run)] == ["▸", " "]
+
+
+def test_a_simulated_form_says_so() -> None:
+    run = run_of(told(ptq={**MEASURED["ptq"], "simulated": True}))
+    assert texts(rows.figure_rows(run)[1])[-1] == "simulated, no speed"
+
+
+@pytest.mark.parametrize(
+    ("label", "short"),
+    [
+        ("onednn.qconv_pointwise, onednn.qlinear_pointwise", "onednn qconv, qlinear"),
+        ("onednn.qconv2d_pointwise.binary", "onednn qconv + sum"),
+        ("torch fp32, channels-last", "torch fp32, channels-last"),
+        (None, ""),
+    ],
+)
+def test_kernels_are_named_shortly(label: str | None, short: str) -> None:
+    assert rows.kernels(label) == short
+
+
+def test_layers_in_fp32_and_folded_ones_are_told_apart() -> None:
+    run = run_of(told(layers=[*told()["layers"], FP32_LAYER, FOLDED_LAYER]))
+    layers = rows.layers_of(run)
+    drawn = rows.layer_rows(layers)
+    assert [row.glyph for row in drawn] == ["●", "●", "●", "●", "○", "·"]
+    assert drawn[4].role == "change" and drawn[5].role == "dim"
+    assert rows.layers_title(layers, False) == "Layers ─ 6 ─ 1 in fp32 ─ 1 folded"
+    assert "asked" in [column.key for column in rows.layer_columns(layers)]
+    assert words.layer_sentence(layers[4], layers) == "stem.conv stays in fp32: its groups do not divide its channels."
+
+
+def test_columns_that_would_say_nothing_are_left_out() -> None:
+    layers = [{k: v for k, v in row.items() if k != "own_sqnr_db"} for row in told()["layers"]]
+    keys = [column.key for column in rows.layer_columns(layers)]
+    assert "asked" not in keys and "own" not in keys
+
+
+def test_layers_are_ordered_by_the_noise_that_each_adds() -> None:
+    layers = rows.layers_of(run_of(told(layers=[*told()["layers"], FP32_LAYER])))
+    assert [row.key for row in rows.layer_rows(layers, by_harm=True)] == ["2", "1", "0", "3", "4"]
+    assert words.layer_sentence(layers[2], layers).startswith("fc1 adds the most noise (25.0 dB)")
+
+
+def test_what_only_events_told_of_a_layer_is_kept() -> None:
+    layers = told()["layers"]
+    without = [{k: v for k, v in row.items() if k != "own_sqnr_db"} for row in layers]
+    state = reduce(State(), ev.Layers("ptq", tuple(layers)))
+    run = reduce(state, ms.ReportLoaded(told(layers=without))).run
+    assert rows.layers_of(run)[0]["own_sqnr_db"] == 38.1
+
+
+def test_the_verdict_is_cut_to_its_lines() -> None:
+    lines = words.paragraph([("●", "good"), ("PTQ is chosen:", "good"), ("word " * 60, "")], 40, 3)
+    assert len(lines) == 3 and all(len(plain(line)) <= 40 for line in lines)
+    assert plain(lines[0]).startswith("● PTQ is chosen: word") and plain(lines[2]).endswith("…")
+
+
+def test_a_run_without_a_report_says_what_is_missing() -> None:
+    nothing = State()
+    assert "1 goes to the models" in words.missing(nothing)[2]
+    waiting = State(job=Job("run", "x", asking="quantize"), run=Run(model="m", at="strategy"))
+    assert "waits for your choice on Strategy (3)" in words.missing(waiting)[2]
+    exporting = State(job=Job("run", "x"), run=Run(model="m", at="report", doing="Exporting"))
+    assert words.missing(exporting)[2] == "No report yet: exporting …"
+    stopped = State(run=Run(model="m", at="train", stopped=True))
+    assert "stopped on Train (5)" in words.missing(stopped)[2] and "r there resumes it" in words.missing(stopped)[2]
+    failed = State(run=Run(model="m", at="calibrate", stages={"calibrate": "failed"}))
+    assert words.missing(failed)[:2] == ("✗", "harm")
+
+
+def test_exports_say_whether_they_were_read_back() -> None:
+    entry = told()["exports"][0]
+    assert [plain(line) for line in export_lines(entry, 38)] == [
+        "● model.safetensors  safetensors", "  verified, agrees 100 %, exact", "  0.31 MB · torch 2.15.0 · 0.33 ms",
+    ]  # fmt: skip
+    unread = [plain(line) for line in export_lines({**entry, "parity": None}, 38)]
+    assert unread[:2] == ["○ model.safetensors  safetensors", "  not verified"]
+    worse = export_lines({**entry, "parity": {"max_abs": 1.2e-3, "agreement": 0.9972}}, 38)
+    assert plain(worse[1]) == "  verified, agrees 99.7 %, Δ ≤ 1.2e-03"
+
+
+def test_files_come_with_what_they_are_for(runs: Path) -> None:
+    directory = write_run(runs, "one", told())
+    (directory / "model.onnx").write_bytes(b"x" * 2000)
+    found = run_files(directory)
+    assert ("model.onnx", 2000, ("a model", "an exported model")) in found
+    assert next(file for file in found if file[0] == "recipe.yaml")[2][0] == "run again"
+    panel = files_panel(run_of(told(), str(directory)), found).plain
+    assert f"qtui show {directory}" in panel and f"qtui run --recipe {directory}/recipe.yaml" in panel
+    assert "engine.load_quantized(" in panel and "conv1" not in panel
+    assert run_files(runs / "none") == ()
+
+
+def test_commands_are_quoted_for_the_shell() -> None:
+    assert commands("my runs/a")[0][0] == "qtui show 'my runs/a'"
+
+
+def test_the_graphs_part_names_refused_pairs() -> None:
+    refused = [{"conv": "a.conv", "bn": "a.bn", "reason": "a.conv is also read by add"}]
+    graph = {**told()["graph"], "fuse_delta": 4.8e-7, "refused": refused}
+    run = run_of(told(graph=graph))
+    assert graph_facts(run) == [
+        "14 nodes traced",
+        "1 pair folded, output changed by 4.8e-07",
+        "a.conv + a.bn not folded: a.conv is also read by add",
+    ]
+    assert "Graph" in "\n".join(plain(line) for line in side_lines(run, (), 38, 40))
+    assert "Graph" not in "\n".join(plain(line) for line in side_lines(run, (), 38, 6))
+
+
+def test_the_summary_is_markdown() -> None:
+    text = summary(run_of(told(layers=[*told()["layers"], FP32_LAYER])))
+    assert text.startswith("## simplecnn on digits\n") and "| **PTQ** | 99.44 ±0.7 |" in text
+    assert "In fp32: stem.conv (its groups do not divide its channels)." in text and "run in `runs/one`" in text
+
+
+def test_a_layers_panel_tells_all_that_is_known() -> None:
+    run = run_of(told())
+    panel = words.layer_panel(rows.layers_of(run)[2], run).plain
+    assert "own SQNR    25.0 dB" in panel and "524,416 (96.2 %)" in panel and "four bits halve it" in panel
