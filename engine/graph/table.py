@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import fx
 
+from engine.events import NodeRow
 from engine.graph.kinds import module_of
 
 COLUMNS = ("opcode", "name", "target", "args", "kwargs", "shape")
 
 
-@dataclass(frozen=True)
-class Row:
-    opcode: str
-    name: str
-    target: str
-    args: str
-    kwargs: str
-    shape: str
-    params: int
-
-    def cells(self) -> tuple[str, ...]:
-        return (self.opcode, self.name, self.target, self.args, self.kwargs, self.shape)
+def cells(row: NodeRow) -> tuple[str, ...]:
+    """A row under ``COLUMNS``."""
+    return (row.opcode, row.name, row.target, row.args, row.kwargs, row.shape)
 
 
-def rows(gm: fx.GraphModule) -> tuple[Row, ...]:
+def rows(gm: fx.GraphModule) -> tuple[NodeRow, ...]:
     """One row a node, in graph order; the batch dimension is shown as N."""
     return tuple(_row(node) for node in gm.graph.nodes)
 
 
-def _row(node: fx.Node) -> Row:
+def _row(node: fx.Node) -> NodeRow:
     module = module_of(node)
-    return Row(
+    return NodeRow(
         opcode=node.op,
         name=node.name,
         target=_target(node),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, fx, nn
 
 from engine.errors import EngineError
 from engine.evaluation import time_shares
-from engine.events import Event, Graph, NodeRow, Notice, Table
+from engine.events import Event, Graph, Notice, Table
 from engine.graph import table
 from engine.graph.kinds import kind
 from engine.graph.normalize import functional_to_modules
@@ -51,12 +51,12 @@ def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedMod
 
 
 def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:
-    rows = tuple(row.cells() for row in table.rows(gm))
+    rows = tuple(table.cells(row) for row in table.rows(gm))
     return Table(key, f"{title} ─ {len(rows)} nodes", table.COLUMNS, rows)
 
 
 def graph_rows(which: Literal["traced", "fused"], gm: fx.GraphModule, shares: Mapping[str, float]) -> Graph:
     """``shares`` maps node names to their part of some time; here they are parts of the time of the nodes that are left."""
     whole = sum(shares.get(node.name, 0.0) for node in gm.graph.nodes) or 1.0
-    rows = (NodeRow(**asdict(row), time_share=shares[row.name] / whole if row.name in shares else None) for row in table.rows(gm))
+    rows = (replace(row, time_share=shares[row.name] / whole) if row.name in shares else row for row in table.rows(gm))
     return Graph(which, tuple(rows))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.graph.table import COLUMNS, rows, shape_text
+from engine.graph.table import COLUMNS, cells, rows, shape_text
 from engine.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
@@ -15,14 +15,14 @@ def test_simplecnn():
     table = {row.name: row for row in rows(trace(SimpleCNN().eval(), torch.randn(2, 3, 32, 32)).module)}
     assert list(table) == NAMES
     times = "\u00d7"
-    assert table["conv1"].cells() == ("call_module", "conv1", "conv1", "x", "", times.join(("N", "32", "32", "32")))
+    assert cells(table["conv1"]) == ("call_module", "conv1", "conv1", "x", "", times.join(("N", "32", "32", "32")))
     assert table["conv1"].params == 3 * 32 * 9 + 32
     assert table["relu"].opcode == "call_function"
     assert table["relu"].target == "torch.relu"
     assert table["flatten"].args == "pool_1, 1"
     assert table["output"].args == "fc2"
     assert table["x"].params == table["relu"].params == table["output"].params == 0
-    assert all(len(row.cells()) == len(COLUMNS) for row in table.values())
+    assert all(len(cells(row)) == len(COLUMNS) for row in table.values())
     assert sum(row.params for row in table.values()) == sum(p.numel() for p in SimpleCNN().parameters())
 
 
