@@ -75,3 +75,64 @@ def test_importing_it_does_not_load_torch(module: str) -> None:
 @pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+# What shows figures without a terminal, and what decides without a screen.
+WITHOUT_TEXTUAL = [
+    "qtui/session.py", "qtui/state.py", "qtui/reducer.py", "qtui/messages.py", "qtui/mailbox.py", "qtui/engine_thread.py",
+    "qtui/actions.py", "qtui/reasons.py", "qtui/subject.py", "qtui/catalog.py", "qtui/draft.py", "qtui/edits.py", "qtui/runs.py", "qtui/strategy_rules.py",
+    "qtui/console.py", "qtui/cli.py",
+]  # fmt: skip
+# What draws may know of the engine: its words, not its work.
+WORDS = (
+    "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
+    "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.paths", "engine.models.registry",
+    "engine.models.cached", "engine.models.size", "engine.data.registry", "engine.data.cache",
+)  # fmt: skip
+AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
+
+
+@pytest.mark.parametrize("path", WITHOUT_TEXTUAL)
+def test_the_state_and_its_commands_know_no_terminal(path: str) -> None:
+    assert [n for n in imported(ROOT / path) if within(n, ("textual", "qtui.app", "qtui.screens", "qtui.widgets"))] in (
+        [],
+        ["qtui.app.main"],
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "qtui" / "drawing").glob("*.py")), ids=lambda p: p.name)
+def test_drawing_is_text_alone(path: Path) -> None:
+    assert [
+        n for n in imported(path) if within(n, ("textual", "rich.console", "engine", "qtui.state", "qtui.screens", "qtui.widgets"))
+    ] == []
+
+
+@pytest.mark.parametrize("path", [p for p in QTUI if str(p.relative_to(ROOT)) not in AT_WORK], ids=lambda p: str(p.relative_to(ROOT)))
+def test_screens_know_the_engines_words_and_not_its_work(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("engine",)) and not within(n, WORDS)] == []
+
+
+@pytest.mark.parametrize("room", ["qtui/screens", "qtui/widgets"])
+def test_a_screen_does_not_reach_for_the_engines_thread(room: str) -> None:
+    reaching = {str(p.relative_to(ROOT)): n for p in (ROOT / room).rglob("*.py") for n in imported(p) if within(n, ("qtui.engine_thread",))}
+    assert reaching == {}
+
+
+def loaded_after(code: str, *unwanted: str) -> str:
+    """Those of ``unwanted`` that a fresh process has imported after ``code``."""
+    ask = f"import sys\n{code}\nprint(' '.join(m for m in {unwanted!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.strip()
+
+
+def test_the_first_frame_needs_neither_torch_nor_what_reads_recipes() -> None:
+    code = "import qtui.cli, qtui.app, qtui.screens.models\nqtui.app.QtuiApp()"
+    assert (
+        loaded_after(code, "torch", "numpy", "sklearn", "pydantic", "yaml", "qtui.session", "engine.events", "textual.widgets._data_table")
+        == ""
+    )
+
+
+def test_the_engine_never_loads_a_terminal() -> None:
+    code = "import engine, engine.pipeline, engine.api, engine.examine, engine.replay"
+    assert loaded_after(code, "textual", "rich", "qtui") == ""
