@@ -83,7 +83,8 @@ class EngineThread:
         self._post = post
         self._jobs: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[StopToken, Answer]] = queue.SimpleQueue()
-        self._current: _Work | None = None
+        # Those that wait and the one that runs: leaving stops them all.
+        self._unfinished: list[_Work] = []
         # A daemon thread inside torch aborts the process at exit.
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=False)
         self._thread.start()
@@ -91,6 +92,7 @@ class EngineThread:
     def submit(self, kind: ms.JobKind, begin: Callable[[StopToken], Any], answers: Mapping[str, Answer] | None = None) -> StopToken:
         """``begin`` gives a generator of events, or a finished value; ``answers`` are for questions that are not put to a person."""
         work = _Work(kind, begin, {**AGREED, **(answers or {})})
+        self._unfinished.append(work)
         self._jobs.put(work)
         return work.token
 
@@ -105,19 +107,19 @@ class EngineThread:
     def close(self, timeout: float) -> bool:
         """Stop what runs and end the thread; whether it ended within ``timeout`` seconds."""
         self._jobs.put(None)
-        if (work := self._current) is not None:
+        for work in list(self._unfinished):
             self.stop(work.token)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _loop(self) -> None:
         while (work := self._jobs.get()) is not None:
-            self._current = work
             self._post(ms.JobEnded(work.kind, self._carry_out(work)))
-            self._current = None
+            self._unfinished.remove(work)
 
     def _carry_out(self, work: _Work) -> Any:
         try:
+            work.token.check()
             begun = work.begin(work.token)
             result = self._drive(begun, work) if isinstance(begun, Generator) else begun
         except Cancelled:

@@ -145,6 +145,14 @@ def test_closing_stops_work_and_ends_the_thread_soon(runs: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "engine" and thread is session._thread._thread]
 
 
+def test_closing_right_after_starting_does_not_wait_for_an_answer(runs: Path) -> None:
+    for pause in (0.0, 0.0005, 0.002, 0.005):
+        session = Session(ScriptedEngine(runs))
+        session.start(RECIPE)
+        time.sleep(pause)
+        assert session.close(5)
+
+
 def test_a_folder_that_is_no_run_is_a_problem(sessions: Callable[[ScriptedEngine], Session], tmp_path: Path, runs: Path) -> None:
     session = sessions(ScriptedEngine(runs))
     session.open(tmp_path / "nowhere")
