@@ -88,7 +88,8 @@ class QtuiApp(App[int]):
     def refresh_state(self) -> None:
         """Show the session's state as it is now."""
         state = self.state
-        if state.run.at != self._at:
+        # A panel is not taken away from the one who reads it: the stage changes when it is closed.
+        if state.run.at != self._at and self.screen is self.stage_screen:
             left, self._at = self._at, state.run.at
             if not self.hold and self.stage_screen is not None and self.stage_screen.stage == left:
                 self.go(state.run.at)

@@ -150,7 +150,7 @@ class StageScreen(Screen[None]):
         self.qtui.refresh_state()
 
     def on_screen_resume(self) -> None:
-        self.call_after_refresh(lambda: self.show(self.state))
+        self.call_after_refresh(self.qtui.refresh_state)
 
     def on_resize(self, event: Resize) -> None:
         width, height = event.size
