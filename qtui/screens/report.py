@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qtui.screens.report_rows import Layer
 
 _HIGH = 36
-_NO_LAYERS = "No layer is measured yet: that comes after the calibration (4)."
+_NO_LAYERS = "No layer is measured yet: that comes after the calibration."
 
 
 class Figures(Grid, can_focus=False):

@@ -218,4 +218,4 @@ def short_spec(spec: Any) -> str:
 def layers_title(rows: Sequence[Layer], by_harm: bool) -> str:
     kinds = [form(row) for row in rows]
     notes = [f"{kinds.count(kind)} {word}" for kind, word in (("fp32", "in fp32"), ("folded", "folded")) if kind in kinds]
-    return " ─ ".join([f"Layers ─ {len(rows)}", *notes, *(["most harm first"] if by_harm else [])])
+    return " ─ ".join([f"Layers ─ {len(rows)}" if rows else "Layers", *notes, *(["most harm first"] if by_harm else [])])

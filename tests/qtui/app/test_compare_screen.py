@@ -160,7 +160,7 @@ def test_comparing_by_keyboard(runs: Path) -> None:
         assert screen.axis == "size" and len(grid.rows) == 4 and "resnet20 · cifar10" in driver.text
         await driver.press("a", "k")
         assert "no other run is as good and smaller. ⏎ opens it" in screen.query_one(Sentence).text
-        assert "◆" in driver.text and driver.text.count("w4a4 + 2 rules") == 3
+        assert "◆" in driver.text
         await driver.press("?")
         assert "help ─ Compare" in driver.text
         await driver.press("escape", "enter")
