@@ -124,9 +124,10 @@ class QtuiApp(App[int]):
 
     def do_help(self) -> None:
         from qtui.screens.panels import help_panel
+        from qtui.widgets.theme_style import theme_style
 
         if (screen := self.stage_screen) is not None:
-            self.push_screen(help_panel(screen.stage, self.state))
+            self.push_screen(help_panel(screen.stage, self.state, theme_style(self, "dim")))
 
     def do_palette(self) -> None:
         from qtui.screens.palette import Palette

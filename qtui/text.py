@@ -72,3 +72,17 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
     )
     cells = [text(value) for value, text in shown if value is not None]
     return [*cells, "simulated"] if found.get("simulated") else cells
+
+
+def kernels(label: Any) -> str:
+    """``onednn qconv + qlinear`` for a list of kernel names."""
+    parts = [part.strip() for part in str(label or "").split(", ")]
+    if not all("." in part and " " not in part for part in parts):
+        return str(label or "")
+    by: dict[str, list[str]] = {}
+    for part in parts:
+        library, _, name = part.partition(".")
+        short = name.replace("_pointwise", "").replace("2d.binary", " + sum").replace(".binary", " + sum")
+        if short not in by.setdefault(library, []):
+            by[library].append(short)
+    return ", ".join(f"{library} {', '.join(names)}" for library, names in by.items())

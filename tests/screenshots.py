@@ -117,7 +117,7 @@ def write_keys(readme: Path) -> None:
 
     text = readme.read_text(encoding="utf-8")
     before, after = text.partition(START)[0], text.partition(END)[2]
-    table = actions.markdown([(stage, TITLES[stage]) for stage in SCREENS])
+    table = actions.markdown([*((stage, TITLES[stage]) for stage in SCREENS), ("compare", "Compare")])
     readme.write_text(f"{before}{START}\n{table}{END}{after}", encoding="utf-8")
 
 

@@ -80,7 +80,8 @@ def test_modules_stay_small(path: Path) -> None:
 # What shows figures without a terminal, and what decides without a screen.
 WITHOUT_TEXTUAL = [
     "qtui/session.py", "qtui/state.py", "qtui/reducer.py", "qtui/messages.py", "qtui/mailbox.py", "qtui/engine_thread.py",
-    "qtui/actions.py", "qtui/reasons.py", "qtui/subject.py", "qtui/catalog.py", "qtui/draft.py", "qtui/edits.py", "qtui/runs.py", "qtui/strategy_rules.py",
+    "qtui/actions.py", "qtui/reasons.py", "qtui/subject.py", "qtui/catalog.py",
+    "qtui/draft.py", "qtui/edits.py", "qtui/runs.py", "qtui/strategy_rules.py",
     "qtui/console.py", "qtui/cli.py",
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.

@@ -9,7 +9,6 @@ from typing import Literal
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.calibrate_result import Figures, number
-from qtui.screens.report_rows import kernels
 from qtui.state import Run
 
 Order = Literal["harm", "graph"]
@@ -61,7 +60,7 @@ def _row(row: Figures, total: int, worst: float) -> Row:
     harm = own is not None and own < HARMFUL_DB
     kept = str(row.get("actual")) in ("fp32", "folded")
     cells: tuple[str | Cell, ...] = (
-        str(row.get("name", "")), _short(str(row.get("actual", ""))), kernels(row.get("kernel")),
+        str(row.get("name", "")), _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
         Cell(_db(own), "harm" if harm else "", (_noise(row) or 0.0) / worst if worst else None), _db(row.get("sqnr_db")),
         Cell(f"{100 * params / total:.1f}", bar=params / total) if total else "",
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),
@@ -97,7 +96,7 @@ def sentence(run: Run, key: str | None) -> str:
     if row.get("actual") == "fp32":
         return f"{name} stays in fp32: {text.one_line(row.get('reason', ''))}."
     if own is None and whole is None:
-        return f"{name} runs as {row.get('actual')} on {kernels(row.get('kernel'))}; how much noise it adds was not measured."
+        return f"{name} runs as {row.get('actual')} on {text.kernels(row.get('kernel'))}; how much noise it adds was not measured."
     if own is None:
         return f"{name} has {whole:.1f} dB at its output, with the noise of the layers before it; its own was not measured."
     said = f"{name} alone adds noise of {_percent(_noise(row) or 0.0)} of its output"

@@ -9,7 +9,6 @@ from typing import Any
 
 from qtui import text
 from qtui.drawing.spans import Line
-from qtui.screens.report_rows import kernels
 from qtui.state import Run, State
 
 Figures = Mapping[str, Any]
@@ -76,7 +75,7 @@ def _latency(before: Figures, after: Figures) -> str:
             continue
         was = number((before.get(key) or {}).get("p50"))
         speed = _pair(was, p50, lambda v: f"{v:.2f} ms")
-        kernel = "simulated" if after.get("simulated") else f"on {kernels(after['kernel'])}" if after.get("kernel") else ""
+        kernel = "simulated" if after.get("simulated") else f"on {text.kernels(after['kernel'])}" if after.get("kernel") else ""
         return f"{speed} at batch {now.get('batch', 1)} {kernel}".rstrip()
     return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -12,6 +13,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from qtui.text import plain
 from qtui.widgets.table import Column, Grid, Row
 
 Result = TypeVar("Result")
@@ -34,6 +36,7 @@ class _Panel:
     .panel Grid { max-height: 16; width: 100%; }
     .panel Input { width: 100%; }
     .panel VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }
+    .panel.-wide VerticalScroll, .panel.-wide VerticalScroll Static { width: 100%; }
     """
 
 
@@ -57,7 +60,7 @@ class Confirm(Panel[bool]):
 
     def __init__(self, title: str, text: str, yes: str = "yes", no: str = "no") -> None:
         super().__init__()
-        self._title, self._text, self._yes, self._no = title, text, yes, no
+        self._title, self._text, self._yes, self._no = title, plain(text), yes, no
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel") as panel:
@@ -142,16 +145,22 @@ class Reading(Panel[None]):
         Binding("pagedown,space", "scroll(10)", show=False), Binding("pageup", "scroll(-10)", show=False),
     ]  # fmt: skip
 
-    def __init__(self, title: str, text: Text | str, harm: bool = False, hint: str = "esc back") -> None:
+    def __init__(self, title: str, text: RenderableType, harm: bool = False, hint: str = "esc back") -> None:
         super().__init__()
-        self._title, self._text, self._harm, self._hint = title, text, harm, hint
+        self._title, self._harm, self._hint = title, harm, hint
+        self._text: RenderableType = Text(text) if isinstance(text, str) else text
+        if isinstance(self._text, Text):
+            # A message may hold what a program painted with; it keeps its length, so styles stay where they are.
+            self._text.plain = plain(self._text.plain)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel -harm" if self._harm else "panel") as panel:
             panel.border_title = self._title
             panel.border_subtitle = self._hint
+            # Of a table no width can be told before it is laid out.
+            panel.set_class(not isinstance(self._text, Text), "-wide")
             with VerticalScroll(can_focus=False):
-                yield Static(Text(self._text) if isinstance(self._text, str) else self._text)
+                yield Static(self._text)
 
     def action_back(self) -> None:
         self.done(None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from rich.console import Group
+from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from qtui import actions
@@ -18,25 +21,28 @@ _ABOUT: dict[Stage, str] = {
     "train": "Training with quantization in the loop (QAT). The epoch that is best on validation images is kept.",
     "report": "What was measured, layer by layer, what was exported, and how this run compares with the others.",
 }
+_LISTS = (("↑ ↓ j k", "One line on."), ("pgup pgdn", "One page on."), ("g G", "To the first, to the last."), ("⏎", "Choose."))
 
 
-def help_panel(stage: Stage, state: State) -> Reading:
-    """The keys of a screen, each with what it does and, where it cannot act, why."""
-    text = Text(f"{_ABOUT[stage]}\n\n")
+def help_panel(stage: Stage, state: State, dim: Style) -> Reading:
+    """The keys of a screen, each with what it does and, where it cannot act, why; ``dim`` is the style of what cannot."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
     own, everywhere = ([a for a in actions.ACTIONS if where in a.where] for where in (stage, "*"))
     for title, shown in ((TITLES[stage], own), ("Everywhere", everywhere)):
-        text.append(f"{title}\n", "bold")
+        table.add_row(Text(f"\n{title}", "bold"), "")
         for action in shown:
             reason = action.why_not(state)
             keys = " ".join(actions.key_text(key) for key in action.keys)
-            text.append(f"  {keys:<8}", "dim" if reason else "bold")
-            text.append(f"{action.help}\n", "dim" if reason else "")
+            about = Text(action.help, dim if reason else "")
             if reason:
-                text.append(f"{'':10}now: {reason}\n", "dim italic")
-        text.append("\n")
-    text.append("Lists\n", "bold")
-    text.append("  ↑↓ jk   move     pgup pgdn   page     g G   first, last     ⏎   choose     esc   back")
-    return Reading(f"help ─ {TITLES[stage]}", text, hint="↑↓ scroll   esc back")
+                about.append(f"\nnot now: {reason}", dim)
+            table.add_row(Text(keys, dim if reason else "bold"), about)
+    table.add_row(Text("\nIn lists", "bold"), "")
+    for keys, what in _LISTS:
+        table.add_row(Text(keys, "bold"), what)
+    return Reading(f"help ─ {TITLES[stage]}", Group(Text(_ABOUT[stage]), table), hint="↑↓ scroll   esc back")
 
 
 def problem_panel(problem: Problem) -> Reading:

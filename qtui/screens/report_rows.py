@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Run
 
@@ -74,7 +75,7 @@ def metric_of(run: Run) -> str:
 def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
     simulated = bool(found.get("simulated"))
     pace = "dim" if simulated else ""
-    kernel = kernels(found.get("kernel"))
+    kernel = text.kernels(found.get("kernel"))
     return Row(
         key,
         (
@@ -108,20 +109,6 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def megabytes(count: float | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f}" if count >= 10_000 else f"{count / 1e6:.4f}"
-
-
-def kernels(label: Any) -> str:
-    """``onednn qconv + qlinear`` for a list of kernel names."""
-    parts = [part.strip() for part in str(label or "").split(", ")]
-    if not all("." in part and " " not in part for part in parts):
-        return str(label or "")
-    by: dict[str, list[str]] = {}
-    for part in parts:
-        library, _, name = part.partition(".")
-        short = name.replace("_pointwise", "").replace("2d.binary", " + sum").replace(".binary", " + sum")
-        if short not in by.setdefault(library, []):
-            by[library].append(short)
-    return ", ".join(f"{library} {', '.join(names)}" for library, names in by.items())
 
 
 LAYER_COLUMNS = (
@@ -170,7 +157,7 @@ def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...]) -> R
         "layer": str(row.get("name") or "?"),
         "asked": Cell(short_spec(row.get("requested")), "change") if differs(row) else "",
         "actual": Cell("fp32" if kind == "fp32" else short_spec(row.get("actual")), "change" if kind == "fp32" else ""),
-        "kernel": kernels(row.get("kernel")).removeprefix("onednn "),
+        "kernel": text.kernels(row.get("kernel")).removeprefix("onednn "),
         "sqnr": shown(number(row, "sqnr_db"), "{:.1f}"),
         "own": shown(number(row, "own_sqnr_db"), "{:.1f}"),
         "params": "" if params is None or not total else f"{100 * params / total:.1f}",

@@ -9,7 +9,6 @@ from qtui.screens.report_rows import (
     FORMS,
     chosen_form,
     form,
-    kernels,
     layers_of,
     megabytes,
     metric_of,
@@ -48,7 +47,7 @@ def _figures(run: Run) -> list[str]:
                 megabytes(number(found, "size_bytes")),
                 shown(number(found, "latency_ms", "p50"), "{:.2f}"),
                 shown(number(found, "latency_batched_ms", "p50"), "{:.2f}"),
-                "simulated" if found.get("simulated") else kernels(found.get("kernel")),
+                "simulated" if found.get("simulated") else text.kernels(found.get("kernel")),
             ))  # fmt: skip
     header = ("", f"{metric}{unit}", "SQNR dB", "agreement %", "size MB", "p50 ms, batch 1", "p50 ms, batch 64", "runs on")
     return [_row(header), _row(["---", *["--:"] * 6, "---"]), *map(_row, rows)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.events import LayerRow
 from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from qtui import text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.strategy_tree import Entry
@@ -200,8 +201,6 @@ def _class(spec: LayerSpec) -> str:
 def runs_on(draft: Draft, row: LayerRow) -> str:
     """The kernel in a few cells."""
     kernel = kernel_of(draft, row)
-    if kernel.startswith("onednn"):
-        return "onednn int8"
     if kernel.startswith("torch fp32 on weights"):
         return "torch fp32"
-    return {"simulation": "simulated", "told when it is planned": "?"}.get(kernel, kernel)
+    return {"simulation": "simulated", "told when it is planned": "?"}.get(kernel) or text.kernels(kernel)

@@ -31,24 +31,46 @@ class Step:
 
     name: str
     keys: tuple[str, ...]
-    seen: str
+    seen: str | Callable[[PtyTerminal], bool]
     timeout: float = 60
+
+
+def asks(word: str) -> Callable[[PtyTerminal], bool]:
+    """A question is open on the screen that shows this word."""
+    return lambda terminal: "your choice" in terminal.lines[1] and word in terminal.text
+
+
+def rests(terminal: PtyTerminal) -> bool:
+    """PyTorch is imported and nothing runs."""
+    return "starting" not in terminal.lines[0] and "working" not in terminal.lines[1]
 
 
 # The way through the app, in order: ``Bench.reach`` plays it up to a name.
 WAY = (
     Step("models", (), "simplecnn", 20),
-    Step("graph", ("enter",), "Graph ─"),
-    Step("strategy", ("n",), "Strategy ─"),
-    Step("calibrating", ("n",), "Calibrating"),
-    Step("measured", (), "t train", 180),
-    Step("training", ("t",), "QAT ─"),
+    Step("graph", ("enter",), asks("╭─ Graph")),
+    Step("strategy", ("n",), asks("╭─ Strategy")),
+    Step("calibrating", ("n",), "Calibrat"),
+    Step("measured", (), asks("╭─ Layers"), 180),
+    Step("training", ("t",), "─ step ", 180),
 )
-STOP = Step("stopped", ("s",), "stopp", 30)
-STOPPED = Step("stopped", (), "n report", 60)
-LEAVE = ("q", "y")
+# A model that takes its time, so that there is something to count; it stands in the working folder of every start.
+SLOW_FILE = """
+from torch import nn
+
+
+def make():
+    layers, width = [], 3
+    for wider in (64, 128, 128, 128):
+        layers += [nn.Conv2d(width, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU()]
+        width = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+"""
+SLOW = (WAY[0], Step("chosen", ("o", "slow.py:make", "enter"), "▌make"), Step("graph", ("n",), asks("╭─ Graph"), 180), *WAY[2:])
+HALT, HALTED = "S", "◌ Train"
+LEAVE = (("q", "leave?"), ("y", ""))
 # Keys whose answer can be told from the work's own painting: the key, and a word that only its answer paints.
-WHILE_TRAINING = (("1", "simplecnn"), ("5", "QAT"))
+WHILE_TRAINING = (("1", "in the package"), ("5", "validation"))
 AT_REST = (("down", None), ("up", None))
 
 
@@ -77,12 +99,15 @@ class Bench:
     def start(self, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> PtyTerminal:
         folder = tempfile.mkdtemp(prefix="qtui-bench-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return PtyTerminal(command or self.command, env={"PYTHONPATH": str(ROOT), **(env or {})}, cwd=folder)
+        (Path(folder) / "slow.py").write_text(SLOW_FILE)
+        own = {"PYTHONPATH": str(ROOT), "QTUI_RUNS": f"{folder}/runs", "QTUI_CACHE": f"{tempfile.gettempdir()}/qtui-bench-cache"}
+        return PtyTerminal(command or self.command, env={**own, **(env or {})}, cwd=folder)
 
-    def reach(self, terminal: PtyTerminal, name: str, after: str | None = None) -> None:
+    def reach(self, terminal: PtyTerminal, name: str, after: str | None = None, way: Sequence[Step] | None = None) -> None:
         """Play the way up to that step, from its beginning or from behind another step."""
-        names = [step.name for step in WAY]
-        for step in WAY[names.index(after) + 1 if after else 0 : names.index(name) + 1]:
+        way = way or WAY
+        names = [step.name for step in way]
+        for step in way[names.index(after) + 1 if after else 0 : names.index(name) + 1]:
             terminal.press(*step.keys)
             terminal.wait_for(step.seen, step.timeout)
 
@@ -117,51 +142,103 @@ def keys_at_rest(bench: Bench) -> Iterator[Row]:
     with bench.start() as terminal:
         bench.reach(terminal, "models")
         # PyTorch is imported behind the first frame: that is another measurement.
-        terminal.drain(8)
+        terminal.wait_for(rests, 60)
         times = [terminal.time_key(key, until) for _ in range(bench.repeats * 4) for key, until in AT_REST]
-        terminal.drain(0.5)
         yield from percentiles(times, "key to repaint at rest", 50)
-        yield Row("bytes at rest", terminal.drain(3) / 3, "B/s", 200)
+        yield silence(terminal, "on the first screen")
+        bench.reach(terminal, "graph", "models")
+        yield silence(terminal, "waiting at a question")
+        bench.reach(terminal, "measured", "graph")
+        yield silence(terminal, "waiting at the measured model")
+        terminal.press("n")
+        terminal.wait_for("╭─ Verdict", 60)
+        terminal.wait_for(rests, 60)
+        yield silence(terminal, "on a finished report")
+
+
+def silence(terminal: PtyTerminal, where: str) -> Row:
+    terminal.quiet(1, 10)
+    return Row(f"bytes {where}", terminal.drain(5) / 5, "B/s", 0)
 
 
 def keys_while_training(bench: Bench) -> Iterator[Row]:
     with bench.start() as terminal:
-        bench.reach(terminal, "training")
+        bench.reach(terminal, "training", way=SLOW)
         terminal.drain(1)
         times = [terminal.time_key(key, until) for _ in range(bench.repeats * 3) for key, until in WHILE_TRAINING]
         yield from percentiles(times, "key to repaint while QAT trains", 50)
-        frames, start = terminal.frames, time.perf_counter()
-        terminal.drain(4)
-        yield Row("frames while QAT trains", (terminal.frames - frames) / (time.perf_counter() - start), "/s", 12)
+        frames, start, steps = terminal.frames, time.perf_counter(), step(terminal)
+        terminal.drain(6)
+        took = time.perf_counter() - start
+        yield Row("frames while QAT trains", (terminal.frames - frames) / took, "/s", 12)
+        batch = took / max(step(terminal) - steps, 1)
         start = time.perf_counter()
-        terminal.press(*STOP.keys)
-        terminal.wait_for(STOP.seen, STOP.timeout)
+        terminal.press(HALT)
+        terminal.wait_for("stopping", 30)
         yield Row("stop: said", (time.perf_counter() - start) * 1e3, "ms", 200)
-        terminal.wait_for(STOPPED.seen, STOPPED.timeout)
-        yield Row("stop: done", time.perf_counter() - start, "s", None, "one batch + 0.5 s, and the measuring of what is kept")
+        terminal.wait_for(HALTED, 60)
+        yield Row("stop: saved", time.perf_counter() - start, "s", batch + 0.5, f"one batch ({batch:.2f} s) + 0.5 s")
+
+
+def step(terminal: PtyTerminal) -> int:
+    """How many steps the training has done, as its title says."""
+    _, found, rest = terminal.text.partition("─ step ")
+    return int(rest.split(" ")[0].replace(",", "")) if found else 0
 
 
 def over_ssh(bench: Bench) -> Iterator[Row]:
     with bench.start(SSH) as terminal:
-        bench.reach(terminal, "strategy")
-        terminal.quiet(0.3, 2)
-        for name, after in (("measured", "strategy"), ("training", "measured")):
+        bench.reach(terminal, "calibrating", way=SLOW)
+        for what, ends in (
+            ("calibrating", lambda t: "images ─" not in t.lines[2] and "Calibrat" not in t.lines[2]),
+            ("measuring", asks("╭─ Layers")),
+        ):
             before, start = len(terminal.received), time.perf_counter()
-            bench.reach(terminal, name, after)
-            if name == "training":
-                terminal.drain(5)
-            took = time.perf_counter() - start
-            what = {"measured": "calibrating and measuring", "training": "training"}[name]
-            yield Row(f"bytes over SSH, {what}", (len(terminal.received) - before) / took / 1e3, "KB/s", 15, f"{took:.1f} s")
+            terminal.wait_for(ends, 300)
+            yield rate(terminal, what, before, start)
+        bench.reach(terminal, "training", "measured", SLOW)
+        before, start = len(terminal.received), time.perf_counter()
+        terminal.drain(10)
+        yield rate(terminal, "training", before, start)
+
+
+def rate(terminal: PtyTerminal, what: str, before: int, start: float) -> Row:
+    took = time.perf_counter() - start
+    return Row(f"bytes over SSH, {what}", (len(terminal.received) - before) / took / 1e3, "KB/s", 15, f"{took:.1f} s")
+
+
+def flood(bench: Bench) -> Iterator[Row]:
+    """100,000 events a second through the real session and app."""
+    told = Path(tempfile.mkdtemp(prefix="qtui-bench-")) / "told"
+    atexit.register(shutil.rmtree, told.parent, ignore_errors=True)
+    with bench.start({"QTUI_FLOOD": str(told)}, python(HERE / "flood_app.py")) as terminal:
+        terminal.wait_for("simplecnn", 20)
+        terminal.wait_for(rests, 20)
+        terminal.press("enter")
+        terminal.wait_for("─ step ", 20)
+        terminal.drain(1)
+        frames, start, before, used = terminal.frames, time.perf_counter(), len(terminal.received), terminal.cpu_seconds()
+        terminal.drain(5)
+        took = time.perf_counter() - start
+        yield Row("flood: frames", (terminal.frames - frames) / took, "/s", 12)
+        yield Row("flood: bytes", (len(terminal.received) - before) / took / 1e3, "KB/s", None, "a curve that jumps all over its chart")
+        yield Row("flood: processor", 100 * (terminal.cpu_seconds() - used) / took, "%", None, "with the one who posts")
+        times = [terminal.time_key(key, until) for _ in range(bench.repeats * 3) for key, until in WHILE_TRAINING]
+        yield from percentiles(times, "flood: key to repaint", 100)
+        terminal.press("q", "y")
+        code = terminal.exit_code(20)
+        count, seconds = told.read_text().split()
+        yield Row("flood: events posted", int(count) / float(seconds), "/s", None, f"exit code {code}")
 
 
 def leaving(bench: Bench) -> Iterator[Row]:
     with bench.start() as terminal:
-        bench.reach(terminal, "training")
+        bench.reach(terminal, "training", way=SLOW)
         start = time.perf_counter()
-        for key in LEAVE:
+        for key, seen in LEAVE:
             terminal.press(key)
-            terminal.drain(0.3)
+            if seen:
+                terminal.wait_for(seen)
         code = terminal.exit_code(30)
         yield Row("quit while QAT trains", time.perf_counter() - start, "s", 5, f"exit code {code}")
 
@@ -171,6 +248,7 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "rest": keys_at_rest,
     "training": keys_while_training,
     "ssh": over_ssh,
+    "flood": flood,
     "leaving": leaving,
 }
 

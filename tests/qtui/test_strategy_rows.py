@@ -81,7 +81,7 @@ def test_a_filter_opens_what_it_leaves() -> None:
 def test_a_line_says_what_is_asked_and_what_comes_of_it() -> None:
     draft = Draft.of(plan(row("a"), row("b", (64, 512), W4A8), row("bn", (), FP32, editable=False, obstacle="folded into a"), bits=7))
     found = lines(draft)
-    assert found["a"] == ("a", "int8 per-channel", "int8→7 affine", "33.3", "10.0", "onednn int8")
+    assert found["a"] == ("a", "int8 per-channel", "int8→7 affine", "33.3", "10.0", "onednn qconv")
     assert found["b"][1] == "int4 group 32 mse"
     assert found["bn"][1:3] == ("–", "–")
     assert lines(draft.edit("activations", ["a"]).draft)["a"][2] == "int7 affine"
@@ -117,7 +117,7 @@ def test_a_closed_module_sums_up() -> None:
     draft = Draft.of(plan(*layers))
     figures = {"x.a": {"sqnr_db": 30.0, "actual": str(W8A8)}, "x.b": {"sqnr_db": 20.0, "actual": str(W8A8)}}
     found = lines(draft, 80, figures, ("x/",))
-    assert found["x/"] == ("▸ x", "int8 per-channel", "int8 affine", "66.7", "30.0", "≥ 20.0", "onednn int8")
+    assert found["x/"] == ("▸ x", "int8 per-channel", "int8 affine", "66.7", "30.0", "≥ 20.0", "onednn qconv")
     assert lines(draft, 80, figures)["x/"][1:3] == ("", "")
     assert lines(draft.edit("weights", ["x.a"]).draft, 80, figures, ("x/",))["x/"][1] == "mixed"
 
@@ -141,7 +141,7 @@ def test_there_is_a_cell_for_each_column(width: int) -> None:
 def test_what_an_edited_layer_runs_on() -> None:
     draft = Draft.of(plan(row("a"), row("b", requested=FP32, actual=FP32, kernel="torch fp32")))
     a, b = draft.plan.layers
-    assert (kernel_of(draft, a), runs_on(draft, a)) == ("onednn.qconv_pointwise", "onednn int8")
+    assert (kernel_of(draft, a), runs_on(draft, a)) == ("onednn.qconv_pointwise", "onednn qconv")
     assert kernel_of(draft.edit("keep", ["a"]).draft, a) == "torch fp32"
     again = draft.edit("keep", ["b"]).draft
     assert kernel_of(again, b) == "onednn.qconv_pointwise", "as layers like it were planned"

@@ -71,7 +71,7 @@ class Tmux:
         """Poll until the text is on the screen, and return that screen; TimeoutError shows the last."""
         end = time.monotonic() + timeout
         while text not in (seen := self.screen()):
-            if time.monotonic() > end:
+            if time.monotonic() > end or "\nPane is dead" in seen:
                 raise TimeoutError(f"not seen within {timeout} s: {text}\n{seen}")
             time.sleep(0.05)
         return seen

@@ -49,4 +49,4 @@ def test_every_reason_is_a_sentence_in_an_empty_state() -> None:
 
 
 def test_the_readme_has_this_table() -> None:
-    assert actions.markdown([(stage, TITLES[stage]) for stage in SCREENS]) in README.read_text(encoding="utf-8")
+    assert actions.markdown([*((stage, TITLES[stage]) for stage in SCREENS), ("compare", "Compare")]) in README.read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
 RULES = "preset: w4a4\nrules:\n- match: conv1\n  weights: {bits: 8}\n- match: fc*\n  weights: null\n"
+from qtui.state import Run, State
 
 
 def run(name: str, value: float | None = 0.99, size: float = 300_000, single: float = 0.3, **more: object) -> PastRun:
@@ -196,7 +197,7 @@ def test_every_size_and_nothing_to_compare(runs: Path, size: tuple[int, int]) ->
         await comparing(driver, places[0])
         assert "strategy" in driver.text and "97.22" in driver.text
         await driver.press("x", "x", "j", "a", "escape")
-        driver.app.session.state = type(driver.state)(machine=driver.state.machine)
+        driver.app.session.state = State(machine=driver.state.machine, run=Run(at="report"))
         driver.app.refresh_state()
         await driver.press("c")
         await driver.pilot.pause(0.05)

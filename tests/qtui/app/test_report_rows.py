@@ -11,6 +11,7 @@ from scripted_engine import MEASURED
 
 from engine import events as ev
 from qtui import messages as ms
+from qtui import text
 from qtui.drawing.rows import Cell
 from qtui.drawing.spans import plain
 from qtui.reducer import reduce
@@ -58,7 +59,7 @@ def test_a_simulated_form_says_so() -> None:
     ],
 )
 def test_kernels_are_named_shortly(label: str | None, short: str) -> None:
-    assert rows.kernels(label) == short
+    assert text.kernels(label) == short
 
 
 def test_layers_in_fp32_and_folded_ones_are_told_apart() -> None:
