@@ -20,11 +20,11 @@ from qtui.drawing.rows import Cell
 from qtui.runs import Form, Past, PastRun, past
 from qtui.screens import compare_rows as rows
 from qtui.screens.compare import CompareScreen
+from qtui.state import Run, State
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
 RULES = "preset: w4a4\nrules:\n- match: conv1\n  weights: {bits: 8}\n- match: fc*\n  weights: null\n"
-from qtui.state import Run, State
 
 
 def run(name: str, value: float | None = 0.99, size: float = 300_000, single: float = 0.3, **more: object) -> PastRun:
