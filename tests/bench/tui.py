@@ -45,12 +45,16 @@ def rests(terminal: PtyTerminal) -> bool:
     return "starting" not in terminal.lines[0] and "working" not in terminal.lines[1]
 
 
+def calibrates(terminal: PtyTerminal) -> bool:
+    return "─ Calibrating" in terminal.lines[2]
+
+
 # The way through the app, in order: ``Bench.reach`` plays it up to a name.
 WAY = (
     Step("models", (), "simplecnn", 20),
     Step("graph", ("enter",), asks("╭─ Graph")),
     Step("strategy", ("n",), asks("╭─ Strategy")),
-    Step("calibrating", ("n",), "Calibrat"),
+    Step("calibrating", ("n",), calibrates),
     Step("measured", (), asks("╭─ Layers"), 180),
     Step("training", ("t",), "─ step ", 180),
 )
@@ -59,18 +63,30 @@ SLOW_FILE = """
 from torch import nn
 
 
-def make():
+def make(widths=(64, 128, 128, 128)):
     layers, width = [], 3
-    for wider in (64, 128, 128, 128):
+    for wider in widths:
         layers += [nn.Conv2d(width, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU()]
         width = wider
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def lesser():
+    return make((32, 64, 64))
 """
-SLOW = (WAY[0], Step("chosen", ("o", "slow.py:make", "enter"), "▌make"), Step("graph", ("n",), asks("╭─ Graph"), 180), *WAY[2:])
+
+
+def own(factory: str) -> tuple[Step, ...]:
+    """The way with a model of that file."""
+    asked = (Step("asked", ("o",), "your own model ─"), Step("chosen", (f"slow.py:{factory}", "enter"), f"▌{factory}"))
+    return (WAY[0], *asked, Step("graph", ("n",), asks("╭─ Graph"), 180), *WAY[2:])
+
+
 HALT, HALTED = "S", "◌ Train"
 LEAVE = (("q", "leave?"), ("y", ""))
 # Keys whose answer can be told from the work's own painting: the key, and a word that only its answer paints.
-WHILE_TRAINING = (("1", "in the package"), ("5", "validation"))
+WHILE_TRAINING = (("y", "loss ─ log"), ("y", "loss ─ lr"))
+STAGES = (("1", "in the package"), ("5", "validation"))
 AT_REST = (("down", None), ("up", None))
 
 
@@ -163,10 +179,13 @@ def silence(terminal: PtyTerminal, where: str) -> Row:
 
 def keys_while_training(bench: Bench) -> Iterator[Row]:
     with bench.start() as terminal:
-        bench.reach(terminal, "training", way=SLOW)
+        bench.reach(terminal, "training", way=own("lesser"))
         terminal.drain(1)
         times = [terminal.time_key(key, until) for _ in range(bench.repeats * 3) for key, until in WHILE_TRAINING]
         yield from percentiles(times, "key to repaint while QAT trains", 50)
+        times = [terminal.time_key(key, until) for _ in range(bench.repeats * 2) for key, until in STAGES]
+        # The first of each builds its screen.
+        yield from percentiles(times[2:], "to another stage while QAT trains", 150)
         frames, start, steps = terminal.frames, time.perf_counter(), step(terminal)
         terminal.drain(6)
         took = time.perf_counter() - start
@@ -188,15 +207,15 @@ def step(terminal: PtyTerminal) -> int:
 
 def over_ssh(bench: Bench) -> Iterator[Row]:
     with bench.start(SSH) as terminal:
-        bench.reach(terminal, "calibrating", way=SLOW)
+        bench.reach(terminal, "calibrating", way=own("make"))
         for what, ends in (
-            ("calibrating", lambda t: "images ─" not in t.lines[2] and "Calibrat" not in t.lines[2]),
+            ("calibrating", lambda t: not calibrates(t)),
             ("measuring", asks("╭─ Layers")),
         ):
             before, start = len(terminal.received), time.perf_counter()
             terminal.wait_for(ends, 300)
             yield rate(terminal, what, before, start)
-        bench.reach(terminal, "training", "measured", SLOW)
+        bench.reach(terminal, "training", "measured")
         before, start = len(terminal.received), time.perf_counter()
         terminal.drain(10)
         yield rate(terminal, "training", before, start)
@@ -233,7 +252,7 @@ def flood(bench: Bench) -> Iterator[Row]:
 
 def leaving(bench: Bench) -> Iterator[Row]:
     with bench.start() as terminal:
-        bench.reach(terminal, "training", way=SLOW)
+        bench.reach(terminal, "training", way=own("lesser"))
         start = time.perf_counter()
         for key, seen in LEAVE:
             terminal.press(key)
@@ -256,12 +275,12 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 def measured(bench: Bench, names: Sequence[str]) -> bool:
     """Run the scenarios and print their rows as they come; whether every budget was kept."""
     kept = True
-    print(f"{'':36}{'value':>10} {'unit':5}{'budget':>8}", flush=True)
+    print(f"{'':40}{'value':>10} {'unit':5}{'budget':>8}", flush=True)
     for name in names:
         try:
             for row in SCENARIOS[name](bench):
                 limit = "" if row.limit is None else f"{row.limit:g}"
-                print(f"{row.what:36}{row.value:>10.4g} {row.unit:5}{limit:>8}  {'MISSED ' if row.missed else ''}{row.note}", flush=True)
+                print(f"{row.what:40}{row.value:>10.4g} {row.unit:5}{limit:>8}  {'MISSED ' if row.missed else ''}{row.note}", flush=True)
                 kept &= not row.missed
         except TimeoutError as error:
             kept = False
