@@ -30,7 +30,8 @@ class Flood:
         try:
             while True:
                 stop.check()
-                for count in range(count + 1, count + BURST + 1):
+                for _ in range(BURST):
+                    count += 1
                     if count % 2:
                         yield ev.Step("qat", 1, 1, count, steps, 1.0 / (1 + count % 97), 0.002)
                     elif count % 100:
