@@ -65,14 +65,17 @@ def choose(terminal: PtyTerminal, key: str, title: str, text: str, then: str) ->
 
 def told(terminal: PtyTerminal, *words: str) -> str:
     """The panel says these words; Esc takes it away, and nothing is at work."""
+
+    def text() -> str:
+        return " ".join(line.strip(" │╭╮╰╯─") for line in terminal.lines)
+
     terminal.wait_for(PANEL, LONG)
-    text = " ".join(line.strip(" │╭╮╰╯─") for line in terminal.lines)
-    for word in (*words, "what to try"):
-        assert word in text, f"{word}\n{terminal.text}"
+    terminal.wait_for(lambda t: all(word in text() for word in (*words, "what to try", "esc go on")))
+    read = text()
     terminal.press("esc")
     terminal.wait_for(lambda t: PANEL not in t.text)
     assert terminal.process.poll() is None
-    return text
+    return read
 
 
 def test_each_failure_is_told_and_the_next_run_works(place: Place) -> None:
