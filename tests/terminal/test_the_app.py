@@ -192,7 +192,8 @@ def test_bytes_that_nobody_typed_start_and_stop_nothing_even_on_the_poorest_term
     "env", [{"NO_COLOR": "1"}, {"TERM": "xterm"}, {"TERM": "screen"}, {"LANG": "C", "LC_ALL": "C"}], ids=lambda env: "-".join(env.values())
 )
 def test_poor_terminals_show_where_the_cursor_is(place: Place, env: dict[str, str]) -> None:
-    with place.app(**env) as terminal:
+    place.env |= env
+    with place.app() as terminal:
         terminal.quiet(0.3, 3)
         row = next(row for row, line in enumerate(terminal.lines) if "simplecnn" in line and "in the package" in line)
         cursor, other = terminal.row_style(row)[10], terminal.row_style(row + 1)[10]
