@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripted_engine import ScriptedEngine
+from textual.events import Key
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from qtui.app import QtuiApp
 from qtui.session import Session
 from qtui.state import State
+
+_CHARACTERS = {
+    "question_mark": "?", "slash": "/", "left_square_bracket": "[", "space": " ", "minus": "-", "colon": ":", "enter": "\r", "tab": "\t",
+}  # fmt: skip
 
 
 @dataclass
@@ -30,6 +36,21 @@ class Driver:
 
     async def press(self, *keys: str) -> None:
         await self.pilot.press(*keys)
+
+    def type(self, *keys: str) -> None:
+        """Press keys as fast as they come, without waiting for what they do."""
+        for key in keys:
+            event = Key(key, key if len(key) == 1 else _CHARACTERS.get(key))
+            event.set_sender(self.app)
+            assert self.app._driver is not None
+            self.app._driver.send_message(event)
+
+    async def fill(self, text: str) -> None:
+        """Put ``text`` into the line of the panel in front, at once, and take it."""
+        await self.pilot.pause()
+        self.app.screen.query_one(Input).value = text
+        await self.press("enter")
+        await self.pilot.pause()
 
     async def until(self, true: Callable[[State], object], seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds

@@ -167,3 +167,14 @@ def test_a_run_begun_before_anything_else_looks_at_the_machine_first(sessions: C
     assert state.machine is not None and state.job is not None and state.job.kind == "run"
     session.answer(True)
     assert until(session, lambda state: state.asking == "quantize").run.fused
+
+
+def test_an_answer_ends_a_pause(sessions: Callable[[ScriptedEngine], Session], runs: Path) -> None:
+    session = sessions(ScriptedEngine(runs))
+    session.start(RECIPE)
+    until(session, lambda state: state.asking == "optimize")
+    # Pressed just before the question was known: nothing on a question's screen would go on again.
+    session.pause()
+    session.answer(True)
+    assert session.state.job is not None and not session.state.job.paused
+    until(session, lambda state: state.asking == "quantize")

@@ -54,7 +54,7 @@ def test_layers_without_a_range_are_listed_by_their_weights() -> None:
     run = Run(ranges=replace(found, rows=found.rows[:1]), weights=WEIGHT_ROWS)
     assert [place.key for place in rg.places(run)] == ["conv1", "weights conv2", "weights fc1", "weights fc2"]
     assert "fp32 activations" in rg.sentence(run, "weights fc1")
-    assert rg.no_values(rg.find(run, "weights fc1")) == "stay fp32: weights only"
+    assert rg.no_values(run, rg.find(run, "weights fc1")) == "stay fp32: weights only"
 
 
 def test_values_are_named_by_who_reads_them() -> None:

@@ -112,8 +112,7 @@ def test_choices_go_into_the_recipe(runs: Path, tmp_path: Path) -> None:
         await driver.pilot.pause()
         await driver.press(*["backspace"] * 12, *"sqnr:30", "enter")
         await driver.press("w")
-        await driver.pilot.pause()
-        await driver.press(*str(weights).replace("_", "_"), "enter")
+        await driver.fill(str(weights))
         assert screen(driver).choice.data == "cifar10"
         await driver.press("n")
         await driver.until(lambda state: state.asking == "optimize")
@@ -143,9 +142,7 @@ def test_data_without_weights_offers_to_train_and_shows_the_training(runs: Path,
 
     async def script(driver: Driver) -> None:
         await driver.press("d", "end", "enter")
-        await driver.pilot.pause()
-        await driver.press(*str(tmp_path / "images"), "enter")
-        await driver.pilot.pause()
+        await driver.fill(str(tmp_path / "images"))
         assert "to train" in driver.text and "t trains a baseline" in driver.text
         await driver.press("enter")
         await driver.pilot.pause()
@@ -220,9 +217,7 @@ def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
 
     async def script(driver: Driver) -> None:
         await driver.press("G", "enter")
-        await driver.pilot.pause()
-        await driver.press(*f"{tmp_path}/net.py:make", "enter")
-        await driver.pilot.pause()
+        await driver.fill(f"{tmp_path}/net.py:make")
         assert screen(driver).query_one("#models", Grid).cursor == f"{tmp_path}/net.py:make"
         await driver.press("enter")
         await driver.until(lambda state: state.asking)
@@ -238,9 +233,7 @@ def test_a_recipe_file_fills_the_choices(runs: Path, tmp_path: Path) -> None:
 
     async def script(driver: Driver) -> None:
         await driver.press("O")
-        await driver.pilot.pause()
-        await driver.press(*str(recipe), "enter")
-        await driver.pilot.pause()
+        await driver.fill(str(recipe))
         assert screen(driver).choice.threshold == "sqnr:20" and screen(driver).choice.data == "cifar10"
         await driver.press("n")
         await driver.until(lambda state: state.asking)
@@ -295,3 +288,34 @@ def test_the_first_frame_does_not_wait_for_the_engine(runs: Path) -> None:
 
     drive(Slow(runs), script)
     assert "simplecnn" in seen[0]
+
+
+def test_a_folder_that_holds_cifar10_takes_the_weights_for_it(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
+    (model,) = [model for model in catalog.models(data=str(tmp_path)) if model.name == "simplecnn"]
+    assert model.where(str(tmp_path)) == "in the package" and model.where(str(tmp_path / "other")) == "to train"
+
+
+def test_weights_stay_with_their_model_while_the_cursor_passes_others(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("")
+    (tmp_path / "w.safetensors").write_bytes(b"")
+
+    async def script(driver: Driver) -> None:
+        await driver.press("o")
+        await driver.pilot.pause()
+        await driver.press(*f"{tmp_path / 'net.py'}:make", "enter")
+        await driver.pilot.pause()
+        await driver.press("w")
+        await driver.pilot.pause()
+        await driver.press(*str(tmp_path / "w.safetensors"), "enter")
+        await driver.pilot.pause()
+        assert "w weights w.safetensors" in driver.text
+        await driver.press("up")
+        await driver.pilot.pause()
+        assert screen(driver).choice.weights == ""
+        await driver.press("down")
+        await driver.pilot.pause()
+        assert screen(driver).choice.weights == str(tmp_path / "w.safetensors")
+
+    drive(ScriptedEngine(runs), script)

@@ -19,7 +19,7 @@ KEYS = sorted({key for action in actions.ACTIONS for key in action.keys} - {"q",
 SIZES = ((80, 24), (120, 40), (60, 20), (40, 12), (30, 8), (200, 60))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dice = random.Random(seed)
     monkeypatch.chdir(tmp_path)
@@ -30,8 +30,8 @@ def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.M
         for index in range(1000):
             key = dice.choice(KEYS)
             pressed.append(key)
-            driver.app.simulate_key(key)
-            if index % 10 == 0:
+            driver.type(key)
+            if index % 20 == 0:
                 await driver.pilot.pause()
             if index % 97 == 0:
                 await driver.resize(*dice.choice(SIZES))
@@ -40,7 +40,7 @@ def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.M
             assert driver.app.is_running and driver.app._exception is None, pressed[-20:]
         await driver.resize(80, 24)
         for _ in range(6):
-            driver.app.simulate_key("escape")
+            driver.type("escape")
             await driver.pilot.pause()
         await driver.press("1")
         await driver.on("model")
@@ -59,14 +59,12 @@ def test_every_key_on_every_screen_of_a_finished_run(runs: Path, stage: str, mon
             await driver.until(lambda state, key=key: state.asking == key)
             driver.app.session.answer(True)
         await driver.until(lambda state: state.run.report)
-        for key in KEYS:
+        own = [key for action in actions.of(stage) for key in action.keys if action.id != "quit"]
+        for key in (*own, "left", "right", "pagedown", "end", "g", "tab", "enter", "Z", "漢"):
             driver.app.go(stage)  # type: ignore[arg-type]
             await driver.on(stage)
-            driver.app.simulate_key(key)
+            driver.type(key, "escape", "escape", "escape")
             await driver.pilot.pause()
-            while len(driver.app.screen_stack) > 1:
-                driver.app.simulate_key("escape")
-                await driver.pilot.pause()
             assert driver.app._exception is None, key
 
     drive(engine, script)

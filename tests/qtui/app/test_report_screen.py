@@ -157,9 +157,12 @@ def test_old_reports_lack_things_and_are_shown_all_the_same(runs: Path) -> None:
             driver.app.session.open(directory)
             driver.app.go("report")
             driver.app.refresh_state()
-            await driver.press("enter", "escape", "o", "o", "f", "escape")
+            driver.type("enter", "escape", "o", "o", "f", "escape")
+            await driver.pilot.pause()
+            assert driver.app._exception is None, found
             assert driver.state.problem is None and driver.state.run.report is not None, found
-        await driver.press("y", "c")
+        await driver.press("escape", "y", "c")
+        await driver.pilot.pause()
         assert isinstance(driver.app.screen, CompareScreen)
 
     drive(ScriptedEngine(runs), script, (120, 40))
@@ -219,3 +222,23 @@ def test_a_report_that_misses_its_threshold(runs: Path) -> None:
         assert "✗ fp32 stays: threshold" in driver.text and "Verdict ─ threshold not met" in driver.text and "▸ fp32" in driver.text
 
     drive(ScriptedEngine(runs), script)
+
+
+def test_what_was_said_of_one_run_is_not_said_of_the_next(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await opened(driver, write_run(runs, "20260102-030405-simplecnn-digits", told()))
+        await driver.press("down", "o")
+        assert "most noise come first" in sentence(driver)
+        await opened(driver, write_run(runs, "20260102-030406-simplecnn-digits", told()))
+        assert "come first" not in sentence(driver)
+        screen = driver.app.stage_screen
+        assert screen is not None and (grid := screen.query_one("#layers", Grid)).cursor == grid.rows[0].key
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_a_message_cannot_steer_the_terminal() -> None:
+    from qtui.messages import Problem
+    from qtui.screens.panels import problem_panel
+
+    assert "\x1b" not in str(problem_panel(Problem("boom \x1b[31m", "", ""))._text)

@@ -105,3 +105,11 @@ def test_nothing_was_trained() -> None:
     assert "t on the calibration" in train_words.empty(State(job=Job("run", "run", asking="qat")))
     assert "t in the report" in train_words.empty(State(run=Run(report={"verdict": {}})))
     assert "QAT" in train_words.sentence(State())
+
+
+def test_a_trainings_share_above_is_that_of_all_its_steps() -> None:
+    from qtui.state import Job
+    from qtui.subject import doing
+
+    run = Run(phase="qat", progress=ev.Progress("qat", 500, 1000, "img", 100.0, 5.0), training=Training(now=step(1, 5)))
+    assert doing(State(job=Job("run", "x"), run=run)) == "10 %"
