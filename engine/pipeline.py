@@ -68,7 +68,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
     except (EngineError, Cancelled):
         raise
     except Exception as error:
-        text = f"{type(error).__name__} while loading {recipe.model}: {one_line(error, 160)}"
+        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
         raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
     machine = probe()
     recipe = recipe.model_copy(update={"isa": machine.isa})
@@ -97,10 +97,15 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         text = traceback.format_exc()
         kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
         raise EngineError(
-            f"{type(error).__name__} during {job.doing}: {one_line(error, 160)}: {_hint(error)}the traceback is in {kept}"
+            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error)}the traceback is in {kept}"
         ) from error
     finally:
         where.close()
+
+
+def _cause(error: Exception) -> str:
+    """The error's own words, without those that a graph's interpreter adds about its node."""
+    return one_line(Exception(str(error).partition("While executing %")[0]), 160)
 
 
 def _hint(error: Exception) -> str:

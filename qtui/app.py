@@ -165,6 +165,9 @@ class QtuiApp(App[int]):
         if (screen := self.stage_screen) is not None:
             screen.back()
 
+    def do_halt_run(self) -> None:
+        self.session.stop()
+
     def do_log(self) -> None:
         self.log_shown = not self.log_shown
 

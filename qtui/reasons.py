@@ -12,7 +12,13 @@ def never(state: State) -> str | None:
 def busy(state: State) -> str | None:
     if not state.busy or state.job is None:
         return None
-    return f"{state.job.title}: stop it first (q), or wait for it"
+    return f"{state.work}: X stops it and saves, or wait for it"
+
+
+def nothing_to_stop(state: State) -> str | None:
+    if not state.busy or state.job is None:
+        return "Nothing is at work"
+    return "Already stopping" if state.job.stopping else None
 
 
 def cannot_start(state: State) -> str | None:
@@ -68,7 +74,7 @@ def replan_not_open(state: State) -> str | None:
         return reason
     if state.asking in ("quantize", "qat") or not state.busy:
         return None
-    return "The run has gone on from here: stop it first, then start again with n"
+    return "The run has gone on from here: X stops it, then n measures again"
 
 
 def cannot_calibrate(state: State) -> str | None:

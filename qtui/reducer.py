@@ -200,7 +200,8 @@ def _reported(run: Run, report: Mapping[str, Any]) -> Run:
     measured = {key: report[key] for key in ("baseline", "ptq", "qat") if report.get(key)}
     chosen = "qat" if "qat" in measured and measured["qat"].get("kept") else "ptq"
     layers = {chosen: tuple(report.get("layers") or ()), **run.layers}
-    stages = run.stages or {**dict.fromkeys(STAGES, "done"), "train": "done" if "qat" in measured else "skipped"}
+    # A report is the last thing that a run writes, whatever its other files have lost.
+    stages: dict[Stage, Status] = {**dict.fromkeys(STAGES, "done"), "train": "done" if "qat" in measured else "skipped"}
     return replace(
         run, report=report, at="report", stages=stages, measured={**measured, **run.measured}, layers=layers,
         model=run.model or str(report.get("model", "")), data=run.data or str((report.get("data") or {}).get("name", "")),

@@ -105,6 +105,9 @@ class Session:
     def answer(self, value: Answer) -> None:
         """Decide the question that is open; without one nothing happens."""
         if self._token is not None and self.state.asking is not None:
+            if self.state.job is not None and self.state.job.paused:
+                # Held just as the question came: who answers it goes on.
+                self.pause()
             again = isinstance(value, Strategy) and not value.go
             self._tell(ms.Answered("plan" if again else self.state.asking))
             self._thread.answer(self._token, value)

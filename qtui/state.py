@@ -112,5 +112,15 @@ class State:
         return self.job is not None and self.job.kind in ("run", "resume", "train")
 
     @property
+    def work(self) -> str:
+        """What is at work, as a sentence begins: the stage of a run, or what else was begun."""
+        if self.job is None:
+            return ""
+        if self.job.asking:
+            return "A run waits for an answer"
+        words = self.run.doing if self.job.kind in ("run", "resume") and self.run.doing else self.job.title
+        return f"{words[:1].upper()}{words[1:]}"
+
+    @property
     def asking(self) -> str | None:
         return self.job.asking if self.job else None

@@ -125,11 +125,15 @@ def doing(state: State) -> str:
         return ""
     if job.stopping:
         return "stopping …"
-    if job.paused:
-        return "paused"
     if job.asking:
         return "your choice"
+    if job.paused:
+        return "paused"
+    # A training's progress is that of one epoch; its steps tell how far all of it has come.
+    step = state.baseline.now if job.kind == "train" else state.run.training.now if state.run.phase == "qat" else None
     progress = state.baseline_progress if job.kind == "train" else state.run.progress
+    if step is not None and step.total:
+        return f"{step.done / step.total:.0%}".replace("%", " %")
     if progress is None or not progress.total:
         return "working …"
     return f"{progress.done / progress.total:.0%}".replace("%", " %")

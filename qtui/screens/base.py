@@ -139,7 +139,10 @@ class StageScreen(Screen[None]):
         self.query_one(Sentence).explain(reason)
 
     def action_do(self, name: str) -> None:
-        """Carry out an action of the table, or say why it cannot be."""
+        """Carry out an action of the table, or say why it cannot be. Keys that were typed before a panel stood in front are
+        not for the screen behind it."""
+        if self.app.screen is not self:
+            return
         action = next(a for a in actions.of(self.stage) if a.id == name)
         reason = action.why_not(self.state)
         if reason is not None:

@@ -38,6 +38,7 @@ class ModelsScreen(StageScreen):
         super().__init__()
         self.choice = Choice()
         self._given: tuple[str, ...] = ()
+        self._set_aside: dict[str, tuple[str, str]] = {}
         self._models: tuple[Model, ...] = ()
         self._listed: object = None
         self._busy = False
@@ -108,6 +109,9 @@ class ModelsScreen(StageScreen):
             ("w", "weights", short_name(choice.weights) or "as listed"),
             ("O", "recipe", short_name(choice.recipe) or "none"),
         ]
+        # What was given comes before what stands by itself.
+        given = {"w": bool(choice.weights), "O": bool(choice.recipe)}
+        shown.sort(key=lambda part: not given.get(part[0], False))
         pieces: list[Piece] = []
         used = 0
         for key, name, value in shown:
@@ -132,8 +136,11 @@ class ModelsScreen(StageScreen):
         return run_sentence(self._run()) if self.on_runs else model_sentence(self._model(), self.choice)
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
-        if event.grid.id == "models" and event.key != OWN:
-            self.choice = self.choice.with_model(event.key)
+        if event.grid.id == "models" and event.key != OWN and event.key != (before := self.choice).model:
+            # Weights and recipe belong to a model; the cursor may pass over others.
+            self._set_aside[before.model] = (before.weights, before.recipe)
+            weights, recipe = self._set_aside.get(event.key, ("", ""))
+            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe)
         self.say(self._sentence())
         self._show(self.state)
 
@@ -175,7 +182,7 @@ class ModelsScreen(StageScreen):
         if run is None:
             self.explain("There is no run to open yet")
         elif self.state.busy:
-            self.explain("Work is going on: stop it first (q), or wait for it")
+            self.explain("Work is going on: X stops it and saves, or wait for it")
         else:
             self.session.open(run.directory)
             self.qtui.show_run()

@@ -59,8 +59,7 @@ def problem_panel(problem: Problem) -> Reading:
 
 def leave_panel(state: State) -> Confirm:
     """Leaving while the engine works."""
-    what = state.job.title if state.job else "work"
     saved = "What it has learned so far is lost; the last whole epoch is saved." if state.job and state.job.kind == "train" else (
         "The run stops within a batch and is saved: r on the first screen resumes it."
     )  # fmt: skip
-    return Confirm("leave?", f"{what[:1].upper()}{what[1:]} is at work.\n{saved}", "stop, save and leave", "stay")
+    return Confirm("leave?", f"{state.work}.\n{saved}", "stop, save and leave", "stay")

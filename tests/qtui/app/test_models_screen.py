@@ -152,7 +152,7 @@ def test_data_without_weights_offers_to_train_and_shows_the_training(runs: Path,
         assert driver.state.busy and driver.state.job is not None and driver.state.job.kind == "train"
         assert "epoch" in driver.text
         await driver.press("d")
-        assert "stop it first" in driver.text
+        assert "X stops it" in driver.text
         gate.opened.set()
         await driver.until(lambda state: state.job is None)
         assert driver.state.trained.endswith("weights.safetensors")
@@ -319,3 +319,37 @@ def test_weights_stay_with_their_model_while_the_cursor_passes_others(runs: Path
         assert screen(driver).choice.weights == str(tmp_path / "w.safetensors")
 
     drive(ScriptedEngine(runs), script)
+
+
+def test_a_run_that_waits_for_an_answer_is_stopped_and_resumed_from_here(runs: Path) -> None:
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("X")
+        assert "Nothing is at work" in driver.text
+        await driver.press("enter")
+        await driver.until(lambda state: state.asking == "optimize")
+        await driver.press("1")
+        await driver.on("model")
+        await driver.press("n")
+        assert "waits for an answer" in driver.text
+        await driver.press("X")
+        await driver.until(lambda state: state.job is None)
+        assert driver.state.runs[0].state == "cancelled"
+        await driver.press("r")
+        await driver.until(lambda state: state.run.report)
+
+    drive(engine, script)
+    assert [kind for kind, _ in engine.calls] == ["run", "resume"]
+
+
+def test_keys_typed_ahead_of_a_panel_do_nothing_behind_it(runs: Path) -> None:
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        driver.type("o", "n", "n", "enter", "r", "T")
+        await driver.pilot.pause(0.1)
+        assert driver.state.job is None and driver.app.theme == "qtui-dark"
+
+    drive(engine, script)
+    assert engine.calls == []

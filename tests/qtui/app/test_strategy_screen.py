@@ -243,7 +243,7 @@ def test_while_the_run_is_at_work_it_says_so(tmp_path: Path) -> None:
         d.app.go("strategy")
         await d.on("strategy")
         await d.press("p")
-        assert "stop it first" in said(d)
+        assert "X stops it" in said(d)
         await d.press("n")
         assert "at work" in said(d)
         await d.press("down", "w")

@@ -180,3 +180,9 @@ def test_half_of_a_wide_character_never_stays() -> None:
     assert plain(sheet.lines()[0]) == " x像y "
     sheet.put(5, 0, "画")
     assert cell_len(plain(sheet.lines()[0])) == 6
+
+
+def test_points_that_are_the_same_but_for_noise_lie_together() -> None:
+    lines = scatter([Point(0.4408, 99.7, marker="a"), Point(0.4412, 99.7, marker="b")], 60, 8)
+    line = next(text for text in ("".join(part for part, _ in line) for line in lines) if "b" in text)
+    assert "a" not in line or line.index("b") - line.index("a") < 5

@@ -88,3 +88,18 @@ def test_progress_is_painted_when_its_text_changed() -> None:
             assert "100 %" in line.render_line(0).text
 
     asyncio.run(main())
+
+
+def test_a_chart_that_was_given_something_else_while_hidden_shows_that() -> None:
+    async def main() -> None:
+        chart = Chart(curve(50))
+        async with Host(chart).run_test(size=(30, 6)) as pilot:
+            await pilot.pause()
+            chart.render_line(0)
+            size = chart.size
+            chart._size = type(size)(0, 0)
+            chart.show(lambda w, h: [[("x" * w, "")]] * h)
+            chart._size = size
+            assert chart.render_line(0).text == "x" * 30
+
+    asyncio.run(main())
