@@ -17,6 +17,7 @@ Format = Callable[[float], str]
 
 _LABEL = 18
 _NARROWEST = 8
+_SPAN = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def scatter(
     across, up = spanning(point.x for point in drawn), spanning(point.y for point in drawn)
     if across is None or up is None or width < 1 or height < 1:
         return note(empty, width, height)
+    across = _widened(across)
     sheet = Sheet(width, height)
     rows = height - 1 if height >= 3 else height
     ys = [up.high] if up.constant else [up.high, up.low]
@@ -85,6 +87,14 @@ def scatter(
     if rows < height:
         _x_axis(sheet, left, across, x_label, x_format)
     return sheet.lines()
+
+
+def _widened(scale: Scale) -> Scale:
+    """At least a twentieth of what it holds: two times that are the same but for noise do not lie a whole chart apart."""
+    lacking = _SPAN * max(abs(scale.low), abs(scale.high)) - (scale.high - scale.low)
+    if scale.constant or lacking <= 0:
+        return scale
+    return Scale(scale.low - lacking / 2, scale.high + lacking / 2)
 
 
 def _spot(point: Point, best: bool, across: Scale, up: Scale, left: int, room: int, rows: int) -> _Spot:

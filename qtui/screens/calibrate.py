@@ -41,7 +41,7 @@ class CalibrateScreen(StageScreen):
         self.view: Literal["ranges", "layers"] = "ranges"
         self.order: layers.Order = "harm"
         self.logarithmic = False
-        self._measured = False
+        self._measured = self._begin = False
 
     def compose_body(self) -> ComposeResult:
         with Vertical(id="work", classes="pane"):
@@ -71,7 +71,7 @@ class CalibrateScreen(StageScreen):
     def update(self, state: State) -> None:
         measured = result.measured(state.run)
         if measured != self._measured:
-            self._measured = measured
+            self._measured = self._begin = measured
             self._turn("layers" if measured else "ranges")
         self._show_work(state)
         if self.view == "ranges":
@@ -102,7 +102,8 @@ class CalibrateScreen(StageScreen):
         values, weights = (place.values, place.weights) if place else (None, None)
         self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
         self._pane("#weights-pane", ranges.weights_title(weights) if weights else "weights")
-        self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, ranges.no_values(place)))
+        why = ranges.no_values(state.run, place)
+        self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, why))
         self.query_one("#weights", Chart).show(lambda width, height: self._histogram(weights, width, height, "no weights"))
 
     def _pane(self, name: str, title: str) -> None:
@@ -128,7 +129,12 @@ class CalibrateScreen(StageScreen):
         rows = layers.rows(run, self.order, bars=self.size.width >= 100)
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
-        self.query_one("#layers", Grid).show(layers.COLUMNS, rows)
+        grid = self.query_one("#layers", Grid)
+        grid.show(layers.COLUMNS, rows)
+        if self._begin and rows:
+            # The layer that does the most harm is what to look at first.
+            self._begin = False
+            grid.move_to(rows[0].key)
 
     def _sentence(self, state: State) -> str:
         if self.view == "ranges":

@@ -62,9 +62,10 @@ def cut_low(row: Spread) -> float | None:
     return row.clip_low if abs(row.clip_low - row.low) > row.bins.width else None
 
 
-def no_values(place: Place | None) -> str:
+def no_values(run: Run, place: Place | None) -> str:
     """Why there is no histogram of activations."""
-    return "stay fp32: weights only" if place and place.weights and not place.values else "come with the first batch"
+    only = run.ranges is not None and place is not None and place.values is None
+    return "stay fp32: weights only" if only else "come with the first batch"
 
 
 def find(run: Run, key: str | None) -> Place | None:
@@ -138,7 +139,7 @@ def figure(value: float) -> str:
 def sentence(run: Run, key: str | None) -> str:
     """About the line under the cursor."""
     place = find(run, key)
-    if place is None:
+    if place is None or run.ranges is None:
         return "Calibration runs some training images through the model and notes which range each layer's input takes."
     if place.values is None:
         said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."

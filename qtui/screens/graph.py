@@ -46,6 +46,7 @@ class GraphScreen(StageScreen):
         self._left: frozenset[str] = frozenset()
         self._traced: tuple[NodeRow, ...] = ()
         self._placed = False
+        self._begin = False
         self._comparing = False
         self._painted: object = None
         self._about: object = None
@@ -70,6 +71,7 @@ class GraphScreen(StageScreen):
             self._traced = state.run.traced
             self._left = frozenset(state.run.recipe.get("fold_later") or ())
             self._placed = self._comparing = False
+            self._begin = True
         look = Look.of(state, self._left)
         if look != self._look:
             self._news, before, self._look = ("", ""), self._look, look
@@ -127,7 +129,10 @@ class GraphScreen(StageScreen):
         for shown, made in zip((grid, second), tables, strict=False):
             shown.show(made.columns, chosen(look, made.rows, wanted, self._before))
         total, count = len(tables[0].rows), len(grid.rows)
-        if key is not None:
+        if self._begin and grid.rows:
+            self._begin = False
+            grid.move_to(grid.rows[0].key)
+        elif key is not None:
             grid.move_to(key)
         self._bar.count(count, total)
         self._place()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qtui import text
-from qtui.catalog import Choice, Model, can_resume
+from qtui.catalog import Choice, Model, can_resume, data_name
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.subject import short_name
 
@@ -44,7 +44,7 @@ def model_rows(models: Sequence[Model], data: str, wanted: str = "") -> tuple[Ro
 
 
 def _model(model: Model, data: str) -> Row:
-    value = model.accuracy.get(data)
+    value = model.accuracy.get(data_name(data))
     missing = model.where(data) == "to train"
     return Row(model.name, (
         short_name(model.name) if model.own else model.name,
@@ -96,6 +96,8 @@ def model_sentence(model: Model | None, choice: Choice) -> str:
     if choice.recipe:
         return f"The recipe {short_name(choice.recipe)} decides the strategy. n loads {short_name(model.name)} on {data}."
     if model.own:
+        if choice.weights:
+            return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
     if model.where(choice.data) == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."

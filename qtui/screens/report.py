@@ -41,7 +41,8 @@ class ReportScreen(StageScreen):
         super().__init__()
         self.by_harm = False
         self._layers: tuple[Layer, ...] = ()
-        self._told = ""
+        self._told = self._about = ""
+        self._begin = False
         self._files: tuple[File, ...] = ()
         self._files_of: tuple[str, object] | None = None
 
@@ -63,6 +64,9 @@ class ReportScreen(StageScreen):
         self.set_class(event.size.height >= _HIGH, "-high")
 
     def update(self, state: State) -> None:
+        if state.run.directory != self._about:
+            # What was said of one run is not for the next, nor is the layer that was looked at.
+            self._about, self._told, self._begin = state.run.directory, "", True
         self._show_verdict(state)
         self._show_figures(state)
         self._show_layers(state)
@@ -92,6 +96,9 @@ class ReportScreen(StageScreen):
         self._layers = layers_of(state.run)
         grid.border_title = layers_title(self._layers, self.by_harm)
         grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm))
+        if self._begin and grid.rows:
+            self._begin = False
+            grid.move_to(grid.rows[0].key)
         self.query_one(Sentence).keep(self._sentence())
         self._show_about()
 

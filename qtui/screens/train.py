@@ -26,6 +26,10 @@ class TrainScreen(StageScreen):
     }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._epochs = 0
+
     def compose_body(self) -> ComposeResult:
         yield TrainingPane()
         yield Chart(id="untrained")
@@ -37,7 +41,10 @@ class TrainScreen(StageScreen):
             self.query_one(TrainingPane).show(words.view(state))
         else:
             self.query_one("#untrained", Chart).show(self._empty)
-        self.query_one(Sentence).keep(words.sentence(state))
+        sentence, epochs = self.query_one(Sentence), len(state.run.training.epochs)
+        # Why a key could not act is told until an epoch ends: then it may not hold any more.
+        (sentence.keep if epochs == self._epochs else sentence.say)(words.sentence(state))
+        self._epochs = epochs
 
     def _empty(self, width: int, height: int) -> list[Line]:
         return message(words.empty(self.state), width, height)

@@ -51,6 +51,8 @@ class Chart(Widget):
         """Show what ``draw`` draws from now on, at every size."""
         self._draw = draw
         if self._drawn_for is None or self._drawn_for != self.size:
+            # Hidden it has another size, and may come back in the one that the old lines were drawn for.
+            self._drawn_for = None
             self.refresh()
             return
         before, self._lines = self._lines, draw(*self.size)
