@@ -18,6 +18,7 @@ from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Step
 from engine.paths import save
+from engine.sgd import SGD
 from engine.ticker import Every, Ticker
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -100,7 +101,7 @@ def fit(
     a file of the same ``fingerprint`` is continued. When ``stop`` says enough, it ends at the next batch and the epoch
     that was begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
     """
-    optimizer = torch.optim.SGD(groups or parameter_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
+    optimizer = SGD(groups or parameter_groups(model, schedule), schedule.lr, schedule.momentum)
     images = data.count("train")
     batches = math.ceil(images / schedule.batch)
     steps = schedule.epochs * batches
@@ -133,7 +134,7 @@ def fit(
                 group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
             x = x.contiguous(memory_format=torch.channels_last)
             value = loss(x, model(x), y)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             if schedule.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)

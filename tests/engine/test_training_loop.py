@@ -19,6 +19,7 @@ from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
 from engine.events import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
+from engine.sgd import SGD
 from engine.stages.baseline import DEFAULTS, schedule_for, train_baseline
 from engine.training import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
 
@@ -88,7 +89,7 @@ def test_the_rate_of_very_short_training_is_positive_and_bounded(steps: int) -> 
 def test_the_optimizer_gets_the_schedules_rate() -> None:
     model = net()
     seen = []
-    original = torch.optim.SGD.step
+    original = SGD.step
 
     def step(self: Any, *args: Any) -> Any:
         seen.append([group["lr"] for group in self.param_groups])
@@ -96,7 +97,7 @@ def test_the_optimizer_gets_the_schedules_rate() -> None:
 
     groups = [{"params": [model.conv.weight], "factor": 0.1}, {"params": [model.fc.weight]}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", step)
+        patch.setattr(SGD, "step", step)
         fitted(model, SCHEDULE, groups=groups)
     wanted = [SCHEDULE.rate(step, 16) for step in range(16)]
     assert [rates[1] for rates in seen] == pytest.approx(wanted)
