@@ -42,6 +42,7 @@ class CalibrateScreen(StageScreen):
         self.order: layers.Order = "harm"
         self.logarithmic = False
         self._measured = self._begin = False
+        self._about = ""
 
     def compose_body(self) -> ComposeResult:
         with Vertical(id="work", classes="pane"):
@@ -70,9 +71,11 @@ class CalibrateScreen(StageScreen):
 
     def update(self, state: State) -> None:
         measured = result.measured(state.run)
-        if measured != self._measured:
-            self._measured = self._begin = measured
-            self._turn("layers" if measured else "ranges")
+        if (measured, state.run.directory) != (self._measured, self._about):
+            self._begin = measured
+            if measured != self._measured:
+                self._turn("layers" if measured else "ranges")
+            self._measured, self._about = measured, state.run.directory
         self._show_work(state)
         if self.view == "ranges":
             self._show_ranges(state)

@@ -24,7 +24,7 @@ def status(state: State) -> str:
     job = state.job
     if job is None:
         return ""
-    return "stopping …" if job.stopping else "paused" if job.paused else ""
+    return "stopping …" if job.stopping else "paused: p goes on" if job.paused else ""
 
 
 def line(state: State) -> tuple[int, int, str, str]:
@@ -35,4 +35,6 @@ def line(state: State) -> tuple[int, int, str, str]:
     if held := status(state):
         return progress.done, progress.total, held, ""
     rate = text.rate(progress.rate, progress.unit) if progress.rate is not None else ""
-    return progress.done, progress.total, rate, text.left(progress.eta) if progress.eta is not None else ""
+    # What follows the last image, such as the layers' noise, has no figure.
+    left = text.left(progress.eta) if progress.eta is not None and progress.done < progress.total else ""
+    return progress.done, progress.total, rate, left

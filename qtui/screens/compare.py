@@ -69,7 +69,8 @@ class CompareScreen(StageScreen):
         self._draw()
 
     def _select(self) -> None:
-        run = self.state.run
+        # A recipe may name a folder where the reports name the data set that is in it.
+        run = next((one for one in self._past.runs if rows.is_here(one, self.here)), self.state.run)
         self._runs = self._past.runs if self.all_tasks else rows.same_task(self._past.runs, run.model, run.data)
         grid = self.query_one("#runs", Grid)
         grid.show(rows.columns(self.axis, self.all_tasks), rows.rows(self._runs, self.axis, self.all_tasks, self.here))

@@ -52,8 +52,8 @@ class TrainScreen(StageScreen):
     def label(self, action: Action) -> str:
         if action.id == "pause" and self.state.job and self.state.job.paused:
             return "go on"
-        if self.size.width < 60:
-            return {"stop": "stop", "halt": "save"}.get(action.id, super().label(action))
+        if self.size.width < 70:
+            return {"stop": "keep best", "halt": "save"}.get(action.id, super().label(action))
         return super().label(action)
 
     def do_stop(self) -> None:

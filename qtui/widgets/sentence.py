@@ -40,6 +40,13 @@ class Sentence(Widget):
         return self._why or self._text
 
     def render(self) -> Text:
-        if not self._why:
-            return Text(self._text, overflow="ellipsis")
-        return Text(f"! {self._why}", theme_style(self.app, "change"), overflow="ellipsis")
+        text = Text(f"! {self._why}", theme_style(self.app, "change")) if self._why else Text(self._text)
+        width, height = self.content_size
+        lines = list(text.wrap(self.app.console, width)) if width else []
+        if len(lines) <= height:
+            return text
+        last = lines[height - 1]
+        last.rstrip()
+        last.truncate(max(width - 2, 0))
+        last.append(" …")
+        return Text("\n").join(lines[:height])

@@ -206,6 +206,6 @@ def test_the_line_of_work() -> None:
     state = State(job=Job("run", "run"), run=run)
     assert work.working(state) and work.title(state) == "Calibrating on 512 training images ─ 384 of 512"
     assert work.line(state) == (384, 512, "2,140 img/s", "1 min 01 s left")
-    assert work.line(replace(state, job=Job("run", "run", paused=True))) == (384, 512, "paused", "")
+    assert work.line(replace(state, job=Job("run", "run", paused=True))) == (384, 512, "paused: p goes on", "")
     assert work.line(replace(state, job=Job("run", "run", stopping=True), run=replace(run, progress=None))) == (0, 1, "stopping …", "")
     assert not work.working(State(run=run)) and not work.working(asking(run, True))

@@ -14,6 +14,7 @@ from reports import measured, told, write_run
 from scripted_engine import MEASURED, ScriptedEngine
 from snapshots import check_text
 
+from engine import events as ev
 from engine.rundir import list_runs
 from qtui import runs as past_runs
 from qtui.drawing.rows import Cell
@@ -204,3 +205,20 @@ def test_every_size_and_nothing_to_compare(runs: Path, size: tuple[int, int]) ->
         assert isinstance(driver.app.screen, CompareScreen) and "finished run" in driver.text
 
     drive(ScriptedEngine(runs), script, size)
+
+
+def test_a_run_whose_recipe_names_a_folder_is_among_its_own(runs: Path) -> None:
+    directory = write_run(runs, "one", told())
+    setting = ev.Setting(str(directory), {"model": "simplecnn", "data": {"name": "/somewhere/data"}}, {})
+    (directory / "events.jsonl").write_text(json.dumps(setting.to_dict()) + "\n")
+
+    async def script(driver: Driver) -> None:
+        driver.app.session.open(directory)
+        driver.app.show_run()
+        await driver.on("report")
+        await driver.press("c")
+        await driver.until(lambda _: isinstance(driver.app.screen, CompareScreen))
+        await driver.pilot.pause()
+        assert "Runs ─ 1 ─ simplecnn · digits" in driver.text
+
+    drive(ScriptedEngine(runs), script)

@@ -91,7 +91,7 @@ def test_states_of_a_training() -> None:
     run = Run(at="train", phase="qat", training=view().training, measured={"ptq": MEASURED["ptq"]}, progress=view().progress)
     job = Job("run", "run")
     assert train_words.view(State(job=job, run=run)).status == ""
-    assert train_words.view(State(job=replace(job, paused=True), run=run)).status == "paused"
+    assert train_words.view(State(job=replace(job, paused=True), run=run)).status == "paused: p goes on"
     assert "stopping" in train_words.sentence(State(job=replace(job, stopping=True), run=run))
     later = replace(run, phase="evaluate", doing="Measuring the trained model")
     assert train_words.view(State(job=job, run=later)).status == "measuring the trained model"
@@ -113,3 +113,10 @@ def test_a_trainings_share_above_is_that_of_all_its_steps() -> None:
 
     run = Run(phase="qat", progress=ev.Progress("qat", 500, 1000, "img", 100.0, 5.0), training=Training(now=step(1, 5)))
     assert doing(State(job=Job("run", "x"), run=run)) == "10 %"
+
+
+def test_after_the_last_image_no_time_is_left_to_tell() -> None:
+    from qtui.screens import calibrate_work
+
+    progress = ev.Progress("evaluate", 360, 360, "img", 4000.0, 0.0)
+    assert calibrate_work.line(State(job=Job("run", "x"), run=Run(progress=progress)))[3] == ""

@@ -12,6 +12,7 @@ from qtui.drawing.line_chart import Series, line_chart
 from qtui.drawing.spans import Line
 from qtui.widgets.chart import Chart, Draw
 from qtui.widgets.progress import ProgressLine
+from qtui.widgets.sentence import Sentence
 
 
 class Host(App[None]):
@@ -101,5 +102,18 @@ def test_a_chart_that_was_given_something_else_while_hidden_shows_that() -> None
             chart.show(lambda w, h: [[("x" * w, "")]] * h)
             chart._size = size
             assert chart.render_line(0).text == "x" * 30
+
+    asyncio.run(main())
+
+
+def test_a_sentence_that_does_not_fit_says_so() -> None:
+    async def main() -> None:
+        sentence = Sentence()
+        async with Host(sentence).run_test(size=(30, 6)) as pilot:
+            sentence.say("one two three four five six seven eight nine ten eleven twelve thirteen fourteen")
+            await pilot.pause()
+            assert "".join(str(sentence.render()).splitlines()[1:]).endswith(" …")
+            sentence.say("short")
+            assert str(sentence.render()) == "short"
 
     asyncio.run(main())
