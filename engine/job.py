@@ -152,6 +152,7 @@ class Job:
         self.doing = key
         self.stop.check()
         answer = yield Ask(key, question, default)
+        self.stop.check()
         answer = default if answer is None else answer
         if needed and answer is False:
             raise Cancelled

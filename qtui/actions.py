@@ -114,7 +114,7 @@ def _calibrate() -> tuple[Action, ...]:
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 5, reasons.not_measured),
         Action("log_scale", ("y",), "log counts", "Counts of the histograms by their logarithm, or by their square root.", where, 0),
         Action("pause", ("p",), "pause", "Hold the work, or go on with it.", where, 0, reasons.not_running),
-        Action("stop", ("s",), "stop", "Stop within a batch; the run can be resumed.", where, 4, reasons.not_running),
+        Action("stop", ("s",), "stop", "Stop within a batch; the run can be resumed.", where, 4, reasons.nothing_to_stop),
         Action("edit", ("e",), "edit strategy", "Go back to the strategy; measuring again is a run of its own.", where, 0, reasons.no_plan),
         Action("train", ("t",), "train", "Train with quantization (QAT) from these ranges.", where, 2, reasons.train_not_open),
         Action("epochs", ("E",), "epochs", "Train for a number of epochs that you give.", where, 0, reasons.train_not_open),

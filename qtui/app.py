@@ -40,7 +40,7 @@ class QtuiApp(App[int]):
         themes.register(self)
         self.theme = themes.theme_for(os.environ)
         self._hangup = Hangup(lambda number: self.leave())
-        self._hertz = hertz or terminal.refresh_rate(os.environ)
+        self.hertz = hertz or terminal.refresh_rate(os.environ)
         self._at: Stage = "model"
         self._problem: object = None
 
@@ -70,7 +70,7 @@ class QtuiApp(App[int]):
         """After the first frame: what was done before, then PyTorch, which takes seconds to import."""
         self.session.list_runs()
         self.session.examine()
-        self.set_interval(1 / self._hertz, self._tick)
+        self.set_interval(1 / self.hertz, self._tick)
         self.refresh_state()
 
     def on_unmount(self) -> None:

@@ -129,6 +129,8 @@ def no_training(state: State) -> str | None:
 def no_epoch(state: State) -> str | None:
     if reason := not_running(state):
         return reason
+    if state.job is not None and state.job.ending:
+        return "Training ends already: its best epoch is kept"
     if state.run.phase not in ("", "qat"):
         return "Training is over: its best epoch is being measured"
     if not state.run.training.epochs:

@@ -25,6 +25,8 @@ def reduce(state: State, event: ev.Event, at: float = 0.0) -> State:
     if isinstance(event, ms.Message):
         return _own(state, event, at)
     state = _logged(state, event, at)
+    if isinstance(event, ev.StageFinished) and state.job is not None and state.job.ending:
+        state = replace(state, job=replace(state.job, ending=False))
     if state.job is not None and state.job.kind == "train":
         return _baseline(state, event)
     return replace(state, run=_run(state.run, event))
@@ -63,7 +65,7 @@ def _job(job: Job, event: ms.Message) -> Job:
         case ms.Answered():
             return replace(job, asking=None)
         case ms.Stopping():
-            return replace(job, stopping=True, paused=False)
+            return replace(job, ending=True, paused=False) if event.keep else replace(job, stopping=True, paused=False)
         case ms.Paused():
             return replace(job, paused=event.paused)
     return job

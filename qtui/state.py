@@ -29,13 +29,15 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Job:
-    """What the engine's thread does. ``asking`` is the question it waits at, ``default`` that question's default."""
+    """What the engine's thread does. ``ending`` is training that was told to end with its
+    best epoch, the run going on. ``asking`` is the question it waits at, ``default`` that question's default."""
 
     kind: ms.JobKind
     title: str
     model: str = ""
     data: str = ""
     stopping: bool = False
+    ending: bool = False
     paused: bool = False
     asking: str | None = None
     default: bool = True

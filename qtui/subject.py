@@ -125,10 +125,12 @@ def doing(state: State) -> str:
         return ""
     if job.stopping:
         return "stopping …"
+    if job.ending:
+        return "ending …"
     if job.asking:
         return "your choice"
     if job.paused:
-        return "paused"
+        return f"paused ─ p on {5 if state.run.at == 'train' else 4}" if job.kind in ("run", "resume") else "paused"
     # A training's progress is that of one epoch; its steps tell how far all of it has come.
     step = state.baseline.now if job.kind == "train" else state.run.training.now if state.run.phase == "qat" else None
     progress = state.baseline_progress if job.kind == "train" else state.run.progress

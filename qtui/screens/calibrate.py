@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 from textual.app import ComposeResult
@@ -27,6 +28,7 @@ from qtui.widgets.table import Grid
 
 _COLUMN_BELOW = 70
 _SHORT_BELOW = 16
+_TICKS_A_CHART = 4
 
 
 class CalibrateScreen(StageScreen):
@@ -42,6 +44,8 @@ class CalibrateScreen(StageScreen):
         self.order: layers.Order = "harm"
         self.logarithmic = False
         self._measured = self._begin = False
+        self._drawn_at = 0.0
+        self._drawn_for: tuple[str | None, bool] = (None, False)
         self._about = ""
 
     def compose_body(self) -> ComposeResult:
@@ -97,6 +101,8 @@ class CalibrateScreen(StageScreen):
 
     def _show_ranges(self, state: State) -> None:
         grid = self.query_one("#ranges", Grid)
+        if not self._due(state, grid.cursor):
+            return
         grid.empty = ranges.WAITING if state.busy else ranges.EMPTY
         grid.show(ranges.COLUMNS, ranges.rows(state.run))
         done, of = ranges.settled(state.run)
@@ -108,6 +114,15 @@ class CalibrateScreen(StageScreen):
         why = ranges.no_values(state.run, place)
         self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, why))
         self.query_one("#weights", Chart).show(lambda width, height: self._histogram(weights, width, height, "no weights"))
+
+    def _due(self, state: State, cursor: str | None) -> bool:
+        """Growing charts are drawn less often than figures: each costs kilobytes over a connection."""
+        seen, now = state.run.ranges, time.monotonic()
+        first = seen is None or seen.final or (cursor, self.logarithmic) != self._drawn_for
+        if not first and now - self._drawn_at < _TICKS_A_CHART / self.qtui.hertz:
+            return False
+        self._drawn_for, self._drawn_at = (cursor, self.logarithmic), now
+        return True
 
     def _pane(self, name: str, title: str) -> None:
         pane = self.query_one(name)

@@ -277,6 +277,9 @@ class StrategyScreen(EditKeys, StageScreen):
             self.qtui.hold = False
             rules = draft.rules(rules_of(state.run.recipe))
             self.session.answer(True if draft.as_planned else Strategy(draft.preset, rules))
+        elif state.asking == "qat" and draft.as_planned:
+            # Nothing was changed: what was measured waits for its answer there.
+            self.qtui.go("calibrate")
         elif state.run.measured.get("ptq") and draft.as_planned:
             self.explain("This strategy is measured (4): change a layer first, w, a and f do; then n measures it as a run of its own")
         elif not state.run.recipe:

@@ -66,6 +66,8 @@ def sentence(state: State) -> str:
     job = state.job
     if shown.running and job is not None and job.stopping:
         return "stopping … what was learned until the last whole epoch is kept."
+    if shown.running and job is not None and job.ending:
+        return "ending … the best epoch is kept, and measured next."
     best = words.best_so_far(shown)
     if shown.running:
         return f"{best} Its figures are being measured now." if state.run.phase not in ("", "qat") else best

@@ -160,6 +160,7 @@ class ScriptedEngine:
     def __init__(self, root: Path, met: bool = True, gates: tuple[Gate, ...] = (), fail: Mapping[str, BaseException] | None = None) -> None:
         self.root, self.met, self.gates, self.fail = root, met, gates, dict(fail or {})
         self.asked: list[Any] = []
+        self.stop: StopToken | None = None
         self.answers: dict[str, Answer] = {}
         self.calls: list[tuple[str, Any]] = []
 
@@ -222,12 +223,15 @@ class ScriptedEngine:
 
     def _ask(self, key: Any, default: bool = True) -> Generator[ev.Event, Answer, Answer]:
         answer = yield ev.Ask(key, f"{key}?", default)
+        if self.stop is not None:
+            self.stop.check()
         self.asked.append(key)
         self.answers[key] = answer
         return answer
 
     def _run(self, recipe: dict[str, Any], directory: Path, stop: StopToken, resumed: bool = False) -> Generator[ev.Event, Answer, Found]:
         model, data = str(recipe.get("model", "simplecnn")), str((recipe.get("data") or {}).get("name", "digits"))
+        self.stop = stop
         yield ev.StageStarted("load", f"Loading {model}")
         self._at("load", stop)
         yield ev.Notice(

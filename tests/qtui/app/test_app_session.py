@@ -95,7 +95,7 @@ def test_keeping_the_best_ends_training_and_goes_on_to_the_report(sessions: Call
         session.answer(True)
     assert gate.reached.wait(10)
     session.enough()
-    assert session.state.job is not None and session.state.job.stopping
+    assert session.state.job is not None and session.state.job.ending and not session.state.job.stopping
     gate.opened.set()
     state = until(session, lambda state: state.run.report)
     assert [epoch.epoch for epoch in state.run.training.epochs] == [1, 2] and state.run.finished is not None

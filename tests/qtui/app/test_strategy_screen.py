@@ -257,7 +257,9 @@ def test_figures_are_shown_where_they_are_known(tmp_path: Path) -> None:
         await measured(d)
         assert "SQNR dB" in d.text and "24.3" in d.text and "n measure ▸" in d.text
         await d.press("n")
-        assert "change a layer first" in said(d)
+        await d.on("calibrate")
+        await d.press("3")
+        await d.on("strategy")
 
     play(tmp_path, script)
 

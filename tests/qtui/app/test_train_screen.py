@@ -100,7 +100,7 @@ def test_pause_says_how_to_go_on(runs: Path) -> None:
 def test_enough_keeps_the_best(runs: Path) -> None:
     async def script(driver: Driver) -> None:
         await driver.press("s")
-        await driver.until(lambda state: state.job is None or state.job.stopping)
+        await driver.until(lambda state: state.job is None or state.job.ending)
         driver.engine.gates[0].opened.set()
         await driver.until(lambda state: state.run.report)
         assert driver.state.run.measured["qat"] and not driver.state.run.stopped
