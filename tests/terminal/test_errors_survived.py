@@ -10,6 +10,8 @@ NET = """
 import os, sys, torch
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class Undefined(nn.Module):
     def forward(self, x):

@@ -14,6 +14,8 @@ from pty_terminal import PtyTerminal, python
 from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended, training, until
 from tmux_terminal import Tmux
 
+pytestmark = pytest.mark.slow
+
 BINARY = random.Random(7).randbytes(100_000).replace(b"\x1b[201~", b"")
 ODD = (
     b"\x1b[M\xe0\xa1\xb2\x1b[Mqyn\x1b[M !!" * 40,
