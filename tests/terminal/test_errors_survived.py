@@ -6,11 +6,11 @@ import pytest
 from pty_terminal import PtyTerminal
 from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended
 
+pytestmark = pytest.mark.slow
+
 NET = """
 import os, sys, torch
 from torch import nn
-
-pytestmark = pytest.mark.slow
 
 
 class Undefined(nn.Module):
