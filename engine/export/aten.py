@@ -6,6 +6,7 @@ A step is traced for two numbers of images; what differs between the two is the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,16 +116,18 @@ class _Translation:
     def _call(self, node: fx.Node, other: fx.Node) -> Any:
         from engine.export.aten_ops import OPS
 
-        args, kwargs = (fx.map_arg(part, self.env.__getitem__) for part in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, self.env.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.env.__getitem__)
+        target: Any = node.target
         shapes = _shapes(node.meta.get("val"), other.meta.get("val"))
         leaves = _pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Value)]
-        if "getitem" in str(node.target):
+        if target is operator.getitem:
             # Second results, such as the places of maxima, have no value; nothing reads them.
             return args[0][args[1]] if args[1] < len(args[0]) else None
         if all(t.constant is not None for t in tensors) and not any(isinstance(s, Batch) for shape in shapes for s in shape):
             return self._folded(node, args, kwargs)
-        name = getattr(node.target, "overloadpacket", node.target).__name__.removesuffix("_")
+        name = getattr(target, "overloadpacket", target).__name__.removesuffix("_")
         build = OPS.get(name)
         if build is None:
             raise EngineError(f"{self.path} uses {name}, which has no ONNX form here: export without onnx and openvino, or as pt2")

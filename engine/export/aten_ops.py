@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.export.aten import At
+from engine.export.aten_layers import LAYERS
 from engine.export.graph import Batch
 
 Build = Callable[[At], Any]
@@ -19,6 +21,12 @@ def _plain(op: str, **attributes: Any) -> Build:
 
 
 def _same(at: At) -> str:
+    return at.read(at.args[0])
+
+
+def _copied(at: At) -> str:
+    if at.kwargs.get("dtype") not in (None, torch.float32):
+        raise ValueError(f"numbers as {at.kwargs['dtype']}")
     return at.read(at.args[0])
 
 
@@ -143,107 +151,8 @@ def _reduce(op: str) -> Build:
     return build
 
 
-def _sizes(given: Any, count: int) -> list[int]:
-    sizes = [given] if isinstance(given, int) else list(given)
-    return sizes * count if len(sizes) == 1 else sizes
-
-
-def _ends(padding: list[int], ceil: int, at: At, kernel: list[int], stride: list[int], dilation: list[int]) -> dict[str, Any]:
-    """Padding at both ends; a last window that hangs over is padding too, so that no runtime's rule for it is needed."""
-    extra = [0] * len(kernel)
-    if ceil:
-        sizes = at.args[0].shape[-len(kernel):]
-        out = at.shape[-len(kernel):]
-        for i, (size, count) in enumerate(zip(sizes, out, strict=True)):
-            extra[i] = max((count - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i] - size, 0)
-    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *(p + e for p, e in zip(padding, extra, strict=True))]}
-
-
-def _max_pool(count: int) -> Build:
-    def build(at: At) -> tuple[str, ...]:
-        kernel = _sizes(at.args[1], count)
-        stride = _sizes(at.arg(2, "stride") or kernel, count)
-        padding, dilation = _sizes(at.arg(3, "padding", 0), count), _sizes(at.arg(4, "dilation", 1), count)
-        ends = _ends(padding, at.arg(5, "ceil_mode", False), at, kernel, stride, dilation)
-        return (at.node("MaxPool", at.args[0], dilations=dilation, **ends),)
-
-    return build
-
-
-def _avg_pool(count: int) -> Build:
-    def build(at: At) -> str:
-        kernel = _sizes(at.args[1], count)
-        stride, padding = _sizes(at.arg(2, "stride") or kernel, count), _sizes(at.arg(3, "padding", 0), count)
-        ceil, inner, divisor = at.arg(4, "ceil_mode", False), at.arg(5, "count_include_pad", True), at.arg(6, "divisor_override")
-        ends = _ends(padding, ceil, at, kernel, stride, [1] * count)
-        if ends["pads"][count:] != padding and inner and any(padding):
-            raise ValueError("an average over windows that hang over the padding")
-        made = at.node("AveragePool", at.args[0], count_include_pad=int(inner and any(padding)), **ends)
-        return made if divisor is None else at.node("Mul", made, math.prod(kernel) / divisor)
-
-    return build
-
-
-def _adaptive(at: At) -> str:
-    """As products with two matrices of averages: windows may have any size. One window is a mean."""
-    sizes, out = at.args[0].shape[-2:], at.shape[-2:]
-    if out == (1, 1):
-        return at.node("ReduceMean", at.args[0], at.graph.constant([-2, -1]), keepdims=1)
-    if all(size % count == 0 for size, count in zip(sizes, out, strict=True)):
-        kernel = [size // count for size, count in zip(sizes, out, strict=True)]
-        return at.node("AveragePool", at.args[0], kernel_shape=kernel, strides=kernel)
-    rows, columns = (_averages(size, count) for size, count in zip(sizes, out, strict=True))
-    return at.node("MatMul", at.node("MatMul", at.graph.constant(rows), at.args[0]), at.graph.constant(columns.T.copy()))
-
-
-def _averages(size: int, count: int) -> Any:
-    matrix = np.zeros((count, size), np.float32)
-    for i in range(count):
-        start, end = i * size // count, -(-(i + 1) * size // count)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
-
-
 def _softmax(op: str) -> Build:
     return lambda at: at.node(op, at.args[0], axis=at.arg(1, "dim"))
-
-
-def _layer_norm(at: At) -> tuple[str, ...]:
-    x, shape, weight, bias, epsilon = at.args
-    one = weight if weight is not None else at.graph.constant(np.ones(shape, np.float32))
-    more = [] if bias is None else [bias]
-    return (at.node("LayerNormalization", x, one, *more, axis=-len(shape), epsilon=epsilon),)
-
-
-def _group_norm(at: At) -> tuple[str, ...]:
-    x, weight, bias, _, channels, _, groups, epsilon = at.args
-    scale = weight if weight is not None else at.graph.constant(np.ones(channels, np.float32))
-    shift = bias if bias is not None else at.graph.constant(np.zeros(channels, np.float32))
-    return (at.node("GroupNormalization", x, scale, shift, num_groups=groups, epsilon=epsilon),)
-
-
-def _batch_norm(training: int | None) -> Build:
-    """``training`` is the place of the flag that must be off."""
-
-    def build(at: At) -> tuple[str, ...]:
-        x, weight, bias, mean, variance = at.args[:5]
-        if training is not None and at.args[training]:
-            raise ValueError("a normalization by the batch's own statistics")
-        channels = mean.shape[0]
-        scale = weight if weight is not None else at.graph.constant(np.ones(channels, np.float32))
-        shift = bias if bias is not None else at.graph.constant(np.zeros(channels, np.float32))
-        return (at.node("BatchNormalization", x, scale, shift, mean, variance, epsilon=at.args[-1]),)
-
-    return build
-
-
-def _convolution(at: At) -> str:
-    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = at.args
-    inputs = [x, weight] if bias is None else [x, weight, bias]
-    shared = {"strides": list(stride), "pads": [*padding, *padding], "dilations": list(dilation), "group": groups}
-    if transposed:
-        return at.node("ConvTranspose", *inputs, output_padding=list(output_padding), **shared)
-    return at.node("Conv", *inputs, **shared)
 
 
 def _addmm(at: At) -> str:
@@ -330,7 +239,7 @@ def _first(build: Build) -> Build:
     return lambda at: (build(at),)
 
 
-_LIKE = {name: _same for name in ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "lift_fresh", "_to_copy", "dropout")}
+_LIKE = dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "lift_fresh", "dropout"), _same)
 _RESHAPES = dict.fromkeys(("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "_reshape_alias", "flatten", "unflatten"), _reshape)
 _UNARY = {
     name: _plain(op)
@@ -348,19 +257,16 @@ _BINARY = {
     )
 }  # fmt: skip
 OPS: dict[str, Build] = {
-    **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
+    **LAYERS, **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": _silu, "gelu": _gelu, "relu6": _clip(0.0, 6.0),
     "hardtanh": _clip(-1.0, 1.0), "clamp": _clip(-math.inf, math.inf), "clamp_min": lambda at: at.node("Clip", at.args[0], at.args[1]),
     "leaky_relu": lambda at: at.node("LeakyRelu", at.args[0], alpha=float(at.arg(1, "negative_slope", 0.01))),
     "elu": lambda at: at.node("Elu", at.args[0], alpha=float(at.arg(1, "alpha", 1.0))), "div": _div, "rsub": _rsub,
-    "as_strided": _as_strided, "permute": _permute, "transpose": _transpose, "t": _t, "expand": _expand, "cat": _cat, "stack": _stack, "slice": _slice,
+    "as_strided": _as_strided, "_to_copy": _copied,
+    "permute": _permute, "transpose": _transpose, "t": _t, "expand": _expand, "cat": _cat, "stack": _stack, "slice": _slice,
     "select": _select, "split": _split, "split_with_sizes": _split, "chunk": _split, "unbind": _unbind,
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"), "amin": _reduce("ReduceMin"),
-    "max_pool2d_with_indices": _max_pool(2), "max_pool3d_with_indices": _max_pool(3),
-    "avg_pool1d": _avg_pool(1), "avg_pool2d": _avg_pool(2), "avg_pool3d": _avg_pool(3), "_adaptive_avg_pool2d": _adaptive,
-    "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "native_layer_norm": _layer_norm,
-    "native_group_norm": _group_norm, "native_batch_norm": _batch_norm(5), "_native_batch_norm_legit": _batch_norm(5),
-    "_native_batch_norm_legit_no_training": _batch_norm(None), "convolution": _convolution, "addmm": _addmm,
+    "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
     "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),

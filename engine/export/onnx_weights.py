@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def weights(graph: Graph, weight: QWeight, scale: Tensor, hint: str, shape: tupl
 
 def dequantized(graph: Graph, name: str, scale: Tensor, hint: str, dtype: type = np.int8) -> str:
     """Integers (channels, ...) times the ``scale`` of each channel."""
-    zeros = np.zeros(scale.shape, dtype)
+    zeros: Any = np.zeros(scale.shape, dtype)
     return graph.node("DequantizeLinear", [name, graph.constant(scale), graph.constant(zeros)], hint, axis=0)
 
 

@@ -80,12 +80,14 @@ class _Portable(QuantizedModel):
 
 def write(given: Given, path: Path) -> None:
     model = _Portable(given.model.program, [Simulate()], given.whole).eval()
-    images = given.images[:4].contiguous()
+    images = given.images[:3].clone()
     about = {"model": given.name, "recipe": given.recipe, "isa": given.isa}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
+            # The images would be stored with the program.
+            exported.example_inputs = None
             torch.export.save(exported, path, extra_files={_ABOUT: json.dumps(about)})
     except Exception as error:
         raise EngineError(f"torch.export does not take {given.name} ({type(error).__name__}: {one_line(error, 160)})") from error

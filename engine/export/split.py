@@ -71,7 +71,7 @@ def _ranges(given: Given, apart: list[Step]) -> dict[str, tuple[float, float]]:
     kernel = Simulate()
     probes = {step.output: kernel.build(QuantizedModel.layer(bare, step)) for step in bare.steps}
     with torch.inference_mode():
-        for images in given.images.split(_BATCH):
+        for images in torch.split(given.images, _BATCH):
             values: dict[str, Tensor] = given.model.watch(images)
             for step in bare.steps:
                 low, high = probes[step.output](values[step.inputs[0]]).aminmax()
