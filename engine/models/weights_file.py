@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.errors import EngineError, one_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MODELS = (".onnx", ".pt2", ".xml")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -22,6 +23,8 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
     one line, for a file that is missing, damaged, or wants to run code."""
     if not path.is_file():
         raise EngineError(f"weights {path} {'is a folder' if path.is_dir() else 'do not exist'}: give a .safetensors, .pt or .pth file")
+    if path.suffix in _MODELS:
+        raise EngineError(f"{path} is an exported model, not weights: give the .safetensors, .pt or .pth file of the fp32 model")
     try:
         state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
     except OSError as error:
