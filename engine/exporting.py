@@ -43,9 +43,12 @@ def export(directory: Path, names: Sequence[str], stop: StopToken) -> Steps:
     yield StageStarted("export", "Exporting")
     given, data = yield from _given(directory, recipe)
     stop.check()
-    order = ("safetensors", *(name for name in names if name != "safetensors"))
+    # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
+    earlier = [name for name in _earlier(directory, report.data) if name not in names and name != "safetensors"]
+    written = ("safetensors", *earlier)
+    order = (*written, *(name for name in names if name != "safetensors"))
     known: Mapping[str, Any] = next((e for e in report.data["exports"] if e.get("format") == "safetensors"), {})
-    made = yield from exports(order, given, directory, data, recipe.data.batch, recipe.data.limit, stop, known)
+    made = yield from exports(order, given, directory, data, recipe.data.batch, recipe.data.limit, stop, known, written)
     changed = Report({**report.data, "exports": merged(report.data["exports"], made)})
     save(directory / "report.json", changed.to_json().encode())
     save(directory / "report.md", changed.to_markdown().encode())
@@ -55,8 +58,14 @@ def export(directory: Path, names: Sequence[str], stop: StopToken) -> Steps:
     broken = [entry for entry in made if not entry["path"]]
     if broken:
         raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
-    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made)}")
+    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made if entry['format'] in names)}")
     return changed
+
+
+def _earlier(directory: Path, report: Mapping[str, Any]) -> list[str]:
+    """The formats whose files an earlier export left in the folder."""
+    named = [str(entry.get("format")) for entry in report["exports"] if isinstance(entry, Mapping) and entry.get("path")]
+    return [name for name in named if name in FORMATS and all((directory / file).is_file() for file in FORMATS[name].files)]
 
 
 def merged(before: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -28,10 +28,11 @@ Steps = Generator[Event, None, list[Entry]]
 
 def exports(
     names: Sequence[str], given: Given, directory: Path, data: Data, batch: int, limit: int | None, stop: StopToken,
-    known: Mapping[str, Any],
+    known: Mapping[str, Any], written: Collection[str] = ("safetensors",),
 ) -> Steps:  # fmt: skip
-    """Contract 2's entries for ``names``, in their order. ``model.safetensors`` is in ``directory`` already, and ``known`` holds
-    its ``latency_ms`` and ``latency_batched_ms``, which are its figures where nothing else is timed.
+    """Contract 2's entries for ``names``, in their order. The files of ``written`` are in ``directory`` already and are only read
+    back; ``known`` holds the ``latency_ms`` and ``latency_batched_ms`` of ``model.safetensors``, its figures where nothing else is
+    timed.
 
     A format that cannot be written, or whose file is not what was measured, is an entry with ``verified`` false and a
     ``reason``; only a damaged ``model.safetensors`` raises EngineError.
@@ -40,9 +41,9 @@ def exports(
     runners: dict[str, Runner] = {}
     for name in names:
         entry = find(name)
-        yield Notice(f"{entry.name}: {'reading back' if name == 'safetensors' else 'writing'} {entry.files[0]}")
+        yield Notice(f"{entry.name}: {'reading back' if name in written else 'writing'} {entry.files[0]}")
         try:
-            made, runner = yield from _one(entry, given, directory, data, batch, limit, stop)
+            made, runner = yield from _one(entry, given, directory, data, batch, limit, stop, name in written)
         except (EngineError, OSError) as error:
             if name == "safetensors":
                 raise
@@ -65,10 +66,11 @@ def exports(
 
 
 def _one(
-    entry: Format, given: Given, directory: Path, data: Data, batch: int, limit: int | None, stop: StopToken
-) -> Generator[Event, None, tuple[Entry, Runner | None]]:
+    entry: Format, given: Given, directory: Path, data: Data, batch: int, limit: int | None, stop: StopToken,
+    written: bool,
+) -> Generator[Event, None, tuple[Entry, Runner | None]]:  # fmt: skip
     start = stop.clock()
-    if entry.name != "safetensors":
+    if not written:
         write(entry, given, directory)
     path = directory / entry.files[0]
     made: Entry = {

@@ -33,6 +33,8 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if any(name.startswith("layer/") for name in tensors):
+        raise EngineError(f"{path} is a quantized model, the result of a run, not weights: give the file of the fp32 model")
     if not tensors:
         raise EngineError(f"{path} holds no tensors: give the file of a state_dict")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):

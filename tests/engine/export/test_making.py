@@ -96,6 +96,27 @@ def test_a_finished_run_is_exported_later(finished: Path) -> None:
     assert changed == {"model.onnx", "model.pt2", "report.json", "report.md"}
 
 
+def test_an_earlier_export_is_read_back_beside_a_later_one(finished: Path) -> None:
+    assert again(finished, "pt2").error is None
+    first = (finished / "model.pt2").read_bytes()
+    outcome = again(finished, "safetensors")
+    assert [(e["format"], e["verified"]) for e in outcome.data["exports"]] == [("safetensors", True), ("pt2", True)]
+    assert (finished / "model.pt2").read_bytes() == first
+    (finished / "model.pt2").write_bytes(first[:-100])
+    damaged = again(finished, "safetensors").data["exports"][1]
+    assert not damaged["verified"] and "cannot be loaded by torch.export" in damaged["reason"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors"])
+def test_an_export_is_no_weights_file(finished: Path, name: str) -> None:
+    from engine.models.weights_file import read_state
+
+    (finished / "model.onnx").write_bytes(b"x")
+    (finished / "model.pt2").write_bytes(b"x")
+    with pytest.raises(EngineError, match="not weights: give the"):
+        read_state(finished / name)
+
+
 def test_a_missing_runtime_leaves_a_file_that_is_not_verified(finished: Path) -> None:
     pytest.importorskip("onnx")
 
