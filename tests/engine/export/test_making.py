@@ -198,3 +198,20 @@ def test_the_fastest_runtime_is_named_for_each_batch() -> None:
     )
     assert fastest({"baseline": baseline, "exports": []}) == "" and len(runtimes(report)) == 3
     assert runtimes({"exports": [None, {"latency_ms": {"p50": None}}], "baseline": None}) == ()
+
+
+def test_the_command_line_exports_and_says_what_is_wrong(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from qtui.__main__ import main
+
+    with driving.untimed():
+        assert main(["export", str(finished), "--to", "pt2", "--json"]) == 0
+    told = capsys.readouterr()
+    assert [e["format"] for e in json.loads(told.out)["exports"]] == ["safetensors", "pt2"]
+    assert "model.pt2" in told.err
+    assert main(["export", str(finished), "--to", "onxx"]) == 2
+    assert capsys.readouterr().err == "error: export format 'onxx' is not known: did you mean onnx?\n"
+    with (finished / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert main(["export", str(finished), "--to", "pt2"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "was changed since the run" in said and said.count("\n") == 1
