@@ -66,13 +66,13 @@ def compare(
                 sums[name][2] += int((got.argmax(1) == expected.argmax(1)).sum())
             yield from ticker.advance(len(x))
     return {
-        name: Quality(right / total, _interval(right, total), noise / outputs, sqnr_db(signal, noise), same / total, total)
+        name: Quality(right / total, interval(right, total), noise / outputs, sqnr_db(signal, noise), same / total, total)
         for name, (right, noise, same) in sums.items()
     }
 
 
-def _interval(right: float, total: int) -> float:
-    """Half the width of the Wilson interval at 95 %."""
+def interval(right: float, total: int) -> float:
+    """Half the width of the Wilson interval at 95 % of a part (0..1) ``right`` of ``total``."""
     z, p = 1.96, right / total
     return z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
 

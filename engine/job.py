@@ -27,7 +27,7 @@ from engine.recipe import Recipe, Threshold
 from engine.report import Report
 from engine.rundir import RunDir
 from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, trace
-from engine.stages.export import parity
+from engine.stages.export import export
 from engine.stages.load import Loaded, absolute
 
 T = TypeVar("T")
@@ -259,11 +259,8 @@ class Job:
         return done, entry
 
     def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
-        path = self.where.write(NAME, chosen.content)
-        found = parity(path, chosen.converted.model, self.loaded, chosen.entry)
-        self.stop.check()
-        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back, largest difference {found['parity']['max_abs']:.1e}")
-        return [found]
+        self.where.write(NAME, chosen.content)
+        return (yield from export(chosen.converted.model, self.recipe, self.loaded, self.machine, self.where, chosen.entry, self.stop))
 
 
 def _epochs(count: int) -> str:

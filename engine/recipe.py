@@ -25,7 +25,7 @@ Preset = Literal["default", "w8a8", "w4a8", "w4a4", "w8", "w4"]
 Metric = Literal["mse", "drop", "sqnr", "agreement"]
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
-ExportFormat = Literal["safetensors"]
+ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2"]
 
 _DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _LARGEST = 2**31 - 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.runtimes import fastest, runtimes
 
 SCHEMA = 1
 _KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
@@ -29,7 +30,8 @@ class Report:
 
     def to_markdown(self) -> str:
         d = self.data
-        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), "", "## Layers", "", *_layers(d)]
+        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
+        parts += [*_exports(d), "## Layers", "", *_layers(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
         if d.get("orders"):
             parts += ["", "## Folding before or after quantization", "", *_orders(d)]
@@ -83,6 +85,30 @@ def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
         _number(error.get("sqnr_db"), "{:.1f} dB"), _number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
         f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
     )  # fmt: skip
+
+
+def _exports(d: dict[str, Any]) -> list[str]:
+    if not d["exports"]:
+        return []
+    rows = [_export_row(e) for e in d["exports"]]
+    lines = ["## Exports", "", *table(("format", "file", "size", "read back by", "same answer", "SQNR", "accuracy"), rows), ""]
+    timed = [
+        (r.name, r.file, *(f"{t[0]:.2f} / {t[1]:.2f} ms" if t else "" for t in (r.single, r.batched)))
+        for r in runtimes(d)
+    ]  # fmt: skip
+    if len(timed) > 2:
+        lines += ["## Latency per runtime", "", *table(("runtime", "file", "batch 1 p50 / p95", "batch 64 p50 / p95"), timed), ""]
+        lines += [fastest(d), ""]
+    return lines
+
+
+def _export_row(e: dict[str, Any]) -> tuple[str, ...]:
+    same = e.get("parity") or {}
+    read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
+    sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
+    exact = "exact" if same.get("max_abs") == 0 else _number(sqnr, "{:.1f} dB")
+    size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
+    return (e["format"], e["path"], size, read, _number(agreement, "{:.2%}"), exact, _number(e.get("value"), "{:.2%}"))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,16 +11,19 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events import Event, Failed, Progress, Ranges
+from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.report import finite
 
-_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", "model.safetensors", "checkpoints", "traceback.txt")
+_EXPORTS = tuple(name for entry in FORMATS.values() for name in entry.files)
+_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
 
 State = Literal["running", "finished", "cancelled", "failed"]
 
@@ -127,6 +130,10 @@ class RunDir:
         save(path, content.encode() if isinstance(content, str) else content)
         self.written.append(name)
         return path
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Files that something else writes here for this run."""
+        self.written += names
 
     def state(self, state: State, text: str = "", **more: Any) -> None:
         about = {**self._about, "state": state, "text": text, "pid": os.getpid(), **more}

@@ -85,6 +85,12 @@ def build_parser() -> Parser:
     show = command("show", "show the report of a run")
     show.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
     show.add_argument("--json", action="store_true", help="the report as JSON")
+    export = command("export", "write a finished run's model for other runtimes, and check each file")
+    export.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
+    export.add_argument(
+        "--to", metavar="LIST", type=_names, required=True, help="onnx, openvino, pt2, safetensors; with commas between them"
+    )
+    export.add_argument("--json", action="store_true", help="the report on stdout, everything else on stderr")
     resume = command("resume", "go on with a run that was stopped")
     resume.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
     _answers(resume)
@@ -105,7 +111,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--quantize-first", action="store_true", default=None, help="fold BatchNorm while training, not before")
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")
-    run.add_argument("--export", metavar="LIST", type=_names, help="formats, with commas between them")
+    run.add_argument("--export", metavar="LIST", type=_names, help="onnx, openvino, pt2, safetensors; with commas between them")
     run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images")
     run.add_argument("--seed", metavar="N", type=_integer)
     _answers(run)

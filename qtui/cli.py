@@ -19,6 +19,7 @@ HANDLERS: dict[str, str] = {
     "run": "qtui.commands:run",
     "train": "qtui.commands:train",
     "resume": "qtui.commands:resume",
+    "export": "qtui.commands:export",
     "models": "qtui.listing:models",
     "data": "qtui.listing:data",
     "doctor": "qtui.doctor:doctor",

@@ -43,6 +43,22 @@ def resume(args: Namespace) -> int:
     return _report(_drive(lambda stop: pipeline.resume(directory, stop), args), args)
 
 
+def export(args: Namespace) -> int:
+    """``qtui export``: write the model of a finished run for other runtimes."""
+    from engine.export.registry import find
+    from engine.rundir import find_run
+
+    for name in args.to:
+        find(name)
+    directory = find_run(args.run)
+    from engine import exporting
+
+    report = _drive(lambda stop: exporting.export(directory, args.to, stop), args)
+    if args.json:
+        print(report.to_json(), flush=True)
+    return MET
+
+
 def train(args: Namespace) -> int:
     """``qtui train``: train a baseline and write its weights."""
     from engine import pipeline

@@ -21,12 +21,14 @@ ABOVE = {
     "engine/graph": ("engine.quant", "engine.kernels", "engine.stages", "engine.pipeline", "engine.data", "engine.models"),
     "engine/quant": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
     "engine/kernels": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
+    "engine/export": ("engine.stages", "engine.pipeline", "engine.job", "engine.models", "engine.report", "engine.rundir"),
     "engine/stages": ("engine.pipeline", "engine.api", "engine.rundir"),
 }
 TORCH_FREE = [
     "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
     "engine.rundir", "engine.models.registry", "engine.models.cached", "engine.data.registry", "engine.decisions", "engine.changes",
-    "engine.possible", "engine.presets", "engine.sizes", "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
+    "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.export.registry",
+    "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
     "qtui.console", "qtui.doctor", "qtui.listing",
 ]  # fmt: skip
 
@@ -87,8 +89,8 @@ WITHOUT_TEXTUAL = [
 # What draws may know of the engine: its words, not its work.
 WORDS = (
     "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
-    "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.paths", "engine.models.registry",
-    "engine.models.cached", "engine.models.size", "engine.data.registry", "engine.data.cache",
+    "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
+    "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.data.registry", "engine.data.cache",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.errors import EngineError, one_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MODELS = (".onnx", ".pt2", ".xml")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -22,6 +23,8 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
     one line, for a file that is missing, damaged, or wants to run code."""
     if not path.is_file():
         raise EngineError(f"weights {path} {'is a folder' if path.is_dir() else 'do not exist'}: give a .safetensors, .pt or .pth file")
+    if path.suffix in _MODELS:
+        raise EngineError(f"{path} is an exported model, not weights: give the .safetensors, .pt or .pth file of the fp32 model")
     try:
         state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
     except OSError as error:
@@ -30,6 +33,8 @@ def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if any(name.startswith("layer/") for name in tensors):
+        raise EngineError(f"{path} is a quantized model, the result of a run, not weights: give the file of the fp32 model")
     if not tensors:
         raise EngineError(f"{path} holds no tensors: give the file of a state_dict")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):

@@ -65,14 +65,27 @@ class QuantizedModel(nn.Module):
         return values
 
     def watch(self, x: Tensor) -> dict[str, Tensor]:
-        """All values of one pass, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+        """All values of one pass that are tensors, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+        return {name: value for name, value in self.values(x).items() if isinstance(value, Tensor)}
+
+    def values(self, x: Tensor) -> dict[str, Any]:
+        """All values of one pass by name: tensors, and the sizes and tuples between them."""
         values = self._holding(x)
         with torch.inference_mode():
             for step in self._bound:
                 arguments = [values[i] for i in step.inputs]
                 # A residual sum may overwrite its operand, which is still to be looked at.
                 values[step.output] = step.run(*[a.clone() if isinstance(a, Tensor) else a for a in arguments])
-        return {name: values[slot] for name, slot in self._slots.items() if isinstance(values[slot], Tensor)}
+        return {name: values[slot] for name, slot in self._slots.items()}
+
+    @property
+    def input_name(self) -> str | None:
+        """The value that the images are; None where nothing reads them."""
+        return self._input
+
+    def functions(self) -> list[tuple[Step, Function]]:
+        """Each step with the function that carries it out."""
+        return [(step, bound.run) for step, bound in zip(self.program.steps, self._bound, strict=True)]
 
     def _bind(self) -> list[_Bound]:
         last: dict[str, int] = {}
@@ -117,16 +130,21 @@ class QuantizedModel(nn.Module):
         assert q is not None
         return lambda x: dequantize(x, q)
 
-    def _op_layer(self, step: Step) -> Function:
+    @staticmethod
+    def layer(program: Program, step: Step) -> IntegerLayer:
+        """What a kernel needs to know of a ``layer`` step."""
         a = step.attrs
-        weights = self.program.layers[a["layer"]]
+        weights = program.layers[a["layer"]]
         source, target = grid_from(a["input"]), grid_from(a["output"])
         assert source is not None
-        bias = self.program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
+        bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
         shape: dict[str, Any] = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
-        layer = IntegerLayer(
+        return IntegerLayer(
             a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
         )
+
+    def _op_layer(self, step: Step) -> Function:
+        a, layer = step.attrs, self.layer(self.program, step)
         refusal = None
         for kernel in self._kernels:
             reason = kernel.refuses(layer)
@@ -163,7 +181,7 @@ class QuantizedModel(nn.Module):
         source, target = grid_from(step.attrs["input"]), grid_from(step.attrs["output"])
         assert source is not None
         assert target is not None
-        call = self._call(step)
+        call = self.call(step)
         # A mean is much smaller than what it is taken of: on its own grid it keeps its precision.
         return lambda x: quantize(call(dequantize(x, source)), target)
 
@@ -179,16 +197,20 @@ class QuantizedModel(nn.Module):
         return run
 
     def _op_carry(self, step: Step) -> Function:
-        return self._call(step)
+        return self.call(step)
 
     def _op_call(self, step: Step) -> Function:
-        return self._call(step)
+        return self.call(step)
 
     def _op_constant(self, step: Step) -> Function:
         value = self.program.tensors[step.output]
         return lambda: value
 
     def _op_module(self, step: Step) -> Function:
+        return self.positional(self.module(step), step)
+
+    def module(self, step: Step) -> nn.Module:
+        """The module of a ``module`` step with its weights, in eval mode. Raises EngineError where its code is missing."""
         a = step.attrs
         if a["module"] is not None:
             module = calls.build_module(a["module"])
@@ -203,10 +225,15 @@ class QuantizedModel(nn.Module):
         module.load_state_dict(state, strict=False, assign=True)
         if any(tensor.dim() == 4 for tensor in module.state_dict().values()):
             module.to(memory_format=torch.channels_last)
-        module.requires_grad_(False).eval()
-        return _positional(module, a["args"], a["kwargs"])
+        return module.requires_grad_(False).eval()
 
-    def _call(self, step: Step) -> Function:
+    @staticmethod
+    def positional(function: Function, step: Step) -> Function:
+        """``function`` with the step's arguments, as a function of the step's inputs."""
+        return _positional(function, step.attrs["args"], step.attrs["kwargs"])
+
+    def call(self, step: Step) -> Function:
+        """The tensor operation that a step names, as a function of the step's inputs."""
         return _positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])
 
 

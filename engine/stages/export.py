@@ -1,33 +1,50 @@
-"""export: the chosen model as a file, read back and compared with the model that was measured."""
+"""export: the chosen model as files, each read back by its own runtime and compared with the model that was measured."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from engine.artifact import load_quantized
-from engine.quant.numerics import sqnr_db
+from engine.cancel import StopToken
+from engine.data.base import Data
+from engine.events import Event, Notice
+from engine.export.base import Given
+from engine.export.making import exports
+from engine.export.registry import FORMATS
+from engine.kernels.probe import Machine
 from engine.quant.runtime import QuantizedModel
+from engine.recipe import Recipe
+from engine.runtimes import fastest
 from engine.stages.load import Loaded
 
+_IMAGES = 128
 
-def parity(path: Path, measured: QuantizedModel, loaded: Loaded, entry: dict[str, Any]) -> dict[str, Any]:
-    """Contract 2's entry for ``model.safetensors``, compared on 256 test images."""
-    again = load_quantized(path, loaded.model)
-    signal = noise = worst = 0.0
-    same = total = 0
-    for x, _ in loaded.data.batches("test", 64, limit=256):
-        wanted, got = measured(x), again(x)
-        worst = max(worst, (wanted - got).abs().max().item())
-        signal += wanted.double().square().sum().item()
-        noise += (wanted - got).double().square().sum().item()
-        same += int((wanted.argmax(1) == got.argmax(1)).sum())
-        total += len(x)
-    figures = {"max_abs": worst, "sqnr_db": sqnr_db(signal, noise), "agreement": same / total}
-    runtime = f"torch {torch.__version__.split('+')[0]}"
-    return {
-        "format": "safetensors", "path": path.name, "size_bytes": path.stat().st_size, "runtime": runtime,
-        "parity": figures, "latency_ms": entry["latency_ms"],
-    }  # fmt: skip
+
+class Place(Protocol):
+    """A run's folder."""
+
+    path: Any
+
+    def expect(self, names: Any) -> None: ...
+
+
+def export(
+    model: QuantizedModel, recipe: Recipe, loaded: Loaded, machine: Machine, where: Place, entry: dict[str, Any], stop: StopToken
+) -> Generator[Event, None, list[dict[str, Any]]]:
+    """Contract 2's ``exports``: ``model.safetensors``, which is in the folder already, then what the recipe asks for beside it.
+    ``entry`` holds the latencies that were measured of ``model``."""
+    names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
+    where.expect(file for name in names for file in FORMATS[name].files)
+    given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.isa, recipe.model)
+    found = yield from exports(names, given, where.path, loaded.data, recipe.data.batch, recipe.data.limit, stop, entry)
+    if said := fastest({"exports": found}):
+        yield Notice(said)
+    return found
+
+
+def images(data: Data) -> Tensor:
+    """Training images for what an export has to calibrate."""
+    return torch.cat([x for x, _ in data.batches("train", 32, limit=_IMAGES)])

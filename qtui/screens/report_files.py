@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from engine.runtimes import fastest
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.drawing.text import end, middle
@@ -29,6 +30,7 @@ _PURPOSES = {
     "previous": ("earlier runs", "earlier runs in this folder"),
 }
 _PANEL = 68
+_ROOMY = 60
 _EXPORTED, _OTHER = ("a model", "an exported model"), ("", "")
 File = tuple[str, int, tuple[str, str]]
 
@@ -66,12 +68,16 @@ def exports_of(run: Run) -> tuple[Mapping[str, Any], ...]:
 def export_lines(entry: Mapping[str, Any], width: int) -> list[Line]:
     """One export in three lines: what it is, whether it was read back, how fast it is."""
     agreement, worst = number(entry, "parity", "agreement"), number(entry, "parity", "max_abs")
-    checked = agreement is not None or worst is not None
-    glyph, role, word = ("●", "good", "verified") if checked else ("○", "change", "not verified")
+    checked = bool(entry.get("verified", agreement is not None or worst is not None)) and entry.get("parity") is not None
+    unread = ("○", "change", "not verified") if entry.get("path") else ("✗", "harm", "not exported")
+    glyph, role, word = ("●", "good", "verified") if checked else unread
     facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %"]
     facts.append("exact" if worst == 0 else shown(worst, "Δ ≤ {:.1e}"))
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")
-    about = ["" if size is None else text.size(size), str(entry.get("runtime") or ""), shown(single, "{:.2f} ms")]
+    value, batched = number(entry, "value"), number(entry, "latency_batched_ms", "p50")
+    pace = shown(single, "{:.2f} ms") + shown(batched, " (×64 {:.2f})") if width >= _ROOMY else shown(single, "{:.2f} ms")
+    top = "" if value is None or width < _ROOMY else f"top-1 {percent(value, 2)} %"
+    about = [text.size(size) if size else "", str(entry.get("runtime") or ""), pace, top]
     kind = f"  {entry.get('format') or ''}"
     name = end(str(entry.get("path") or entry.get("format") or "?"), max(width - 2 - len(kind), 8))
     lines: list[Line] = [
@@ -120,6 +126,8 @@ def files_panel(run: Run, files: Sequence[File]) -> Text:
             out.append("\n")
     if not exports_of(run):
         out.append("none\n", "dim")
+    if said := fastest(run.report or {}):
+        out.append("\n".join(textwrap.wrap(said, _PANEL)) + "\n")
     _title(out, "\nFiles")
     out.append(f"{text.plain(run.directory)}\n", "dim")
     for file in files:
@@ -151,6 +159,7 @@ def commands(directory: str) -> tuple[tuple[str, str], ...]:
     return (
         (f"qtui show {shlex.quote(path)}", "print this report"),
         (f"qtui run --recipe {shlex.quote(f'{path}/recipe.yaml')}", "run it again, here or on another machine"),
+        (f"qtui export {shlex.quote(path)} --to onnx,openvino,pt2", "write it for other runtimes, and check the files"),
         (f"model = engine.load_quantized({path!r})", "use the model in Python (import engine)"),
     )
 

@@ -75,11 +75,11 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
     folder = tmp_path_factory.mktemp("main") / "run"
     held: list[Any] = []
 
-    def parity(path: Path, measured: torch.nn.Module, *rest: Any) -> Any:
+    def export(measured: torch.nn.Module, *rest: Any) -> Any:
         held.append(measured)
-        return original(path, measured, *rest)
+        return original(measured, *rest)
 
-    original = job.parity
-    with driving.one_thread(), patch.object(job, "parity", parity):
+    original = job.export
+    with driving.one_thread(), patch.object(job, "export", export):
         report = quantize(Recipe.make(model="simplecnn"), folder)
     return MainRun(folder, report, held[0])

@@ -123,6 +123,15 @@ def test_exports_say_whether_they_were_read_back() -> None:
     assert plain(worse[1]) == "  verified, agrees 99.7 %, Δ ≤ 1.2e-03"
 
 
+def test_an_export_tells_its_own_accuracy_and_what_is_missing() -> None:
+    entry = {**told()["exports"][0], "value": 0.9889, "latency_batched_ms": {"p50": 4.5}, "verified": True}
+    assert plain(export_lines(entry, 68)[2]) == "  0.31 MB · torch 2.15.0 · 0.33 ms (×64 4.50) · top-1 98.89 %"
+    missing = {**entry, "parity": None, "verified": False, "install": "uv pip install x", "reason": "X is not installed: uv pip install x"}
+    assert [plain(line) for line in export_lines(missing, 68)][1::2] == ["  not verified", "  X is not installed: uv pip install x"]
+    failed = {"format": "onnx", "path": "", "size_bytes": 0, "parity": None, "verified": False, "reason": "onnx needs onnx"}
+    assert [plain(line).strip() for line in export_lines(failed, 38)] == ["✗ onnx  onnx", "not exported", "", "onnx needs onnx"]
+
+
 def test_files_come_with_what_they_are_for(runs: Path) -> None:
     directory = write_run(runs, "one", told())
     (directory / "model.onnx").write_bytes(b"x" * 2000)

@@ -1,0 +1,52 @@
+"""OpenVINO IR (``model.xml`` and ``model.bin``), made from the same program as the ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import EngineError, one_line
+from engine.export.base import Given, Runner
+from engine.export.onnx import build, hold
+
+
+def write(given: Given, path: Path) -> None:
+    """OpenVINO's kernels add before they round, as torch's do, so the program is written as it is."""
+    import openvino
+
+    between = path.with_suffix(".onnx")
+    between.write_bytes(build(given.model, given, "numbers").SerializeToString())
+    try:
+        # Read by the core itself: the converter of the command line reports its use over the network.
+        model = openvino.Core().read_model(between)
+        model.set_rt_info(given.name, "qtui")
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"OpenVINO does not take the ONNX form of {given.name} ({one_line(error, 160)})") from error
+    finally:
+        between.unlink(missing_ok=True)
+
+
+def load(path: Path, given: Given, threads: int) -> Runner:
+    """On the processor, for short times; float layers in float32, which on some processors is not the default."""
+    import openvino
+
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", hints)
+        request = compiled.create_infer_request()
+    except Exception as error:
+        raise EngineError(f"{path} cannot be loaded by OpenVINO ({one_line(error, 160)}): export it again") from error
+    if len(compiled.inputs) != 1 or len(compiled.outputs) != 1 or len(compiled.inputs[0].partial_shape) != given.images.dim():
+        raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
+
+    def run(images: Any) -> Any:
+        request.infer([images], share_inputs=True)
+        # The next call overwrites the request's own tensor.
+        return np.array(request.get_output_tensor().data)
+
+    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run)

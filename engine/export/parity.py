@@ -1,0 +1,106 @@
+"""A file in its own runtime, against the model that was measured: the same answers on test data, and the time they take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.cancel import StopToken
+from engine.data.base import Data
+from engine.errors import EngineError
+from engine.evaluation import Forward, Latency, interval, latencies
+from engine.events import Event
+from engine.export.base import Given, Runner
+from engine.export.registry import Format
+from engine.quant.numerics import sqnr_db
+from engine.ticker import Ticker
+
+BATCHES = (1, 64)
+_BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal top-1
+    answers (0..1); and top-1 of the file itself (0..1), with the half-width of its 95 % interval."""
+
+    max_abs: float
+    sqnr_db: float
+    agreement: float
+    value: float
+    interval: float
+
+
+def load(entry: Format, path: Path, given: Given) -> Runner:
+    """The file on as many threads as torch has. Raises EngineError for one that is damaged, or not an export of the run."""
+    runner: Runner = import_module(entry.module).load(path, given, torch.get_num_threads())
+    try:
+        got = _answer(runner, given.images[:2])
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{path} does not run ({type(error).__name__}): it is damaged or not an export of this run") from error
+    wanted = given.model(given.images[:2])
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise EngineError(
+            f"{path} gives {tuple(got.shape)} where the run's model gives {tuple(wanted.shape)}: it is not an export of this run"
+        )
+    return runner
+
+
+def compare(
+    runner: Runner, given: Given, data: Data, batch: int, limit: int | None, stop: StopToken, stage: str = "export"
+) -> Generator[Event, None, Parity]:
+    """Both models on the test split, or the first ``limit`` images of it."""
+    total = data.count("test", limit)
+    ticker = Ticker(stage, total, "img", clock=stop.clock)
+    signal = noise = worst = 0.0
+    same = right = 0
+    with torch.inference_mode():
+        for x, y in data.batches("test", batch, limit=limit):
+            stop.check()
+            wanted, got = given.model(x.contiguous(memory_format=torch.channels_last)), _answer(runner, x)
+            difference = (wanted - got).double()
+            worst = max(worst, difference.abs().max().item())
+            signal += wanted.double().square().sum().item()
+            noise += difference.square().sum().item()
+            same += int((wanted.argmax(1) == got.argmax(1)).sum())
+            right += int((got.argmax(1) == y).sum())
+            yield from ticker.advance(len(x))
+    return Parity(worst, sqnr_db(signal, noise), same / total, right / total, interval(right, total))
+
+
+def times(runners: Mapping[str, Runner], data: Data, stop: StopToken, seconds: float = 1.5) -> dict[str, tuple[Latency, ...]]:
+    """Milliseconds of each runtime at each of ``BATCHES``, over about ``seconds`` each. Images are in the runtime's own layout
+    before the clock starts, as they are for torch.
+
+    The runtimes take turns in blocks of calls: call by call, one would find its caches filled and its threads' cores taken by
+    another.
+    """
+    found: dict[str, list[Latency]] = {name: [] for name in runners}
+    for size in BATCHES:
+        x = next(data.batches("test", size, limit=size))[0]
+        blocks: dict[str, list[Latency]] = {name: [] for name in runners}
+        end = stop.clock() + seconds * len(runners)
+        while not all(blocks.values()) or stop.clock() < end:
+            for name, runner in runners.items():
+                blocks[name] += latencies({name: _held(runner, x)}, x, stop, seconds / _BLOCKS).values()
+        for name, measured in blocks.items():
+            p50, p95 = (statistics.median(getattr(block, key) for block in measured) for key in ("p50", "p95"))
+            found[name].append(Latency(p50, p95, len(x)))
+    return {name: tuple(latency) for name, latency in found.items()}
+
+
+def _held(runner: Runner, x: Tensor) -> Forward:
+    images = runner.hold(x)
+    return lambda _: runner.run(images)
+
+
+def _answer(runner: Runner, x: Tensor) -> Tensor:
+    return torch.as_tensor(runner.run(runner.hold(x)))

@@ -1,0 +1,107 @@
+"""A ``.pt2`` of torch.export: plain torch operations on stored integers, to be loaded where there is torch and nothing else.
+
+It computes the program's integers in float32, where products of 8 bits are exact, so that its outputs are those of the integer
+kernels. It is made to travel, not to be fast.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError, one_line
+from engine.export.base import Given, Runner
+from engine.kernels.base import IntegerLayer
+from engine.kernels.simulate import Simulate
+from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
+from engine.quant.program import Step
+from engine.quant.runtime import Function, QuantizedModel
+
+_ABOUT = "qtui.json"
+
+
+class _Stored(nn.Module):
+    """Weights as they are stored: integers, two to a byte up to 4 bits, scales and multipliers."""
+
+    def __init__(self, weight: QWeight) -> None:
+        super().__init__()
+        self.bits, self.shape, self.group_size = weight.bits, tuple(weight.values.shape), weight.group_size
+        values = pack_nibbles(weight.values) if weight.bits <= 4 else weight.values
+        self.register_buffer("values", values.contiguous())
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("multiplier", weight.multiplier)
+
+    def weight(self) -> QWeight:
+        values, scale, multiplier = (getattr(self, name) for name in ("values", "scale", "multiplier"))
+        return QWeight(unpack_nibbles(values, self.shape) if self.bits <= 4 else values, scale, self.bits, multiplier, self.group_size)
+
+
+class _Portable(QuantizedModel):
+    """The program without kernels, in a form that torch.export can follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self._holding(x)
+        for step in self._bound:
+            values[step.output] = step.run(*[values[i] for i in step.inputs])
+        result: Tensor = values[self._slots[self.program.result]]
+        return result
+
+    def _stored(self, layer: str) -> _Stored:
+        name = f"stored_{layer}"
+        if not hasattr(self, name):
+            self.add_module(name, _Stored(self.program.layers[layer]))
+        return getattr(self, name)  # type: ignore[no-any-return]
+
+    def _op_layer(self, step: Step) -> Function:
+        layer, stored, kernel = self.layer(self.program, step), self._stored(step.attrs["layer"]), Simulate()
+        fixed = {name: value for name, value in vars(layer).items() if name not in ("weight", "weight_scale")}
+
+        def run(*inputs: Tensor) -> Tensor:
+            weight = stored.weight()
+            return kernel.build(IntegerLayer(weight=weight.integers(), weight_scale=weight.scale, **fixed))(*inputs)
+
+        return run
+
+    def _op_module(self, step: Step) -> Function:
+        if not step.attrs["weight_only"]:
+            return super()._op_module(step)
+        module, stored = self.module(step), self._stored(step.output)
+
+        def called(*inputs: Any, **named: Any) -> Any:
+            return torch.func.functional_call(module, {"weight": stored.weight().dequantize()}, inputs, named)
+
+        return self.positional(called, step)
+
+
+def write(given: Given, path: Path) -> None:
+    model = _Portable(given.model.program, [Simulate()], given.whole).eval()
+    images = given.images[:3].clone()
+    about = {"model": given.name, "recipe": given.recipe, "isa": given.isa}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
+            # The images would be stored with the program.
+            exported.example_inputs = None
+            torch.export.save(exported, path, extra_files={_ABOUT: json.dumps(about)})
+    except Exception as error:
+        raise EngineError(f"torch.export does not take {given.name} ({type(error).__name__}: {one_line(error, 160)})") from error
+
+
+def load(path: Path, given: Given, threads: int) -> Runner:
+    """In this process; ``threads`` are torch's own."""
+    found = {_ABOUT: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.export.load(path, extra_files=found).module()
+    except Exception as error:
+        raise EngineError(f"{path} cannot be loaded by torch.export ({one_line(error, 160)}): export it again") from error
+    if not found[_ABOUT]:
+        raise EngineError(f"{path} was not written by this program: export it again")
+    return Runner(f"torch {torch.__version__.partition('+')[0]}", lambda x: x.contiguous(memory_format=torch.channels_last), module)

@@ -1,0 +1,26 @@
+"""``model.safetensors``: integers, scales and recipe, for ``engine.load_quantized``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.artifact import load_quantized, to_bytes
+from engine.export.base import Given, Runner
+
+
+def write(given: Given, path: Path) -> None:
+    path.write_bytes(to_bytes(given.model.program, given.recipe, given.isa))
+
+
+def load(path: Path, given: Given, threads: int) -> Runner:
+    """On this machine's integer kernels; ``threads`` are torch's own."""
+    model = load_quantized(path, _whole(given))
+    return Runner(f"torch {torch.__version__.partition('+')[0]}", lambda x: x.contiguous(memory_format=torch.channels_last), model)
+
+
+def _whole(given: Given) -> nn.Module | None:
+    """The model whose modules ``given.whole`` names."""
+    return given.whole.get("")

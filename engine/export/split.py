@@ -1,0 +1,80 @@
+"""A program in which each convolution rounds its own result, for runtimes that have no other integer convolution.
+
+torch's kernels add a residual, or run an activation, before they round; some convolutions leave a float. Here such a convolution
+gets a grid of its own, from the range of its values on training images, and what followed inside the kernel follows as a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.export.base import Given
+from engine.kernels.simulate import Simulate
+from engine.quant.numerics import affine
+from engine.quant.program import Program, Step, grid
+from engine.quant.runtime import QuantizedModel
+
+_BITS = 8
+_INSIDE = ("none", "relu", "relu6")
+_BATCH = 32
+
+
+def split(given: Given) -> QuantizedModel:
+    """The model with those convolutions taken apart; the same model where there are none."""
+    program = given.model.program
+    apart = [step for step in program.steps if _taken_apart(step)]
+    if not apart:
+        return given.model
+    ranges = _ranges(given, apart)
+    steps: list[Step] = []
+    for step in program.steps:
+        steps += _parts(step, ranges[step.output]) if step.output in ranges else [step]
+    return QuantizedModel(replace(program, steps=tuple(steps)), [Simulate()], given.whole)
+
+
+def _taken_apart(step: Step) -> bool:
+    a = step.attrs
+    return step.op == "layer" and a["kind"] == "conv" and bool(a["accumulate"] or a["output"] is None or a["activation"] not in _INSIDE)
+
+
+def _alone(step: Step, output: Any, name: str) -> Step:
+    """The convolution without what follows it inside the kernel. A relu stays where nothing is added before it."""
+    stays = step.attrs["activation"] if not step.attrs["accumulate"] and step.attrs["activation"] in _INSIDE else "none"
+    return Step("layer", name, step.inputs[:1], {**step.attrs, "accumulate": None, "output": output, "activation": stays})
+
+
+def _parts(step: Step, ends: tuple[float, float]) -> list[Step]:
+    a, inner = step.attrs, grid(affine(*ends, _BITS))
+    own = f"{step.output.partition(':')[0]}_alone:q"
+    alone = _alone(step, inner, own)
+    if a["accumulate"]:
+        return [alone, Step("sum", step.output, (own, step.inputs[1]), {
+            "left": inner, "right": a["accumulate"], "output": a["output"], "relu": a["activation"] == "relu",
+        })]  # fmt: skip
+    if a["activation"] in _INSIDE:
+        return [alone, Step("dequantize", step.output, (own,), {"grid": inner})]
+    number, active = f"{own[:-2]}_number", f"{own[:-2]}_{a['activation']}"
+    call = {"function": f"F.{a['activation']}", "args": {"tuple": [{"$": number}]}, "kwargs": {"dict": {}}}
+    last = active if a["output"] else step.output
+    parts = [alone, Step("dequantize", number, (own,), {"grid": inner}), Step("call", last, (number,), call)]
+    return [*parts, Step("quantize", step.output, (active,), {"grid": a["output"]})] if a["output"] else parts
+
+
+def _ranges(given: Given, apart: list[Step]) -> dict[str, tuple[float, float]]:
+    """The least and greatest value of each convolution alone, by the step's output."""
+    found: dict[str, tuple[float, float]] = {}
+    bare: Program = replace(given.model.program, steps=tuple(_alone(step, None, step.output) for step in apart))
+    kernel = Simulate()
+    probes = {step.output: kernel.build(QuantizedModel.layer(bare, step)) for step in bare.steps}
+    with torch.inference_mode():
+        for images in torch.split(given.images, _BATCH):
+            values: dict[str, Tensor] = given.model.watch(images)
+            for step in bare.steps:
+                low, high = probes[step.output](values[step.inputs[0]]).aminmax()
+                before = found.get(step.output, (0.0, 0.0))
+                found[step.output] = (min(before[0], low.item()), max(before[1], high.item()))
+    return found

@@ -1,0 +1,217 @@
+"""Exports of runs: what is written, what the report says of it, and what stays when something fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import driving
+import pytest
+
+from engine import exporting, pipeline
+from engine.cancel import StopToken
+from engine.errors import EngineError, UsageError
+from engine.events import Notice, Table
+from engine.export import making, registry
+from engine.recipe import ExportFormat
+from engine.report import Report
+from engine.runtimes import fastest, runtimes
+
+ALL = ("safetensors", "onnx", "openvino", "pt2")
+needs = pytest.mark.skipif(
+    any(entry.missing(entry.writes + entry.runs) for entry in registry.FORMATS.values()), reason="needs onnx, onnxruntime, openvino"
+)
+
+
+def run(recipe: Any, out: Path) -> driving.Outcome:
+    with driving.untimed():
+        stop = StopToken()
+        return driving.consume(pipeline.run(recipe, out, stop), stop)
+
+
+def again(directory: Path, *names: str) -> driving.Outcome:
+    with driving.untimed():
+        stop = StopToken()
+        return driving.consume(exporting.export(directory, names, stop), stop)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tiny_file: Path, own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from engine.recipe import Recipe
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    data = {"calibration": 32, "limit": 64}
+    assert run(Recipe.make(model=f"{tiny_file}:make", data=data, threshold="drop:0.5"), out).report
+    return out
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_once, tmp_path / "run"))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_the_recipe_knows_the_formats_of_the_registry() -> None:
+    assert set(registry.FORMATS) == set(ExportFormat.__args__)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="did you mean onnx"):
+        registry.find("onxx")
+
+
+@needs
+def test_a_run_ends_with_four_exports_and_their_parity(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    outcome = run(tiny(export=ALL), out)
+    exports = outcome.data["exports"]
+    assert [e["format"] for e in exports] == list(ALL)
+    for entry in exports:
+        assert entry["verified"] and entry["parity"]["agreement"] >= 0.95 and 0 <= entry["value"] <= 1
+        assert entry["latency_ms"]["batch"] == 1 and entry["latency_batched_ms"]["batch"] == 64
+        size = sum((out / name).stat().st_size for name in registry.find(entry["format"]).files)
+        assert entry["size_bytes"] == size and (out / entry["path"]).is_file()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert json.loads((out / "report.json").read_text())["exports"] == json.loads(
+        json.dumps(exports, default=str).replace("Infinity", "null")
+    )
+    text = (out / "report.md").read_text()
+    assert "## Latency per runtime" in text and "Fastest on this machine: " in text
+    assert [t.key for t in outcome.of(Table)][-1] == "exports"
+
+
+@needs
+def test_a_finished_run_is_exported_later(finished: Path) -> None:
+    before = contents(finished)
+    outcome = again(finished, "onnx", "pt2")
+    assert outcome.error is None
+    assert [e["format"] for e in outcome.data["exports"]] == ["safetensors", "onnx", "pt2"]
+    assert Report.load(finished).data["exports"][1]["verified"]
+    after = contents(finished)
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"model.onnx", "model.pt2", "report.json", "report.md"}
+
+
+def test_an_earlier_export_is_read_back_beside_a_later_one(finished: Path) -> None:
+    assert again(finished, "pt2").error is None
+    first = (finished / "model.pt2").read_bytes()
+    outcome = again(finished, "safetensors")
+    assert [(e["format"], e["verified"]) for e in outcome.data["exports"]] == [("safetensors", True), ("pt2", True)]
+    assert (finished / "model.pt2").read_bytes() == first
+    (finished / "model.pt2").write_bytes(first[:-100])
+    damaged = again(finished, "safetensors").data["exports"][1]
+    assert not damaged["verified"] and "cannot be loaded by torch.export" in damaged["reason"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors"])
+def test_an_export_is_no_weights_file(finished: Path, name: str) -> None:
+    from engine.models.weights_file import read_state
+
+    (finished / "model.onnx").write_bytes(b"x")
+    (finished / "model.pt2").write_bytes(b"x")
+    with pytest.raises(EngineError, match="not weights: give the"):
+        read_state(finished / name)
+
+
+def test_a_missing_runtime_leaves_a_file_that_is_not_verified(finished: Path) -> None:
+    pytest.importorskip("onnx")
+
+    def missing(entry: registry.Format, packages: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(package for package in packages if package == "onnxruntime")
+
+    with patch.object(registry.Format, "missing", missing):
+        outcome = again(finished, "onnx")
+    entry = outcome.data["exports"][1]
+    assert (entry["verified"], entry["parity"], entry["value"], entry["install"]) == (False, None, None, "uv pip install onnxruntime")
+    assert (finished / "model.onnx").is_file() and "uv pip install onnxruntime" in entry["reason"]
+    assert "uv pip install onnxruntime" in (finished / "report.md").read_text()
+
+
+def test_what_writes_onnx_is_missing_and_the_run_goes_on(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    with patch.object(registry.Format, "missing", lambda entry, packages: tuple(p for p in packages if p == "onnx")):
+        outcome = run(tiny(export=("onnx", "pt2")), tmp_path / "run")
+    safetensors, onnx, pt2 = outcome.data["exports"]
+    assert safetensors["verified"] and pt2["verified"] and not onnx["verified"]
+    assert onnx["reason"] == "onnx needs onnx: uv pip install onnx, then export again" and onnx["path"] == ""
+    assert any(n.level == "warning" and "onnx was not exported" in n.text for n in outcome.of(Notice))
+    assert not (tmp_path / "run" / "model.onnx").exists()
+
+
+def test_a_failure_overwrites_nothing(finished: Path) -> None:
+    (finished / "model.pt2").write_bytes(b"an earlier export")
+    before = contents(finished)
+    with patch("engine.export.pt2.torch.export.save", side_effect=OSError(28, "No space left on device")):
+        outcome = again(finished, "pt2")
+    assert isinstance(outcome.error, EngineError) and "No space left on device" in str(outcome.error) and "\n" not in str(outcome.error)
+    after = contents(finished)
+    assert {name for name in after if before.get(name) != after[name]} <= {"report.json", "report.md"}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
+def test_a_model_file_that_changed_since_the_run_is_refused(finished: Path, damage: str) -> None:
+    path = finished / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(bytes(content) if damage == "flipped" else bytes(content[:-10]))
+    before = contents(finished)
+    outcome = again(finished, "pt2")
+    assert isinstance(outcome.error, EngineError) and outcome.error.exit_code == 1 and "\n" not in str(outcome.error)
+    assert ("does not exist" if damage == "gone" else "was changed since the run") in str(outcome.error)
+    assert contents(finished) == before
+
+
+def test_an_export_that_differs_in_form_is_not_verified(finished: Path) -> None:
+    """As when another file takes the place of the one that was written."""
+    import torch
+
+    from engine.export.base import Runner
+
+    with patch("engine.export.pt2.load", lambda *_: Runner("torch", lambda x: x, lambda x: torch.zeros(len(x), 3))):
+        outcome = again(finished, "pt2")
+    entry = outcome.data["exports"][1]
+    assert not entry["verified"] and "is not an export of this run" in entry["reason"]
+
+
+def test_earlier_exports_stay_in_the_report() -> None:
+    before = [{"format": "safetensors", "path": "a"}, {"format": "onnx", "path": "b"}]
+    failed = making.failed(registry.find("onnx"), "why")
+    assert exporting.merged(before, [failed])[1]["path"] == "b"
+    assert exporting.merged(before[:1], [failed])[1]["reason"] == "why"
+
+
+def test_the_fastest_runtime_is_named_for_each_batch() -> None:
+    def entry(name: str, single: float, batched: float) -> dict[str, Any]:
+        times = {"latency_ms": {"p50": single, "p95": single}, "latency_batched_ms": {"p50": batched, "p95": batched}}
+        return {"format": name, "path": name, "runtime": f"{name} 1", **times}
+
+    baseline = {"kernel": "torch fp32", **{k: v for k, v in entry("x", 3.0, 30.0).items() if k.startswith("latency")}}
+    report = {"baseline": baseline, "exports": [entry("onnx", 1.0, 9.5), entry("openvino", 2.0, 9.0)]}
+    assert (
+        fastest(report)
+        == "Fastest on this machine: onnx 1 at batch 1 (1.00 ms); openvino 1 at batch 64 (9.00 ms, with onnx 1 within a tenth)."
+    )
+    assert fastest({"baseline": baseline, "exports": []}) == "" and len(runtimes(report)) == 3
+    assert runtimes({"exports": [None, {"latency_ms": {"p50": None}}], "baseline": None}) == ()
+
+
+def test_the_command_line_exports_and_says_what_is_wrong(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from qtui.__main__ import main
+
+    with driving.untimed():
+        assert main(["export", str(finished), "--to", "pt2", "--json"]) == 0
+    told = capsys.readouterr()
+    assert [e["format"] for e in json.loads(told.out)["exports"]] == ["safetensors", "pt2"]
+    assert "model.pt2" in told.err
+    assert main(["export", str(finished), "--to", "onxx"]) == 2
+    assert capsys.readouterr().err == "error: export format 'onxx' is not known: did you mean onnx?\n"
+    with (finished / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert main(["export", str(finished), "--to", "pt2"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "was changed since the run" in said and said.count("\n") == 1

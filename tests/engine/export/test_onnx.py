@@ -1,0 +1,119 @@
+"""ONNX files, against ONNX's own reference evaluator and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nets
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import EngineError
+from engine.export.base import Given
+from engine.export.onnx import build, load, write
+from engine.export.split import split
+from engine.quant.numerics import sqnr_db
+from engine.spec import WeightSpec
+
+onnx = pytest.importorskip("onnx")
+SPECS = [(nets.W8, 8), (nets.W8, 7), (nets.W4, 4), (nets.GROUPS, 8), (nets.W8, None), (nets.GROUPS, None)]
+
+
+def distance(wanted: Tensor, got: Any) -> float:
+    """SQNR in dB."""
+    error = (wanted - torch.as_tensor(got)).double()
+    return sqnr_db(wanted.double().square().sum().item(), error.square().sum().item())
+
+
+def reference(model: Any, x: Tensor) -> Tensor:
+    from onnx.reference import ReferenceEvaluator
+
+    return torch.as_tensor(ReferenceEvaluator(model).run(None, {"images": x.contiguous().numpy()})[0])
+
+
+@pytest.mark.parametrize("bound", ["integers", "numbers"])
+@pytest.mark.parametrize(("weights", "bits"), SPECS)
+def test_the_reference_evaluator_gives_the_programs_outputs(weights: WeightSpec, bits: int | None, bound: Any) -> None:
+    given = nets.quantized(nets.Residual, weights, bits)
+    model = build(given.model, given, bound)
+    x = torch.randn(5, 3, 16, 16)
+    # A value in the middle between two steps may be rounded to either.
+    assert distance(given.model(x), reference(model, x)) > (30 if bits == 4 else 38)
+
+
+@pytest.mark.parametrize("make", nets.NETS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("weights", "bits"), [SPECS[0], SPECS[4]])
+def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights: WeightSpec, bits: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    given = nets.quantized(make, weights, bits)
+    onnx.save(build(given.model, given, "integers"), path := tmp_path / "model.onnx")
+    runner = load(path, given, 1)
+    for count in (1, 2, 5):
+        x = torch.randn(count, 3, 16, 16)
+        assert distance(given.model(x), runner.run(runner.hold(x))) > (32 if bits else 30)
+
+
+def test_a_convolution_that_rounds_by_itself_stays_close() -> None:
+    for make in (nets.Residual, nets.Mobile):
+        given = nets.quantized(make)
+        x = given.images
+        assert distance(given.model(x), split(given)(x)) > 25
+    plain = nets.quantized(nets.Sequence1d)
+    assert {s.op for s in split(plain).program.steps} >= {"layer"}
+
+
+def test_onnx_runtime_uses_its_integer_kernels(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for weights in (nets.W8, nets.GROUPS):
+        given = nets.quantized(nets.Residual, weights)
+        write(given, tmp_path / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
+        onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+        ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+        assert ops["QLinearConv"] == 3 and ops["QLinearAdd"] == 1 and ops["QGemm"] == 1 and not ops["Conv"]
+
+
+def test_four_bits_are_stored_in_four(tmp_path: Path) -> None:
+    given = nets.quantized(nets.Residual, nets.GROUPS)
+    model = build(given.model, given, "integers")
+    assert model.opset_import[0].version >= 21 and model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    assert onnx.TensorProto.INT4 in kinds and onnx.TensorProto.FLOAT not in kinds
+    blocked = build(weight_only := nets.quantized(nets.Residual, nets.GROUPS, None).model, given, "integers")
+    blocks = [a.i for node in blocked.graph.node for a in node.attribute if a.name == "block_size"]
+    assert blocks == [16] and weight_only.program.layers
+
+
+def test_an_unknown_operation_is_named_with_its_layer() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.cumsum(self.conv(x), 2).mean((2, 3)))
+
+    given = nets.quantized(Odd)
+    with pytest.raises(EngineError, match="cumsum uses cumsum, which has no ONNX form here"):
+        build(given.model, given, "integers")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 50])
+def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    given = nets.quantized(nets.Sequence1d)
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(EngineError) as caught:
+        load(tmp_path / "model.onnx", given, 1)
+    assert "cannot be loaded by ONNX Runtime" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_given_keeps_nothing_of_the_model_it_is_made_from() -> None:
+    given: Given = nets.quantized(nets.Residual)
+    before = given.model(given.images)
+    build(given.model, given, "integers")
+    assert torch.equal(before, given.model(given.images))

@@ -1,0 +1,101 @@
+"""The ``.pt2`` and OpenVINO files, each in a runtime that knows nothing of this program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nets
+import pytest
+import torch
+from test_onnx import distance
+from torch import Tensor
+
+from engine.errors import EngineError
+from engine.export import openvino, pt2, safetensors
+
+SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
+
+
+@pytest.mark.parametrize("make", nets.NETS, ids=lambda make: make.__name__)
+def test_a_pt2_gives_the_programs_outputs_for_any_number_of_images(make: Any, tmp_path: Path) -> None:
+    given = nets.quantized(make, nets.GROUPS)
+    pt2.write(given, path := tmp_path / "model.pt2")
+    runner = pt2.load(path, given, 1)
+    for count in (1, 2, 5):
+        x = torch.randn(count, 3, 16, 16)
+        assert distance(given.model(x), runner.run(runner.hold(x))) > 60
+
+
+@pytest.mark.parametrize(("weights", "bits"), SPECS)
+def test_a_pt2_needs_torch_alone(weights: Any, bits: int | None, tmp_path: Path) -> None:
+    given = nets.quantized(nets.Residual, weights, bits)
+    pt2.write(given, tmp_path / "model.pt2")
+    x = torch.randn(3, 3, 16, 16)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch; m = torch.export.load('model.pt2').module(); torch.save(m(torch.load('x.pt')), 'y.pt'); "
+        "assert not any(n.split('.')[0] in ('engine', 'onnx') for n in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert distance(given.model(x), torch.load(tmp_path / "y.pt")) > 60
+
+
+def test_a_pt2_stores_integers(tmp_path: Path) -> None:
+    given = nets.quantized(nets.Residual, nets.GROUPS)
+    pt2.write(given, path := tmp_path / "model.pt2")
+    state = torch.export.load(path).state_dict
+    values = {name: tensor.dtype for name, tensor in state.items() if name.endswith("values")}
+    assert len(values) == 4 and set(values.values()) == {torch.uint8}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"x" * 1000])
+def test_a_damaged_pt2_is_one_line(content: bytes, tmp_path: Path) -> None:
+    given = nets.quantized(nets.Sequence1d)
+    (tmp_path / "model.pt2").write_bytes(content)
+    with pytest.raises(EngineError, match=r"^[^\n]*cannot be loaded by torch.export[^\n]*$"):
+        pt2.load(tmp_path / "model.pt2", given, 1)
+
+
+def test_a_foreign_pt2_is_refused(tmp_path: Path) -> None:
+    class Foreign(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    given = nets.quantized(nets.Sequence1d)
+    torch.export.save(torch.export.export(Foreign(), (given.images,)), tmp_path / "model.pt2")
+    with pytest.raises(EngineError, match="was not written by this program"):
+        pt2.load(tmp_path / "model.pt2", given, 1)
+
+
+@pytest.mark.parametrize("make", nets.NETS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("weights", "bits"), SPECS)
+def test_openvino_gives_the_programs_outputs(make: Any, weights: Any, bits: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    given = nets.quantized(make, weights, bits)
+    openvino.write(given, path := tmp_path / "model.xml")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    runner = openvino.load(path, given, 1)
+    for count in (1, 3):
+        x = torch.randn(count, 3, 16, 16)
+        # A step of four bits is a sixteenth of the range, and one that falls to the other side is much.
+        assert distance(given.model(x), runner.run(runner.hold(x))) > (18 if bits == 4 else 26)
+
+
+def test_damaged_openvino_files_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    given = nets.quantized(nets.Sequence1d)
+    (tmp_path / "model.xml").write_text("<net>")
+    with pytest.raises(EngineError, match=r"^[^\n]*cannot be loaded by OpenVINO[^\n]*$"):
+        openvino.load(tmp_path / "model.xml", given, 1)
+
+
+def test_safetensors_come_back_exactly(own_cache: Path, tmp_path: Path) -> None:
+    given = nets.quantized(nets.Residual, nets.GROUPS)
+    safetensors.write(given, path := tmp_path / "model.safetensors")
+    runner = safetensors.load(path, given, 1)
+    assert distance(given.model(given.images), runner.run(runner.hold(given.images))) > 40
