@@ -42,7 +42,7 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "description": entry.description,
-        "shape": list(entry.shape),
+        "shape": list(entry.shape) if entry.shape else None,
         "weights": {data: _accuracy(files[data]) for data in order},
         "where": {data: "package" if data in packaged else "cache" for data in order},
     }

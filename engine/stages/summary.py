@@ -39,6 +39,7 @@ def data(images: Data, recipe: Recipe) -> dict[str, Any]:
         "name": images.name, "calibration": images.count("train", recipe.data.calibration), "train": images.count("train"),
         "validation": images.count("validation"), "test": images.count("test", recipe.data.limit),
         "mean": list(images.mean), "std": list(images.std),
+        **({"transform": str(images.transform)} if images.transform else {}),
     }  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, A
     return {
         "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
         "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
+        **({"stem": loaded.stem} if loaded.stem else {}),
     }  # fmt: skip
 
 
