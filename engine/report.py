@@ -30,6 +30,8 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), "", "## Layers", "", *_layers(d)]
+        if d.get("operations"):
+            parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
         if d.get("orders"):
             parts += ["", "## Folding before or after quantization", "", *_orders(d)]
@@ -96,6 +98,10 @@ def _layers(d: dict[str, Any]) -> list[str]:
         for x in d["layers"]
     ]  # fmt: skip
     return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", "parameters", "fp32 time", "why"), rows)
+
+
+def _operations(d: dict[str, Any]) -> list[str]:
+    return table(("operation", "times", "why"), [(o["operation"], str(o["count"]), o["reason"]) for o in d["operations"]])
 
 
 def _graph(d: dict[str, Any]) -> list[str]:

@@ -72,3 +72,10 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
     )
     cells = [text(value) for value, text in shown if value is not None]
     return [*cells, "simulated"] if found.get("simulated") else cells
+
+
+def count(number: int) -> str:
+    """``545 k``, ``11.7 M``."""
+    if number >= 1e6:
+        return f"{number / 1e6:.1f} M"
+    return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:,}"

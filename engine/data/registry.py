@@ -61,9 +61,9 @@ def load(
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own. ``transform`` is what a model expects of photographs; data that come in one size take no notice of it,
-    and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not take or values that cannot
-    normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
+    data set's own. ``transform`` is what a model expects of photographs; data of one size take no notice of it,
+    and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not
+    take or values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
     """
     entry = ENTRIES.get(name_or_dir)
     if entry is None:

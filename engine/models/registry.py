@@ -80,7 +80,11 @@ ENTRIES: dict[str, ModelEntry] = {
 def find(name: str) -> ModelEntry:
     """The entry of that name. Raises UsageError with the nearest names when there is none."""
     if name not in ENTRIES:
-        raise UsageError(
-            f"model {name!r} is not known: {nearest(name, list(ENTRIES))}; your own is package.module:factory or path/file.py:factory"
-        )
+        raise UsageError(f"model {name!r} is not known: {_near(name)}; your own is package.module:factory or path/file.py:factory")
     return ENTRIES[name]
+
+
+def _near(name: str) -> str:
+    hint = nearest(name.lower(), list(ENTRIES))
+    own = ", ".join(entry.name for entry in ENTRIES.values() if entry.published is None)
+    return f"known: {own} and torchvision's classifiers, which `qtui models` lists" if hint.startswith("known:") else hint

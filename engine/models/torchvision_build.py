@@ -37,9 +37,9 @@ def build(published: Published, classes: int, side: int, small: bool) -> nn.Modu
     try:
         model: nn.Module = get_model_builder(published.name)(weights=None, **options)
     except (AssertionError, ValueError) as error:
-        size = published.transform.size
+        size, what = published.transform.size, one_line(error, 120)
         raise UsageError(
-            f"{published.name} does not take images of {side}×{side} ({one_line(error, 120)}): use images of {size}×{size}, or another model"
+            f"{published.name} does not take images of {side}×{side} ({what}): give it images of {size}×{size}, or use another model"
         ) from error
     if small:
         if not published.has_small_stem:
