@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from driving import drive
+from driving import consume, drive
 from PIL import Image
 from torch import nn
 from torchvision.transforms import functional as pixels
 
+from engine.cancel import StopToken
 from engine.data import registry as data_registry
 from engine.data.image_files import _fit
 from engine.errors import EngineError, UsageError
@@ -24,6 +25,7 @@ from engine.models.cached import recorded_stem
 from engine.models.registry import ENTRIES, find
 from engine.models.torchvision import PUBLISHED, Published
 from engine.recipe import Recipe
+from engine.stages import load
 from engine.stages.baseline import schedule_for
 from engine.training import precision
 
@@ -169,9 +171,9 @@ def test_published_weights_are_for_imagenets_classes(
     assert "--weights FILE" in str(failed) and "qtui train squeezenet1_1 --data" in str(failed) and "\n" not in str(failed)
     assert asked[0][1]["check_hash"] is True and asked[0][1]["weights_only"] is True
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state_of("squeezenet1_1", 1000))
-    done = drive(recipe, tmp_path / "run")
-    assert done.data["environment"]["weights"] == "from torchvision"
-    assert done.data["data"]["transform"] == "shorter side to 256 pixels (bilinear), middle 224×224"
+    loaded = consume(load.load(recipe), StopToken()).report
+    assert isinstance(loaded, load.Loaded) and loaded.weights == "from torchvision"
+    assert str(loaded.data.transform) == "shorter side to 256 pixels (bilinear), middle 224×224"
 
 
 def test_a_file_in_the_cache_is_known_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
