@@ -17,6 +17,8 @@ from engine.cancel import StopToken
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import Event
+from engine.graph.kinds import in_place
+from engine.graph.memory import channels_last
 from engine.quant.layout import Layout, Unit
 from engine.quant.numerics import QParams, dequantize, sqnr_db
 from engine.quant.runtime import QuantizedModel
@@ -147,7 +149,8 @@ class _Values(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._wanted:
-            self.values[n.name] = value
+            changed = any(in_place(user) and user.all_input_nodes[0] is n for user in n.users)
+            self.values[n.name] = value.clone() if changed else value
         return value
 
 
@@ -210,8 +213,8 @@ def _percentiles(times: list[float]) -> tuple[float, float]:
 
 def fp32_forms(gm: fx.GraphModule) -> dict[str, nn.Module]:
     """The fused fp32 graph in both memory formats: which is faster depends on the machine and the batch."""
-    channels_last = copy.deepcopy(gm).to(memory_format=torch.channels_last)
-    return {"torch fp32, channels-last": channels_last, "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm))}
+    last = channels_last(copy.deepcopy(gm))
+    return {"torch fp32, channels-last": last, "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm))}
 
 
 class _Contiguous(nn.Module):

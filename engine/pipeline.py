@@ -16,10 +16,11 @@ from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
+from engine.models.registry import Stem, find
 from engine.recipe import Recipe
 from engine.report import Report
 from engine.rundir import RunDir, find_run, is_running, new_directory
-from engine.stages import load
+from engine.stages import fitting, load
 
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
@@ -132,20 +133,19 @@ def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
 
 def train(
     model: str, data: str, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
-    device: str = "auto", command: str = "", stop: StopToken | None = None,
+    device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
 ) -> Run[Path]:  # fmt: skip
     """Train a baseline; the weights file that was written. Raises UsageError or EngineError."""
     from engine.data import registry as data_registry
-    from engine.models.registry import find
     from engine.stages.baseline import schedule_for, train_baseline
 
     entry = find(model)
     where = load.pick_device(device)
-    images = data_registry.load(folder or data)
-    load.fits(entry, images)
-    schedule = replace(schedule_for(images.name), seed=seed)
+    images = data_registry.load(folder or data, transform=fitting.transform_of(model))
+    fitting.fits(entry, images)
+    schedule = replace(schedule_for(images.name, entry), seed=seed)
     if epochs is not None:
         schedule = replace(schedule, epochs=epochs)
     target = out or Path(f"{model}-{images.name}.safetensors")
-    done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where)
+    done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
     return done.weights

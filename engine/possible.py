@@ -7,6 +7,7 @@ from dataclasses import replace
 from engine.spec import LayerSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
+NOT_FOLDED = "is not folded: "
 
 
 def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | None]:

@@ -25,6 +25,7 @@ Preset = Literal["default", "w8a8", "w4a8", "w4a4", "w8", "w4"]
 Metric = Literal["mse", "drop", "sqnr", "agreement"]
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
+Stem = Literal["auto", "small", "imagenet"]
 ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2"]
 
 _DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -203,11 +204,13 @@ class QatPart(_Part):
 class Recipe(_Part):
     """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
 
-    ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are."""
+    ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
+    is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     weights: Annotated[_Text | None, Field(description="a path, or null")] = None
     data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
+    stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
     preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
     rules: Annotated[
         tuple[RulePart, ...],
@@ -273,8 +276,9 @@ class Recipe(_Part):
 
     def fingerprint(self) -> str:
         """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
-        # An empty fold_later asks for what a recipe without that key asks for.
-        asked = self.model_dump(mode="json", exclude={"device", "isa"} | (set() if self.fold_later else {"fold_later"}))
+        # A key that came later asks, while it has its default, for what a recipe without it asks for.
+        later = {name for name in ("fold_later", "stem") if getattr(self, name) == type(self).model_fields[name].default}
+        asked = self.model_dump(mode="json", exclude={"device", "isa"} | later)
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

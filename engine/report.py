@@ -32,6 +32,8 @@ class Report:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
         parts += [*_exports(d), "## Layers", "", *_layers(d)]
+        if d.get("operations"):
+            parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
         if d.get("orders"):
             parts += ["", "## Folding before or after quantization", "", *_orders(d)]
@@ -122,6 +124,10 @@ def _layers(d: dict[str, Any]) -> list[str]:
         for x in d["layers"]
     ]  # fmt: skip
     return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", "parameters", "fp32 time", "why"), rows)
+
+
+def _operations(d: dict[str, Any]) -> list[str]:
+    return table(("operation", "times", "why"), [(o["operation"], str(o["count"]), o["reason"]) for o in d["operations"]])
 
 
 def _graph(d: dict[str, Any]) -> list[str]:

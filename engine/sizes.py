@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from engine.events import LayerRow
-from engine.possible import NO_KERNEL, possible
+from engine.possible import NO_KERNEL, NOT_FOLDED, possible
 from engine.spec import LayerSpec, WeightSpec
 
 # Bytes of JSON beyond what the fp32 file has, by measurement: for the file, for a layer on integers or in fp32, for groups.
@@ -25,7 +25,12 @@ def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[
     size = fp32_bytes + _FILE_TEXT
     before: LayerRow | None = None
     for layer in layers:
-        if layer.kind.startswith("BatchNorm") and layer.obstacle != NO_KERNEL and before and not _on_integers(before, specs):
+        if (
+            layer.kind.startswith("BatchNorm")
+            and not (layer.obstacle or "").startswith((NO_KERNEL, NOT_FOLDED))
+            and before
+            and not _on_integers(before, specs)
+        ):
             # It is not folded after all: its four vectors and a counter, less the bias that folding would give a layer without one.
             biased = before.params > math.prod(before.weight_shape)
             size += (8 if biased else 6) * layer.params + 8 + _FLOAT_TEXT

@@ -18,6 +18,7 @@ from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Step
 from engine.paths import save
+from engine.precision import Half, half_type
 from engine.sgd import SGD
 from engine.ticker import Every, Ticker
 
@@ -27,7 +28,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Schedule:
     """SGD with Nesterov momentum; the learning rate rises linearly over ``warmup`` (a part of all steps) and falls as a
-    cosine to zero. ``seed`` orders the images and their augmentation. ``clip`` bounds the norm of the gradient."""
+    cosine to zero. ``seed`` orders the images and their augmentation. ``clip`` bounds the norm of the gradient. ``mixed``
+    computes in 16 bits where the device is fast at it."""
 
     epochs: int
     batch: int
@@ -38,6 +40,7 @@ class Schedule:
     augment: bool = True
     seed: int = 0
     clip: float | None = None
+    mixed: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
@@ -80,6 +83,12 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any
     ]
 
 
+def precision(schedule: Schedule, device: str) -> str | None:
+    """``bfloat16`` or ``float16`` where training by ``schedule`` computes in it, None where it computes in float32."""
+    found = half_type(device) if schedule.mixed else None
+    return str(found).removeprefix("torch.") if found else None
+
+
 def fit(
     model: nn.Module,
     data: Data,
@@ -118,6 +127,7 @@ def fit(
         except Exception as error:
             raise _no_checkpoint(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
+    half = Half(precision(schedule, device), device)
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         ticker = Ticker(stage, images, "img", clock=stop.clock)
@@ -133,12 +143,10 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
             x = x.contiguous(memory_format=torch.channels_last)
-            value = loss(x, model(x), y)
+            with half.autocast():
+                value = loss(x, model(x), y)
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            if schedule.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-            optimizer.step()
+            half.step(value, optimizer, model.parameters(), schedule.clip)
             running.add(value, len(x))
             step += 1
             if due() or step % batches == 0:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 PRESETS = ("default", "w8a8", "w4a8", "w4a4", "w8", "w4")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
+STEMS = ("auto", "small", "imagenet")
+_STEM = "first layers of a torchvision model: for small images, or as published (default: by the size of the images)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,6 +104,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class")
     run.add_argument("--weights", metavar="FILE", help="trained weights: safetensors, or a PyTorch state_dict")
     run.add_argument("--recipe", metavar="FILE", help="a YAML recipe; options given here win over it")
+    run.add_argument("--stem", choices=STEMS, help=_STEM)
     run.add_argument("--device", choices=DEVICES)
     run.add_argument("--out", metavar="DIR", help="where the run is written (default: a new folder in ./runs)")
     run.add_argument("--threshold", metavar="METRIC:VALUE", help="drop:0.005, mse:1e-7, sqnr:30 or agreement:0.99")
@@ -123,6 +126,7 @@ def _train(train: Parser) -> None:
     train.add_argument("--out", metavar="FILE", help="where the weights are written")
     train.add_argument("--epochs", metavar="N", type=_positive)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)
+    train.add_argument("--stem", choices=STEMS, default="auto", help=_STEM)
     train.add_argument("--device", choices=DEVICES, default="auto")
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.data.registry import holds_imagenet
 from engine.models.cached import cached_for, cached_weights
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
+from engine.models.torchvision import Published
 from qtui import text
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ RESUMABLE = ("cancelled", "failed")
 @dataclass(frozen=True)
 class Model:
     """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
-    ``own`` is a person's own factory."""
+    ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone."""
 
     name: str
     description: str
@@ -34,6 +36,7 @@ class Model:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     packaged: frozenset[str] = frozenset()
     own: bool = False
+    published: Published | None = None
 
     def where(self, data: str) -> str:
         """Where the weights for ``data`` come from, in words."""
@@ -42,7 +45,11 @@ class Model:
             return "from its factory"
         if data in self.packaged:
             return "in the package"
-        return "trained here" if data in self.weights else "to train"
+        if data in self.weights:
+            return "trained here"
+        if self.published is None or not holds_imagenet(data):
+            return "to train"
+        return "cached" if self.published.cached() else "to download"
 
 
 def data_name(data: str) -> str:
@@ -74,9 +81,11 @@ class Choice:
 
 
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
-    """The registry's models, then a person's own: those ``given`` now and those of past ``runs``."""
+    """The registry's own models, a person's own (those ``given`` now and those of past ``runs``), then torchvision's."""
     own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model)))
-    return (*(_registered(entry, data) for entry in ENTRIES.values()), *(_own(name) for name in own))
+    listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
+    first = [model for model in listed.values() if model.published is None]
+    return (*first, *(_own(name) for name in own), *(model for model in listed.values() if model.published is not None))
 
 
 def _registered(entry: ModelEntry, data: str) -> Model:
@@ -87,9 +96,11 @@ def _registered(entry: ModelEntry, data: str) -> Model:
     chosen = files.get(data) or next(iter(files.values()), None)
     size = file_size(chosen) if chosen else None
     accuracy = {name: found for name, path in files.items() if (found := _accuracy(path)) is not None}
+    published = entry.published
+    params, weighs = (published.params, published.bytes) if published else (None, None)
     return Model(
-        entry.name, entry.description, entry.shape, size.params if size else None, size.bytes if size else None, files, accuracy,
-        frozenset(packaged),
+        entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
+        frozenset(packaged), published=published,
     )  # fmt: skip
 
 

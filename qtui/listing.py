@@ -12,8 +12,10 @@ from typing import Any
 
 from engine.models.cached import cached_for
 from engine.models.registry import ModelEntry
+from engine.models.size import file_size
 from qtui import text
 
+IMAGENET = "imagenet"
 # Under this name a data set lies in the cache once it has been downloaded.
 CACHED_AS = {"cifar10": "cifar-10-batches-py"}
 
@@ -28,23 +30,31 @@ def models(args: Namespace) -> int:
     if not found:
         print(f"no model matches {args.filter}; qtui models lists them all")
         return 0
-    rows = [(m["name"], "×".join(map(str, m["shape"])), _weights(m), m["description"]) for m in found]
-    return print_table(("name", "input", "weights, test accuracy", "what"), rows)
+    rows = [(m["name"], _count(m["params"]), _bytes(m["bytes"]), _input(m), _weights(m), m["description"]) for m in found]
+    return print_table(("name", "params", "fp32", "input", "weights, test accuracy", "what"), rows)
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
     """One model as plain values; ``weights`` maps a data set to the recorded test accuracy, None where there is no record, and
-    ``where`` to ``package`` or ``cache``."""
+    ``where`` to ``package``, ``cache`` or, for torchvision's on ``imagenet``, ``cached`` or ``to download``. ``size`` is the side
+    of the images that published weights expect; ``shape`` is null where the model takes others too."""
     packaged = {data: path for data in entry.packaged if (path := entry.weights_for(data)) and path.is_file()}
     # What a run takes is the package's, where there are both.
     files = {**dict(cached_for(entry.name)), **packaged}
     order = [*packaged, *(data for data in files if data not in packaged)]
+    published = entry.published
+    size = file_size(next(iter(files.values()))) if files and published is None else None
+    of_torchvision = {IMAGENET: published.top1} if published else {}
+    state = {IMAGENET: "cached" if published.cached() else "to download"} if published else {}
     return {
         "name": entry.name,
         "description": entry.description,
-        "shape": list(entry.shape),
-        "weights": {data: _accuracy(files[data]) for data in order},
-        "where": {data: "package" if data in packaged else "cache" for data in order},
+        "shape": list(entry.shape) if entry.shape else None,
+        "params": published.params if published else size.params if size else None,
+        "bytes": published.bytes if published else size.bytes if size else None,
+        "size": published.transform.size if published else None,
+        "weights": {**{data: _accuracy(files[data]) for data in order}, **of_torchvision},
+        "where": {**{data: "package" if data in packaged else "cache" for data in order}, **state},
     }
 
 
@@ -90,9 +100,22 @@ def _accuracy(weights: Path) -> float | None:
         return None
 
 
+def _count(number: int | None) -> str:
+    return "" if number is None else text.count(number)
+
+
+def _bytes(number: int | None) -> str:
+    return "" if number is None else text.size(number)
+
+
+def _input(row: dict[str, Any]) -> str:
+    return "×".join(map(str, row["shape"])) if row["shape"] else str(row["size"] or "")
+
+
 def _weights(row: dict[str, Any]) -> str:
     def one(data: str, accuracy: float | None) -> str:
         known = data if accuracy is None else f"{data} {text.metric('accuracy', accuracy)}"
-        return f"{known} (trained here)" if row["where"][data] == "cache" else known
+        where = row["where"][data]
+        return f"{known} (trained here)" if where == "cache" else known if where == "package" else f"{known} ({where})"
 
     return ", ".join(one(data, accuracy) for data, accuracy in row["weights"].items())

@@ -86,3 +86,10 @@ def kernels(label: Any) -> str:
         if short not in by.setdefault(library, []):
             by[library].append(short)
     return ", ".join(f"{library} {', '.join(names)}" for library, names in by.items())
+
+
+def count(number: int) -> str:
+    """``545 k``, ``11.7 M``."""
+    if number >= 1e6:
+        return f"{number / 1e6:.1f} M"
+    return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:,}"

@@ -26,7 +26,8 @@ ABOVE = {
 }
 TORCH_FREE = [
     "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
-    "engine.rundir", "engine.models.registry", "engine.models.cached", "engine.data.registry", "engine.decisions", "engine.changes",
+    "engine.rundir", "engine.models.registry", "engine.models.torchvision", "engine.models.cached", "engine.transform",
+    "engine.data.registry", "engine.decisions", "engine.changes",
     "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.export.registry",
     "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
     "qtui.console", "qtui.doctor", "qtui.listing",
@@ -90,7 +91,8 @@ WITHOUT_TEXTUAL = [
 WORDS = (
     "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
-    "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.data.registry", "engine.data.cache",
+    "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
+    "engine.data.cache",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

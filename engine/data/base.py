@@ -12,9 +12,10 @@ from torch import Tensor
 
 from engine.data.augment import crop_and_flip
 from engine.errors import EngineError, UsageError
+from engine.transform import Transform, Triple
 
 SplitName = Literal["train", "validation", "test"]
-Triple = tuple[float, float, float]
+__all__ = ["Data", "MemorySplit", "Split", "SplitName", "Subset", "Triple", "check_labels"]
 
 
 class Split(Protocol):
@@ -79,7 +80,8 @@ class Data:
 
     ``shape`` is (3, H, W) of every image. ``mean`` and ``std`` are per channel for pixels in 0..1. ``flip`` says whether
     a mirrored image keeps its class and ``pad`` by how many pixels a training image may be shifted. Splits are stored
-    with their classes mixed, so the first images of any of them are a fair sample of it.
+    with their classes mixed, so the first images of any of them are a fair sample of it. ``transform`` is what images
+    of a folder went through, None where they come as they are.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Data:
     test: Split
     flip: bool
     pad: int
+    transform: Transform | None = None
 
     def split(self, name: SplitName) -> Split:
         """The split of that name; ``UsageError`` for any other name."""

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.errors import EngineError
+from engine.transform import Transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
@@ -19,14 +20,14 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 class FileSplit:
     """Images by path: only ``paths`` and ``labels``, int64 (N,), are held. ``frame`` is the (H, W) every image comes in.
 
-    With ``resize`` an image is scaled until its shorter side fits and its middle is kept; without, one of another size
-    is an ``EngineError`` when it is read, and so is a file that cannot be decoded.
+    With ``transform`` an image is scaled and its middle kept; without, one of another size is an ``EngineError`` when it
+    is read, and so is a file that cannot be decoded.
     """
 
     paths: tuple[str, ...]
     labels: Tensor
     frame: tuple[int, int]
-    resize: bool
+    transform: Transform | None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,8 +43,8 @@ class FileSplit:
     def _decode(self, path: str) -> Image.Image:
         image = _open(path)
         height, width = self.frame
-        if self.resize:
-            return _fit(image, height, width)
+        if self.transform is not None:
+            return _fit(image, self.transform)
         if image.size != (width, height):
             found = f"{image.width}x{image.height}"
             raise EngineError(f"{path} is {found} but the first image is {width}x{height}: set data.size in the recipe to resize")
@@ -78,10 +79,15 @@ def _to_rgb(image: Image.Image, path: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    scale = max(height / image.height, width / image.width)
-    scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _fit(image: Image.Image, transform: Transform) -> Image.Image:
+    """As torchvision's ``Resize`` and ``CenterCrop`` do it, to the pixel: weights were measured on exactly that."""
+    shorter, longer = sorted(image.size)
+    other = int(transform.resize * longer / shorter)
+    scaled = (transform.resize, other) if image.width <= image.height else (other, transform.resize)
     if scaled != image.size:
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+        image = image.resize(scaled, _INTERPOLATIONS[transform.interpolation])
+    left, top = (round((side - transform.size) / 2) for side in image.size)
+    return image.crop((left, top, left + transform.size, top + transform.size))

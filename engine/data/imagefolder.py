@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine.data.base import Data, Split, Subset, Triple
+from engine.data.base import Data, Split, Subset
 from engine.data.image_files import SUFFIXES, FileSplit, frame_size
 from engine.data.splitting import Indices, permutation, require_images, share, take
 from engine.errors import EngineError, UsageError
+from engine.transform import MEAN, STD, Transform
 
 SPLIT_SEED = 224
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 VALIDATION_NAMES = ("validation", "val", "valid")
-# ImageNet's, which most published weights expect.
-MEAN: Triple = (0.485, 0.456, 0.406)
-STD: Triple = (0.229, 0.224, 0.225)
 
 Listing = dict[str, list[str]]
 
 
-def load(folder: Path | None = None, size: int | None = None) -> Data:
+def load(folder: Path | None = None, size: int | None = None, transform: Transform | None = None) -> Data:
     """Images by class below ``folder``, read from disk batch by batch.
 
     Layouts: ``train/<class>/*`` with ``test/<class>/*`` and ``validation/<class>/*`` beside it, or ``<class>/*`` alone.
     A split that has no folder is taken from the training images by a fixed seed with the classes balanced: a fifth for
     test, a tenth for validation. With ``size`` the shorter side is resized to it and the middle ``size`` x ``size``
-    kept; without, all images must have the size of the first. Whether a mirrored image keeps its class is not known,
+    kept; ``transform`` says it in full, and ``size`` wins over its pixels; without either, all images must have the size
+    of the first. Whether a mirrored image keeps its class is not known,
     so ``flip`` is False. ``UsageError`` without a folder or for a ``size`` under 1; ``EngineError`` for a folder
     without images by class, an empty split, or splits whose classes differ.
     """
@@ -45,32 +45,35 @@ def load(folder: Path | None = None, size: int | None = None) -> Data:
     listings = {name: _list_split(place, classes, top) for name, place in given.items() if place is not None and place.is_dir()}
 
     first = next(iter(listing.values()))[0]
-    height, width = (size, size) if size else frame_size(first)
-    splits = _divide(listing, listings, (height, width), resize=size is not None)
+    if size is not None:
+        transform = replace(transform, size=size, resize=size) if transform else Transform(size, size)
+    height, width = (transform.size, transform.size) if transform else frame_size(first)
+    splits = _divide(listing, listings, (height, width), transform)
     require_images({name: len(split) for name, split in splits.items()}, str(folder))
     return Data(
         name=folder.resolve().name,
         classes=classes,
         shape=(3, height, width),
-        mean=MEAN,
-        std=STD,
+        mean=transform.mean if transform else MEAN,
+        std=transform.std if transform else STD,
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
         flip=False,
         pad=max(1, min(height, width) // 8),
+        transform=transform,
     )
 
 
-def _divide(listing: Listing, given: dict[str, Listing], frame: tuple[int, int], resize: bool) -> dict[str, Split]:
-    whole = _file_split(listing, frame, resize)
+def _divide(listing: Listing, given: dict[str, Listing], frame: tuple[int, int], transform: Transform | None) -> dict[str, Split]:
+    whole = _file_split(listing, frame, transform)
     labels: Indices = whole.labels.numpy()
     rest = permutation(len(labels), SPLIT_SEED)
     total = len(rest)
     splits: dict[str, Split] = {}
     for name, fraction in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         if name in given:
-            own = _file_split(given[name], frame, resize)
+            own = _file_split(given[name], frame, transform)
             splits[name] = Subset(own, torch.from_numpy(permutation(len(own), SPLIT_SEED)))
         else:
             drawn, rest = take(rest, labels, min(len(rest), share(total, fraction)), SPLIT_SEED)
@@ -78,9 +81,9 @@ def _divide(listing: Listing, given: dict[str, Listing], frame: tuple[int, int],
     return {"train": Subset(whole, torch.from_numpy(rest)), **splits}
 
 
-def _file_split(listing: Listing, frame: tuple[int, int], resize: bool) -> FileSplit:
+def _file_split(listing: Listing, frame: tuple[int, int], transform: Transform | None) -> FileSplit:
     labels = np.repeat(np.arange(len(listing), dtype=np.int64), [len(paths) for paths in listing.values()])
-    return FileSplit(tuple(path for paths in listing.values() for path in paths), torch.from_numpy(labels), frame, resize)
+    return FileSplit(tuple(path for paths in listing.values() for path in paths), torch.from_numpy(labels), frame, transform)
 
 
 def _subfolders(folder: Path) -> list[Path]:

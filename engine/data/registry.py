@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from engine.data.base import Data, Triple
+    from engine.data.base import Data
+    from engine.transform import Transform, Triple
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,21 @@ _KNOWN = (
     ),
     DataEntry("imagefolder", "your images, DIR/CLASS/*", "your own", True, None, None, "engine.data.imagefolder", ("folder", "size")),
 )
+IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 
 
 def load(
-    name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None
-) -> Data:
+    name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
+    transform: Transform | None = None,
+) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own. ``UsageError`` for an unknown name, an option the data set does not take or values that cannot
-    normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
+    data set's own. ``transform`` is what a model expects of photographs; data of one size take no notice of it,
+    and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not
+    take or values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
     """
     entry = ENTRIES.get(name_or_dir)
     if entry is None:
@@ -70,10 +76,31 @@ def load(
     for option, value in (("folder", folder), ("size", size)):
         if value is not None and option not in entry.takes:
             raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
-    data: Data = import_module(entry.module).load(place, size)
+    prepared = {"transform": transform} if transform is not None and "size" in entry.takes else {}
+    data: Data = import_module(entry.module).load(place, size, **prepared)
     if mean is None and std is None:
         return data
     return data.with_normalization(mean or data.mean, std or data.std)
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether class names are those of ImageNet's 1,000 classes in its order, as WordNet ids or as numbers of three digits."""
+    names = list(classes)
+    if len(names) != IMAGENET_CLASSES or names != sorted(names):
+        return False
+    return all(re.fullmatch(r"n\d{8}", name) for name in names) or names == [f"{number:03}" for number in range(IMAGENET_CLASSES)]
+
+
+def holds_imagenet(name_or_dir: str) -> bool:
+    """Whether a folder of images by class has ImageNet's classes, from the names of its folders alone."""
+    place = Path(name_or_dir).expanduser()
+    if name_or_dir in ENTRIES or not place.is_dir():
+        return False
+    try:
+        top = place / "train" if (place / "train").is_dir() else place
+        return is_imagenet(sorted(entry.name for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    except OSError:
+        return False
 
 
 def _existing(text: str, is_path: bool = False) -> Path:

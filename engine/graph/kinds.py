@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.linear: "functional_linear",
 }
 
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 _METHODS: dict[str, str] = {
@@ -59,10 +60,39 @@ _METHODS: dict[str, str] = {
 }
 
 
+def is_foreign(function: Any) -> bool:
+    """Whether a called function is neither torch's nor Python's own: fx keeps such calls whole where their module asks for it."""
+    module = str(getattr(function, "__module__", None) or "torch")
+    return module.partition(".")[0] not in ("torch", "_operator", "builtins", "math") and callable(function)
+
+
+def does_nothing(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call returns its first argument: stochastic depth drops whole branches, and in training alone."""
+    given = dict(zip(("input", "p", "mode", "training"), args, strict=False)) | dict(kwargs)
+    return getattr(function, "__name__", "") == "stochastic_depth" and given.get("training", True) is False
+
+
+def changes_a_part(method: str, args: tuple[Any, ...]) -> bool:
+    """Whether a method works in place on what was taken out of a larger tensor: the graph would not see the tensor change."""
+    node = getattr(args[0], "node", None) if args else None
+    in_place = method.endswith("_") and not method.endswith("__")
+    return in_place and isinstance(node, fx.Node) and node.op == "call_function" and node.target is operator.getitem
+
+
 def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a ``call_module`` node calls, else None."""
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if node.op == "call_module" and owner is not None else None
+
+
+def in_place(node: fx.Node) -> bool:
+    """Whether an operation changes the tensor that it reads first."""
+    if node.kwargs.get("inplace"):
+        return True
+    if node.op == "call_module":
+        return bool(getattr(module_of(node), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or (node.target in _IN_PLACE)
 
 
 def source(node: fx.Node) -> fx.Node | None:

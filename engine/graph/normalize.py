@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -43,6 +45,42 @@ def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
     if replaced:
         gm.recompile()
     return tuple(replaced)
+
+
+def chunks_to_slices(gm: fx.GraphModule) -> None:
+    """Rewrite, in place, each piece that is taken out of ``chunk`` along a dimension of known size as a slice, which integers
+    can go through."""
+    for node in list(gm.graph.nodes):
+        read = node.args[0] if node.args else None
+        if node.op != "call_function" or node.target is not operator.getitem or not isinstance(read, fx.Node):
+            continue
+        piece = _piece(read, node.args[1])
+        if piece is None:
+            continue
+        whole, dim, bounds = piece
+        with gm.graph.inserting_before(node):
+            taken = gm.graph.call_function(operator.getitem, (whole, (*(slice(None),) * dim, bounds)))
+        taken.meta = dict(node.meta)
+        node.replace_all_uses_with(taken)
+        gm.graph.erase_node(node)
+        if not read.users:
+            gm.graph.erase_node(read)
+    gm.recompile()
+
+
+def _piece(call: fx.Node, index: object) -> tuple[fx.Node, int, slice] | None:
+    """What piece number ``index`` of a call of ``chunk`` is: of which node, along which dimension, from where to where."""
+    is_chunk = (call.op == "call_method" and call.target == "chunk") or (call.op == "call_function" and call.target is torch.chunk)
+    if not is_chunk or not isinstance(index, int) or not isinstance(call.args[0], fx.Node):
+        return None
+    given = dict(zip(("input", "chunks", "dim"), call.args, strict=False)) | dict(call.kwargs)
+    count, dim, shape = given.get("chunks"), given.get("dim", 0), call.args[0].meta.get("shape")
+    if not isinstance(count, int) or not isinstance(dim, int) or shape is None or not 0 <= dim < len(shape) or shape[dim] is None:
+        return None
+    size = -(-shape[dim] // count)
+    pieces = -(-shape[dim] // size)
+    start = (index + pieces if index < 0 else index) * size
+    return call.args[0], dim, slice(start, min(start + size, shape[dim]))
 
 
 def _private(node: Any) -> bool:

@@ -68,6 +68,13 @@ class SizedProxy(fx.Proxy):
                 return answers.pop()
         raise TraceError("control flow that depends on the values of a tensor or on the batch size")
 
+    def new_zeros(self, *sizes: Any, **options: Any) -> Any:
+        """A tensor that no image has a part in is a constant, and may be filled as its author likes."""
+        given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+        if self._is_tensor() and not options and all(isinstance(size, int) for size in given):
+            return self.values[0].new_zeros(given)
+        return self.tracer.create_proxy("call_method", "new_zeros", (self, *sizes), options)
+
     def _is_tensor(self) -> bool:
         return bool(self.values) and isinstance(self.values[0], Tensor)
 

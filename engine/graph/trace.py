@@ -6,7 +6,6 @@ A module whose forward cannot be traced is made a leaf, innermost first, and rep
 from __future__ import annotations
 
 import inspect
-import operator
 import os
 import traceback
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from engine.errors import EngineError, one_line
-from engine.graph.kinds import module_of
+from engine.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
 from engine.graph.proxy import BATCHES, SizedProxy
 
 _HERE = os.path.dirname(__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,14 @@ class ShapeTracer(fx.Tracer):
         return SizedProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        if kind == "call_function" and is_foreign(target):
+            if does_nothing(target, args, kwargs):
+                return args[0]
+            # fx keeps such a call whole where its author asks for it, but only torch's operations can be stored and quantized.
+            if self.module_stack:
+                return target(*args, **kwargs)
+        if kind == "call_method" and changes_a_part(target, args):
+            raise TraceError(f"changes a part of a tensor in place ({target})")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         assert isinstance(proxy, SizedProxy)
         proxy.values = self._evaluate(proxy.node)
@@ -195,7 +201,7 @@ def _follow_in_place(gm: fx.GraphModule) -> None:
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     for node in gm.graph.nodes:
         changed = node.args[0] if node.args else None
-        if isinstance(changed, fx.Node) and _in_place(node):
+        if isinstance(changed, fx.Node) and in_place(node):
             later = {user for user in changed.users if order[user] > order[node]}
             changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
@@ -205,15 +211,6 @@ def _reshape_views(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_method" and node.target == "view" and not any(isinstance(size, torch.dtype) for size in node.args):
             node.target = "reshape"
-
-
-def _in_place(node: fx.Node) -> bool:
-    if node.kwargs.get("inplace"):
-        return True
-    if node.op == "call_module":
-        return bool(getattr(module_of(node), "inplace", False))
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or (node.target in _IN_PLACE)
 
 
 class _Whole(nn.Module):
@@ -229,6 +226,8 @@ class _Whole(nn.Module):
 
 def _record_shapes(graph: fx.Graph, values: dict[fx.Node, tuple[Any, ...]]) -> None:
     for node in graph.nodes:
+        # fx marks the last operation of a function that it was to keep whole, and would look for that function by its name.
+        node.meta.pop("is_wrapped", None)
         if node not in values or node.op == "output":
             continue
         first, second = values[node]

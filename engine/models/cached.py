@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.models.registry import Stem
 from engine.paths import cache_dir
 
 
@@ -32,6 +33,15 @@ def cached_for(model: str) -> Iterator[tuple[str, Path]]:
             found = (model, path.stem.removeprefix(start))
         if found[0] == model:
             yield found[1], path
+
+
+def recorded_stem(weights: Path) -> Stem | None:
+    """The stem that a record beside ``weights`` names, or None."""
+    try:
+        stem = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["stem"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stem if stem in ("small", "imagenet") else None
 
 
 def _folder() -> Path:

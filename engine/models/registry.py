@@ -6,35 +6,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engine.errors import UsageError, nearest
+from engine.models.torchvision import PUBLISHED, Published
 
 if TYPE_CHECKING:
     from torch import nn
 
+Stem = Literal["auto", "small", "imagenet"]
+# Images up to this many pixels wide would leave a stem for photographs as next to nothing.
+SMALL_SIDE = 64
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
-    weights file that ships for it; ``shape`` is the (C, H, W) the model takes."""
+    weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
+    ``published`` is what torchvision knows of its own networks, which have no ``factory``."""
 
     name: str
     description: str
     factory: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
+    published: Published | None = None
 
-    def build(self, classes: int) -> nn.Module:
+    def build(self, classes: int, side: int | None = None, stem: Stem = "imagenet") -> nn.Module:
+        """The network with random weights, for ``classes`` and images of ``side`` pixels. Raises UsageError for what it does not take."""
+        model: nn.Module
+        if self.published is not None:
+            from engine.models import torchvision_build
+
+            return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
         module, _, attribute = self.factory.partition(":")
-        model: nn.Module = getattr(import_module(module), attribute)(classes)
+        model = getattr(import_module(module), attribute)(classes)
         return model
 
     def weights_for(self, data: str) -> Path | None:
         name = self.packaged.get(data)
         return WEIGHTS / name if name else None
+
+    def stem(self, asked: Stem, side: int) -> Stem:
+        """``small`` or ``imagenet`` for images of ``side`` pixels. Raises UsageError for a stem that the model does not have."""
+        has_small = self.published is not None and self.published.has_small_stem
+        if asked == "small" and not has_small:
+            raise UsageError(f"{self.name} has no stem for small images: leave stem out, or use a model such as resnet18")
+        if asked == "auto":
+            return "small" if has_small and side <= SMALL_SIDE else "imagenet"
+        return asked
+
+
+def _of_torchvision(published: Published) -> ModelEntry:
+    return ModelEntry(published.name, published.description, "", published=published)
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -47,6 +72,7 @@ ENTRIES: dict[str, ModelEntry] = {
             shape=(3, 32, 32),
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
         ),
+        *map(_of_torchvision, PUBLISHED),
     )
 }
 
@@ -54,7 +80,11 @@ ENTRIES: dict[str, ModelEntry] = {
 def find(name: str) -> ModelEntry:
     """The entry of that name. Raises UsageError with the nearest names when there is none."""
     if name not in ENTRIES:
-        raise UsageError(
-            f"model {name!r} is not known: {nearest(name, list(ENTRIES))}; your own is package.module:factory or path/file.py:factory"
-        )
+        raise UsageError(f"model {name!r} is not known: {_near(name)}; your own is package.module:factory or path/file.py:factory")
     return ENTRIES[name]
+
+
+def _near(name: str) -> str:
+    hint = nearest(name.lower(), list(ENTRIES))
+    own = ", ".join(entry.name for entry in ENTRIES.values() if entry.published is None)
+    return f"known: {own} and torchvision's classifiers, which `qtui models` lists" if hint.startswith("known:") else hint

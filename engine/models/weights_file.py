@@ -16,6 +16,7 @@ from engine.errors import EngineError, one_line
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MODELS = (".onnx", ".pt2", ".xml")
 _PREFIXES = ("module.", "_orig_mod.")
+AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
@@ -76,25 +77,49 @@ def _torch(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def load_into(model: nn.Module, path: Path, name: str) -> None:
-    """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not finite."""
+def load_into(model: nn.Module, path: Path, name: str, data: str = "the data") -> None:
+    """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not
+    finite; ``data`` is what the model's head was made for."""
     own = model.state_dict()
     state = read_state(path, own)
+    # Published files carry the heads that only training used.
+    extra_heads = [k for k in state if k not in own and k.startswith(AUXILIARY_HEADS)]
+    fill(model, {k: v for k, v in state.items() if k not in extra_heads}, str(path), name, data)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], place: str, name: str, data: str) -> None:
+    """Load tensors by name into ``model``. Raises EngineError, which begins with ``place``, for tensors that do not fit."""
+    own = model.state_dict()
     # A counter that old files lack and that inference never reads.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
-    shapes = [
-        f"{k} is {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
+    other = [k for k in own if k in state and state[k].shape != own[k].shape]
+    shapes = [f"{k} is {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model" for k in other]
+    heads = {(state[k].shape[:1], own[k].shape[:1]) for k in other}
+    if not missing and not extra and len(heads) == 1 and all(state[k].shape[1:] == own[k].shape[1:] for k in other):
+        ((given, wanted),) = heads
+        raise EngineError(
+            f"{place} is for {_first(given)} classes and {data} has {_first(wanted)}: {shapes[0]}: give weights of that class count, "
+            f"or train them with `qtui train`"
+        )
     if missing or extra or shapes:
         parts = [_some("missing", missing), _some("not in the model", extra), _some("other shapes", shapes)]
-        raise EngineError(f"{path} does not fit {name}: {'; '.join(p for p in parts if p)}: is it of another architecture or class count?")
+        raise EngineError(f"{place} does not fit {name}: {'; '.join(p for p in parts if p)}: is it of another architecture or class count?")
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise EngineError(f"{path} holds NaN or infinity in {_list(broken)}: use another checkpoint")
-    model.load_state_dict({k: state.get(k, own[k]) for k in own})
+        raise EngineError(f"{place} holds NaN or infinity in {_list(broken)}: use another checkpoint")
+    restore(model, {k: state.get(k, own[k]) for k in own})
+
+
+def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` for tensors of a model of this very version: some modules ask for their version and refuse without."""
+    whole: Any = model.state_dict()
+    whole.update(state)
+    model.load_state_dict(whole)
+
+
+def _first(shape: torch.Size) -> int:
+    return int(shape[0]) if shape else 1
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -134,6 +134,11 @@ def names_in(value: Any) -> list[str]:
     return found
 
 
+# Arguments that say whether there is a parameter, and those that a module keeps under another name.
+_FLAGS = ("bias", "add_bias_kv")
+_KEPT_AS = {("MultiheadAttention", "bias"): "in_proj_bias", ("MultiheadAttention", "add_bias_kv"): "bias_k"}
+
+
 def module_recipe(module: nn.Module) -> dict[str, Any] | None:
     """Class and constructor arguments of a module of torch.nn, or None where it cannot be rebuilt from them."""
     name = type(module).__name__
@@ -143,10 +148,11 @@ def module_recipe(module: nn.Module) -> dict[str, Any] | None:
     for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
         if parameter.name in ("device", "dtype", "inplace") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if not hasattr(module, parameter.name):
+        name_of_value = _KEPT_AS.get((name, parameter.name), parameter.name)
+        if not hasattr(module, name_of_value):
             return None
-        value = getattr(module, parameter.name)
-        arguments[parameter.name] = value is not None if parameter.name == "bias" else value
+        value = getattr(module, name_of_value)
+        arguments[parameter.name] = value is not None if parameter.name in _FLAGS else value
     try:
         encoded = {key: encode(value) for key, value in arguments.items()}
         again = build_module({"class": name, "arguments": encoded})

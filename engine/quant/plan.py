@@ -11,10 +11,10 @@ from torch import fx, nn
 
 from engine.events import LayerRow
 from engine.graph.fuse import find_pairs
-from engine.graph.kinds import kind, module_of
+from engine.graph.kinds import BATCH_NORMS, kind, module_of
 from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
-from engine.possible import NO_KERNEL, possible
+from engine.possible import NO_KERNEL, NOT_FOLDED, possible
 from engine.presets import PRESETS
 from engine.quant.proposal import propose
 from engine.spec import FP32, LayerSpec, Rule
@@ -47,7 +47,9 @@ def plan(
     nodes = _first_calls(gm)
     quantizable = [path for path, node in nodes.items() if kind(node) in ("conv", "linear")]
     total = sum(p.numel() for p in gm.parameters()) or 1
-    folded = {pair.bn: pair.conv for pair in find_pairs(gm) if pair.reason is None}
+    pairs = find_pairs(gm)
+    folded = {pair.bn: pair.conv for pair in pairs if pair.reason is None}
+    refused = {pair.bn: pair.reason for pair in pairs if pair.reason is not None}
     used: set[int] = set()
     layers: dict[str, LayerRow] = {}
     for path, node in nodes.items():
@@ -61,7 +63,7 @@ def plan(
         if path in folded:
             obstacle = _fate(layers[folded[path]])
         elif path not in quantizable:
-            obstacle = NO_KERNEL
+            obstacle = _no_kernel(path, module, refused)
         else:
             proposed, proposed_why = propose(path, node, module, quantizable, params / total, share)
             obstacle = _obstacle(module)
@@ -86,6 +88,15 @@ def _fate(layer: LayerRow) -> str:
     """What becomes of the normalization that reads ``layer``: only a layer on integers takes it in."""
     integer = layer.actual.weights and layer.actual.activations
     return f"folded into {layer.path} at conversion" if integer else f"stays as it is: {layer.path} computes in fp32"
+
+
+def _no_kernel(path: str, module: nn.Module, refused: Mapping[str, str]) -> str:
+    """Why a module that is no convolution and no linear layer stays in fp32."""
+    if isinstance(module, BATCH_NORMS):
+        return f"{NOT_FOLDED}{refused.get(path, 'no convolution or linear layer is right before it')}"
+    if type(module).__module__.partition(".")[0] != "torch":
+        return "stays whole: its forward could not be traced"
+    return NO_KERNEL
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError
+from engine.graph.memory import channels_last
 from engine.kernels.base import IntegerLayer, Kernel
 from engine.quant import calls
 from engine.quant.numerics import dequantize, quantize
@@ -223,8 +224,7 @@ class QuantizedModel(nn.Module):
         if a["weight_only"]:
             state["weight"] = self.program.layers[step.output].dequantize()
         module.load_state_dict(state, strict=False, assign=True)
-        if any(tensor.dim() == 4 for tensor in module.state_dict().values()):
-            module.to(memory_format=torch.channels_last)
+        channels_last(module)
         return module.requires_grad_(False).eval()
 
     @staticmethod

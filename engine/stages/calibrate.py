@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Mapping
 
-import torch
 from torch import fx
 
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.errors import EngineError
 from engine.events import Event, Ranges
+from engine.graph.memory import channels_last
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams
 from engine.quant.observe import Observed
@@ -28,7 +28,7 @@ def calibrate(
     total = data.count("train", images)
     if total == 0:
         raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
-    graph = copy.deepcopy(gm).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    graph = channels_last(copy.deepcopy(gm), device)
     observed = Observed(graph, layout, counting=attended)
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Generator
 
-import torch
 from torch import Tensor, fx
 
 from engine.cancel import StopToken
@@ -14,6 +13,7 @@ from engine.evaluation import latencies
 from engine.events import Event, Notice, PairRow, Pairs, Table
 from engine.graph.fuse import Pair, find_pairs
 from engine.graph.fuse import fuse as fold
+from engine.graph.memory import channels_last
 from engine.stages.trace import TracedModel, graph_rows, graph_table
 
 _SECONDS = 0.4
@@ -61,7 +61,7 @@ def fuse(
 
 def _times(before: fx.GraphModule, after: fx.GraphModule, example: Tensor, stop: StopToken) -> tuple[float, float]:
     """Milliseconds (p50) of both graphs for one image, timed in turns."""
-    graphs = {name: copy.deepcopy(gm).to(memory_format=torch.channels_last) for name, gm in (("before", before), ("after", after))}
+    graphs = {name: channels_last(copy.deepcopy(gm)) for name, gm in (("before", before), ("after", after))}
     found = latencies(graphs, example[:1], stop, _SECONDS)
     return found["before"].p50, found["after"].p50
 

@@ -15,6 +15,7 @@ from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.evaluation import compare
 from engine.events import Event
+from engine.graph.memory import channels_last
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
 from engine.quant.prepare import Prepared
@@ -41,8 +42,8 @@ def train(
     """The epoch that is best on the validation split, by the quantity that ``threshold`` is about."""
     torch.manual_seed(seed)
     prepared = Prepared(gm, layout, grids, weights)
-    prepared.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = copy.deepcopy(teacher).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(prepared.model, device)
+    teacher = channels_last(copy.deepcopy(teacher), device)
     # Without live normalization a few large gradients throw a deep network off for good.
     schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
     freeze_after = part.freeze_bn * part.epochs

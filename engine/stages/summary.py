@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 
 from engine.data.base import Data
 from engine.errors import EngineError
 from engine.evaluation import LayerNoise
 from engine.events import LayerRow, Table
 from engine.graph.fuse import Pair
+from engine.graph.kinds import kind, module_of
 from engine.kernels.probe import Machine
-from engine.quant.layout import Layout
+from engine.quant.layout import CARRIES, Layout
 from engine.quant.plan import Plan
 from engine.quant.runtime import QuantizedModel
 from engine.recipe import Recipe
@@ -23,6 +26,8 @@ from engine.report import SCHEMA, Report
 from engine.stages.load import Loaded, absolute
 from engine.stages.plan import stored_label
 from engine.stages.trace import TracedModel
+
+IN_FLOAT = "no integer kernel for this operation: fp32 between integer layers"
 
 
 def report(recipe: Recipe, loaded: Loaded, machine: Machine, directory: Path, found: Mapping[str, Any]) -> Report:
@@ -39,6 +44,7 @@ def data(images: Data, recipe: Recipe) -> dict[str, Any]:
         "name": images.name, "calibration": images.count("train", recipe.data.calibration), "train": images.count("train"),
         "validation": images.count("validation"), "test": images.count("test", recipe.data.limit),
         "mean": list(images.mean), "std": list(images.std),
+        **({"transform": str(images.transform)} if images.transform else {}),
     }  # fmt: skip
 
 
@@ -46,6 +52,7 @@ def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, A
     return {
         "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
         "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
+        **({"stem": loaded.stem} if loaded.stem else {}),
     }  # fmt: skip
 
 
@@ -77,6 +84,19 @@ def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: Quantiz
         "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
         **_noise(sqnr.get(unit) if unit else None), "params": layer.params, "time_share": round(layer.time_share, 4),
     }  # fmt: skip
+
+
+def operations(gm: fx.GraphModule, model: QuantizedModel) -> list[dict[str, Any]]:
+    """What computes in fp32 between the layers, by operation: it holds no parameters, so the coverage of layers lacks it."""
+    steps = {step.output for step in model.program.steps if step.op in ("call", "module")}
+    found: Counter[str] = Counter()
+    for node in gm.graph.nodes:
+        module = module_of(node)
+        moves = kind(node) in (*CARRIES, "get_attr") or (module is not None and any(True for _ in module.parameters()))
+        if node.name in steps and node.meta.get("dtype") == torch.float32 and not moves:
+            name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+            found[name.strip("_")] += 1
+    return [{"operation": name, "count": count, "reason": IN_FLOAT} for name, count in found.most_common()]
 
 
 def _noise(noise: LayerNoise | None) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from engine.evaluation import time_shares
 from engine.events import Event, Graph, Notice, Table
 from engine.graph import table
 from engine.graph.kinds import kind
-from engine.graph.normalize import functional_to_modules
+from engine.graph.normalize import chunks_to_slices, functional_to_modules
 from engine.graph.trace import UntracedModule
 from engine.graph.trace import trace as trace_graph
 from engine.quant.calls import function_name
@@ -34,6 +34,7 @@ class TracedModel:
 def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
     traced = trace_graph(model, example)
     functional_to_modules(traced.module)
+    chunks_to_slices(traced.module)
     whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in traced.module.graph.nodes)), None)
     if whole is not None:
         raise EngineError(

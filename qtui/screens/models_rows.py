@@ -38,29 +38,40 @@ _STATES = {
 
 
 def model_rows(models: Sequence[Model], data: str, wanted: str = "") -> tuple[Row, ...]:
-    """One row a model that holds the text ``wanted``, and one to give one's own."""
-    rows = [_model(model, data) for model in models if wanted.lower() in f"{model.name} {model.description}".lower()]
-    return (*rows, Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim"))
+    """One row a model that holds the text ``wanted``, and one to give one's own before the many of torchvision."""
+    held = [model for model in models if wanted.lower() in f"{model.name} {model.description}".lower()]
+    own = Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim")
+    return (
+        *(_model(model, data) for model in held if model.published is None), own,
+        *(_model(model, data) for model in held if model.published is not None),
+    )  # fmt: skip
 
 
 def _model(model: Model, data: str) -> Row:
     value = model.accuracy.get(data_name(data))
-    missing = model.where(data) == "to train"
+    where = model.where(data)
+    missing = where.startswith("to ")
     return Row(model.name, (
         short_name(model.name) if model.own else model.name,
-        "" if model.params is None else count(model.params),
+        "" if model.params is None else text.count(model.params),
         "" if model.bytes is None else text.size(model.bytes),
-        Cell(model.where(data), "change" if missing else ""),
-        "" if value is None else text.metric("accuracy", value),
-        "" if model.shape is None else "×".join(map(str, model.shape)),
+        Cell(where, "change" if missing else ""),
+        _accuracy(model, value),
+        _input(model),
     ))  # fmt: skip
 
 
-def count(number: int) -> str:
-    """``545 k``, ``11.7 M``."""
-    if number >= 1e6:
-        return f"{number / 1e6:.1f} M"
-    return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:,}"
+def _accuracy(model: Model, value: float | None) -> Cell | str:
+    if value is None and model.published is not None:
+        return Cell(f"ImageNet {100 * model.published.top1:.1f} %", "dim")
+    return "" if value is None else text.metric("accuracy", value)
+
+
+def _input(model: Model) -> str:
+    """The one shape that a model takes, or the side of the images that its published weights expect."""
+    if model.shape is not None:
+        return "×".join(map(str, model.shape))
+    return f"3×{model.published.transform.size}×{model.published.transform.size}" if model.published else ""
 
 
 def run_rows(runs: Sequence[RunSummary], wanted: str = "") -> tuple[Row, ...]:
@@ -101,6 +112,9 @@ def model_sentence(model: Model | None, choice: Choice) -> str:
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
     if model.where(choice.data) == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
+    if model.where(choice.data) == "to download" and not choice.weights and model.published:
+        size = text.size(model.published.bytes)
+        return f"{_sentence(model.description)} n downloads torchvision's weights ({size}), checks them, and shows the graph."
     if model.packaged and choice.data == "digits":
         return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."

@@ -59,11 +59,29 @@ def test_models_tell_of_weights_that_were_trained_here(
         path.touch()
     record = {"model": "simplecnn", "data": "images", "test_accuracy": 0.5}
     path.with_suffix(".json").write_text(json.dumps(record))
-    (row,) = parsed(capsys, "models")
+    (row,) = parsed(capsys, "models", "--filter", "simple*")
     assert row["where"] == {"digits": "package", "cifar10": "package", "animals": "cache", "images": "cache"}
     assert row["weights"]["images"] == 0.5 and row["weights"]["animals"] is None and row["weights"]["digits"] > 0.9
-    main(["models"])
+    main(["models", "--filter", "simple*"])
     assert "animals (trained here), images 50.00 % (trained here)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_torchvisions_models_are_listed_after_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    everything = parsed(capsys, "models")
+    assert everything[0]["name"] == "simplecnn" and len(everything) > 80
+    found = parsed(capsys, "models", "--filter", "mobilenet*")
+    assert [row["name"] for row in found] == ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"]
+    assert found[0]["params"] == 3504872 and found[0]["size"] == 224 and found[0]["shape"] is None
+    assert found[0]["weights"] == {"imagenet": pytest.approx(0.72154)} and found[0]["where"] == {"imagenet": "to download"}
+    kept = tmp_path / "hub" / "checkpoints" / "mobilenet_v2-01234567.pth"
+    kept.parent.mkdir(parents=True)
+    with kept.open("wb") as file:
+        file.truncate(found[0]["bytes"])
+    main(["models", "--filter", "mobilenet*"])
+    assert "imagenet 72.15 % (cached)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

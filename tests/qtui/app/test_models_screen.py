@@ -16,8 +16,9 @@ from engine.models.registry import ENTRIES
 from engine.models.size import file_size
 from engine.rundir import RunSummary
 from qtui import catalog
+from qtui.catalog import Choice
 from qtui.screens.models import ModelsScreen
-from qtui.screens.models_rows import OWN, model_rows, run_rows, run_sentence
+from qtui.screens.models_rows import OWN, model_rows, model_sentence, run_rows, run_sentence
 from qtui.widgets.table import Grid
 
 
@@ -64,7 +65,24 @@ def test_weights_are_in_the_package_trained_here_or_to_train(runs: Path, tmp_pat
 
 def test_own_models_of_past_runs_are_listed_again() -> None:
     own = RunSummary(Path("runs/b"), "2026", "net.py:make", "digits", "failed", None, None, None, "")
-    assert [m.name for m in catalog.models([own, own], ["pkg.mod:f"])] == ["simplecnn", "pkg.mod:f", "net.py:make"]
+    listed = catalog.models([own, own], ["pkg.mod:f"])
+    assert [m.name for m in listed[:4]] == ["simplecnn", "pkg.mod:f", "net.py:make", "resnet18"]
+    assert [row.key for row in model_rows(listed, "digits", "swin_v2")] == [OWN, "swin_v2_t", "swin_v2_s", "swin_v2_b"]
+
+
+def test_torchvisions_weights_are_for_imagenets_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for index in range(1000):
+        (tmp_path / "photographs" / f"n{index:08}").mkdir(parents=True)
+    folder = str(tmp_path / "photographs")
+    model = next(m for m in catalog.models(data=folder) if m.name == "squeezenet1_1")
+    assert (model.where(folder), model.where("digits"), model.where(str(tmp_path))) == ("to download", "to train", "to train")
+    assert "downloads torchvision's weights (4.96 MB)" in model_sentence(model, Choice(model.name, folder))
+    kept = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-01234567.pth"
+    kept.parent.mkdir(parents=True)
+    with kept.open("wb") as file:
+        file.truncate(model.bytes)
+    assert model.where(folder) == "cached"
 
 
 def test_rows_of_runs_tell_state_and_gain() -> None:

@@ -1,0 +1,24 @@
+"""The memory layout that convolutions are fast in."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def channels_last(module: M, device: str | torch.device | None = None) -> M:
+    """``module`` itself, on ``device`` where that is given, its tensors of four dimensions channels last.
+
+    ``Module.to`` would take tensors of five for those of volumes and refuses them.
+    """
+    if device is not None:
+        module.to(device)
+    for part in module.modules():
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -1,0 +1,39 @@
+"""Training in 16 bits where the device is fast at it, with weights and sums in 32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+def half_type(device: str) -> torch.dtype | None:
+    """What ``device`` multiplies faster than float32, or None."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Elsewhere it is emulated, and slower than float32.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if supported is not None and supported() else None
+
+
+class Half:
+    """Mixed precision, or nothing of it where ``name`` is None. float16 has so few small numbers that its gradients are scaled."""
+
+    def __init__(self, name: str | None, device: str) -> None:
+        self._type: torch.dtype | None = getattr(torch, name) if name else None
+        self._device = device
+        self._scaler = torch.amp.GradScaler(device, enabled=self._type == torch.float16)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._type is None else torch.autocast(self._device, self._type)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
+        """Backward, the gradient's norm bounded by ``clip``, and the optimizer's step."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            self._scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self._scaler.step(optimizer)
+        self._scaler.update()

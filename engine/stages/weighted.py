@@ -1,0 +1,80 @@
+"""The model that a recipe names, built for its data, with the weights that belong to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.data import registry as data_registry
+from engine.data.base import Data
+from engine.errors import EngineError, UsageError
+from engine.models import custom
+from engine.models.cached import cached_weights, recorded_stem
+from engine.models.registry import ModelEntry, Stem, find
+from engine.models.weights_file import fill, load_into
+from engine.recipe import Recipe
+from engine.stages.fitting import fits
+
+
+def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
+    """The model in eval mode, where its weights come from, and its stem where it has more than one."""
+    if custom.is_custom(recipe.model):
+        model, weights, stem = _custom(recipe, data)
+    else:
+        model, weights, stem = _listed(find(recipe.model), recipe, data)
+    model.eval().requires_grad_(False)
+    broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if broken:
+        raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
+    return model, weights, stem
+
+
+def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
+    if recipe.stem != "auto":
+        raise UsageError(f"stem is {recipe.stem}, and {recipe.model} is your own factory: leave stem out")
+    model = custom.build(recipe.model)
+    if not recipe.weights:
+        return model, "as its factory gives them", None
+    load_into(model, Path(recipe.weights), recipe.model, data.name)
+    return model, f"from {recipe.weights}", None
+
+
+def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
+    fits(entry, data)
+    packaged, kept = entry.weights_for(data.name), cached_weights(entry.name, recipe.data.name)
+    file, words = None, "from torchvision"
+    if recipe.weights:
+        file, words = Path(recipe.weights), f"from {recipe.weights}"
+    elif packaged:
+        file, words = packaged, "from the package"
+    elif kept.is_file():
+        file, words = kept, "from the cache"
+    elif not (entry.published and data_registry.is_imagenet(data.classes)):
+        train = _train(entry, recipe)
+        raise EngineError(f"{entry.name} has no weights for {data.name} in the package: give --weights FILE or run `{train}`")
+    side = data.shape[1]
+    stem = _stem(entry, recipe, file, side)
+    model = entry.build(len(data.classes), side, stem)
+    if file is not None:
+        load_into(model, file, entry.name, data.name)
+    else:
+        assert entry.published is not None
+        from engine.models.torchvision_build import published_state
+
+        state = published_state(entry.published, f"give --weights FILE or run `{_train(entry, recipe)}`")
+        fill(model, state, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
+    return model, words, stem if entry.published and entry.published.has_small_stem else None
+
+
+def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, side: int) -> Stem:
+    asked = recipe.stem
+    trained = recorded_stem(file) if file else "imagenet"
+    if trained and asked not in ("auto", trained):
+        raise EngineError(f"{file or entry.name} was trained with the stem {trained!r}, not {asked!r}: leave stem out, or train anew")
+    return entry.stem(trained or asked, side)
+
+
+def _train(entry: ModelEntry, recipe: Recipe) -> str:
+    return f"qtui train {entry.name} --data {recipe.data.name}"
