@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from engine.sgd import SGD
+
 
 def half_type(device: str) -> torch.dtype | None:
     """What ``device`` multiplies faster than float32, or None."""
@@ -29,11 +31,12 @@ class Half:
     def autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._type is None else torch.autocast(self._device, self._type)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
+    def step(self, loss: Tensor, optimizer: SGD, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
         """Backward, the gradient's norm bounded by ``clip``, and the optimizer's step."""
+        # The scaler asks for torch's optimizer and uses its groups and its step.
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if clip is not None:
-            self._scaler.unscale_(optimizer)
+            self._scaler.unscale_(optimizer)  # type: ignore[arg-type]
             nn.utils.clip_grad_norm_(parameters, clip)
-        self._scaler.step(optimizer)
+        self._scaler.step(optimizer)  # type: ignore[arg-type]
         self._scaler.update()
