@@ -70,6 +70,7 @@ class Fixing:
 
     def __init__(self, steps: Sequence[Step], functions: Sequence[Callable[..., Any]], input_name: str | None, result: str) -> None:
         self._steps, self._functions, self._input, self._result = steps, functions, input_name, result
+        self._held = False
         self._memory = _Memory()
         self._values: dict[str, Any] = {}
         # Values that share memory are one: the buffer, or None for what is nobody's to reuse.
@@ -86,7 +87,7 @@ class Fixing:
         if self._input is not None:
             self._values[self._input], self._space[self._input] = x, None
             if any(self._input in step.inputs and step.op != "quantize" for step in self._steps):
-                raise NotFixed("the images are read by a step other than quantizing")
+                self._hold(x)
         for index, (step, function) in enumerate(zip(self._steps, self._functions, strict=True)):
             self._fix(index, step, function)
             self._release(index)
@@ -94,6 +95,14 @@ class Fixing:
         if not isinstance(result, Tensor):
             raise NotFixed("the result is not a tensor")
         return Fixed(tuple(self._run), result)
+
+    def _hold(self, x: Tensor) -> None:
+        """Images that are not only quantized are copied to a place of their own."""
+        if not _dense(x):
+            raise NotFixed("the images are not dense in memory")
+        held = x.clone()
+        self._values[self._input], self._held = held, True  # type: ignore[index]
+        self._run.append(lambda given: _copy(held, given))
 
     def _release(self, index: int) -> None:
         """Buffers none of whose values is read later are free."""
@@ -105,7 +114,7 @@ class Fixing:
 
     def _fix(self, index: int, step: Step, function: Callable[..., Any]) -> None:
         inputs = tuple(self._values[name] for name in step.inputs)
-        if self._input in step.inputs:
+        if self._input in step.inputs and not self._held:
             self._quantized(step, function, inputs[0])
         elif step.op == "layer" and len(inputs) == 2 and hasattr(function, "fix"):
             self._residual(index, step, function, inputs)
@@ -157,7 +166,8 @@ class Fixing:
             raise NotFixed(f"{step.output} is a {type(sample).__name__}")
         if any(isinstance(x, Tensor) and _storage(x) == _storage(sample) for x in inputs):
             # Done in place, or a view that may one day be a copy.
-            first = next(name for name, x in zip(step.inputs, inputs, strict=True) if isinstance(x, Tensor) and _storage(x) == _storage(sample))
+            tensors = {name: x for name, x in zip(step.inputs, inputs, strict=True) if isinstance(x, Tensor)}
+            first = next(name for name, x in tensors.items() if _storage(x) == _storage(sample))
             self._values[step.output], self._space[step.output] = sample, self._space[first]
             self._run.append(lambda _: _copy(sample, function(*inputs)))
             return

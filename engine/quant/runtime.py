@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.errors import EngineError
 from engine.graph.memory import channels_last
 from engine.kernels.base import IntegerLayer, Kernel
-from engine.quant import calls
+from engine.quant import binding, calls
 from engine.quant.fixed import Fixed, Fixing, NotFixed
 from engine.quant.numerics import dequantize, quantize
 from engine.quant.pool import max_pool2d
@@ -118,7 +118,7 @@ class QuantizedModel(nn.Module):
             for name in step.inputs:
                 last[name] = index
         last[self.program.result] = len(self.program.steps)
-        shared = _aliases(self.program.steps)
+        shared = binding.aliases(self.program.steps)
         bound = []
         for index, step in enumerate(self.program.steps):
             run = self._function(step)
@@ -126,7 +126,7 @@ class QuantizedModel(nn.Module):
             if step.op == "layer" and len(step.inputs) == 2:
                 together = shared[step.inputs[1]]
                 if step.inputs[0] in together or any(last.get(name, -1) > index for name in together):
-                    run = _sparing(run)
+                    run = binding.sparing(run)
             done = tuple(self._slots[n] for n in dict.fromkeys(step.inputs) if last[n] == index)
             bound.append(_Bound(run, tuple(self._slots[n] for n in step.inputs), self._slots[step.output], done))
         return bound
@@ -213,7 +213,7 @@ class QuantizedModel(nn.Module):
         assert source is not None
         assert target is not None
         call = self.call(step)
-        flat = _whole_mean(step)
+        flat = binding.whole_mean(step)
 
         def run(x: Tensor) -> Tensor:
             # A mean is much smaller than what it is taken of: on its own grid it keeps its precision.
@@ -266,59 +266,8 @@ class QuantizedModel(nn.Module):
     @staticmethod
     def positional(function: Function, step: Step) -> Function:
         """``function`` with the step's arguments, as a function of the step's inputs."""
-        return _positional(function, step.attrs["args"], step.attrs["kwargs"])
+        return binding.positional(function, step.attrs["args"], step.attrs["kwargs"])
 
     def call(self, step: Step) -> Function:
         """The tensor operation that a step names, as a function of the step's inputs."""
-        return _positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])
-
-
-def _positional(function: Function, args: Any, kwargs: Any) -> Function:
-    """``function`` with its encoded arguments, as a function of the values that they name, in order."""
-    simple = calls.names_in(args) + calls.names_in(kwargs)
-    first = args.get("tuple", [None])[:1]
-    if simple and len(simple) == 1 and first == [{"$": simple[0]}]:
-        rest = calls.decode(args, lambda _: None)[1:]
-        named = calls.decode(kwargs, lambda _: None)
-        return lambda x: function(x, *rest, **named)
-
-    def run(*values: Any) -> Any:
-        left = iter(values)
-        given = calls.decode(args, lambda _: next(left))
-        return function(*given, **calls.decode(kwargs, lambda _: next(left)))
-
-    return run
-
-
-def _whole_mean(step: Step) -> bool | None:
-    """Whether a mean over all of height and width drops these axes; None for any other mean."""
-    given = calls.decode(step.attrs["args"], lambda _: None)[1:]
-    named = calls.decode(step.attrs["kwargs"], lambda _: None)
-    if step.attrs["function"] == "F.adaptive_avg_pool2d":
-        size = given[0] if given else named.get("output_size")
-        return False if size in (1, (1, 1), [1, 1]) else None
-    if step.attrs["function"] in ("torch.mean", "Tensor.mean"):
-        axes = given[0] if given else named.get("dim")
-        axes = sorted(axis % 4 for axis in axes) if isinstance(axes, tuple | list) else None
-        keep = given[1] if len(given) > 1 else named.get("keepdim", False)
-        return not keep if axes == [2, 3] else None
-    return None
-
-
-def _aliases(steps: Sequence[Step]) -> dict[str, set[str]]:
-    """For each value, the names that may share its memory."""
-    groups: dict[str, set[str]] = {}
-    for step in steps:
-        for name in (*step.inputs, step.output):
-            groups.setdefault(name, {name})
-        if step.op in ("identity", "carry", "call", "module", "pad", "max_pool"):
-            for name in step.inputs:
-                merged = groups[name] | groups[step.output]
-                for member in merged:
-                    groups[member] = merged
-    return groups
-
-
-def _sparing(run: Function) -> Function:
-    """A residual sum whose operand is the layer's input too, or is read again later, works on a copy of it."""
-    return lambda x, other: run(x, other.clone())
+        return binding.positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])

@@ -12,8 +12,23 @@ from torch import Tensor
 from engine.kernels.base import IntegerLayer, LayerFunction, Steps
 from engine.kernels.dnnl.library import Library, dims, library
 from engine.kernels.dnnl.primitive import (
-    BIAS, DIRECT, DST, INFERENCE, SRC, WEIGHTS, Attributes, Bound, Handle, Primitive, addresses, channels_last, described, descriptor,
-    memory, reordered, wanted,
+    BIAS,
+    DIRECT,
+    DST,
+    INFERENCE,
+    SRC,
+    WEIGHTS,
+    Attributes,
+    Bound,
+    Handle,
+    Primitive,
+    addresses,
+    channels_last,
+    described,
+    descriptor,
+    memory,
+    reordered,
+    wanted,
 )  # fmt: skip
 from engine.kernels.dnnl.steps import DnnlSteps
 
@@ -187,4 +202,3 @@ class LayerOnShapes:
 def _sizes(layer: IntegerLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
     each = zip(shape[2:], layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation, strict=True)
     return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in each)
-

@@ -171,4 +171,3 @@ def reordered(library: Library, tensor: Tensor, target: Handle) -> Handle:
 
 def addresses(handles: Iterable[Handle | None]) -> list[int | None]:
     return [None if handle is None else handle.address for handle in handles]
-

@@ -18,7 +18,16 @@ from torch import Tensor
 from engine.errors import EngineError
 from engine.kernels.dnnl.library import Library, dims
 from engine.kernels.dnnl.primitive import (
-    DST, INFERENCE, SRC, SRC_1, Attributes, Handle, Primitive, channels_last, described, descriptor,
+    DST,
+    INFERENCE,
+    SRC,
+    SRC_1,
+    Attributes,
+    Handle,
+    Primitive,
+    channels_last,
+    described,
+    descriptor,
 )  # fmt: skip
 from engine.quant.numerics import QParams
 

@@ -19,8 +19,10 @@ from engine.quant.numerics import QParams
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 needs_dnnl = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
 KERNELS = [
-    pytest.param(Direct(), marks=needs_dnnl, id="dnnl"), pytest.param(OneDNN(), marks=needs_onednn, id="onednn"), pytest.param(Simulate(), id="simulate"),
-]  # fmt: skip
+    pytest.param(Direct(), marks=needs_dnnl, id="dnnl"),
+    pytest.param(OneDNN(), marks=needs_onednn, id="onednn"),
+    pytest.param(Simulate(), id="simulate"),
+]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 INPUT = QParams(0.021, 37, 127)
 OTHER = QParams(0.033, 59, 127)
