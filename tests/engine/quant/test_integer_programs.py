@@ -199,7 +199,7 @@ NETS = {
     ),
     "tokens in two dimensions": lambda: Net(
         lambda s, x: s.f(s.l2(s.l1(s.c1(x).permute(0, 2, 3, 1)).relu()[:, 1:, ::2]).relu().transpose(1, 2).mean((1, 2))),
-        c1=conv(3, 16, 4, 4),
+        c1=conv(3, 16),
         l1=nn.Linear(16, 24),
         l2=nn.Linear(24, 16),
         f=nn.Linear(16, 10),
