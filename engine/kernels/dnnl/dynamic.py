@@ -30,7 +30,7 @@ class DynamicLinear:
         self._made: OrderedDict[tuple[int, int], Bound] = OrderedDict()
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         step = torch.amax(rows.abs(), 1, keepdim=True).clamp_min_(1e-30).div_(_TOP)
         integers = torch.div(rows, step).round_().to(torch.int8)
         y = torch.empty(len(rows), len(self._weight))
