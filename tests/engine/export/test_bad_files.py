@@ -15,9 +15,11 @@ from finished_runs import again, contents
 from safetensors.torch import save_file
 
 from engine import load_quantized
+from engine.cancel import StopToken
 from engine.errors import EngineError
 from engine.report import Report
 from qtui.__main__ import main
+from qtui.engine_thread import TorchEngine
 
 Change = Callable[[Path], None]
 
@@ -111,10 +113,15 @@ def test_a_folder_that_cannot_be_written(finished: Path, capsys: pytest.CaptureF
     assert f"{finished} cannot be written (Read-only file system): copy the run" in said
 
 
-def test_force_writes_what_is_there_again(finished: Path) -> None:
-    (finished / "model.pt2").write_bytes(b"mine")
-    outcome = again(finished, "pt2", overwrite=True)
-    assert outcome.data["exports"][1]["verified"] and (finished / "model.pt2").read_bytes() != b"mine"
+def test_force_and_the_app_write_what_is_there_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with driving.untimed():
+        (finished / "model.pt2").write_bytes(b"mine")
+        stop = StopToken()
+        outcome = driving.consume(TorchEngine().export(finished, ("pt2",), stop), stop)
+        assert outcome.data["exports"][1]["verified"] and (finished / "model.pt2").read_bytes() != b"mine"
+        assert main(["export", str(finished), "--to", "pt2", "--force"]) == 0
+        assert main(["export", str(finished), "--to", "pt2"]) == 1
+    assert "--force" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["nowhere", "a file"])
