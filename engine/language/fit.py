@@ -159,7 +159,9 @@ def fit_text(
         if checkpoint:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             _save(checkpoint, {**state, "losses": losses, "values": values, "fingerprint": fingerprint})
-        yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(done - 1, sum(counts)), is_best, stage)
+        yield EpochFinished(
+            epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(done - 1, sum(counts)), is_best, stage, "perplexity"
+        )
     return _fitted(best, losses, values)
 
 

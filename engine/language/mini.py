@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
-from engine.errors import EngineError
+from engine.errors import UsageError
 from engine.events import Event, Notice, StageFinished, StageStarted
 from engine.language.documents import python_docs, split_of
 from engine.language.fit import TextSchedule, fit_text
@@ -125,7 +125,9 @@ def _digest(stream: Tensor) -> str:
     return hashlib.sha256(stream.numpy().tobytes()).hexdigest()[:16]
 
 
-def check_known(model: str) -> None:
-    """Raises EngineError for a language model that is not trained here."""
+def check(model: str, data: str | None) -> None:
+    """Raises UsageError for a language model that is not trained here, and for data that is not its own."""
     if model != "gpt2-mini":
-        raise EngineError(f"{model} comes trained: give its folder or its name to qtui run")
+        raise UsageError(f"{model} comes trained, qtui trains gpt2-mini alone: give {model} to qtui run")
+    if data not in (None, "python-docs"):
+        raise UsageError(f"gpt2-mini is trained on python-docs, not on {data}: leave --data out")
