@@ -68,7 +68,8 @@ class Ask(Event):
 
 @dataclass(frozen=True)
 class EpochFinished(Event):
-    """``loss`` is the mean training loss of the epoch, ``value`` the metric on the validation split."""
+    """``loss`` is the mean training loss of the epoch, ``value`` the ``metric`` on the validation split: the run's own where it is
+    None."""
 
     epoch: int
     epochs: int
@@ -77,6 +78,7 @@ class EpochFinished(Event):
     lr: float
     best: bool
     stage: str = "train"
+    metric: Literal["accuracy", "perplexity"] | None = None
 
 
 @dataclass(frozen=True)

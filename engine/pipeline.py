@@ -16,6 +16,7 @@ from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
+from engine.language.registry import ENTRIES as LANGUAGE
 from engine.models.registry import Stem, find
 from engine.recipe import Recipe
 from engine.report import Report
@@ -132,16 +133,21 @@ def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
 
 
 def train(
-    model: str, data: str, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
+    model: str, data: str | None, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
     device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
 ) -> Run[Path]:  # fmt: skip
-    """Train a baseline; the weights file that was written. Raises UsageError or EngineError."""
+    """Train a baseline; the weights file that was written. A language model brings its own text: ``data`` is None or that text's
+    name. Raises UsageError or EngineError."""
+    if model in LANGUAGE:
+        return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
+    if folder is None and data is None:
+        raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")
     from engine.data import registry as data_registry
     from engine.stages.baseline import schedule_for, train_baseline
 
     entry = find(model)
     where = load.pick_device(device)
-    images = data_registry.load(folder or data, transform=fitting.transform_of(model))
+    images = data_registry.load(folder or str(data), transform=fitting.transform_of(model))
     fitting.fits(entry, images)
     schedule = replace(schedule_for(images.name, entry), seed=seed)
     if epochs is not None:
@@ -149,3 +155,14 @@ def train(
     target = out or Path(f"{model}-{images.name}.safetensors")
     done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
     return done.weights
+
+
+def _train_language(
+    model: str, data: str | None, out: Path | None, epochs: int | None, seed: int, device: str, command: str, stop: StopToken
+) -> Run[Path]:
+    """``out`` is a folder, ``model`` in the current one by default."""
+    from engine.language import mini
+
+    mini.check(model, data)
+    schedule = replace(mini.SCHEDULE if epochs is None else mini.with_epochs(mini.SCHEDULE, epochs), seed=seed)
+    return (yield from mini.train_mini(out or Path(model), schedule, stop=stop, command=command, device=load.pick_device(device)))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from engine.language.registry import ENTRIES as LANGUAGE
+
 PRESETS = ("default", "w8a8", "w4a8", "w4a4", "w8", "w4")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
@@ -35,6 +37,8 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.command == "run" and not (args.model or args.recipe):
             self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
+        if args.command == "train" and args.data is None and args.model not in LANGUAGE:
+            self.commands["train"].error("the following arguments are required: --data")
         return args
 
     def _check(self, argv: Sequence[str]) -> None:
@@ -123,7 +127,7 @@ def _run(run: Parser) -> None:
 
 def _train(train: Parser) -> None:
     train.add_argument("model", metavar="MODEL", help="the name of a model")
-    train.add_argument("--data", metavar="NAME|DIR", required=True, help="a data set, or a folder of images by class")
+    train.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class; gpt2-mini brings its own text")
     train.add_argument("--out", metavar="FILE", help="where the weights are written")
     train.add_argument("--epochs", metavar="N", type=_positive)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)

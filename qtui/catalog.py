@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.data.registry import holds_imagenet
+from engine.language.registry import ENTRIES as LANGUAGE
+from engine.language.registry import LanguageEntry
 from engine.models.cached import cached_for, cached_weights
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
@@ -25,7 +27,8 @@ RESUMABLE = ("cancelled", "failed")
 @dataclass(frozen=True)
 class Model:
     """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
-    ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone."""
+    ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone;
+    ``language`` is set for a language model."""
 
     name: str
     description: str
@@ -37,12 +40,15 @@ class Model:
     packaged: frozenset[str] = frozenset()
     own: bool = False
     published: Published | None = None
+    language: LanguageEntry | None = None
 
     def where(self, data: str) -> str:
         """Where the weights for ``data`` come from, in words."""
         data = data_name(data)
         if self.own:
             return "from its factory"
+        if self.language is not None:
+            return "in the package" if self.language.where == "package" else self.language.where
         if data in self.packaged:
             return "in the package"
         if data in self.weights:
@@ -81,11 +87,13 @@ class Choice:
 
 
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
-    """The registry's own models, a person's own (those ``given`` now and those of past ``runs``), then torchvision's."""
+    """The registry's own models, language models, a person's own (those ``given`` now and those of past ``runs``), then
+    torchvision's."""
     own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model)))
     listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
     first = [model for model in listed.values() if model.published is None]
-    return (*first, *(_own(name) for name in own), *(model for model in listed.values() if model.published is not None))
+    language = (_language(entry) for entry in LANGUAGE.values())
+    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.published is not None))
 
 
 def _registered(entry: ModelEntry, data: str) -> Model:
@@ -102,6 +110,10 @@ def _registered(entry: ModelEntry, data: str) -> Model:
         entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
         frozenset(packaged), published=published,
     )  # fmt: skip
+
+
+def _language(entry: LanguageEntry) -> Model:
+    return Model(entry.name, entry.description, params=entry.params, bytes=4 * entry.params, language=entry)
 
 
 def _own(name: str) -> Model:

@@ -72,7 +72,7 @@ class Console:
             case ev.Table():
                 screen.table(event.columns, event.rows, event.title)
             case ev.EpochFinished():
-                screen.line("  ".join(text.epoch(event, self._metric)), "", 2)
+                screen.line("  ".join(text.epoch(event, event.metric or self._metric)), "", 2)
             case ev.Measured():
                 self._metric = str(event.figures.get("metric") or self._metric)
                 screen.pieces(event.which, text.figures(event.figures, self._metric))

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from engine.language.registry import LanguageEntry
 from engine.models.cached import cached_for
 from engine.models.registry import ModelEntry
 from engine.models.size import file_size
@@ -22,22 +23,26 @@ CACHED_AS = {"cifar10": "cifar-10-batches-py"}
 
 def models(args: Namespace) -> int:
     """The registry's models, with the weights that ship and how well they do."""
+    from engine.language.registry import ENTRIES as LANGUAGE
     from engine.models.registry import ENTRIES
 
-    found = [model_row(entry) for name, entry in ENTRIES.items() if fnmatchcase(name, args.filter or "*")]
+    rows_of = {name: model_row(entry) for name, entry in ENTRIES.items() if entry.published is None}
+    rows_of |= {name: language_row(entry) for name, entry in LANGUAGE.items()}
+    rows_of |= {name: model_row(entry) for name, entry in ENTRIES.items() if entry.published is not None}
+    found = [row for name, row in rows_of.items() if fnmatchcase(name, args.filter or "*")]
     if args.json:
         return print_json(found)
     if not found:
         print(f"no model matches {args.filter}; qtui models lists them all")
         return 0
     rows = [(m["name"], _count(m["params"]), _bytes(m["bytes"]), _input(m), _weights(m), m["description"]) for m in found]
-    return print_table(("name", "params", "fp32", "input", "weights, test accuracy", "what"), rows)
+    return print_table(("name", "params", "fp32", "input", "weights, test accuracy or perplexity", "what"), rows)
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
     """One model as plain values; ``weights`` maps a data set to the recorded test accuracy, None where there is no record, and
     ``where`` to ``package``, ``cache`` or, for torchvision's on ``imagenet``, ``cached`` or ``to download``. ``size`` is the side
-    of the images that published weights expect; ``shape`` is null where the model takes others too."""
+    of the images that published weights expect; ``shape`` is null where the model takes others too; ``metric`` is accuracy."""
     packaged = {data: path for data in entry.packaged if (path := entry.weights_for(data)) and path.is_file()}
     # What a run takes is the package's, where there are both.
     files = {**dict(cached_for(entry.name)), **packaged}
@@ -53,8 +58,26 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "params": published.params if published else size.params if size else None,
         "bytes": published.bytes if published else size.bytes if size else None,
         "size": published.transform.size if published else None,
+        "metric": "accuracy",
         "weights": {**{data: _accuracy(files[data]) for data in order}, **of_torchvision},
         "where": {**{data: "package" if data in packaged else "cache" for data in order}, **state},
+    }
+
+
+def language_row(entry: LanguageEntry) -> dict[str, Any]:
+    """A language model as ``model_row`` gives one: ``metric`` is perplexity, ``size`` the context in tokens, ``weights`` maps the text
+    that it was trained on, or the hub's id, to the recorded perplexity on a test split."""
+    measured = dict(entry.perplexity()) if entry.folder else {entry.hub: None}
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "shape": None,
+        "params": entry.params,
+        "bytes": 4 * entry.params,
+        "size": entry.context,
+        "metric": "perplexity",
+        "weights": measured,
+        "where": dict.fromkeys(measured, entry.where),
     }
 
 
@@ -109,12 +132,14 @@ def _bytes(number: int | None) -> str:
 
 
 def _input(row: dict[str, Any]) -> str:
+    if row["metric"] == "perplexity":
+        return f"{row['size']:,} tokens"
     return "×".join(map(str, row["shape"])) if row["shape"] else str(row["size"] or "")
 
 
 def _weights(row: dict[str, Any]) -> str:
     def one(data: str, accuracy: float | None) -> str:
-        known = data if accuracy is None else f"{data} {text.metric('accuracy', accuracy)}"
+        known = data if accuracy is None else f"{data} {text.metric(row['metric'], accuracy)}"
         where = row["where"][data]
         return f"{known} (trained here)" if where == "cache" else known if where == "package" else f"{known} ({where})"
 

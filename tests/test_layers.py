@@ -23,11 +23,13 @@ ABOVE = {
     "engine/kernels": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
     "engine/export": ("engine.stages", "engine.pipeline", "engine.job", "engine.models", "engine.report", "engine.rundir"),
     "engine/stages": ("engine.pipeline", "engine.api", "engine.rundir"),
+    "engine/language": ("engine.stages", "engine.pipeline", "engine.job", "engine.graph", "engine.kernels", "engine.rundir"),
 }
 TORCH_FREE = [
     "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
     "engine.rundir", "engine.models.registry", "engine.models.torchvision", "engine.models.cached", "engine.transform",
     "engine.data.registry", "engine.decisions", "engine.changes",
+    "engine.language.registry", "engine.language.corpora", "engine.language.folder", "engine.language.documents",
     "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.export.registry",
     "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
     "qtui.console", "qtui.doctor", "qtui.listing",
@@ -70,7 +72,9 @@ def test_the_front_end_does_not_import_torch_itself() -> None:
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_importing_it_does_not_load_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit(' '.join(m for m in ('torch', 'sklearn', 'torchvision') if m in sys.modules) or 0)"
+    code = (
+        f"import sys, {module}; sys.exit(' '.join(m for m in ('torch', 'sklearn', 'torchvision', 'transformers') if m in sys.modules) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
@@ -92,7 +96,7 @@ WORDS = (
     "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
-    "engine.data.cache",
+    "engine.data.cache", "engine.language.registry", "engine.language.corpora",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

@@ -12,6 +12,7 @@ from qtui.drawing.rows import Cell, Column, Row
 from qtui.subject import short_name
 
 if TYPE_CHECKING:
+    from engine.language.registry import LanguageEntry
     from engine.rundir import RunSummary
 
 OWN = "+own"
@@ -62,6 +63,8 @@ def _model(model: Model, data: str) -> Row:
 
 
 def _accuracy(model: Model, value: float | None) -> Cell | str:
+    if model.language is not None:
+        return "".join(f"perplexity {text.metric('perplexity', found)}" for found in model.language.perplexity().values())
     if value is None and model.published is not None:
         return Cell(f"ImageNet {100 * model.published.top1:.1f} %", "dim")
     return "" if value is None else text.metric("accuracy", value)
@@ -69,6 +72,8 @@ def _accuracy(model: Model, value: float | None) -> Cell | str:
 
 def _input(model: Model) -> str:
     """The one shape that a model takes, or the side of the images that its published weights expect."""
+    if model.language is not None:
+        return f"{model.language.context:,} tokens"
     if model.shape is not None:
         return "×".join(map(str, model.shape))
     return f"3×{model.published.transform.size}×{model.published.transform.size}" if model.published else ""
@@ -110,6 +115,8 @@ def model_sentence(model: Model | None, choice: Choice) -> str:
         if choice.weights:
             return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
+    if model.language is not None:
+        return _language_sentence(model.language)
     if model.where(choice.data) == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
     if model.where(choice.data) == "to download" and not choice.weights and model.published:
@@ -118,6 +125,16 @@ def model_sentence(model: Model | None, choice: Choice) -> str:
     if model.packaged and choice.data == "digits":
         return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
+
+
+def _language_sentence(entry: LanguageEntry) -> str:
+    told = _sentence(entry.description)
+    if entry.where == "to download":
+        return f"{told} Its weights ({text.size(entry.download)}) come from the Hugging Face hub."
+    measured = "".join(
+        f" Perplexity {text.metric('perplexity', value)} on the test part of {data}." for data, value in entry.perplexity().items()
+    )
+    return f"{told}{measured}"
 
 
 def _sentence(words: str) -> str:

@@ -1,0 +1,64 @@
+"""Half-quadratic quantization (Badri & Shaji 2023, https://mobiusml.github.io/hqq_blog): grids from the weights alone.
+
+The error W - deq(W) is measured by the norm l_p with p < 1, which lets a few outliers go. Splitting it off as a variable E
+gives two steps in turn: E by generalized soft thresholding, then the grid that fits W - E best. The paper fits a real-valued
+zero point with the scale held; here the stored zero point is an integer, so the scale is fitted too (least squares), the
+threshold is in units of the step, and the best stored grid of all rounds is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.quant.grouped import Grid, GroupSpec, grid_between, held, in_groups
+
+NORM, SHARPNESS, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20
+
+
+def hqq(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:
+    """The grid of least l_0.7 error for ``weight`` (out, in), group by group. ``second`` is not looked at."""
+    grouped = in_groups(weight.to(torch.float32), spec)
+    inside = in_groups(torch.ones(1, weight.shape[1], device=weight.device), spec)
+    start = grid_between(grouped.amin(2), grouped.amax(2), spec)
+    scale = start.scale.to(torch.float32)
+    zero = torch.zeros_like(scale) if start.zero is None else start.zero.to(torch.float32)
+    best_scale, best_zero = start.scale, zero
+    least = _error(grouped, scale, zero, spec)
+    sharpness = SHARPNESS
+    for _ in range(ROUNDS):
+        codes = (grouped / scale[:, :, None] + zero[:, :, None]).round_().clamp_(spec.low, spec.high)
+        off = grouped / scale[:, :, None] - codes + zero[:, :, None]
+        kept = off.sign() * (off.abs() - off.abs().clamp_min(1e-8) ** (NORM - 1) / sharpness).clamp_min_(0)
+        target = (grouped / scale[:, :, None] - kept) * inside
+        scale, zero = _fit(codes * inside, target, scale, inside.sum(2), spec)
+        sharpness *= GROWTH
+        stored = held(scale.clamp_max(start.scale.to(torch.float32)))
+        whole = zero.round().clamp(spec.low if spec.symmetric else 0, spec.high)
+        error = _error(grouped, stored.to(torch.float32), whole, spec)
+        better = error < least
+        least = torch.where(better, error, least)
+        best_scale, best_zero = torch.where(better, stored, best_scale), torch.where(better, whole, best_zero)
+    return Grid(spec, best_scale, None if spec.symmetric else best_zero.to(torch.uint8))
+
+
+def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: GroupSpec) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (out, groups) with ``scale * (codes - zero)`` nearest to ``target`` (in units of ``scale``)."""
+    if spec.symmetric:
+        slope = (codes * target).sum(2) / codes.square().sum(2).clamp_min(1e-12)
+        return scale * _sane(slope), torch.zeros_like(scale)
+    code_mean, target_mean = codes.sum(2) / count, target.sum(2) / count
+    spread = codes.square().sum(2) / count - code_mean.square()
+    slope = _sane(((codes * target).sum(2) / count - code_mean * target_mean) / spread.clamp_min(1e-12))
+    return scale * slope, (code_mean - target_mean / slope).clamp(0, spec.high)
+
+
+def _sane(slope: Tensor) -> Tensor:
+    """A group of one value fits any slope: such a one stays as it is."""
+    return torch.where((slope > 0.25) & (slope < 2), slope, torch.ones_like(slope))
+
+
+def _error(grouped: Tensor, scale: Tensor, zero: Tensor, spec: GroupSpec) -> Tensor:
+    step, shift = scale[:, :, None], zero[:, :, None]
+    codes = (grouped / step + shift).round_().clamp_(spec.low, spec.high)
+    return (codes.sub_(shift).mul_(step).sub_(grouped)).abs_().pow_(NORM).sum(2)

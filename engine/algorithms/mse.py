@@ -1,0 +1,68 @@
+"""The clipping of each group that leaves the least squared error, found by search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.quant.grouped import Grid, GroupSpec, grid_between, in_groups
+
+
+def mse(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:
+    """The grid of least squared error for ``weight`` (out, in), group by group.
+
+    With ``second``, the inputs' second moments (in, in), the error is that of the group's share of the layer's output:
+    eᵀ H_g e with H_g the group's block of ``second``, as AWQ's clip search has it (Lin et al. 2023, arXiv:2306.00978,
+    section 3.2, from activations there). Without, it is eᵀ e. Both ends shrink together first, then each alone.
+    """
+    grouped = in_groups(weight.to(torch.float32), spec)
+    blocks = None if second is None else diagonal_blocks(second, spec)
+    low, high = grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
+    if spec.symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    shrink = [(factor, factor) for factor in torch.linspace(1.0, 0.3 if spec.bits > 3 else 0.2, 29).tolist()]
+    low, high, least = _best(grouped, blocks, spec, low, high, shrink)
+    near = torch.linspace(0.9, 1.1, 9).tolist()
+    low, high, least = _best(grouped, blocks, spec, low, high, [(f, f if spec.symmetric else 1.0) for f in near], least)
+    if not spec.symmetric:
+        low, high, least = _best(grouped, blocks, spec, low, high, [(1.0, factor) for factor in near], least)
+    return grid_between(low, high, spec)
+
+
+def diagonal_blocks(second: Tensor, spec: GroupSpec) -> Tensor:
+    """The groups' own blocks (groups, size, size) of a matrix (in, in); an incomplete last one is filled up with zeros."""
+    size, groups = spec.size(len(second)), spec.groups(len(second))
+    padded = torch.nn.functional.pad(second, (0, size * groups - len(second), 0, size * groups - len(second)))
+    return torch.stack([padded[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)])
+
+
+def group_error(grouped: Tensor, grid: Grid, blocks: Tensor | None) -> Tensor:
+    """Squared error (out, groups) of rounding ``grouped`` (out, groups, size) to nearest."""
+    step = grid.scale.to(torch.float32)[:, :, None]
+    zero = 0.0 if grid.zero is None else grid.zero.to(torch.float32)[:, :, None]
+    error = (grouped / step).round_().add_(zero).clamp_(grid.spec.low, grid.spec.high).sub_(zero).mul_(step).sub_(grouped)
+    if blocks is None:
+        return error.square_().sum(2)
+    by_group = error.transpose(0, 1)
+    return torch.matmul(by_group, blocks).mul_(by_group).sum(2).T
+
+
+def _best(
+    grouped: Tensor,
+    blocks: Tensor | None,
+    spec: GroupSpec,
+    low: Tensor,
+    high: Tensor,
+    factors: list[tuple[float, float]],
+    least: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``(low * a, high * b)`` of each group over the pairs (a, b), and its error."""
+    best_low, best_high = low, high
+    least = torch.full_like(low, torch.inf) if least is None else least
+    for below, above in factors:
+        error = group_error(grouped, grid_between(low * below, high * above, spec), blocks)
+        better = error < least
+        least = torch.where(better, error, least)
+        best_low, best_high = torch.where(better, low * below, best_low), torch.where(better, high * above, best_high)
+    return best_low, best_high, least

@@ -1,0 +1,1 @@
+"""Language models: loading, their layers, text, perplexity and generation. ``transformers`` is imported only inside functions."""

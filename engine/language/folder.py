@@ -1,0 +1,99 @@
+"""What a folder in the Hugging Face layout holds, judged before anything of it is loaded. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError
+
+# Either file alone, or the pair, is a tokenizer that transformers reads.
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder whose parts are all there: the parsed ``config.json``, the files of weights, and whether it has a tokenizer."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    has_tokenizer: bool
+
+
+def look(path: Path) -> Folder:
+    """Judge ``path`` by its files. Raises EngineError, in one line, for a folder that is no model, a shard that is missing or not
+    whole, a model that is quantized already, and a config that asks for code of its own."""
+    if not path.is_dir():
+        raise EngineError(f"{path} {'is a file' if path.exists() else 'does not exist'}: give the folder of a language model")
+    config = _json(path / "config.json", path)
+    weights = _weights(path)
+    for file in weights:
+        if file.suffix == ".safetensors":
+            whole_safetensors(file)
+    _decoder(path, config)
+    return Folder(path, config, weights, any(all((path / name).is_file() for name in names) for names in _TOKENIZERS))
+
+
+def _json(file: Path, folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EngineError(f"{folder} is no language model: it has no {file.name}; give a folder that save_pretrained wrote") from error
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{file} cannot be read as JSON ({type(error).__name__}): {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise EngineError(f"{file} is not a JSON object: {_AGAIN}")
+    return found
+
+
+def _weights(path: Path) -> tuple[Path, ...]:
+    """The files of weights, safetensors before PyTorch's. Raises EngineError where one is missing."""
+    for single, index in zip(_SINGLE, _INDEX, strict=True):
+        if (path / single).is_file():
+            return (path / single,)
+        if (path / index).is_file():
+            placed = _json(path / index, path).get("weight_map")
+            if not isinstance(placed, dict) or not placed:
+                raise EngineError(f"{path / index} has no weight_map: {_AGAIN}")
+            names = sorted({str(name) for name in placed.values()})
+            if any(Path(name).name != name for name in names):
+                raise EngineError(f"{path / index} names files outside its folder: use another copy of the model")
+            missing = [name for name in names if not (path / name).is_file()]
+            if missing:
+                raise EngineError(f"{path} lacks {len(missing)} of {len(names)} files of weights, {missing[0]} first: {_AGAIN}")
+            return tuple(path / name for name in names)
+    raise EngineError(f"{path} has no weights: it needs model.safetensors or pytorch_model.bin beside config.json")
+
+
+def whole_safetensors(file: Path) -> None:
+    """Raises EngineError where a file's length is not what its header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError("no header")
+            header = json.loads(stream.read(length))
+        wanted = 8 + length + max((part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EngineError(f"{file} is not a whole safetensors file: {_AGAIN}") from error
+    if wanted != size:
+        raise EngineError(f"{file} has {size:,} of {wanted:,} bytes: {_AGAIN}")
+
+
+def _decoder(path: Path, config: dict[str, Any]) -> None:
+    kind = config.get("model_type")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "another tool")
+        raise EngineError(f"{path} is quantized already ({method}): give the model in fp32 or 16 bits that it was made from")
+    if not isinstance(kind, str):
+        raise EngineError(f"{path / 'config.json'} names no model_type: give a folder that save_pretrained wrote")
+    made_of = config.get("architectures") or []
+    if made_of and not any(str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in made_of):
+        raise EngineError(f"{path} holds {made_of[0]}, which does not predict the next token: give a decoder such as GPT-2")

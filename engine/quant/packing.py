@@ -1,0 +1,47 @@
+"""Integers of 2 to 8 bits side by side in bytes, as weights are stored.
+
+Rows start on a byte. Within a row value i takes bits ``i * bits`` to ``(i + 1) * bits - 1`` of a little-endian bit
+string: eight values of 3 bits fill three bytes, and of two nibbles the even-indexed one is the low one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.errors import EngineError
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Bytes of one row of ``columns`` values."""
+    return -(-columns * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 (rows, columns) with values below ``2**bits`` to uint8 (rows, ``packed_width``). Unused bits are zero."""
+    rows, columns = codes.shape
+    if bits == 8:
+        return codes.clone()
+    eights = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, -1, 8)
+    word = torch.zeros(eights.shape[:2], dtype=torch.int64, device=codes.device)
+    for place in range(8):
+        word |= eights[:, :, place].to(torch.int64) << (bits * place)
+    taken = torch.stack([(word >> (8 * place)) & 0xFF for place in range(bits)], 2).to(torch.uint8)
+    return taken.reshape(rows, -1)[:, : packed_width(columns, bits)].contiguous()
+
+
+def unpack(packed: Tensor, columns: int, bits: int) -> Tensor:
+    """The inverse of ``pack``: uint8 (rows, columns). Raises EngineError where the bytes are not those of ``columns`` values."""
+    if packed.dim() != 2 or packed.dtype != torch.uint8 or packed.shape[1] != packed_width(columns, bits):
+        raise EngineError(
+            f"packed weights of shape {tuple(packed.shape)} do not hold {columns} values of {bits} bits a row: "
+            "the file is damaged; quantize the model again"
+        )
+    if bits == 8:
+        return packed.clone()
+    taken = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).reshape(packed.shape[0], -1, bits)
+    word = torch.zeros(taken.shape[:2], dtype=torch.int64, device=packed.device)
+    for place in range(bits):
+        word |= taken[:, :, place].to(torch.int64) << (8 * place)
+    codes = torch.stack([(word >> (bits * place)) & (2**bits - 1) for place in range(8)], 2).to(torch.uint8)
+    return codes.reshape(packed.shape[0], -1)[:, :columns].contiguous()
