@@ -11,10 +11,10 @@ from torch import fx
 
 from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
-from engine.changes import with_epochs, with_fold_later, with_strategy
+from engine.changes import with_epochs, with_fold_later, with_slower, with_strategy
 from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
-from engine.evaluation import layer_sqnr
+from engine.evaluation import Profile, layer_sqnr
 from engine.events import Ask, Event, Finished, Judgement, Layers, Measured, Notice, Setting, StageFinished, StageStarted, Weights
 from engine.graph.fuse import find_pairs
 from engine.graph.fuse import fuse as fold
@@ -23,10 +23,11 @@ from engine.kernels.probe import Machine
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
 from engine.quant.plan import Plan
+from engine.quant.plan import plan as propose
 from engine.recipe import Recipe, Threshold
 from engine.report import Report
 from engine.rundir import RunDir
-from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, trace
+from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, timing, trace
 from engine.stages.export import export
 from engine.stages.load import Loaded, absolute
 
@@ -81,7 +82,7 @@ class Job:
         yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
-        made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.time_share)
+        made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.profile)
         weights = convert.round_weights(graph, layout, made.specs())
         if self.attended:
             yield Weights(convert.weight_rows(graph, layout, made.specs(), weights))
@@ -191,11 +192,16 @@ class Job:
         """Without the fold the run is one in the other order."""
         yield from self._change(self.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
 
-    def _plan(self, graph: fx.GraphModule, size: int, time_share: Mapping[str, float]) -> Run[tuple[Plan, Layout]]:
+    def _plan(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
         """The plan that was agreed to, made again for each strategy that is asked for."""
         answer: Answer = None
+        proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
+        timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
+        paces = yield from self.stage("plan", "Timing each layer on integers and in fp32", timed)
         while True:
-            steps = plan.plan(graph, self.machine, self.kernels, self.recipe, time_share, size, again=answer is not None)
+            if self.recipe.preset == "default" and self.recipe.slower is None:
+                yield from self._change(with_slower(self.recipe, (path for path, pace in paces.items() if pace.stored)))
+            steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, answer is not None, paces)
             made = yield from self.stage("plan", "Planning", steps)
             if isinstance(answer, Strategy) and answer.go:
                 return made

@@ -53,6 +53,11 @@ def probe(refresh: bool = False) -> Machine:
     return _probe(_key(), refresh)
 
 
+def machine_key() -> str:
+    """16 hex digits that change with the processor, torch, and what the environment switches off."""
+    return _key()
+
+
 @lru_cache(maxsize=4)
 def _probe(key: str, refresh: bool) -> Machine:
     kept = cache_dir() / f"probe-{key}.json"

@@ -13,8 +13,10 @@ from engine.graph.kinds import module_of
 from engine.kernels.base import IntegerLayer, Kernel, geometry
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
+from engine.possible import pace
 from engine.quant.layout import Layout, Unit, arrange
 from engine.quant.numerics import QParams
+from engine.quant.pace import Pace
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as make_plan
 from engine.recipe import Recipe
@@ -22,18 +24,18 @@ from engine.recipe import Recipe
 
 def plan(
     gm: fx.GraphModule, machine: Machine, kernels: Sequence[Kernel], recipe: Recipe, time_share: Mapping[str, float], fp32_bytes: int,
-    again: bool = False,
+    again: bool = False, paces: Mapping[str, Pace] | None = None,
 ) -> Generator[Event, None, tuple[Plan, Layout]]:  # fmt: skip
     """The plan of ``gm`` and its layout. ``kernels`` are tried in order; ``fp32_bytes`` is the size of the folded fp32 model
-    as a file. ``again`` leaves out what was said of the machine before."""
-    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share)
+    as a file. ``again`` leaves out what was said of the machine before. ``paces`` are what ``timing`` found."""
+    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share, paces)
     layout = arrange(gm, made.specs())
     labels = _labels(gm, layout, kernels)
     made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))
     for text in (*made.warnings, *(() if again else _about(machine, recipe))):
         yield Notice(text, "warning")
-    rows = tuple((layer.path, layer.kind, str(layer.actual), layer.why) for layer in made.layers)
-    yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "why"), rows)
+    rows = tuple((layer.path, layer.kind, str(layer.actual), pace(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers)
+    yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)
     yield Planned(made.layers, recipe.preset, machine.activation_bits, fp32_bytes)
     return made, layout
 
