@@ -22,6 +22,7 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
+from engine.quant.pace import Pace
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as propose
 from engine.recipe import Recipe, Threshold
@@ -68,6 +69,7 @@ class Job:
         self.doing = "loading"
         self.seconds = 0.0
         self.layers: dict[str, list[dict[str, Any]]] = {}
+        self.paces: dict[str, Pace] | None = None
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
@@ -145,9 +147,21 @@ class Job:
         """What was decided belongs to the recipe, so that the run goes on, and runs again, as it was."""
         if recipe == self.recipe:
             return
+        self._keep(recipe)
+        yield self._setting()
+
+    def _settle(self, stored: list[str]) -> Run[None]:
+        """What was measured of the layers decides once: the same recipe gives the same plan again."""
+        if self.recipe.preset != "default" or self.recipe.slower is not None:
+            return
+        if stored:
+            yield from self._change(with_slower(self.recipe, stored))
+        else:
+            self._keep(with_slower(self.recipe, ()))
+
+    def _keep(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.where.write("recipe.yaml", absolute(recipe).to_yaml())
-        yield self._setting()
 
     def _ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Run[Answer]:
         """The answer, never None; anything but False is a yes."""
@@ -195,20 +209,25 @@ class Job:
     def _plan(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
         """The plan that was agreed to, made again for each strategy that is asked for."""
         answer: Answer = None
-        proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
-        timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
-        paces = yield from self.stage("plan", "Timing each layer on integers and in fp32", timed)
         while True:
-            if self.recipe.preset == "default" and self.recipe.slower is None:
-                yield from self._change(with_slower(self.recipe, (path for path, pace in paces.items() if pace.stored)))
-            steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, answer is not None, paces)
-            made = yield from self.stage("plan", "Planning", steps)
+            made = yield from self.stage("plan", "Planning", self._planned(graph, size, profile))
             if isinstance(answer, Strategy) and answer.go:
                 return made
             answer = yield from self._ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 return made
             yield from self._change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def _planned(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
+        """A plan of the recipe as it is by now; the layers are timed before the first one."""
+        again = self.paces is not None
+        if self.paces is None:
+            proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
+            timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
+            self.paces = yield from timed
+        yield from self._settle([path for path, pace in self.paces.items() if pace.stored])
+        steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, again, self.paces)
+        return (yield from steps)
 
     def _convert(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
@@ -217,7 +236,7 @@ class Job:
         return (yield from self.stage("convert", "Converting to integer kernels", steps))
 
     def _measure(self, graph: fx.GraphModule, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
-        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
+        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.instructions)
         seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
         return _Quantized(graph, converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
 
@@ -247,10 +266,10 @@ class Job:
                 yield from self._change(with_epochs(self.recipe, wanted))
                 part = self.recipe.qat
         began = self.stop.clock()
-        recipe, seed = self.recipe, self.recipe.seed
+        seed = self.recipe.seed
         trained = yield from self.stage("qat", f"Training for {_epochs(part.epochs)}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
-            self.where.path / CHECKPOINT, f"{absolute(recipe).fingerprint()} {self.loaded.fingerprint}", self.stop,
+            self.where.path / CHECKPOINT, self._fingerprint(), self.stop,
         ))  # fmt: skip
         seconds = self.stop.clock() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
@@ -264,6 +283,11 @@ class Job:
         }  # fmt: skip
         yield Measured("qat", entry)
         return done, entry
+
+    def _fingerprint(self) -> str:
+        """What a checkpoint must have in common with a run that goes on with it: what was asked, the weights, and the grids."""
+        bits = self.machine.activation_bits
+        return f"{absolute(self.recipe).fingerprint()} {self.loaded.fingerprint}{'' if bits == 8 else f' {bits}-bit'}"
 
     def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
         self.where.write(NAME, chosen.content)

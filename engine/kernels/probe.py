@@ -42,6 +42,22 @@ class Machine:
         return 7 if self.saturates or unknown else 8
 
     @property
+    def instructions(self) -> str:
+        """What a recipe and a file keep of the machine: ``AVX512, VNNI`` or ``AVX2, no VNNI``."""
+        return f"{self.isa}, {'VNNI' if self.vnni else 'no VNNI'}"
+
+    def moved_from(self, made_on: str | None) -> str | None:
+        """A sentence where something was made on other instructions (``instructions``, or the set alone) than this machine's."""
+        if not made_on or made_on in (self.instructions, self.isa):
+            return None
+        bits = (
+            "sums of 8-bit products saturate here, so activations use 7 bits" if self.activation_bits == 7
+            else "there they used 7 bits, here they can use 8" if made_on.endswith("no VNNI")
+            else "other kernels round otherwise"
+        )  # fmt: skip
+        return f"made on {made_on}, and this machine has {self.instructions}: {bits}; figures and speed can differ"
+
+    @property
     def integer(self) -> bool:
         return all(self.kernels.get(name, "not probed") is None for name in KERNELS)
 

@@ -38,7 +38,7 @@ def export(
     ``entry`` holds the latencies that were measured of ``model``."""
     names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
     where.expect(file for name in names for file in FORMATS[name].files)
-    given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.isa, recipe.model)
+    given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.instructions, recipe.model)
     found = yield from exports(names, given, where.path, loaded.data, recipe.data.batch, recipe.data.limit, stop, entry)
     if said := fastest({"exports": found}):
         yield Notice(said)

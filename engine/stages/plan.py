@@ -32,7 +32,7 @@ def plan(
     layout = arrange(gm, made.specs())
     labels = _labels(gm, layout, kernels)
     made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))
-    for text in (*made.warnings, *(() if again else _about(machine, recipe))):
+    for text in (*made.warnings, *(() if again else _about(machine))):
         yield Notice(text, "warning")
     rows = tuple((layer.path, layer.kind, str(layer.actual), pace(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers)
     yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)
@@ -40,12 +40,10 @@ def plan(
     return made, layout
 
 
-def _about(machine: Machine, recipe: Recipe) -> list[str]:
+def _about(machine: Machine) -> list[str]:
     said = [why_simulated(machine)]
     if machine.saturates:
         said.append(f"{machine.isa} has no VNNI: sums of 8-bit products saturate here, activations use 7 bits")
-    if recipe.isa and recipe.isa != machine.isa:
-        said.append(f"the recipe was made on {recipe.isa}, this machine has {machine.isa}: the numbers can differ")
     return [text for text in said if text]
 
 
