@@ -81,10 +81,12 @@ class Job:
 
     def run(self) -> Run[Report]:
         yield self._setting()
+        yield from plan.about_device(self.loaded.device, self.kernels)
         yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
         made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.profile)
+        yield from self._settle([path for path, pace in (self.paces or {}).items() if pace.stored])
         weights = convert.round_weights(graph, layout, made.specs())
         if self.attended:
             yield Weights(convert.weight_rows(graph, layout, made.specs(), weights))
@@ -110,7 +112,7 @@ class Job:
             yield from self._judge("qat", graph, made, layout, trained, fp32, entry["why"])
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
         told = entry["why"] if entry else None
-        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
+        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told, self.loaded.device)
         layers = self.layers.get(name) or self._layers(graph, made, layout, chosen)
         yield summary.layer_table(layers)
         exports = yield from self.stage("export", "Exporting", self._export(chosen))
@@ -137,7 +139,7 @@ class Job:
         """What a person wants to see before the next decision: the layers, and the verdict if the run ended here."""
         self.layers[which] = self._layers(graph, made, layout, it)
         yield Layers(which, tuple(self.layers[which]))
-        yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told))
+        yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told, self.loaded.device))
 
     def _setting(self) -> Setting:
         about = summary.environment(self.machine, self.loaded, self.recipe)
@@ -151,7 +153,7 @@ class Job:
         yield self._setting()
 
     def _settle(self, stored: list[str]) -> Run[None]:
-        """What was measured of the layers decides once: the same recipe gives the same plan again."""
+        """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
         if self.recipe.preset != "default" or self.recipe.slower is not None:
             return
         if stored:
@@ -225,7 +227,6 @@ class Job:
             proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
             timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
             self.paces = yield from timed
-        yield from self._settle([path for path, pace in self.paces.items() if pace.stored])
         steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, again, self.paces)
         return (yield from steps)
 

@@ -22,6 +22,17 @@ def sections(found: Mapping[str, Any]) -> list[tuple[str, Lines]]:
     ]
 
 
+def moved(found: Mapping[str, Any] | None, environment: Mapping[str, Any]) -> str:
+    """A sentence where a report's ``environment`` has other instructions than this machine (``found``); empty where not, and
+    where one of them is not known."""
+    if not found or not environment.get("isa"):
+        return ""
+    there, here = (f"{about.get('isa')}, {'VNNI' if about.get('vnni') else 'no VNNI'}" for about in (environment, found))
+    if there == here:
+        return ""
+    return f"These figures are of a machine with {there}; this one has {here}: speed and rounding differ here, so run it again to know them"
+
+
 def _versions(found: Mapping[str, Any]) -> Lines:
     lines = [(name, str(found.get(name) or "not installed")) for name in ("python", "torch", "torchvision")]
     tested = found.get("torch_tested")

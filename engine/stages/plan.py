@@ -47,6 +47,17 @@ def _about(machine: Machine) -> list[str]:
     return [text for text in said if text]
 
 
+def about_device(device: str, kernels: Sequence[Kernel]) -> Generator[Event, None, None]:
+    """What a GPU does in a run, and what it does not: torch has no integer convolution for one."""
+    if device == "cpu":
+        return
+    where = "simulated on the processor" if all(kernel.simulated for kernel in kernels) else "measured on the processor's integer kernels"
+    yield Notice(
+        f"{device} calibrates and trains; the quantized model is {where}, since torch has no integer convolution for a GPU: "
+        "there it runs as one of its exports"
+    )
+
+
 def stored_label(bits: int) -> str:
     """What a layer runs on whose weights alone are integers."""
     return f"torch fp32 on weights stored in {bits} bits"

@@ -53,6 +53,7 @@ def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, A
         "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
         "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
         **({"stem": loaded.stem} if loaded.stem else {}),
+        **({"measured_on": "cpu"} if loaded.device != "cpu" else {}),
     }  # fmt: skip
 
 
