@@ -22,7 +22,7 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
-from engine.quant.pace import Pace
+from engine.quant.pace import Paces
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as propose
 from engine.recipe import Recipe, Threshold
@@ -69,7 +69,7 @@ class Job:
         self.doing = "loading"
         self.seconds = 0.0
         self.layers: dict[str, list[dict[str, Any]]] = {}
-        self.paces: dict[str, Pace] | None = None
+        self.paces: Paces | None = None
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
@@ -86,7 +86,7 @@ class Job:
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
         made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.profile)
-        yield from self._settle([path for path, pace in (self.paces or {}).items() if pace.stored])
+        yield from self._settle()
         weights = convert.round_weights(graph, layout, made.specs())
         if self.attended:
             yield Weights(convert.weight_rows(graph, layout, made.specs(), weights))
@@ -152,12 +152,12 @@ class Job:
         self._keep(recipe)
         yield self._setting()
 
-    def _settle(self, stored: list[str]) -> Run[None]:
+    def _settle(self) -> Run[None]:
         """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
-        if self.recipe.preset != "default" or self.recipe.slower is not None:
+        if self.recipe.preset != "default" or self.recipe.slower is not None or self.paces is None or not self.paces.decided:
             return
-        if stored:
-            yield from self._change(with_slower(self.recipe, stored))
+        if self.paces.stored:
+            yield from self._change(with_slower(self.recipe, self.paces.stored))
         else:
             self._keep(with_slower(self.recipe, ()))
 
@@ -227,7 +227,7 @@ class Job:
             proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
             timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
             self.paces = yield from timed
-        steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, again, self.paces)
+        steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, again, self.paces.layers)
         return (yield from steps)
 
     def _convert(

@@ -47,6 +47,18 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Paces:
+    """Those of all layers that were timed, by module path. ``decided`` is False where the machine was too busy to decide by."""
+
+    layers: Mapping[str, Pace]
+    decided: bool = True
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return tuple(path for path, pace in self.layers.items() if pace.stored)
+
+
+@dataclass(frozen=True)
 class Trial:
     """Milliseconds of the steps around some layers with them on integers and in fp32, for one image and for a batch."""
 
@@ -89,6 +101,11 @@ def decide(
         for path in group:
             alone = _trial(specs, (path,), race, batch)
             yield path, _judged(paces[path], alone, _accepted(alone, (path,), given), given)
+
+
+def undecided(pace: Pace) -> Pace:
+    """A slower layer on a machine whose figures are not to be decided by."""
+    return replace(pace, decision="the machine is busy with other work, so it stays on integers untried") if pace.slower else pace
 
 
 def stored(spec: LayerSpec) -> LayerSpec:

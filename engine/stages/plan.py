@@ -32,7 +32,9 @@ def plan(
     layout = arrange(gm, made.specs())
     labels = _labels(gm, layout, kernels)
     made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))
-    for text in (*made.warnings, *(() if again else _about(machine))):
+    known = {layer.path for layer in made.layers if layer.editable}
+    unknown = [f"slower: {name} is no layer that can be quantized" for name in recipe.slower or () if name not in known]
+    for text in (*made.warnings, *unknown, *(() if again else _about(machine))):
         yield Notice(text, "warning")
     rows = tuple((layer.path, layer.kind, str(layer.actual), pace(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers)
     yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)

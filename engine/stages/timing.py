@@ -16,7 +16,7 @@ from engine.kernels.stopwatch import Stopwatch, machine_key
 from engine.kernels.timing import LayerShape, Timing, time_layer
 from engine.presets import PRESETS
 from engine.quant.layout import Layout, Unit, arrange
-from engine.quant.pace import Pace, decide, is_open
+from engine.quant.pace import Pace, Paces, decide, is_open, undecided
 from engine.quant.plan import Plan, why_not
 from engine.quant.trial import Bench, linked
 from engine.stages.evaluate import BATCH
@@ -32,8 +32,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 def timing(
     gm: fx.GraphModule, machine: Machine, kernels: Sequence[Kernel], sizes: Sizes, proposal: Plan, stop: StopToken,
     given: Collection[str] | None = None,
-) -> Generator[Event, None, dict[str, Pace]]:  # fmt: skip
-    """The pace of each layer that an integer kernel computes, by module path; none where layers are simulated.
+) -> Generator[Event, None, Paces]:  # fmt: skip
+    """The pace of each layer that an integer kernel computes; none where layers are simulated.
 
     ``sizes`` are those of each node's value for one image; ``given`` names the layers that were decided before to compute in
     fp32. Equal layers are measured once. Raises Cancelled.
@@ -51,12 +51,14 @@ def timing(
     # What a rule asks for is not the proposal's to decide.
     proposed = [row.path for row in proposal.layers if row.rule == "proposal" and row.actual.weights and row.actual.activations]
     judged = {path: paces.get(path, Pace()) for path in proposed}
+    if given is None and not watch.quiet:
+        return Paces(paces | {path: undecided(pace) for path, pace in judged.items() if path in paces}, False)
     unsettled = [path for path, pace in judged.items() if is_open(pace)]
     specs, bench = proposal.specs(), Bench(gm, kernels, sizes, watch, top)
     batch = min((_batch(shapes[path]) for path in unsettled), default=BATCH)
     paces |= dict(decide(judged, specs, linked(gm, arrange(gm, specs), unsettled), bench.race, batch, given))
     watch.keep()
-    return paces
+    return Paces(paces)
 
 
 def _sum(calls: Sequence[LayerShape], kernels: Sequence[Kernel], watch: Stopwatch, batch: int) -> Timing | None:

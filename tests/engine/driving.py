@@ -91,6 +91,7 @@ class Untimed(Stopwatch):
 
     def __init__(self, stop: StopToken, seconds: float, machine: str | None = None) -> None:
         super().__init__(stop, math.inf, None, self._once)
+        self.quiet = True
 
     @staticmethod
     def _once(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
