@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ def _given(directory: Path, recipe: Recipe) -> Generator[Event, Any, tuple[Given
     else:
         part = recipe.data
         data = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size)
-    model = load_quantized(directory, whole)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = load_quantized(directory, whole)
+    for warning in told:
+        yield Notice(str(warning.message), "warning")
     modules = dict(whole.named_modules()) if whole is not None else {}
     return Given(model, images(data), modules, header["recipe"], header["isa"], recipe.model), data

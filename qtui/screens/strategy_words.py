@@ -258,7 +258,7 @@ def reading(draft: Draft, row: LayerRow, figures: Mapping[str, Any]) -> str:
         lines.append(f"{name:<14}{now:<22}{f'proposed {proposed}' if proposed not in ('', now, NONE) else '':<24}{then}".rstrip())
     if limit := draft.actual(row.path)[1]:
         lines += ["", limit]
-    if draft.actual(row.path)[1] and alone(row):
+    if alone(row):
         lines += ["", alone(row)]
     if figures.get("sqnr_db") is not None:
         own = f", {figures['own_sqnr_db']:.1f} dB of its own" if figures.get("own_sqnr_db") is not None else ""
