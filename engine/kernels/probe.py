@@ -23,11 +23,15 @@ from engine.paths import cache_dir, write_atomic
 KERNELS = ("qconv_pointwise", "qconv2d_pointwise.binary", "qlinear_pointwise")
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class Machine:
     """``isa`` is torch's word for the instruction set; ``saturates`` is measured, None when no kernel ran.
 
-    ``kernels`` maps each oneDNN kernel to None when it is exact here, else to what went wrong.
+    ``isa`` is ``unknown`` where the probe itself failed. ``kernels`` maps each oneDNN kernel to None when it is exact here, else
+    to what went wrong.
     """
 
     isa: str
@@ -83,6 +87,9 @@ def _probe(key: str, refresh: bool) -> Machine:
         except (OSError, ValueError, TypeError):
             pass
     machine = _ask_child()
+    if machine.isa == UNKNOWN:
+        # The child told nothing: it was too slow on a busy machine, or could not start. The next run asks again.
+        return machine
     # A cache that cannot be written costs three seconds a run, no more.
     with contextlib.suppress(OSError):
         write_atomic(kept, json.dumps(asdict(machine)).encode())
@@ -114,8 +121,8 @@ def _ask_child() -> Machine:
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return Machine("unknown", False, None, {name: f"the probe failed: {type(error).__name__}" for name in KERNELS})
-    about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": "unknown", "vnni": False})
+        return Machine(UNKNOWN, False, None, {name: f"the probe failed: {type(error).__name__}" for name in KERNELS})
+    about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": UNKNOWN, "vnni": False})
     results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
     crash = f"crashed the probe (exit code {done.returncode})"
     saturates = next((f["saturates"] for f in found if "saturates" in f), None)
