@@ -118,8 +118,8 @@ class Job:
         exports = yield from self.stage("export", "Exporting", self._export(chosen))
         report = summary.report(self.recipe, self.loaded, self.machine, self.where.path, {
             "graph": summary.graph(traced, pairs, delta, self.recipe), "layers": layers,
-            "operations": summary.operations(graph, chosen.converted.model),
             "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict, "exports": exports,
+            "operations": summary.operations(graph, chosen.converted.model),
         })  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())

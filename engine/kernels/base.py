@@ -42,8 +42,37 @@ class IntegerLayer:
         return self.weight.dim() - 2
 
 
+class Fixable(Protocol):
+    """A function of tensors that can be tied to memory: then it costs no allocation and no look at its arguments.
+
+    ``fix`` gives a function that reads ``inputs`` and writes ``out`` whenever it is called, or None where that cannot be;
+    ``dense`` gives a tensor as it can be read: itself, or a copy in another layout. A layer with a residual finds it in ``out``.
+    """
+
+    def __call__(self, *inputs: Tensor) -> Tensor: ...
+
+    def fix(self, inputs: tuple[Tensor, ...], out: Tensor) -> Callable[[Tensor], None] | None: ...
+
+    def dense(self, x: Tensor) -> Tensor: ...
+
+
+class Steps(Protocol):
+    """Steps between layers that a library computes on integers; None where it cannot. ``instead`` computes other shapes."""
+
+    def quantize(self, q: QParams, instead: LayerFunction) -> Fixable | None: ...
+
+    def max_pool(
+        self, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], instead: LayerFunction
+    ) -> Fixable | None: ...
+
+    def add(self, left: QParams, right: QParams, target: QParams, relu: bool, instead: LayerFunction) -> Fixable | None: ...
+
+    def mean(self, source: QParams, target: QParams, flat: bool, instead: LayerFunction) -> Fixable | None: ...
+
+
 class Kernel(Protocol):
-    """``refuses`` gives the reason why this kernel cannot compute a layer, or None; ``build`` gives the function."""
+    """``refuses`` gives the reason why this kernel cannot compute a layer, or None; ``build`` gives the function;
+    ``steps`` what it can do between layers."""
 
     name: str
     simulated: bool
@@ -53,6 +82,8 @@ class Kernel(Protocol):
     def refuses(self, layer: IntegerLayer) -> str | None: ...
 
     def build(self, layer: IntegerLayer) -> LayerFunction: ...
+
+    def steps(self) -> Steps | None: ...
 
 
 def geometry(module: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.kernels.base import Kernel
+from engine.kernels.dnnl.layers import Direct
 from engine.kernels.probe import Machine
 from engine.kernels.simulate import Simulate
 from engine.kernels.x86_int8 import OneDNN
@@ -10,7 +11,8 @@ from engine.kernels.x86_int8 import OneDNN
 
 def kernels_for(machine: Machine) -> list[Kernel]:
     """Integer kernels that the probe found exact, then simulation as the last resort."""
-    return [OneDNN(), Simulate()] if machine.integer else [Simulate()]
+    found: list[Kernel] = [kernel for kernel in (Direct(), OneDNN()) if machine.runs(kernel.name)]
+    return [*found, Simulate()]
 
 
 def why_simulated(machine: Machine) -> str | None:

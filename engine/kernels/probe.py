@@ -18,9 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine.kernels.dnnl.library import path
 from engine.paths import cache_dir, write_atomic
 
-KERNELS = ("qconv_pointwise", "qconv2d_pointwise.binary", "qlinear_pointwise")
+FAMILIES = {
+    "onednn": ("qconv_pointwise", "qconv2d_pointwise.binary", "qlinear_pointwise"),
+    "dnnl": ("dnnl.convolution", "dnnl.convolution+sum", "dnnl.matmul", "dnnl.steps"),
+}
+KERNELS = tuple(name for names in FAMILIES.values() for name in names)
 
 
 UNKNOWN = "unknown"
@@ -30,8 +35,8 @@ UNKNOWN = "unknown"
 class Machine:
     """``isa`` is torch's word for the instruction set; ``saturates`` is measured, None when no kernel ran.
 
-    ``isa`` is ``unknown`` where the probe itself failed. ``kernels`` maps each oneDNN kernel to None when it is exact here, else
-    to what went wrong.
+    ``isa`` is ``unknown`` where the probe itself failed. ``kernels`` maps each kernel to None when it is exact here, else to
+    what went wrong.
     """
 
     isa: str
@@ -44,6 +49,9 @@ class Machine:
         """The widest activations whose products cannot saturate."""
         unknown = self.saturates is None and self.integer
         return 7 if self.saturates or unknown else 8
+
+    def runs(self, family: str) -> bool:
+        return all(self.kernels.get(name, "not probed") is None for name in FAMILIES[family])
 
     @property
     def instructions(self) -> str:
@@ -63,7 +71,7 @@ class Machine:
 
     @property
     def integer(self) -> bool:
-        return all(self.kernels.get(name, "not probed") is None for name in KERNELS)
+        return any(self.runs(family) for family in FAMILIES)
 
 
 def probe(refresh: bool = False) -> Machine:
@@ -100,6 +108,7 @@ def _key() -> str:
     import torch
 
     parts = [torch.__version__, torch.backends.cpu.get_cpu_capability(), _processor(), Path(__file__).read_text()]
+    parts += [str(path())]
     parts += [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -114,17 +123,26 @@ def _processor() -> str:
         return platform.processor() + platform.machine()
 
 
-def _ask_child() -> Machine:
-    code = "from engine.kernels.probe_child import main; main()"
+def _ask_child(families: tuple[str, ...] = tuple(FAMILIES)) -> Machine:
+    code = f"from engine.kernels.probe_child import main; main({families!r})"
+    names = [name for family in families for name in FAMILIES[family]]
     try:
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return Machine(UNKNOWN, False, None, {name: f"the probe failed: {type(error).__name__}" for name in KERNELS})
+        return Machine(UNKNOWN, False, None, {name: f"the probe failed: {type(error).__name__}" for name in names})
     about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": UNKNOWN, "vnni": False})
     results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
     crash = f"crashed the probe (exit code {done.returncode})"
-    saturates = next((f["saturates"] for f in found if "saturates" in f), None)
+    kernels = {name: results.get(name, crash) for name in names}
+    measured = {f["saturates"] for f in found if f.get("saturates") is not None}
+    unseen = tuple(family for family in families[1:] if not any(name in results for name in FAMILIES[family]))
+    if unseen:
+        # One family's crash says nothing about the next.
+        rest = _ask_child(unseen)
+        kernels |= rest.kernels
+        measured |= {rest.saturates} - {None}
+    saturates = any(measured) if measured else None
     # torch names what the processor has; only a sum that did not saturate shows that it is used.
-    return Machine(about["isa"], about["vnni"] and saturates is False, saturates, {name: results.get(name, crash) for name in KERNELS})
+    return Machine(about["isa"], about["vnni"] and saturates is False, saturates, kernels)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import one_line
-from engine.kernels.base import IntegerLayer
+from engine.kernels.base import IntegerLayer, Kernel
+from engine.kernels.dnnl.layers import Direct
+from engine.kernels.probe import FAMILIES
 from engine.kernels.x86_int8 import OneDNN
 from engine.quant.numerics import QParams, dequantize, quantize
 
 
-def main() -> None:
+def main(families: Sequence[str]) -> None:
     _say(isa=torch.backends.cpu.get_cpu_capability(), vnni=_vnni())
-    for name, check in (("qconv_pointwise", _conv), ("qconv2d_pointwise.binary", _conv_sum), ("qlinear_pointwise", _linear)):
-        try:
-            error = check()
-        except Exception as problem:
-            error = one_line(problem) or type(problem).__name__
-        _say(kernel=name, error=error)
-    _say(saturates=_saturates())
+    for family in families:
+        kernel: Kernel = Direct() if family == "dnnl" else OneDNN()
+        checks: list[Callable[[], str | None]] = [partial(check, kernel) for check in (_conv, _conv_sum, _linear)]
+        if family == "dnnl":
+            checks.append(_steps)
+        for name, check in zip(FAMILIES[family], checks, strict=True):
+            try:
+                error = check()
+            except Exception as problem:
+                error = one_line(problem) or type(problem).__name__
+            _say(kernel=name, error=error)
+        _say(saturates=_saturates(kernel))
 
 
 def _say(**fields: object) -> None:
@@ -35,14 +43,14 @@ def _vnni() -> bool:
     return bool(supported()) if supported else False
 
 
-def _conv() -> str | None:
+def _conv(kernel: Kernel) -> str | None:
     layer = _layer("conv", (8, 16, 3, 3), activation="relu", stride=(2, 2), padding=(1, 1), dilation=(1, 1))
     x = _integers((2, 16, 9, 9)).to(memory_format=torch.channels_last)
     exact = F.conv2d(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double(), 2, 1)  # type: ignore[union-attr]
-    return _compare(OneDNN().build(layer)(x), exact.relu(), layer)
+    return _compare(kernel.build(layer)(x), exact.relu(), layer)
 
 
-def _conv_sum() -> str | None:
+def _conv_sum(kernel: Kernel) -> str | None:
     layer = _layer(
         "conv", (8, 16, 3, 3), activation="relu", accumulate=QParams(0.03, 7, 127), stride=(1, 1), padding=(1, 1), dilation=(1, 1)
     )
@@ -50,21 +58,45 @@ def _conv_sum() -> str | None:
     other = _integers((2, 8, 9, 9)).to(memory_format=torch.channels_last)
     exact = F.conv2d(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double(), 1, 1)  # type: ignore[union-attr]
     exact = (exact + dequantize(other, layer.accumulate).double()).relu()  # type: ignore[arg-type]
-    return _compare(OneDNN().build(layer)(x, other.clone(memory_format=torch.preserve_format)), exact, layer)
+    return _compare(kernel.build(layer)(x, other.clone(memory_format=torch.preserve_format)), exact, layer)
 
 
-def _linear() -> str | None:
+def _linear(kernel: Kernel) -> str | None:
     layer = _layer("linear", (8, 64), activation="relu")
     x = _integers((3, 64))
     exact = F.linear(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double()).relu()  # type: ignore[union-attr]
-    return _compare(OneDNN().build(layer)(x), exact, layer)
+    return _compare(kernel.build(layer)(x), exact, layer)
 
 
-def _saturates() -> bool | None:
+def _steps() -> str | None:
+    """Quantizing, pooling, a sum and a mean, against exact arithmetic."""
+    steps, left, right, target = Direct().steps(), QParams(0.02, 11), QParams(0.03, 7), QParams(0.05, 9)
+    x, y = (_integers((2, 8, 6, 6)).to(memory_format=torch.channels_last) for _ in range(2))
+    a, b = dequantize(x, left).double(), dequantize(y, right).double()
+    pool = (2, 2), (2, 2), (0, 0), (1, 1)
+    cases = [
+        (steps.quantize(target, _never), (a.float(),), quantize(a, target)),
+        (steps.max_pool(*pool, _never), (x,), F.max_pool2d(x.float(), 2)),
+        (steps.add(left, right, target, True, _never), (x, y), quantize((a + b).relu(), target)),
+        (steps.mean(left, target, False, _never), (x,), quantize(a.mean((2, 3), keepdim=True), target)),
+    ]
+    for step, inputs, exact in cases:
+        assert step is not None
+        off = (step(*inputs).int() - exact.int()).abs().max().item()
+        if off > 1:
+            return f"off by {off} steps"
+    return None
+
+
+def _never(*_: Tensor) -> Tensor:
+    raise NotImplementedError("a step between layers is not implemented")
+
+
+def _saturates(kernel: Kernel) -> bool | None:
     """Largest activations times largest weights: exact only where no 16-bit sum is in between."""
     try:
         layer = IntegerLayer("linear", torch.full((16, 512), 127, dtype=torch.int8), torch.ones(16), None, QParams(1.0, 0), None)
-        got = OneDNN().build(layer)(torch.full((4, 512), 255, dtype=torch.uint8))
+        got = kernel.build(layer)(torch.full((4, 512), 255, dtype=torch.uint8))
     except Exception:
         return None
     return bool((got != 255 * 127 * 512).any())

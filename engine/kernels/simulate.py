@@ -25,6 +25,9 @@ class Simulate:
     def refuses(self, layer: IntegerLayer) -> str | None:
         return None
 
+    def steps(self) -> None:
+        return None
+
     def build(self, layer: IntegerLayer) -> LayerFunction:
         weight = layer.weight.to(torch.float32)
         step = layer.weight_scale * layer.input.scale

@@ -84,7 +84,7 @@ def machine_key() -> str:
 
     from engine.kernels.probe import machine_key
 
-    code = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py")))
     text = f"{machine_key()}\n{torch.get_num_threads()}\n{code}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -106,14 +106,24 @@ def time_layer(shape: LayerShape, kernels: Sequence[Kernel], watch: Stopwatch, b
         x = laid_out(torch.full((shape.input[0] * batch, *shape.input[1:]), 0.5))
         whole = laid_out(torch.full(x.shape, 3, dtype=torch.uint8))
         if not shape.accumulate:
-            return (lambda: integers(whole)), (lambda: floats(x))
+            return tied(integers, whole), (lambda: floats(x))
         size = _output(shape, x).shape
         other, other_whole = laid_out(torch.zeros(size)), laid_out(torch.full(size, 3, dtype=torch.uint8))
-        return (lambda: integers(whole, other_whole)), (lambda: floats(x, other))
+        return tied(integers, whole, other_whole), (lambda: floats(x, other))
 
     with torch.inference_mode():
         found = watch.race(f"{kernel.name} {batch} {shape}", runs)
     return None if found is None else Timing(*found, batch)
+
+
+def tied(function: Callable[..., Tensor], *inputs: Tensor) -> Run:
+    """A layer's function on its tensors, tied to their memory where it can be, as a model's program runs it."""
+    if not hasattr(function, "fix"):
+        return lambda: function(*inputs)
+    # A residual lies where the result is written.
+    out = inputs[1] if len(inputs) > 1 else function(*inputs)
+    run = function.fix(inputs[:1], out)
+    return (lambda: function(*inputs)) if run is None else (lambda: run(inputs[0]))
 
 
 def _output(shape: LayerShape, x: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ class OneDNN:
             return "no fused sum of this form"
         return None
 
+    def steps(self) -> None:
+        return None
+
     def build(self, layer: IntegerLayer) -> LayerFunction:
         zero_points = torch.zeros(len(layer.weight_scale), dtype=torch.int32)
         # The three-dimensional kernel takes no activation; _finished adds relu as a bound.

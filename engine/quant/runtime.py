@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 from engine.errors import EngineError
 from engine.graph.memory import channels_last
 from engine.kernels.base import IntegerLayer, Kernel
-from engine.quant import calls
+from engine.quant import binding, calls
+from engine.quant.fixed import Fixed, Fixing, NotFixed
 from engine.quant.numerics import dequantize, quantize
 from engine.quant.pool import max_pool2d
 from engine.quant.program import Program, Step, grid_from
 
 Function = Callable[..., Any]
+_PLANS = 4
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,37 @@ class QuantizedModel(nn.Module):
         names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
         self._slots = {name: slot for slot, name in enumerate(names)}
         self._input = next((name for name in names if not any(step.output == name for step in program.steps)), None)
+        self._steps = next((steps for kernel in kernels if (steps := kernel.steps()) is not None), None)
+        self._functions: list[Function] = []
         self._bound = self._bind()
+        self._plans: OrderedDict[Any, Fixed | None] = OrderedDict()
+        self._lock = threading.RLock()
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self._holding(x)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._lock:
+            fixed = self._fixed(x) if self._steps is not None else None
+            if fixed is not None:
+                return fixed(x)
+            values = self._holding(x)
             for step in self._bound:
                 values[step.output] = step.run(*[values[i] for i in step.inputs])
                 for slot in step.done:
                     values[slot] = None
-        result: Tensor = values[self._slots[self.program.result]]
-        return result
+            result: Tensor = values[self._slots[self.program.result]]
+            return result
+
+    def _fixed(self, x: Tensor) -> Fixed | None:
+        """The program on images like ``x``, None where a value has no fixed place; the last few shapes are kept."""
+        key = (x.shape, x.stride(), x.dtype, torch.get_num_threads())
+        if key not in self._plans:
+            try:
+                self._plans[key] = Fixing(self.program.steps, self._functions, self._input, self.program.result).build(x)
+            except NotFixed:
+                self._plans[key] = None
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
 
     def _holding(self, x: Tensor) -> list[Any]:
         """A place for each value, the images in theirs."""
@@ -94,14 +118,15 @@ class QuantizedModel(nn.Module):
             for name in step.inputs:
                 last[name] = index
         last[self.program.result] = len(self.program.steps)
-        shared = _aliases(self.program.steps)
+        shared = binding.aliases(self.program.steps)
         bound = []
         for index, step in enumerate(self.program.steps):
             run = self._function(step)
+            self._functions.append(run)
             if step.op == "layer" and len(step.inputs) == 2:
                 together = shared[step.inputs[1]]
                 if step.inputs[0] in together or any(last.get(name, -1) > index for name in together):
-                    run = _sparing(run)
+                    run = binding.sparing(run)
             done = tuple(self._slots[n] for n in dict.fromkeys(step.inputs) if last[n] == index)
             bound.append(_Bound(run, tuple(self._slots[n] for n in step.inputs), self._slots[step.output], done))
         return bound
@@ -124,7 +149,7 @@ class QuantizedModel(nn.Module):
             layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
             return torch.add(shift, x, alpha=inverse).clamp_(0, top).to(torch.uint8, memory_format=layout)
 
-        return run
+        return (self._steps.quantize(q, run) if self._steps else None) or run
 
     def _op_dequantize(self, step: Step) -> Function:
         q = grid_from(step.attrs["grid"])
@@ -168,12 +193,17 @@ class QuantizedModel(nn.Module):
             y = a.to(torch.float32).mul_(left.scale).add(b, alpha=right.scale).add_(offset)
             return quantize(y.relu_() if relu else y, out)
 
-        return run
+        return (self._steps.add(left, right, out, relu, run) if self._steps else None) or run
 
     def _op_max_pool(self, step: Step) -> Function:
         a = step.attrs
         kernel, stride, padding, dilation = (tuple(a[key]) for key in ("kernel", "stride", "padding", "dilation"))
-        return lambda x: max_pool2d(x, kernel, stride, padding, dilation, a["ceil_mode"])
+
+        def run(x: Tensor) -> Tensor:
+            return max_pool2d(x, kernel, stride, padding, dilation, a["ceil_mode"])
+
+        able = self._steps is not None and not a["ceil_mode"]
+        return (self._steps.max_pool(kernel, stride, padding, dilation, run) if able and self._steps else None) or run
 
     def _op_identity(self, step: Step) -> Function:
         return lambda x: x
@@ -183,8 +213,14 @@ class QuantizedModel(nn.Module):
         assert source is not None
         assert target is not None
         call = self.call(step)
-        # A mean is much smaller than what it is taken of: on its own grid it keeps its precision.
-        return lambda x: quantize(call(dequantize(x, source)), target)
+        flat = binding.whole_mean(step)
+
+        def run(x: Tensor) -> Tensor:
+            # A mean is much smaller than what it is taken of: on its own grid it keeps its precision.
+            return quantize(call(dequantize(x, source)), target)
+
+        able = self._steps is not None and flat is not None
+        return (self._steps.mean(source, target, bool(flat), run) if able and self._steps else None) or run
 
     def _op_pad(self, step: Step) -> Function:
         pads = calls.decode(step.attrs["args"], lambda _: None)[1]
@@ -230,44 +266,8 @@ class QuantizedModel(nn.Module):
     @staticmethod
     def positional(function: Function, step: Step) -> Function:
         """``function`` with the step's arguments, as a function of the step's inputs."""
-        return _positional(function, step.attrs["args"], step.attrs["kwargs"])
+        return binding.positional(function, step.attrs["args"], step.attrs["kwargs"])
 
     def call(self, step: Step) -> Function:
         """The tensor operation that a step names, as a function of the step's inputs."""
-        return _positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])
-
-
-def _positional(function: Function, args: Any, kwargs: Any) -> Function:
-    """``function`` with its encoded arguments, as a function of the values that they name, in order."""
-    simple = calls.names_in(args) + calls.names_in(kwargs)
-    first = args.get("tuple", [None])[:1]
-    if simple and len(simple) == 1 and first == [{"$": simple[0]}]:
-        rest = calls.decode(args, lambda _: None)[1:]
-        named = calls.decode(kwargs, lambda _: None)
-        return lambda x: function(x, *rest, **named)
-
-    def run(*values: Any) -> Any:
-        left = iter(values)
-        given = calls.decode(args, lambda _: next(left))
-        return function(*given, **calls.decode(kwargs, lambda _: next(left)))
-
-    return run
-
-
-def _aliases(steps: Sequence[Step]) -> dict[str, set[str]]:
-    """For each value, the names that may share its memory."""
-    groups: dict[str, set[str]] = {}
-    for step in steps:
-        for name in (*step.inputs, step.output):
-            groups.setdefault(name, {name})
-        if step.op in ("identity", "carry", "call", "module", "pad", "max_pool"):
-            for name in step.inputs:
-                merged = groups[name] | groups[step.output]
-                for member in merged:
-                    groups[member] = merged
-    return groups
-
-
-def _sparing(run: Function) -> Function:
-    """A residual sum whose operand is the layer's input too, or is read again later, works on a copy of it."""
-    return lambda x, other: run(x, other.clone())
+        return binding.positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])

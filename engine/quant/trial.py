@@ -6,8 +6,10 @@ around it, and its neighbours may lose what runs inside their kernels. The steps
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +19,7 @@ from engine.kernels.base import Kernel
 from engine.kernels.stopwatch import Race, Run, Stopwatch
 from engine.kernels.timing import laid_out
 from engine.quant.convert import convert
+from engine.quant.fixed import Fixing, NotFixed
 from engine.quant.layout import Layout, arrange
 from engine.quant.numerics import QParams, QWeight
 from engine.quant.program import Program, Step
@@ -75,13 +78,7 @@ class Bench:
         model = QuantizedModel(Program(part, part[-1].output, layers, program.tensors), self.kernels, whole)
         functions = model.functions()
         given = {name: self._value(name, batch) for name in names}
-
-        def run() -> None:
-            values = dict(given)
-            for step, function in functions:
-                values[step.output] = function(*[values[name] for name in step.inputs])
-
-        return run
+        return _tied(functions, given) or _stepwise(functions, given)
 
     def _value(self, name: str, batch: int) -> Tensor:
         nodes = {node.name: node for node in self.gm.graph.nodes}
@@ -89,6 +86,38 @@ class Bench:
         shape = [size * batch if of_batch is None else size for size, of_batch in zip(self.sizes[_node(name)], free, strict=True)]
         dtype, number = (torch.uint8, 5.0) if name.endswith(":q") else (torch.float32, 0.5)
         return laid_out(torch.full(shape, number, dtype=dtype))
+
+
+Functions = Sequence[tuple[Step, Callable[..., Any]]]
+
+
+def _tied(functions: Functions, given: Mapping[str, Tensor]) -> Run | None:
+    """The steps tied to memory as a model's program is, None where they cannot be."""
+    steps = [*(Step("constant", name) for name in given), *(step for step, _ in functions)]
+    runs: list[Callable[..., Any]] = [*(partial(_itself, value) for value in given.values()), *(function for _, function in functions)]
+    try:
+        fixed = Fixing(steps, runs, None, steps[-1].output).build(torch.empty(0))
+    except NotFixed:
+        return None
+
+    def run() -> None:
+        for step in fixed.run:
+            step(fixed.result)
+
+    return run
+
+
+def _stepwise(functions: Functions, given: Mapping[str, Tensor]) -> Run:
+    def run() -> None:
+        values = dict(given)
+        for step, function in functions:
+            values[step.output] = function(*[values[name] for name in step.inputs])
+
+    return run
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def linked(gm: fx.GraphModule, layout: Layout, paths: Sequence[str]) -> list[tuple[str, ...]]:

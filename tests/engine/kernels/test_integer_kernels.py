@@ -10,12 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.base import IntegerLayer, geometry
+from engine.kernels.dnnl.layers import Direct
+from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
 from engine.kernels.x86_int8 import OneDNN
 from engine.quant.numerics import QParams
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
-KERNELS = [pytest.param(OneDNN(), marks=needs_onednn, id="onednn"), pytest.param(Simulate(), id="simulate")]
+needs_dnnl = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
+KERNELS = [
+    pytest.param(Direct(), marks=needs_dnnl, id="dnnl"),
+    pytest.param(OneDNN(), marks=needs_onednn, id="onednn"),
+    pytest.param(Simulate(), id="simulate"),
+]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 INPUT = QParams(0.021, 37, 127)
 OTHER = QParams(0.033, 59, 127)

@@ -9,7 +9,8 @@ import torch
 
 from engine.kernels import probe as probing
 from engine.kernels.choose import kernels_for, why_simulated
-from engine.kernels.probe import KERNELS, Machine, probe
+from engine.kernels.dnnl.library import path
+from engine.kernels.probe import FAMILIES, KERNELS, Machine, probe
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 
@@ -43,7 +44,9 @@ class Runs:
 
 
 def told(**errors):
+    """What a child says where torch's kernels run, with ``errors``, and the package of the others is not installed."""
     about = [{"isa": "AVX2", "vnni": False}]
+    errors = dict.fromkeys(FAMILIES["dnnl"], "not installed") | errors
     return "\n".join(json.dumps(line) for line in about + [{"kernel": k, "error": errors.get(k)} for k in KERNELS] + [{"saturates": False}])
 
 
@@ -127,7 +130,7 @@ def build(self, layer):
     run = real(self, layer)
     return (lambda *t: run(*t) ^ 8) if layer.accumulate else run
 probe_child.OneDNN.build = build
-probe_child._linear = os.abort
+probe_child._linear = lambda kernel: os.abort()
 """
     use(monkeypatch, Runs(before=child(change)))
     machine = probe()
@@ -151,9 +154,30 @@ torch.ops.onednn = Nothing()
     use(monkeypatch, Runs(before=child(change)))
     machine = probe()
     assert machine.isa == torch.backends.cpu.get_cpu_capability()
-    assert all("torch has no q" in machine.kernels[name] for name in KERNELS)
-    assert machine.saturates is None
-    assert [kernel.simulated for kernel in kernels_for(machine)] == [True]
+    assert all("torch has no q" in machine.kernels[name] for name in FAMILIES["onednn"])
+    assert machine.runs("dnnl") == (path() is not None)
+    assert (machine.saturates is None) == (path() is None)
+
+
+def test_a_crash_of_one_family_says_nothing_of_the_next(monkeypatch):
+    change = """
+real = probe_child.OneDNN.build
+probe_child.OneDNN.build = lambda *_: os.abort()
+"""
+    runs = use(monkeypatch, Runs(before=child(change)))
+    machine = probe()
+    assert runs.calls == 2
+    assert all("crashed the probe" in machine.kernels[name] for name in FAMILIES["onednn"])
+    assert machine.runs("dnnl") == (path() is not None)
+    assert [kernel.name for kernel in kernels_for(machine)] == ["dnnl"] * machine.runs("dnnl") + ["simulation"]
+
+
+def test_without_the_package_torchs_kernels_serve(monkeypatch):
+    change = "from engine.kernels.dnnl import library\nlibrary.path = lambda: None"
+    use(monkeypatch, Runs(before=child(change)))
+    machine = probe()
+    assert all("onednn-cpu-gomp is not installed" in machine.kernels[name] for name in FAMILIES["dnnl"])
+    assert "dnnl" not in [kernel.name for kernel in kernels_for(machine)]
 
 
 def test_a_child_that_does_not_start_is_asked_again_the_next_time(monkeypatch, fresh_cache):

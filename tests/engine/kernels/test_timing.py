@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from engine.cancel import StopToken
+from engine.kernels.base import Kernel
+from engine.kernels.choose import kernels_for
+from engine.kernels.probe import probe
 from engine.kernels.simulate import Simulate
 from engine.kernels.stopwatch import Race, Run, Stopwatch, race
-from engine.kernels.timing import LayerShape, Timing, laid_out, time_layer
+from engine.kernels.timing import LayerShape, Timing, laid_out, tied, time_layer
 from engine.kernels.x86_int8 import OneDNN
 from engine.quant.numerics import dequantize
 
@@ -63,11 +66,46 @@ def test_the_fp32_form_is_the_layer() -> None:
     assert dequantize(torch.tensor([3]), layer.input).item() == 0
 
 
+class Tied:
+    """A function that can be tied to memory, and counts what is called."""
+
+    def __init__(self, can: bool = True) -> None:
+        self.can, self.called, self.ran = can, 0, 0
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.called += 1
+        return inputs[0] + 1
+
+    def fix(self, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> Any:
+        def run(_: torch.Tensor) -> None:
+            self.ran += 1
+            torch.add(inputs[0], 1, out=out)
+
+        return run if self.can else None
+
+
+def test_what_can_be_tied_to_memory_is_timed_so() -> None:
+    function, x, other = Tied(), torch.zeros(3), torch.zeros(3)
+    tied(function, x)()
+    tied(function, x, other)()
+    assert (function.called, function.ran) == (1, 2), "called once to learn the result's shape"
+    assert other.tolist() == [1, 1, 1], "a residual lies where the result is written"
+    free = Tied(can=False)
+    tied(free, x)()
+    assert (free.called, free.ran) == (2, 0)
+    calls: list[int] = []
+    tied(lambda *given: calls.append(len(given)), x, other)()  # type: ignore[arg-type, return-value]
+    assert calls == [2]
+
+
 @needs_onednn
-def test_a_real_measurement_has_two_times_and_none_is_simulated() -> None:
+@pytest.mark.parametrize("kernels", [[OneDNN()], kernels_for(probe())[:1]], ids=["torch's", "this machine's"])
+def test_a_real_measurement_has_two_times_and_none_is_simulated(kernels: list[Kernel]) -> None:
+    if kernels[0].simulated:
+        pytest.skip("no integer kernel runs here")
     watch = Stopwatch(StopToken(), 10, None, race)
     for shape in SHAPES.values():
-        found = time_layer(shape, [OneDNN(), Simulate()], watch)
+        found = time_layer(shape, [*kernels, Simulate()], watch)
         assert found is not None and found.batch == 1
         assert 0 < found.int8_ms < 1000 and 0 < found.fp32_ms < 1000
     assert time_layer(SHAPES["convolution"], [Simulate()], watch) is None

@@ -4,6 +4,7 @@ float64 that is written here."""
 import copy
 import itertools
 import math
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from engine.graph.fuse import find_pairs, fuse
 from engine.graph.kinds import kind, module_of
 from engine.graph.normalize import functional_to_modules
 from engine.graph.trace import trace
+from engine.kernels.dnnl.layers import Direct
+from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
 from engine.kernels.x86_int8 import OneDNN
 from engine.quant.convert import convert, unit_parameters
@@ -24,8 +27,9 @@ from engine.spec import ActivationSpec, LayerSpec, WeightSpec
 
 AVERAGES = ("mean", "avg_pool", "adaptive_avg_pool")
 BITS = 7  # Exact on every instruction set.
-INTEGER = [OneDNN(), Simulate()] if hasattr(torch.ops.onednn, "qconv_pointwise") else [Simulate()]
-KERNELS = {"integer": INTEGER, "simulation": [Simulate()]}
+TORCH = [OneDNN()] if hasattr(torch.ops.onednn, "qconv_pointwise") else []
+INTEGER = [*([Direct()] if path() else []), *TORCH, Simulate()]
+KERNELS = {"dnnl": INTEGER, "onednn": [*TORCH, Simulate()], "simulation": [Simulate()]}
 
 
 class Net(nn.Module):
@@ -193,6 +197,13 @@ NETS = {
         g=nn.Linear(32, 10),
         p=nn.Parameter(torch.randn(1, 256, 16)),
     ),
+    "tokens in two dimensions": lambda: Net(
+        lambda s, x: s.f(s.l2(s.l1(s.c1(x).permute(0, 2, 3, 1)).relu()[:, 1:, ::2]).relu().transpose(1, 2).mean((1, 2))),
+        c1=conv(3, 16),
+        l1=nn.Linear(16, 24),
+        l2=nn.Linear(24, 16),
+        f=nn.Linear(16, 10),
+    ),
     "parameter as input": lambda: Net(
         lambda s, x: s.f(s.c1(x).mean((2, 3))) + s.g(s.q),
         c1=conv(3, 16),
@@ -213,6 +224,10 @@ NETS = {
     "permuted": lambda: Net(lambda s, x: s.c2(s.c1(x).relu().permute(0, 2, 3, 1)).mean((2, 3)), c1=conv(3, 16), c2=conv(16, 10)),
     "returned value": lambda: Net(lambda s, x: (lambda a: a.mean((2, 3)) + s.c2(a).mean((2, 3)))(s.c1(x)), c1=conv(3, 16), c2=conv(16, 16)),
     "leaf": lambda: Net(head(lambda s, a: s.c2(s.leaf(a)).relu()), c1=conv(3, 16), c2=conv(16, 16), leaf=Leaf(), f=nn.Linear(16, 10)),
+    "images read twice": lambda: Net(
+        lambda s, x: s.f(torch.cat([s.c1(x).mean((2, 3)), (x * x).mean((2, 3))], 1)), c1=conv(3, 16), f=nn.Linear(19, 10)
+    ),
+    "largest and where": lambda: Net(lambda s, x: s.f(s.c1(x).flatten(2).max(2)[0]), c1=conv(3, 16), f=nn.Linear(16, 10)),
     "batch norm": lambda: Net(
         lambda s, x: s.f(s.b2(s.c2(s.b1(s.c1(x)).relu())).relu().mean((2, 3))),
         c1=conv(3, 16),
@@ -423,7 +438,8 @@ def test_residual_additions_run_inside_the_convolution(name, sums):
     assert all(len(step.inputs) == 2 for step in fused)
     if len(INTEGER) > 1:
         placement = QuantizedModel(program, INTEGER).placement
-        assert sum(label == "onednn.qconv2d_pointwise.binary" for label, _ in placement.values()) == sums
+        summed = ("onednn.qconv2d_pointwise.binary", "dnnl.convolution+sum")
+        assert sum(label in summed for label, _ in placement.values()) == sums
 
 
 def test_an_addition_of_two_calls_of_one_module_is_made_once():
@@ -476,3 +492,43 @@ def test_nothing_is_simulated_where_integer_kernels_run(name):
     """An activation that a kernel does not know stays outside of its layer, and costs the layer nothing."""
     program, whole = build(name)[4], build(name)[5]
     assert not QuantizedModel(program, INTEGER, whole).simulated
+
+
+# A tuple of fresh tensors has no fixed place.
+STEP_BY_STEP = {"largest and where"}
+
+
+@pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
+@pytest.mark.parametrize("name", NETS)
+def test_tied_to_memory_computes_what_step_by_step_computes(name):
+    """Other images in between, another layout and another batch leave nothing behind."""
+    *_, program, whole, x = build(name)
+    model = QuantizedModel(program, INTEGER, whole)
+    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
+    wide = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    for images in (x, other, x, wide, x[:1], other[:3], x):
+        expected = model.values(images.clone())[program.result]
+        got = model(images)
+        assert torch.equal(got, expected)
+        assert got.data_ptr() != model(images).data_ptr()
+    tied = {key: plan is not None for key, plan in model._plans.items()}
+    assert all(tied.values()) == (name not in STEP_BY_STEP), tied
+
+
+@pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
+def test_threads_share_a_model():
+    *_, program, whole, x = build("resnet block")
+    model = QuantizedModel(program, INTEGER, whole)
+    batches = [torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    expected = [model(batch) for batch in batches]
+    wrong = []
+
+    def work(index):
+        wrong.extend(index for _ in range(30) if not torch.equal(model(batches[index]), expected[index]))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
