@@ -13,7 +13,7 @@ import torch
 from engine.cancel import StopToken
 from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
-from engine.events import Ask, Event, Stopped
+from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
 from engine.models.registry import Stem, find
@@ -72,7 +72,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
         raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
     machine = probe()
-    recipe = recipe.model_copy(update={"isa": machine.isa})
+    moved = machine.moved_from(recipe.isa)
+    recipe = recipe.model_copy(update={"isa": machine.instructions})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
     job = Job(recipe, loaded, machine, where, stop, attended)
@@ -80,6 +81,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         for event in seen:
             where.event(event)
         where.write("recipe.yaml", load.absolute(recipe).to_yaml())
+        if moved:
+            yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
         return (yield from _tapped(job.run(), where.event))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
@@ -102,6 +105,10 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         ) from error
     finally:
         where.close()
+
+
+def _said(text: str) -> Run[None]:
+    yield Notice(text, "warning")
 
 
 def _cause(error: Exception) -> str:
