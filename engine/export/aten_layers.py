@@ -94,13 +94,26 @@ def _batch_norm(training: int | None) -> Build:
     def build(at: At) -> tuple[str, ...]:
         x, weight, bias, mean, variance = at.args[:5]
         if training is not None and at.args[training]:
-            raise ValueError("a normalization by the batch's own statistics")
+            return (_own_statistics(at, x, weight, bias),)
         channels = mean.shape[0]
         scale = weight if weight is not None else at.graph.constant(np.ones(channels, np.float32))
         shift = bias if bias is not None else at.graph.constant(np.zeros(channels, np.float32))
         return (at.node("BatchNormalization", x, scale, shift, mean, variance, epsilon=at.args[-1]),)
 
     return build
+
+
+def _own_statistics(at: At, x: Any, weight: Any, bias: Any) -> str:
+    """What an instance normalization is to torch: that of one image with the channels of all."""
+    if x.shape[0] != 1:
+        raise ValueError("a normalization by the batch's own statistics")
+    rank = len(x.shape)
+    axes, channel = at.graph.constant(list(range(2, rank))), at.graph.constant([1, -1, *[1] * (rank - 2)])
+    away = at.node("Sub", x, at.node("ReduceMean", x, axes, keepdims=1))
+    variance = at.node("ReduceMean", at.node("Mul", away, away), axes, keepdims=1)
+    made = at.node("Div", away, at.node("Sqrt", at.node("Add", variance, float(at.args[-1]))))
+    made = made if weight is None else at.node("Mul", made, at.node("Reshape", weight, channel))
+    return made if bias is None else at.node("Add", made, at.node("Reshape", bias, channel))
 
 
 def _convolution(at: At) -> str:
