@@ -80,8 +80,12 @@ def _torch(path: Path) -> dict[str, Any]:
 def load_into(model: nn.Module, path: Path, name: str, data: str = "the data") -> None:
     """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not
     finite; ``data`` is what the model's head was made for."""
+    load_state(model, read_state(path, model.state_dict()), path, name, data)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, data: str) -> None:
+    """``load_into`` for the tensors that ``read_state`` found in ``path``."""
     own = model.state_dict()
-    state = read_state(path, own)
     # Published files carry the heads that only training used.
     extra_heads = [k for k in state if k not in own and k.startswith(AUXILIARY_HEADS)]
     fill(model, {k: v for k, v in state.items() if k not in extra_heads}, str(path), name, data)

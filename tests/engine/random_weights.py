@@ -39,6 +39,7 @@ def write(name: str, path: Path, classes: int, images: Tensor) -> Path:
     """A weights file for the model ``name`` on images like ``images`` (N, C, H, W)."""
     torch.manual_seed(0)
     entry, side = find(name), images.shape[-1]
-    model = settle(entry.build(classes, side, entry.stem("auto", side)), images)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
+    stem = entry.stem("auto", side)
+    model = settle(entry.build(classes, side, stem), images)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path, {"stem": stem})
     return path
