@@ -77,7 +77,9 @@ def regnet_y():
 
 
 def shufflenet():
-    return ShuffleNetV2([2, 2, 2], [24, 32, 48, 64, 96], num_classes=5)
+    model = ShuffleNetV2([2, 2, 2], [24, 32, 48, 64, 96], num_classes=5)
+    model.conv1[0].stride, model.maxpool = (1, 1), nn.Identity()
+    return model
 
 
 def squeezenet():
