@@ -116,10 +116,10 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], place: str, name: str, d
         )
     first = next((k for k, v in own.items() if v.dim() == 4), "")
     if not missing and not extra and other == [first] and state[first].dim() == 4 and state[first].shape[2:] == own[first].shape[2:]:
-        given, wanted = (int(tensors[first].shape[1]) for tensors in (state, own))
+        channels, images = (int(tensors[first].shape[1]) for tensors in (state, own))
         raise EngineError(
-            f"{place} takes images of {given} channel{'s' * (given != 1)} and {data} has {wanted}: {shapes[0]}: "
-            f"give weights for {wanted} channels"
+            f"{place} takes images of {channels} channel{'s' * (channels != 1)} and {data} has {images}: {shapes[0]}: "
+            f"give weights for {images} channels"
         )
     if missing or extra or shapes:
         parts = [_some("missing", missing), _some("not in the model", extra), _some("other shapes", shapes)]
