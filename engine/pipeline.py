@@ -142,8 +142,12 @@ def train(
     model: str, data: str, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
     device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
 ) -> Run[Path]:  # fmt: skip
-    """Train a baseline; the weights file that was written. Raises UsageError or EngineError."""
+    """Train a baseline; the weights file that was written: ``out``, or the one in the cache that a run finds by itself.
+
+    Raises UsageError or EngineError.
+    """
     from engine.data import registry as data_registry
+    from engine.models.cached import cached_weights
     from engine.stages.baseline import schedule_for, train_baseline
 
     entry = find(model)
@@ -153,6 +157,9 @@ def train(
     schedule = replace(schedule_for(images.name, entry), seed=seed)
     if epochs is not None:
         schedule = replace(schedule, epochs=epochs)
-    target = out or Path(f"{model}-{images.name}.safetensors")
+    known = data_registry.known_as(folder or data)
+    target = out or cached_weights(model, known)
+    if out is None and entry.weights_for(known):
+        yield Notice(f"the package's weights stay what a run of {model} on {known} takes: --weights {target} takes these", "warning")
     done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
     return done.weights
