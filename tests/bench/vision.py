@@ -50,7 +50,7 @@ def drain(steps: object) -> object:
             return end.value
 
 
-def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -> Peer:
+def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION, batch: int = 64) -> Peer:
     """Trace to converted model through the program's own stages, each timed."""
     machine, parts = probe(), {}
     recipe = Recipe.make(model="bench", preset=preset)
@@ -68,7 +68,7 @@ def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -
     lap("fuse")
     made, layout = drain(plan.plan(fused, machine, kernels_for(machine), recipe, traced.time_share, evaluate.fp32_size(fused)))
     lap("plan")
-    grids = drain(calibrate.calibrate(fused, layout, data, images, 64, "cpu", StopToken()))
+    grids = drain(calibrate.calibrate(fused, layout, data, images, batch, "cpu", StopToken()))
     lap("calibrate")
     weights = convert.round_weights(fused, layout, made.specs())
     converted = drain(convert.convert(fused, layout, grids, weights, kernels_for(machine))).model
