@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from engine.graph.memory import as_it_lies
 from engine.quant.histogram import Histogram
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, affine
@@ -17,28 +19,39 @@ from engine.quant.observers import RangeObserver, observer, settled
 SAMPLE = 2**16
 
 
-class Observed(fx.Interpreter):
+class Observed:
     """Feeds each value class's observer from its sources; keeps nothing of the values themselves.
 
-    With ``counting`` each class has its histogram too: its observer's, or one of about ``SAMPLE`` values of each batch.
+    ``gm`` is not changed, its modules are shared. With ``counting`` each class has its histogram too: its observer's, or
+    one of about ``SAMPLE`` values of each batch.
     """
 
     def __init__(self, gm: fx.GraphModule, layout: Layout, counting: bool = False) -> None:
-        super().__init__(gm)
         self.observers: dict[str, RangeObserver] = {c.name: observer(c.spec) for c in layout.classes}
         self._extra = {name: Histogram() for name, seen in self.observers.items() if counting and seen.histogram is None}
         self._classes = {c.name: c for c in layout.classes}
-        self._watched = {source: c.name for c in layout.classes for source in c.sources}
+        self._graph = self._looking(gm, {source: c.name for c in layout.classes for source in c.sources})
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        name = self._watched.get(n.name)
-        if name is not None:
-            assert isinstance(value, Tensor)
-            self.observers[name].update(value)
-            if name in self._extra:
-                self._extra[name].update(sample(value))
-        return value
+    def _looking(self, gm: fx.GraphModule, watched: Mapping[str, str]) -> fx.GraphModule:
+        """The graph with a look at each watched value before anything changes it. It runs as code, which frees a value where it
+        was last read; an interpreter's bookkeeping would cost as much as a small layer."""
+        graph = copy.deepcopy(gm.graph)
+        looking = fx.GraphModule(gm, graph)
+        for before, node in zip(gm.graph.nodes, list(graph.nodes), strict=True):
+            name = watched.get(before.name)
+            if name is not None:
+                path = f"look_{name}"
+                looking.add_submodule(path, _Look(self, name))
+                with graph.inserting_after(node):
+                    graph.call_module(path, (node,))
+        looking.recompile()
+        return looking
+
+    def see(self, name: str, value: Tensor) -> None:
+        """What the sources of the class ``name`` gave."""
+        self.observers[name].update(value)
+        if name in self._extra:
+            self._extra[name].update(sample(value))
 
     def histogram(self, name: str) -> Histogram:
         """That of a class; KeyError where nothing counts its values."""
@@ -47,7 +60,8 @@ class Observed(fx.Interpreter):
     def batch(self, x: Tensor) -> None:
         """One calibration batch (N, C, H, W), on the graph's device."""
         with torch.inference_mode():
-            self.run(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+            # Not called as a module, which would print the code beside an error.
+            self._graph.forward(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
 
     def grids(self) -> Mapping[str, QParams]:
         """The grid of each class. Raises EngineError when a value was never finite."""
@@ -58,10 +72,19 @@ class Observed(fx.Interpreter):
         return found
 
 
+class _Look(nn.Module):
+    def __init__(self, observed: Observed, name: str) -> None:
+        super().__init__()
+        self._see = partial(observed.see, name)
+
+    def forward(self, value: Tensor) -> None:
+        self._see(value)
+
+
 def sample(x: Tensor) -> Tensor:
     """At most ``SAMPLE`` values of ``x``, 1-d, evenly from all channels and places; all where there are no more."""
-    # In the order of the memory, so that nothing is copied; a stride that shares no factor with the count meets every channel.
-    flat = (x.permute(0, 2, 3, 1) if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else x).reshape(-1)
+    # A stride that shares no factor with the count meets every channel.
+    flat = as_it_lies(x)
     count = len(flat)
     stride = max(-(-count // SAMPLE), 1)
     while math.gcd(stride, count) > 1:

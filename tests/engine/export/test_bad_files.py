@@ -161,7 +161,10 @@ def test_an_export_is_no_weights(name: str, given: str, exported: Path, tmp_path
     assert main(["run", "simplecnn", "--weights", str(file), "--out", str(out), "--yes"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and str(file) in said and len(said) < 500
-    assert any(word in said for word in ("not weights", "not a whole", "no PyTorch file", "holds more than weights", "state_dict")) and not out.exists()
+    assert (
+        any(word in said for word in ("not weights", "not a whole", "no PyTorch file", "holds more than weights", "state_dict"))
+        and not out.exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])

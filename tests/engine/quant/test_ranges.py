@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from engine.graph.trace import trace
 from engine.quant import observe
@@ -55,22 +55,22 @@ def batches(count, seed=0, grow=0.0):
 
 
 def test_rows_are_what_numpy_counts():
-    observed, layout, watch = watching(NAMES)
-    given = batches(5, grow=0.5)
+    gm, layout = a_layout(NAMES)
+    observed = Observed(gm, layout, counting=True)
+    watch = Watch(observed, layout)
     values = {c.name: [] for c in layout.classes}
-    hook = Observed.run_node
 
-    class Recording(Observed):
+    class Recording(fx.Interpreter):
         def run_node(self, n):
-            value = hook(self, n)
+            value = super().run_node(n)
             if n.name in values:
-                values[n.name].append(value.numpy().ravel())
+                values[n.name].append(value.detach().numpy().ravel())
             return value
 
-    observed.__class__ = Recording
-    for x in given:
+    for x in batches(5, grow=0.5):
         observed.batch(x)
         watch.batch(8)
+        Recording(gm).run(x.contiguous(memory_format=torch.channels_last))
     rows = watch.last(observed.grids())
     assert [row.name for row in rows] == [c.name for c in layout.classes]
     assert [row.layers for row in rows] == [(str(i),) for i in range(len(NAMES))]
