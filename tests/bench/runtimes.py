@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,37 +115,41 @@ def _row(p: Peer, times: tuple[float, float], base: float, noise: float | None) 
 
 
 def memory(case: Case) -> str:
-    """Peak memory of a process that calibrates beside one that only infers in fp32, above what both hold once the network and
-    its images are loaded."""
+    """Peak memory of a process that calibrates, and of one that only infers in fp32."""
     found = {}
     for what in ("infer", "calibrate"):
         command = [sys.executable, "-W", "ignore", __file__, "--only", str(case), "--peak", what]
-        found[what] = [int(n) / 1e3 for n in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]]
-    (_, infer), (_, calibrate) = ((before, peak - before) for before, peak in found.values())
-    whole = found["calibrate"][1] / found["infer"][1]
+        found[what] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1e3
+    ratio = found["calibrate"] / found["infer"]
     return (
-        f"Peak memory at batch {case.calibration}, above the loaded network and images: fp32 inference {infer:,.0f} MB, calibration "
-        f"{calibrate:,.0f} MB ({calibrate / infer:.2f}×); of the whole process {whole:.2f}×."
+        f"Peak memory of a process at batch {case.calibration}: {found['infer']:,.0f} MB in fp32 inference, {found['calibrate']:,.0f} MB "
+        f"while calibrating ({ratio:.2f}×)."
     )
 
 
-def peak(case: Case, what: str) -> tuple[int, int]:
-    """Kilobytes resident before, and at most during, the work."""
+def peak(case: Case, what: str) -> int:
+    """Kilobytes resident at most during the work, libraries, the network and its images included."""
+    model, few = network(case, Noise(case.side, 2)).to(memory_format=torch.channels_last), Noise(case.side, 2)
     data = Noise(case.side, 2 * case.calibration)
-    model = network(case, Noise(case.side, 2)).to(memory_format=torch.channels_last)
-    few = Noise(case.side, 2)
-    run = {
-        "infer": partial(infer, batch=case.calibration),
-        "calibrate": lambda m, d: ours(m, d, "w8a8", 2 * case.calibration, case.calibration),
-    }[what]
-    run(model, few)  # Libraries are loaded.
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    run(model, data)
-    return before, _resident("VmHWM")
+    found: list[int] = []
+
+    def told(place: str) -> None:
+        if place == "calibrating":
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            found.append(_resident("VmHWM"))
+
+    if what == "infer":
+        infer(model, few, 2)  # Libraries are loaded.
+        told("calibrating")
+        infer(model, data, case.calibration)
+        told("calibrated")
+    else:
+        ours(model, data, "w8a8", 2 * case.calibration, case.calibration, told)
+    return found[-1]
 
 
-def infer(model: nn.Module, data: Noise, batch: int = 32) -> None:
+def infer(model: nn.Module, data: Noise, batch: int) -> None:
     with torch.inference_mode():
         for x, _ in data.batches("train", batch):
             model(x.contiguous(memory_format=torch.channels_last))
@@ -167,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     chosen = [case for case in CASES if arguments.only in (None, str(case))]
     if arguments.peak:
-        print(*peak(chosen[0], arguments.peak))
+        print(peak(chosen[0], arguments.peak))
         return
     for line in missing():
         print(line, file=sys.stderr)
