@@ -48,10 +48,24 @@ def _avg_pool(count: int) -> Build:
         ends = _ends(padding, ceil, at, kernel, stride, [1] * count)
         if ends["pads"][count:] != padding and inner and any(padding):
             raise ValueError("an average over windows that hang over the padding")
-        made = at.node("AveragePool", at.args[0], count_include_pad=int(inner and any(padding)), **ends)
+        made = at.node("AveragePool", at.args[0], **ends)
+        if inner and any(padding):
+            # OpenVINO pads its integers with zeros, which are not zero on most grids: the average is one of what is inside, and
+            # then the zeros around it are counted in.
+            made = at.node("Mul", made, at.graph.constant(_inside(at.args[0].shape[-count:], at.shape[-count:], kernel, stride, padding)))
         return made if divisor is None else at.node("Mul", made, math.prod(kernel) / divisor)
 
     return build
+
+
+def _inside(sizes: Any, out: Any, kernel: list[int], stride: list[int], padding: list[int]) -> Any:
+    """The part of each window that lies inside the image."""
+    part = np.ones((1,) * len(kernel), np.float32)
+    for axis, (size, count) in enumerate(zip(sizes, out, strict=True)):
+        starts = np.arange(count) * stride[axis] - padding[axis]
+        within = np.minimum(starts + kernel[axis], size) - np.maximum(starts, 0)
+        part = part * (within / kernel[axis]).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(len(kernel))])
+    return part
 
 
 def _adaptive(at: At) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,20 @@ def _reduce(op: str, place: int = 1) -> Build:
 
     def build(at: At) -> str:
         axes, keep = _axes(at, at.arg(place, "dim")), int(bool(at.arg(place + 1, "keepdim", False)))
+        if op in ("ReduceMax", "ReduceMin"):
+            return _extreme(at, op, at.args[0], axes, keep, at.shape)
         if op == "ReduceMean" and keep and len(at.args[0].shape) == 4 and set(axes) == {2, 3}:
             # Runtimes have an integer kernel for this one.
             return at.node("GlobalAveragePool", at.args[0])
         return at.node(op, at.args[0], at.graph.constant(axes), keepdims=keep)
 
     return build
+
+
+def _extreme(at: At, op: str, x: Any, axes: list[int], keep: int, shape: Sequence[Dim]) -> str:
+    """Reduced the other way and brought to ``shape`` by a step of its own: OpenVINO rounds inside a reduction that a
+    QuantizeLinear follows, and for an extreme it does so wrongly."""
+    return at.graph.reshape(at.node(op, x, at.graph.constant(axes), keepdims=1 - keep), shape, at.hint)
 
 
 def _norm(at: At) -> str:
@@ -158,16 +166,15 @@ def _pad_with(mode: str) -> Build:
 
 def _adaptive_max(at: At) -> tuple[str, ...]:
     """The maximum of each window's rows, then of its columns: windows may have any size."""
-    name = at.read(at.args[0])
-    rank = len(at.shape)
+    name, rank, shape = at.read(at.args[0]), len(at.shape), list(at.args[0].shape)
     for axis in (rank - 2, rank - 1):
-        size, count = at.args[0].shape[axis], at.shape[axis]
-        parts = []
+        size, count = shape[axis], at.shape[axis]
+        shape[axis], parts = 1, []
         for i in range(count):
             ends = (i * size // count, -(-(i + 1) * size // count), axis, 1)
             window = at.node("Slice", name, *(at.graph.constant([part]) for part in ends))
-            parts.append(at.node("ReduceMax", window, at.graph.constant([axis]), keepdims=1))
-        name = at.graph.node("Concat", parts, at.hint, axis=axis)
+            parts.append(_extreme(at, "ReduceMax", window, [axis], 1, shape))
+        name, shape[axis] = at.graph.node("Concat", parts, at.hint, axis=axis), count
     return (name,)
 
 

@@ -194,6 +194,11 @@ def _roll(at: At) -> str:
     for shift, axis in zip(at.args[1], at.arg(2, "dims", []), strict=True):
         size = shape[axis]
         cut = (-shift) % size
+        if len(shape) < 4:
+            # OpenVINO crashes on slices of rows of integers.
+            order = (np.arange(size, dtype=np.int64) + cut) % size
+            made = at.node("Gather", made, at.graph.constant(order), axis=axis % len(shape))
+            continue
         if cut:
             ends = [
                 at.node("Slice", made, *(at.graph.constant([part]) for part in (start, end, axis % len(shape), 1)))

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from test_onnx import distance
 from torch import Tensor, nn
 
-from engine.export.onnx import load, write
+from engine.export import onnx, openvino
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
 
 # From (N, 4, 6, 6) to anything of the same number of images.
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -140,10 +141,11 @@ class One(nn.Module):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_onnx_runtime_computes_what_the_program_does(operation: str, tmp_path: Path) -> None:
+def test_onnx_runtime_and_openvino_compute_what_the_program_does(operation: str, tmp_path: Path) -> None:
     given = nets.quantized(lambda: One(operation))
-    write(given, path := tmp_path / "model.onnx")
-    runner = load(path, given, 1)
-    for count in (1, 4):
-        x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
-        assert distance(given.model(x), runner.run(runner.hold(x))) > 25
+    for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
+        form.write(given, tmp_path / name)
+        runner = form.load(tmp_path / name, given, 1)
+        for count in (1, 4):
+            x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
+            assert distance(given.model(x), runner.run(runner.hold(x))) > 25, name
