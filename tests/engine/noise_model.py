@@ -34,12 +34,11 @@ class _Noisy(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        shape = value.shape
         if n.name in self._own:
-            shape = torch.Size((1, shape[1], 1, 1)) if len(shape) == 4 else shape
+            shape = torch.Size((1, value.shape[1], 1, 1)) if value.dim() == 4 else value.shape
             size = value.square().mean().sqrt() * 10 ** (-self._own[n.name] / 20)
         elif n.name in self._rounded:
-            size = (value.amax() - value.amin()) / 255 / math.sqrt(12)
+            shape, size = value.shape, (value.amax() - value.amin()) / 255 / math.sqrt(12)
         else:
             return value
         return value + torch.randn(shape, generator=self._generator) * size
