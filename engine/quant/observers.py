@@ -19,7 +19,7 @@ class RangeObserver(ABC):
     """``update`` takes a float tensor of any shape; ``range`` gives (low, high) for that many bits.
 
     ``histogram`` is None for an observer that counts nothing; ``quick`` says that ``range`` costs little beside a batch;
-    ``batchwise`` that it matters which values come together.
+    ``batchwise`` that it matters which values come in one ``update``: it is to see all those of a batch.
     """
 
     histogram: Histogram | None = None

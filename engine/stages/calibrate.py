@@ -31,12 +31,11 @@ def calibrate(
     if total == 0:
         raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
     graph = channels_last(copy.deepcopy(gm), device)
-    observed = Observed(graph, layout, counting=attended)
+    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch)
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)
     ticker = Ticker("calibrate", total, "img", clock=stop.clock)
-    whole = device != "cpu" or any(seen.batchwise for seen in observed.observers.values())
-    for x, _ in data.batches("train", batch if whole else min(batch, cached(graph)), limit=images, device=device):
+    for x, _ in data.batches("train", batch, limit=images, device=device):
         stop.check()
         observed.batch(x)
         if watch:
