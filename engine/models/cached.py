@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.models.registry import Stem
 from engine.models.size import notes
-from engine.paths import cache_dir
+from engine.paths import cache_dir, matching
 
 
 def cached_weights(model: str, data: str) -> Path:
@@ -26,7 +26,7 @@ def cached_weights(model: str, data: str) -> Path:
 def cached_for(model: str) -> Iterator[tuple[str, Path]]:
     """The data's name and the file of all weights of ``model`` that are kept."""
     start = f"{_plain(model)}-"
-    for path in sorted(_folder().glob(f"{start}*.safetensors")):
+    for path in matching(_folder(), start, ".safetensors"):
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             found = (str(about["model"]), str(about["data"]))
