@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
 from engine.kernels.choose import kernels_for
-from engine.kernels.probe import probe
+from engine.kernels.probe import Machine, probe
 from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
 from engine.quant.program import Program, Step, steps_from
 from engine.quant.runtime import QuantizedModel
@@ -160,12 +160,8 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
     path = Path(directory)
     program, header = read(path / NAME if path.is_dir() else path)
     machine = probe()
-    if machine.saturates and _widest(path, program) > 127:
-        warnings.warn(
-            f"{path} was made on {header['isa']} with 8-bit activations, whose sums saturate on this processor ({machine.isa}): "
-            "quantize the model here",
-            stacklevel=2,
-        )
+    if told := _moved(machine, header.get("isa"), _widest(path, program)):
+        warnings.warn(f"{path} was made on {told}: quantize the model here", stacklevel=2)
     modules = dict(model.named_modules()) if model is not None else {}
     try:
         with torch.no_grad():
@@ -174,6 +170,16 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
         raise
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _moved(machine: Machine, made_on: Any, widest: int) -> str | None:
+    """What is to be known of a file on this machine, None where it is at home."""
+    if machine.saturates and widest > 127:
+        return f"{made_on} with 8-bit activations, whose sums saturate on this processor ({machine.instructions})"
+    if isinstance(made_on, str) and machine.moved_from(made_on):
+        narrow = " with 7-bit activations, where this processor multiplies 8" if widest <= 127 and machine.activation_bits == 8 else ""
+        return f"{made_on}{narrow}; this processor has {machine.instructions}, so its figures and its speed can differ"
+    return None
 
 
 def _widest(path: Path, program: Program) -> int:

@@ -25,6 +25,11 @@ def with_fold_later(recipe: Recipe, names: Iterable[str]) -> Recipe:
     return _changed(recipe, fold_later=list(names))
 
 
+def with_slower(recipe: Recipe, paths: Iterable[str]) -> Recipe:
+    """These layers, by module path, computed in fp32 under the preset ``default``, whatever is measured next time."""
+    return _changed(recipe, slower=list(paths))
+
+
 def rule_part(rule: Rule) -> RulePart:
     """The recipe's words for a rule: ``rule_part(rule).rule() == rule``."""
     weights, activations = rule.spec.weights, rule.spec.activations

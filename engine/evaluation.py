@@ -158,22 +158,33 @@ class _Timed(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.seconds: dict[str, list[float]] = {}
+        self.sizes: dict[str, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         start = time.perf_counter()
         value = super().run_node(n)
         self.seconds.setdefault(n.name, []).append(time.perf_counter() - start)
+        if isinstance(value, Tensor):
+            self.sizes[n.name] = tuple(value.shape)
         return value
 
 
-def time_shares(gm: fx.GraphModule, x: Tensor, rounds: int = 7) -> dict[str, float]:
-    """Each node's part (0..1) of the fp32 time on ``x``, by median over ``rounds``."""
+@dataclass(frozen=True)
+class Profile:
+    """By node name: its part (0..1) of the fp32 time, and the size of its value where that is a tensor."""
+
+    shares: dict[str, float]
+    sizes: dict[str, tuple[int, ...]]
+
+
+def profile(gm: fx.GraphModule, x: Tensor, rounds: int = 7) -> Profile:
+    """``gm`` on ``x``, node by node; times are medians over ``rounds``."""
     timed = _Timed(gm)
     with torch.inference_mode():
         for _ in range(rounds):
             timed.run(x.contiguous(memory_format=torch.channels_last))
     medians = {name: statistics.median(times) for name, times in timed.seconds.items()}
-    return {name: value / sum(medians.values()) for name, value in medians.items()}
+    return Profile({name: value / sum(medians.values()) for name, value in medians.items()}, timed.sizes)
 
 
 @dataclass(frozen=True)

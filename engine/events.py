@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from engine.possible import is_slower
 from engine.spec import LayerSpec
 
 
@@ -173,7 +174,8 @@ class Pairs(Detail):
 class LayerRow:
     """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
     alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
-    ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...)."""
+    ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...). ``int8_ms`` and
+    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured."""
 
     path: str
     kind: str
@@ -190,6 +192,13 @@ class LayerRow:
     kernel: str
     editable: bool
     obstacle: str | None = None
+    int8_ms: float | None = None
+    fp32_ms: float | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether the layer takes longer on integers than in fp32 here, alone."""
+        return self.int8_ms is not None and self.fp32_ms is not None and is_slower(self.int8_ms, self.fp32_ms)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-OPTIONAL = ("onnxruntime", "openvino", "nncf")
+from engine import gpus, processor
+
+# Optional packages, and what each of them is for.
+OPTIONAL = {
+    "onnx": "writes ONNX and OpenVINO exports",
+    "onnxruntime": "runs ONNX exports",
+    "openvino": "writes and runs OpenVINO exports",
+    "nncf": "a peer in the benchmarks",
+}
 
 
 def examine() -> dict[str, Any]:
@@ -18,27 +28,55 @@ def examine() -> dict[str, Any]:
     import torch
 
     from engine.data.cache import data_cache
+    from engine.export.registry import install
     from engine.kernels.probe import probe
     from engine.paths import cache_dir
     from engine.rundir import runs_root
 
     machine = probe()
+    packages = {name: _version(name) for name in OPTIONAL}
+    missing = tuple(name for name, known in packages.items() if known is None)
+    folders = {"cache": cache_dir(), "data": data_cache(), "runs": runs_root()}
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torch_tested": tested(torch.__version__),
         "torchvision": _version("torchvision"),
-        "processor": _processor(),
+        "processor": processor.name(),
         "isa": machine.isa,
         "vnni": machine.vnni,
+        "features": processor.features(),
         "saturates": machine.saturates,
         "activation_bits": machine.activation_bits,
+        "integer": machine.integer,
         "kernels": machine.kernels,
         "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "gpus": _gpus(),
-        "packages": {name: _version(name) for name in OPTIONAL},
-        "folders": {"cache": str(cache_dir()), "data": str(data_cache()), "runs": str(runs_root())},
+        **processor.cores(),
+        "gpus": gpus.gpus(),
+        "driver": gpus.driver(),
+        "cuda": torch.version.cuda,
+        "packages": packages,
+        "purposes": OPTIONAL,
+        "install": install(missing) if missing else None,
+        "folders": {name: str(path.absolute()) for name, path in folders.items()},
+        "free_bytes": {name: _free(path) for name, path in folders.items()},
     }
+
+
+def tested(torch_version: str) -> dict[str, Any] | None:
+    """The range of torch that this program is tested with (its own requirement), and whether a version is in it; None where
+    the program is not installed as a package."""
+    with contextlib.suppress(PackageNotFoundError):
+        wanted = next((text for text in requires("qtui") or () if re.match(r"torch\b(?!vision)", text)), "")
+        low, high = (re.search(pattern, wanted) for pattern in (r">=\s*([\d.]+)", r"<\s*([\d.]+)"))
+        if low and high:
+            inside = _numbers(low[1]) <= _numbers(torch_version) < _numbers(high[1])
+            return {"range": f">={low[1]}, <{high[1]}", "inside": inside}
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:2])
 
 
 def _version(package: str) -> str | None:
@@ -48,24 +86,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str | None:
-    """The processor's name for people."""
+def _free(path: Path) -> int | None:
+    """Bytes that are free where a folder is, or would be made."""
+    place = next((p for p in (path, *path.absolute().parents) if p.exists()), None)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, name = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(name.split()) or None
-    return platform.processor() or None
-
-
-def _gpus() -> list[dict[str, Any]]:
-    import torch
-
-    found: list[dict[str, Any]] = []
-    try:
-        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            free, total = torch.cuda.mem_get_info(index)
-            found.append({"name": torch.cuda.get_device_name(index), "free_bytes": free, "total_bytes": total})
-    except RuntimeError as error:  # A driver that is too old, a device that is taken.
-        found.append({"name": "unusable", "error": " ".join(str(error).split())[:200]})
-    return found
+        return shutil.disk_usage(place).free if place and os.access(place, os.R_OK) else None
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,7 +162,11 @@ def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event,
     data = loaded.data if loaded else _data(recipe)
     whole = loaded.model if loaded else None
     modules = dict(whole.named_modules()) if whole is not None else {}
-    model = load_quantized(directory, whole)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = load_quantized(directory, whole)
+    for warning in told:
+        yield Notice(str(warning.message), "warning")
     part = recipe.data
     forms = _forms(loaded, stop) if loaded else {}
     test = Comparison(data, part.batch, part.limit, forms)

@@ -11,10 +11,10 @@ from torch import fx
 
 from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
-from engine.changes import with_epochs, with_fold_later, with_strategy
+from engine.changes import with_epochs, with_fold_later, with_slower, with_strategy
 from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
-from engine.evaluation import layer_sqnr
+from engine.evaluation import Profile, layer_sqnr
 from engine.events import Ask, Event, Finished, Judgement, Layers, Measured, Notice, Setting, StageFinished, StageStarted, Weights
 from engine.graph.fuse import find_pairs
 from engine.graph.fuse import fuse as fold
@@ -22,11 +22,13 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine
 from engine.quant.layout import Layout
 from engine.quant.numerics import QParams, QWeight
+from engine.quant.pace import Paces
 from engine.quant.plan import Plan
+from engine.quant.plan import plan as propose
 from engine.recipe import Recipe, Threshold
 from engine.report import Report
 from engine.rundir import RunDir
-from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, trace
+from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, timing, trace
 from engine.stages.export import export
 from engine.stages.load import Loaded, absolute
 
@@ -67,6 +69,7 @@ class Job:
         self.doing = "loading"
         self.seconds = 0.0
         self.layers: dict[str, list[dict[str, Any]]] = {}
+        self.paces: Paces | None = None
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
@@ -78,10 +81,12 @@ class Job:
 
     def run(self) -> Run[Report]:
         yield self._setting()
+        yield from plan.about_device(self.loaded.device, self.kernels)
         yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
-        made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.time_share)
+        made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.profile)
+        yield from self._settle()
         weights = convert.round_weights(graph, layout, made.specs())
         if self.attended:
             yield Weights(convert.weight_rows(graph, layout, made.specs(), weights))
@@ -107,7 +112,7 @@ class Job:
             yield from self._judge("qat", graph, made, layout, trained, fp32, entry["why"])
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
         told = entry["why"] if entry else None
-        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
+        verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told, self.loaded.device)
         layers = self.layers.get(name) or self._layers(graph, made, layout, chosen)
         yield summary.layer_table(layers)
         exported = yield from self.stage("export", "Exporting", self._export(chosen, fp32))
@@ -134,7 +139,7 @@ class Job:
         """What a person wants to see before the next decision: the layers, and the verdict if the run ended here."""
         self.layers[which] = self._layers(graph, made, layout, it)
         yield Layers(which, tuple(self.layers[which]))
-        yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told))
+        yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told, self.loaded.device))
 
     def _setting(self) -> Setting:
         about = summary.environment(self.machine, self.loaded, self.recipe)
@@ -144,9 +149,21 @@ class Job:
         """What was decided belongs to the recipe, so that the run goes on, and runs again, as it was."""
         if recipe == self.recipe:
             return
+        self._keep(recipe)
+        yield self._setting()
+
+    def _settle(self) -> Run[None]:
+        """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
+        if self.recipe.preset != "default" or self.recipe.slower is not None or self.paces is None or not self.paces.decided:
+            return
+        if self.paces.stored:
+            yield from self._change(with_slower(self.recipe, self.paces.stored))
+        else:
+            self._keep(with_slower(self.recipe, ()))
+
+    def _keep(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.where.write("recipe.yaml", absolute(recipe).to_yaml())
-        yield self._setting()
 
     def _ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Run[Answer]:
         """The answer, never None; anything but False is a yes."""
@@ -191,18 +208,27 @@ class Job:
         """Without the fold the run is one in the other order."""
         yield from self._change(self.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
 
-    def _plan(self, graph: fx.GraphModule, size: int, time_share: Mapping[str, float]) -> Run[tuple[Plan, Layout]]:
+    def _plan(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
         """The plan that was agreed to, made again for each strategy that is asked for."""
         answer: Answer = None
         while True:
-            steps = plan.plan(graph, self.machine, self.kernels, self.recipe, time_share, size, again=answer is not None)
-            made = yield from self.stage("plan", "Planning", steps)
+            made = yield from self.stage("plan", "Planning", self._planned(graph, size, profile))
             if isinstance(answer, Strategy) and answer.go:
                 return made
             answer = yield from self._ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 return made
             yield from self._change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def _planned(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
+        """A plan of the recipe as it is by now; the layers are timed before the first one."""
+        again = self.paces is not None
+        if self.paces is None:
+            proposal = propose(graph, self.machine, "default", self.recipe.layer_rules(), profile.shares)
+            timed = timing.timing(graph, self.machine, self.kernels, profile.sizes, proposal, self.stop, self.recipe.slower)
+            self.paces = yield from timed
+        steps = plan.plan(graph, self.machine, self.kernels, self.recipe, profile.shares, size, again, self.paces.layers)
+        return (yield from steps)
 
     def _convert(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
@@ -211,7 +237,7 @@ class Job:
         return (yield from self.stage("convert", "Converting to integer kernels", steps))
 
     def _measure(self, graph: fx.GraphModule, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
-        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.isa)
+        content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.instructions)
         seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
         return _Quantized(graph, converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
 
@@ -241,10 +267,10 @@ class Job:
                 yield from self._change(with_epochs(self.recipe, wanted))
                 part = self.recipe.qat
         began = self.stop.clock()
-        recipe, seed = self.recipe, self.recipe.seed
+        seed = self.recipe.seed
         trained = yield from self.stage("qat", f"Training for {_epochs(part.epochs)}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
-            self.where.path / CHECKPOINT, f"{absolute(recipe).fingerprint()} {self.loaded.fingerprint}", self.stop,
+            self.where.path / CHECKPOINT, self._fingerprint(), self.stop,
         ))  # fmt: skip
         seconds = self.stop.clock() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
@@ -258,6 +284,11 @@ class Job:
         }  # fmt: skip
         yield Measured("qat", entry)
         return done, entry
+
+    def _fingerprint(self) -> str:
+        """What a checkpoint must have in common with a run that goes on with it: what was asked, the weights, and the grids."""
+        bits = self.machine.activation_bits
+        return f"{absolute(self.recipe).fingerprint()} {self.loaded.fingerprint}{'' if bits == 8 else f' {bits}-bit'}"
 
     def _export(self, chosen: _Quantized, fp32: evaluate.Baseline) -> Generator[Event, None, dict[str, Any]]:
         self.where.write(NAME, chosen.content)

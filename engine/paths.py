@@ -16,6 +16,16 @@ def cache_dir() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qtui"
 
 
+def matching(folder: Path, start: str, end: str) -> list[Path]:
+    """The files of ``folder`` with that start and end of their names, in order; none where there is no folder."""
+    # A glob compiles its pattern: with a pattern for each model that is most of the first frame's time.
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if name.startswith(start) and name.endswith(end)]
+
+
 def save(path: Path, content: bytes) -> None:
     """``write_atomic`` for a person: raises EngineError in one line."""
     try:

@@ -13,7 +13,7 @@ import torch
 from engine.cancel import StopToken
 from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
-from engine.events import Ask, Event, Stopped
+from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job, Run, T, stage
 from engine.kernels.probe import probe
 from engine.language.registry import ENTRIES as LANGUAGE
@@ -73,7 +73,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
         raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
     machine = probe()
-    recipe = recipe.model_copy(update={"isa": machine.isa})
+    moved = machine.moved_from(recipe.isa)
+    recipe = recipe.model_copy(update={"isa": machine.instructions})
     weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
     job = Job(recipe, loaded, machine, where, stop, attended)
@@ -81,6 +82,8 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         for event in seen:
             where.event(event)
         where.write("recipe.yaml", load.absolute(recipe).to_yaml())
+        if moved:
+            yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
         return (yield from _tapped(job.run(), where.event))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
@@ -103,6 +106,10 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         ) from error
     finally:
         where.close()
+
+
+def _said(text: str) -> Run[None]:
+    yield Notice(text, "warning")
 
 
 def _cause(error: Exception) -> str:
@@ -136,13 +143,16 @@ def train(
     model: str, data: str | None, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
     device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
 ) -> Run[Path]:  # fmt: skip
-    """Train a baseline; the weights file that was written. A language model brings its own text: ``data`` is None or that text's
-    name. Raises UsageError or EngineError."""
+    """Train a baseline; the weights file that was written: ``out``, or the one in the cache that a run finds by itself.
+
+    A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
+    """
     if model in LANGUAGE:
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     if folder is None and data is None:
         raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")
     from engine.data import registry as data_registry
+    from engine.models.cached import cached_weights
     from engine.stages.baseline import schedule_for, train_baseline
 
     entry = find(model)
@@ -152,7 +162,10 @@ def train(
     schedule = replace(schedule_for(images.name, entry), seed=seed)
     if epochs is not None:
         schedule = replace(schedule, epochs=epochs)
-    target = out or Path(f"{model}-{images.name}.safetensors")
+    known = data_registry.known_as(folder or data)
+    target = out or cached_weights(model, known)
+    if out is None and entry.weights_for(known):
+        yield Notice(f"the package's weights stay what a run of {model} on {known} takes: --weights {target} takes these", "warning")
     done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
     return done.weights
 

@@ -8,6 +8,22 @@ from engine.spec import LayerSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
+NOTICEABLE = 1.15
+"""Two times whose ratio is less are as good as equal: repeated measurements differ by as much."""
+
+
+def is_slower(first: float, second: float) -> bool:
+    """Whether ``first`` takes longer than ``second``, beyond what repeated measurements differ by."""
+    return first > NOTICEABLE * second
+
+
+def pace(int8_ms: float | None, fp32_ms: float | None) -> str:
+    """How a layer's integer kernel compares with fp32: ``3.2× slower``, ``2.0× faster``, ``as fast``; empty where not measured."""
+    if not int8_ms or not fp32_ms:
+        return ""
+    if is_slower(int8_ms, fp32_ms):
+        return f"{int8_ms / fp32_ms:.1f}× slower"
+    return f"{fp32_ms / int8_ms:.1f}× faster" if is_slower(fp32_ms, int8_ms) else "as fast"
 
 
 def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | None]:

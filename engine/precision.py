@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +41,12 @@ class Half:
             nn.utils.clip_grad_norm_(parameters, clip)
         self._scaler.step(optimizer)  # type: ignore[arg-type]
         self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of the gradients, which moves while training; empty where they are not scaled."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError or RuntimeError for a state of another type."""
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(dict(state))

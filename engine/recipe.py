@@ -205,7 +205,9 @@ class Recipe(_Part):
     """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
 
     ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
-    is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images."""
+    is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
+    the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
+    and a run writes down what came of it."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     weights: Annotated[_Text | None, Field(description="a path, or null")] = None
@@ -217,6 +219,10 @@ class Recipe(_Part):
         Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
     ] = ()
     quantize_first: _Flag = False
+    slower: Annotated[
+        tuple[_Text, ...] | None,
+        Field(strict=False, description="a list of layers, such as [fc2]; [] for none, null to measure"),
+    ] = None
     fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
     threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
     qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
@@ -278,6 +284,8 @@ class Recipe(_Part):
         """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
         # A key that came later asks, while it has its default, for what a recipe without it asks for.
         later = {name for name in ("fold_later", "stem") if getattr(self, name) == type(self).model_fields[name].default}
+        # Measured or decided, no layer in fp32 is what a recipe without the key gives.
+        later |= set() if self.slower else {"slower"}
         asked = self.model_dump(mode="json", exclude={"device", "isa"} | later)
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 

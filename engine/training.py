@@ -111,31 +111,34 @@ def fit(
     that was begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
     """
     optimizer = SGD(groups or parameter_groups(model, schedule), schedule.lr, schedule.momentum)
-    images = data.count("train")
+    images = _whole(data.count("train"), schedule.batch)
     batches = math.ceil(images / schedule.batch)
     steps = schedule.epochs * batches
     losses: list[float] = []
     values: list[float] = []
     scores: list[tuple[float, ...]] = []
     best: dict[str, Tensor] = {}
+    half = Half(precision(schedule, device), device)
     kept = _load(checkpoint, fingerprint)
     if kept:
         try:
             model.load_state_dict(kept["model"])
             optimizer.load_state_dict(kept["optimizer"])
+            half.load_state_dict(kept["half"])
             losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
         except Exception as error:
             raise _no_checkpoint(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
-    half = Half(precision(schedule, device), device)
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         ticker = Ticker(stage, images, "img", clock=stop.clock)
         running, step = _Running(device), (epoch - 1) * batches
         seed = schedule.seed * 1000 + epoch
+        # Dropout draws from here: a training that goes on draws what it would have drawn.
+        torch.manual_seed(seed)
         model.train()
         before_epoch(epoch)
-        for x, y in data.batches("train", schedule.batch, seed=seed, augment=schedule.augment, device=device):
+        for x, y in data.batches("train", schedule.batch, limit=images, seed=seed, augment=schedule.augment, device=device):
             stop.check()
             if stop.wants_enough and scores:
                 yield Notice(f"training was ended after epoch {len(scores)} of {schedule.epochs}")
@@ -168,10 +171,15 @@ def fit(
         if is_best:
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if checkpoint:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "half": half.state_dict(), "best": best}
             _save(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
         yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
     return _fitted(best, losses, values, scores)
+
+
+def _whole(images: int, batch: int) -> int:
+    """How many images an epoch reads: one alone has no statistics to normalize it by, so it waits for another epoch."""
+    return images - 1 if images > 1 and images % batch == 1 else images
 
 
 def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float], scores: list[tuple[float, ...]]) -> Fitted:

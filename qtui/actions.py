@@ -44,6 +44,7 @@ def _everywhere() -> tuple[Action, ...]:
         Action("previous", ("left_square_bracket",), "stage before", "Go to the stage before this one.", EVERYWHERE, group="stages"),
         Action("halt_run", ("X",), "stop the run", "Stop what is at work or waits for an answer; it is saved, and r on the first screen resumes it.", EVERYWHERE, 0, reasons.nothing_to_stop),
         Action("log", ("L",), "log", "Show or hide what the engine said.", EVERYWHERE),
+        Action("machine", ("M",), "machine", "What this machine can run: instructions, kernels, GPUs, optional packages.", EVERYWHERE, 0, reasons.no_machine),
         Action("theme", ("T",), "theme", "Change between dark, light and colour-blind safe.", EVERYWHERE),
         Action("quit", ("q", "ctrl+q", "ctrl+c"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
     )  # fmt: skip

@@ -171,6 +171,12 @@ class QtuiApp(App[int]):
     def do_log(self) -> None:
         self.log_shown = not self.log_shown
 
+    def do_machine(self) -> None:
+        from qtui.screens.panels import machine_panel
+
+        if (found := self.state.machine) is not None:
+            self.push_screen(machine_panel(found))
+
     def do_theme(self) -> None:
         names = themes.NAMES
         self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]

@@ -13,7 +13,8 @@ PRESETS = ("default", "w8a8", "w4a8", "w4a4", "w8", "w4")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
-_STEM = "first layers of a torchvision model: for small images, or as published (default: by the size of the images)"
+_STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
+_TRAINED_STEM = "first layers of a torchvision model (default: by the size of the images; as published for digits)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,10 +129,10 @@ def _run(run: Parser) -> None:
 def _train(train: Parser) -> None:
     train.add_argument("model", metavar="MODEL", help="the name of a model")
     train.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class; gpt2-mini brings its own text")
-    train.add_argument("--out", metavar="FILE", help="where the weights are written")
+    train.add_argument("--out", metavar="FILE", help="where the weights are written (default: the cache, where a run finds them)")
     train.add_argument("--epochs", metavar="N", type=_positive)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)
-    train.add_argument("--stem", choices=STEMS, default="auto", help=_STEM)
+    train.add_argument("--stem", choices=STEMS, default="auto", help=_TRAINED_STEM)
     train.add_argument("--device", choices=DEVICES, default="auto")
 
 

@@ -27,8 +27,8 @@ RESUMABLE = ("cancelled", "failed")
 @dataclass(frozen=True)
 class Model:
     """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
-    ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone;
-    ``language`` is set for a language model."""
+    ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone,
+    and ``cached`` whether its weights are here already; ``language`` is set for a language model."""
 
     name: str
     description: str
@@ -41,21 +41,38 @@ class Model:
     own: bool = False
     published: Published | None = None
     language: LanguageEntry | None = None
+    cached: bool = False
 
-    def where(self, data: str) -> str:
+    def where(self, data: str | Place) -> str:
         """Where the weights for ``data`` come from, in words."""
-        data = data_name(data)
+        here = place(data)
         if self.own:
             return "from its factory"
         if self.language is not None:
             return "in the package" if self.language.where == "package" else self.language.where
-        if data in self.packaged:
+        if here.name in self.packaged:
             return "in the package"
-        if data in self.weights:
+        if here.name in self.weights:
             return "trained here"
-        if self.published is None or not holds_imagenet(data):
+        if self.published is None or not here.imagenet:
             return "to train"
-        return "cached" if self.published.cached() else "to download"
+        return "cached" if self.cached else "to download"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Data as its folder tells: the ``name`` that weights for it are kept under, and whether it has ImageNet's classes."""
+
+    name: str
+    imagenet: bool
+
+
+def place(data: str | Place) -> Place:
+    """``data`` looked at on the disk, once: a folder of a thousand classes takes its time."""
+    if isinstance(data, Place):
+        return data
+    name = data_name(data)
+    return Place(name, holds_imagenet(name))
 
 
 def data_name(data: str) -> str:
@@ -108,7 +125,7 @@ def _registered(entry: ModelEntry, data: str) -> Model:
     params, weighs = (published.params, published.bytes) if published else (None, None)
     return Model(
         entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
-        frozenset(packaged), published=published,
+        frozenset(packaged), published=published, cached=published is not None and published.cached() is not None,
     )  # fmt: skip
 
 

@@ -63,11 +63,8 @@ class TorchEngine:
 
     def train(self, model: str, data: str, stop: StopToken) -> Steps:
         from engine import pipeline
-        from engine.models.cached import cached_weights
 
-        out = cached_weights(model, data)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return pipeline.train(model, data, out=out, command=f"qtui train {model} --data {data}", stop=stop)
+        return pipeline.train(model, data, command=f"qtui train {model} --data {data}", stop=stop)
 
     def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps:
         """Formats whose files are there already are written again: who chooses them has seen that."""

@@ -11,6 +11,10 @@ def never(state: State) -> str | None:
     return None
 
 
+def no_machine(state: State) -> str | None:
+    return None if state.machine else "PyTorch is being started: the machine is known in a moment"
+
+
 def busy(state: State) -> str | None:
     if not state.busy or state.job is None:
         return None

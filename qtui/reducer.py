@@ -9,6 +9,7 @@ from typing import Any
 from engine import events as ev
 from qtui import messages as ms
 from qtui.draft import Draft
+from qtui.machine_words import moved
 from qtui.state import STAGES, Job, LogLine, Run, Stage, State, Status, Training
 
 LOG_LINES = 1000
@@ -39,7 +40,7 @@ def _own(state: State, event: ms.Message, at: float) -> State:
         case ms.JobEnded():
             return _job_ended(state, event)
         case ms.Examined():
-            return replace(state, machine=event.found)
+            return _at_home(replace(state, machine=event.found), at)
         case ms.Problem():
             text = f"{event.what}: {event.next_step}" if event.next_step else event.what
             return replace(_log(state, text, "error", at), problem=event)
@@ -50,12 +51,20 @@ def _own(state: State, event: ms.Message, at: float) -> State:
         case ms.Opened():
             return replace(state, run=Run(directory=str(event.directory)), log=())
         case ms.ReportLoaded():
-            return replace(state, run=_reported(state.run, event.report))
+            return _at_home(replace(state, run=_reported(state.run, event.report)), at)
         case ms.Edited():
             return replace(state, run=replace(state.run, draft=event.draft))
         case ms.Trained():
             return replace(state, trained=event.weights)
     return replace(state, job=_job(state.job, event), run=_waiting(state.run, event)) if state.job else state
+
+
+def _at_home(state: State, at: float) -> State:
+    """The state with a warning where the report that is open comes from another machine."""
+    told = moved(state.machine, state.run.environment) if state.run.report else ""
+    if not told or told in state.run.warnings:
+        return state
+    return replace(_log(state, told, "warning", at), run=replace(state.run, warnings=(*state.run.warnings, told)))
 
 
 def _job(job: Job, event: ms.Message) -> Job:

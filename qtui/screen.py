@@ -57,6 +57,16 @@ class Screen:
         else:
             self.write(f"{' ' * indent}{words.plain}".rstrip() + "\n")
 
+    def entry(self, name: str, value: str, width: int) -> None:
+        """A name, ``width`` cells wide, and its value; on a terminal what does not fit goes on below the value's beginning."""
+        from rich.padding import Padding
+
+        label = f"{plain(name):<{width}}"
+        if self.live:
+            self._print(Padding(_entry(label, plain(value)), (0, 0, 0, INDENT)))
+        else:
+            self.write(f"{' ' * INDENT}{label}{' ' * GAP}{plain(value)}".rstrip() + "\n")
+
     def pieces(self, label: str, parts: Iterable[str]) -> None:
         """A label and its figures in one line; on a narrow terminal the rest goes below the first figure."""
         width = self._console.width if self.live else 0

@@ -96,7 +96,7 @@ WORDS = (
     "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
-    "engine.data.cache", "engine.language.registry", "engine.language.corpora",
+    "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

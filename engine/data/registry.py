@@ -83,6 +83,12 @@ def load(
     return data.with_normalization(mean or data.mean, std or data.std)
 
 
+def known_as(name_or_dir: str) -> str:
+    """What weights for this data are kept under: the name of a data set, also of one that lies in a folder, or the folder."""
+    found = name_or_dir if name_or_dir in ENTRIES else _entry_for(name_or_dir).name
+    return found if ENTRIES[found].classes else name_or_dir
+
+
 def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether class names are those of ImageNet's 1,000 classes in its order, as WordNet ids or as numbers of three digits."""
     names = list(classes)

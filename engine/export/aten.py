@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from engine.errors import EngineError, one_line
 from engine.export.graph import Batch, Graph, Value, dims
 
 BATCHES = (2, 3)
+_INSTEAD = "export without onnx and openvino, or as pt2"
 Pair = tuple[Any, Any]
 
 
@@ -64,7 +66,7 @@ def translate(
     try:
         return _Translation(graph, small, hint, path, known).run(given, list(large.graph.nodes))
     except ValueError as error:
-        raise EngineError(f"{path} depends on the number of images in a way that ONNX cannot hold ({one_line(error, 120)})") from error
+        raise EngineError(f"{path} cannot be written as ONNX ({one_line(error, 120)}): {_INSTEAD}") from error
 
 
 def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
@@ -83,10 +85,29 @@ def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            traced: fx.GraphModule = make_fx(body)(*[flat[place] for place in places])
+            traced: fx.GraphModule = make_fx(body, _simpler())(*[flat[place] for place in places])
             return traced
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@cache
+def _simpler() -> dict[Any, Callable[..., Any]]:
+    """torch's own decompositions of operations that have no form here."""
+    from engine.export.aten_ops import OPS
+
+    try:
+        from torch._decomp import core_aten_decompositions
+
+        known = dict(core_aten_decompositions())
+    except Exception:
+        # A private table: without it more operations have no form.
+        return {}
+    return {operator: how for operator, how in known.items() if _name(operator) not in OPS}
+
+
+def _name(target: Any) -> str:
+    return str(getattr(target, "overloadpacket", target).__name__).removesuffix("_")
 
 
 class _Translation:
@@ -111,7 +132,11 @@ class _Translation:
     def _constant(self, node: fx.Node) -> Value:
         tensor = getattr(self.traced, str(node.target)).detach()
         name = self.known(tensor)
-        return Value(f"{self.hint}_{node.name}", tuple(tensor.shape), tensor) if name is None else Value(name, tuple(tensor.shape))
+        return (
+            Value(f"{self.hint}_{node.name}", tuple(tensor.shape), tensor, tensor.dtype)
+            if name is None
+            else Value(name, tuple(tensor.shape))
+        )
 
     def _call(self, node: fx.Node, other: fx.Node) -> Any:
         from engine.export.aten_ops import OPS
@@ -127,13 +152,15 @@ class _Translation:
             return args[0][args[1]] if args[1] < len(args[0]) else None
         if all(t.constant is not None for t in tensors) and not any(isinstance(s, Batch) for shape in shapes for s in shape):
             return self._folded(node, args, kwargs)
-        name = getattr(target, "overloadpacket", target).__name__.removesuffix("_")
+        name = _name(target)
         build = OPS.get(name)
         if build is None:
-            raise EngineError(f"{self.path} uses {name}, which has no ONNX form here: export without onnx and openvino, or as pt2")
+            raise EngineError(f"{self.path} uses {name}, which has no ONNX form here: {_INSTEAD}")
         at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes)
-        made = build(at)
-        return tuple(Value(*one) for one in zip(made, shapes, strict=False)) if isinstance(made, tuple) else Value(made, at.shape)
+        made, kinds = build(at), _kinds(node.meta.get("val"))
+        if not isinstance(made, tuple):
+            return Value(made, at.shape, None, kinds[0])
+        return tuple(Value(name, shape, None, kind) for name, shape, kind in zip(made, shapes, kinds, strict=False))
 
     def _folded(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of a call that reads constants alone."""
@@ -144,7 +171,11 @@ class _Translation:
         assert callable(node.target)
         got = node.target(*_pytree.tree_map(plain, tuple(args)), **_pytree.tree_map(plain, dict(kwargs)))
         hint = f"{self.hint}_{node.name}"
-        return _pytree.tree_map(lambda t: Value(hint, tuple(t.shape), t) if isinstance(t, Tensor) else t, got)
+        return _pytree.tree_map(lambda t: Value(hint, tuple(t.shape), t, t.dtype) if isinstance(t, Tensor) else t, got)
+
+
+def _kinds(made: Any) -> list[torch.dtype]:
+    return [one.dtype for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
 
 
 def _shapes(small: Any, large: Any) -> tuple[Any, ...]:

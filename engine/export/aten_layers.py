@@ -48,10 +48,24 @@ def _avg_pool(count: int) -> Build:
         ends = _ends(padding, ceil, at, kernel, stride, [1] * count)
         if ends["pads"][count:] != padding and inner and any(padding):
             raise ValueError("an average over windows that hang over the padding")
-        made = at.node("AveragePool", at.args[0], count_include_pad=int(inner and any(padding)), **ends)
+        made = at.node("AveragePool", at.args[0], **ends)
+        if inner and any(padding):
+            # OpenVINO pads its integers with zeros, which are not zero on most grids: the average is one of what is inside, and
+            # then the zeros around it are counted in.
+            made = at.node("Mul", made, at.graph.constant(_inside(at.args[0].shape[-count:], at.shape[-count:], kernel, stride, padding)))
         return made if divisor is None else at.node("Mul", made, math.prod(kernel) / divisor)
 
     return build
+
+
+def _inside(sizes: Any, out: Any, kernel: list[int], stride: list[int], padding: list[int]) -> Any:
+    """The part of each window that lies inside the image."""
+    part = np.ones((1,) * len(kernel), np.float32)
+    for axis, (size, count) in enumerate(zip(sizes, out, strict=True)):
+        starts = np.arange(count) * stride[axis] - padding[axis]
+        within = np.minimum(starts + kernel[axis], size) - np.maximum(starts, 0)
+        part = part * (within / kernel[axis]).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(len(kernel))])
+    return part
 
 
 def _adaptive(at: At) -> str:
@@ -94,13 +108,26 @@ def _batch_norm(training: int | None) -> Build:
     def build(at: At) -> tuple[str, ...]:
         x, weight, bias, mean, variance = at.args[:5]
         if training is not None and at.args[training]:
-            raise ValueError("a normalization by the batch's own statistics")
+            return (_own_statistics(at, x, weight, bias),)
         channels = mean.shape[0]
         scale = weight if weight is not None else at.graph.constant(np.ones(channels, np.float32))
         shift = bias if bias is not None else at.graph.constant(np.zeros(channels, np.float32))
         return (at.node("BatchNormalization", x, scale, shift, mean, variance, epsilon=at.args[-1]),)
 
     return build
+
+
+def _own_statistics(at: At, x: Any, weight: Any, bias: Any) -> str:
+    """What an instance normalization is to torch: that of one image with the channels of all."""
+    if x.shape[0] != 1:
+        raise ValueError("a normalization by the batch's own statistics")
+    rank = len(x.shape)
+    axes, channel = at.graph.constant(list(range(2, rank))), at.graph.constant([1, -1, *[1] * (rank - 2)])
+    away = at.node("Sub", x, at.node("ReduceMean", x, axes, keepdims=1))
+    variance = at.node("ReduceMean", at.node("Mul", away, away), axes, keepdims=1)
+    made = at.node("Div", away, at.node("Sqrt", at.node("Add", variance, float(at.args[-1]))))
+    made = made if weight is None else at.node("Mul", made, at.node("Reshape", weight, channel))
+    return made if bias is None else at.node("Add", made, at.node("Reshape", bias, channel))
 
 
 def _convolution(at: At) -> str:

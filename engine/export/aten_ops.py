@@ -12,7 +12,8 @@ import torch
 
 from engine.export.aten import At
 from engine.export.aten_layers import LAYERS
-from engine.export.graph import Batch
+from engine.export.aten_more import MORE
+from engine.export.graph import Batch, Value
 
 Build = Callable[[At], Any]
 
@@ -28,12 +29,19 @@ def _same(at: At) -> str:
 def _copied(at: At) -> str:
     if at.kwargs.get("dtype") not in (None, torch.float32):
         raise ValueError(f"numbers as {at.kwargs['dtype']}")
-    return at.read(at.args[0])
+    return at.read(_as_number(at, at.args[0]))
+
+
+def _as_number(at: At, given: Any) -> Any:
+    """A truth value as 0 or 1, where it is computed with."""
+    if not isinstance(given, Value) or given.kind != torch.bool:
+        return given
+    return Value(at.node("Cast", given, to=at.graph.onnx.TensorProto.FLOAT), given.shape)
 
 
 def _binary(op: str) -> Build:
     def build(at: At) -> str:
-        left, right = at.args[0], at.args[1]
+        left, right = (_as_number(at, given) for given in at.args[:2])
         alpha = at.kwargs.get("alpha", 1)
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
@@ -51,12 +59,6 @@ def _bmm(at: At) -> str:
 
     left, right = at.args[:2]
     return at.node("MatMul", left, once(right)) if left.constant is None else at.node("MatMul", once(left), right)
-
-
-def _div(at: At) -> str:
-    made = at.node("Div", at.args[0], at.args[1])
-    mode = at.kwargs.get("rounding_mode")
-    return made if mode is None else at.node("Floor", made)
 
 
 def _clip(low: float, high: float) -> Build:
@@ -152,19 +154,6 @@ def _unbind(at: At) -> tuple[str, ...]:
     return tuple(at.node("Gather", at.args[0], at.graph.constant(np.array(i, np.int64)), axis=axis) for i in range(len(at.shapes)))
 
 
-def _reduce(op: str) -> Build:
-    def build(at: At) -> str:
-        axes, keep = at.arg(1, "dim"), int(bool(at.arg(2, "keepdim", False)))
-        rank = len(at.args[0].shape)
-        axes = [axes] if isinstance(axes, int) else list(axes or range(rank))
-        if op == "ReduceMean" and keep and rank == 4 and {axis % rank for axis in axes} == {2, 3}:
-            # Runtimes have an integer kernel for this one.
-            return at.node("GlobalAveragePool", at.args[0])
-        return at.node(op, at.args[0], at.graph.constant(axes), keepdims=keep)
-
-    return build
-
-
 def _softmax(op: str) -> Build:
     return lambda at: at.node(op, at.args[0], axis=at.arg(1, "dim"))
 
@@ -178,12 +167,16 @@ def _addmm(at: At) -> str:
 
 def _attention(at: At) -> tuple[str, ...]:
     q, k, v = at.args[:3]
-    if at.arg(4, "is_causal", False):
-        raise ValueError("causal attention")
     scale = at.kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
     order = [*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2]
     scores = at.node("MatMul", at.node("Mul", q, scale), at.node("Transpose", k, perm=order))
     mask = at.kwargs.get("attn_mask")
+    if at.arg(4, "is_causal", False):
+        length, known = q.shape[-2], k.shape[-2]
+        if isinstance(length, Batch) or isinstance(known, Batch):
+            raise ValueError("causal attention from image to image")
+        mask = torch.full((length, known), -math.inf).triu(1)
+        mask = Value(f"{at.hint}_mask", tuple(mask.shape), mask)
     scores = scores if mask is None else at.node("Add", scores, mask)
     return (at.node("MatMul", at.node("Softmax", scores, axis=-1), v),)
 
@@ -201,6 +194,11 @@ def _roll(at: At) -> str:
     for shift, axis in zip(at.args[1], at.arg(2, "dims", []), strict=True):
         size = shape[axis]
         cut = (-shift) % size
+        if len(shape) < 4:
+            # OpenVINO crashes on slices of rows of integers.
+            order = (np.arange(size, dtype=np.int64) + cut) % size
+            made = at.node("Gather", made, at.graph.constant(order), axis=axis % len(shape))
+            continue
         if cut:
             ends = [
                 at.node("Slice", made, *(at.graph.constant([part]) for part in (start, end, axis % len(shape), 1)))
@@ -214,7 +212,7 @@ def _resize(mode: str, **attributes: Any) -> Build:
     def build(at: At) -> str:
         sizes = at.graph.shape(at.shape, f"{at.hint}_sizes")
         kind = attributes.get("coordinate_transformation_mode")
-        if mode == "linear":
+        if mode != "nearest":
             kind = "align_corners" if at.args[2] else "half_pixel"
         return at.node("Resize", at.args[0], "", "", sizes, mode=mode, **{**attributes, "coordinate_transformation_mode": kind})
 
@@ -271,19 +269,18 @@ _BINARY = {
     )
 }  # fmt: skip
 OPS: dict[str, Build] = {
-    **LAYERS, **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
+    **LAYERS, **MORE, **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": _silu, "gelu": _gelu, "relu6": _clip(0.0, 6.0),
     "hardtanh": _clip(-1.0, 1.0), "clamp": _clip(-math.inf, math.inf), "clamp_min": lambda at: at.node("Clip", at.args[0], at.args[1]),
     "leaky_relu": lambda at: at.node("LeakyRelu", at.args[0], alpha=float(at.arg(1, "negative_slope", 0.01))),
-    "elu": lambda at: at.node("Elu", at.args[0], alpha=float(at.arg(1, "alpha", 1.0))), "div": _div, "rsub": _rsub,
+    "elu": lambda at: at.node("Elu", at.args[0], alpha=float(at.arg(1, "alpha", 1.0))), "rsub": _rsub,
     "as_strided": _as_strided, "_to_copy": _copied,
     "permute": _permute, "transpose": _transpose, "t": _t, "expand": _expand, "cat": _cat, "stack": _stack, "slice": _slice,
     "select": _select, "split": _split, "split_with_sizes": _split, "chunk": _split, "unbind": _unbind,
-    "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"), "amin": _reduce("ReduceMin"),
     "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
     "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
     "upsample_nearest2d": _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
-    "upsample_bilinear2d": _resize("linear"),
+    "upsample_bilinear2d": _resize("linear"), "upsample_bicubic2d": _resize("cubic", cubic_coeff_a=-0.75),
 }  # fmt: skip

@@ -39,11 +39,12 @@ def dims(small: Sequence[int], large: Sequence[int], batches: tuple[int, int]) -
 @dataclass(frozen=True)
 class Value:
     """A tensor of the graph: its ONNX name and shape. ``constant`` holds it where it does not depend on the images; it gets
-    a name when it is read."""
+    a name when it is read. ``kind`` is the type of its elements."""
 
     name: str
     shape: tuple[Dim, ...]
     constant: Tensor | None = None
+    kind: torch.dtype = torch.float32
 
 
 class Graph:

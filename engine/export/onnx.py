@@ -14,6 +14,15 @@ from engine.export.onnx_steps import Bound, write_program
 from engine.export.split import split
 from engine.quant.runtime import QuantizedModel
 
+TRIAL = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+images = session.get_inputs()[0]
+session.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float32)})
+"""
+
 
 def write(given: Given, path: Path) -> None:
     """Every convolution ends in integers here, also those that torch's kernels add to another value before they round: ONNX

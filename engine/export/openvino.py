@@ -11,6 +11,12 @@ from engine.errors import EngineError, one_line
 from engine.export.base import Given, Runner
 from engine.export.onnx import build, hold
 
+TRIAL = """
+import sys, numpy, openvino
+compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
+compiled(numpy.zeros([2, *(size.get_length() for size in list(compiled.input().partial_shape)[1:])], numpy.float32))
+"""
+
 
 def write(given: Given, path: Path) -> None:
     """OpenVINO's kernels add before they round, as torch's do, so the program is written as it is."""

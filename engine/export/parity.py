@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +22,8 @@ from engine.export.registry import Format
 from engine.quant.numerics import sqnr_db
 from engine.ticker import Ticker
 
+_PATIENCE = 600
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -35,7 +39,9 @@ class Parity:
 
 def load(entry: Format, path: Path, given: Given) -> Runner:
     """The file on as many threads as torch has. Raises EngineError for one that is damaged, or not an export of the run."""
-    runner: Runner = import_module(entry.module).load(path, given, torch.get_num_threads())
+    module = import_module(entry.module)
+    tried(entry, path, getattr(module, "TRIAL", ""))
+    runner: Runner = module.load(path, given, torch.get_num_threads())
     try:
         got = _answer(runner, given.images[:2])
     except EngineError:
@@ -48,6 +54,19 @@ def load(entry: Format, path: Path, given: Given) -> Runner:
             f"{path} gives {tuple(got.shape)} where the run's model gives {tuple(wanted.shape)}: it is not an export of this run"
         )
     return runner
+
+
+def tried(entry: Format, path: Path, trial: str) -> None:
+    """Carry out ``trial`` on the file in a child process: a runtime that crashes on a file must not take the program with it.
+    Raises EngineError for a crash; what else goes wrong shows again where the file is loaded."""
+    if not trial:
+        return
+    try:
+        done = subprocess.run([sys.executable, "-c", trial, str(path)], capture_output=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"{entry.title} does not load {path} in a process of its own ({type(error).__name__})") from error
+    if done.returncode not in (0, 1):
+        raise EngineError(f"{entry.title} crashes on {path} (exit code {done.returncode}): use another format, or another version of it")
 
 
 def compare(

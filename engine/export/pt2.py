@@ -7,18 +7,20 @@ kernels on any machine and device. Its convolutions are torch's in fp32, so it i
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
 from engine.export.base import Given, Runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
-from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
+from engine.quant.numerics import QWeight, pack_nibbles, per_channel
 from engine.quant.program import Step
 from engine.quant.runtime import Function, QuantizedModel
 
@@ -28,6 +30,10 @@ _ABOUT = "qtui.json"
 class _Stored(nn.Module):
     """Weights as they are stored: integers, two to a byte up to 4 bits, scales and multipliers."""
 
+    values: Tensor
+    scale: Tensor
+    multiplier: Tensor | None
+
     def __init__(self, weight: QWeight) -> None:
         super().__init__()
         self.bits, self.shape, self.group_size = weight.bits, tuple(weight.values.shape), weight.group_size
@@ -36,9 +42,26 @@ class _Stored(nn.Module):
         self.register_buffer("scale", weight.scale)
         self.register_buffer("multiplier", weight.multiplier)
 
-    def weight(self) -> QWeight:
-        values, scale, multiplier = (getattr(self, name) for name in ("values", "scale", "multiplier"))
-        return QWeight(unpack_nibbles(values, self.shape) if self.bits <= 4 else values, scale, self.bits, multiplier, self.group_size)
+    def numbers(self) -> Tensor:
+        """The integers of ``QWeight.integers`` as float32, in few passes: they are unpacked in every call."""
+        values: Tensor = self.values
+        if self.bits <= 4:
+            # Shifted up and down again a nibble keeps its sign.
+            pairs = values.view(torch.int8)
+            both = torch.stack([(pairs << 4) >> 4, pairs >> 4], 1)
+            values = both.flatten()[: math.prod(self.shape)].reshape(self.shape)
+        numbers = values.to(torch.float32)
+        if self.multiplier is None:
+            return numbers
+        flat, groups = numbers.flatten(1), self.multiplier.shape[1]
+        rest = groups * self.group_size - flat.shape[1]
+        whole = (F.pad(flat, (0, rest)) if rest else flat).reshape(len(flat), groups, self.group_size)
+        spread = (whole * self.multiplier.to(torch.float32)[:, :, None]).flatten(1)
+        return spread[:, : flat.shape[1]].reshape(self.shape)
+
+    def weight(self) -> Tensor:
+        """The weights as numbers in float32."""
+        return self.numbers() * per_channel(self.scale, len(self.shape))
 
 
 def _last(x: Tensor) -> Tensor:
@@ -67,8 +90,7 @@ class _Portable(QuantizedModel):
         fixed = {name: value for name, value in vars(layer).items() if name not in ("weight", "weight_scale")}
 
         def run(*inputs: Tensor) -> Tensor:
-            weight = stored.weight()
-            return kernel.build(IntegerLayer(weight=weight.integers(), weight_scale=weight.scale, **fixed))(*inputs)
+            return kernel.build(IntegerLayer(weight=stored.numbers(), weight_scale=stored.scale, **fixed))(*inputs)
 
         return run
 
@@ -78,7 +100,7 @@ class _Portable(QuantizedModel):
         module, stored = self.module(step), self._stored(step.output)
 
         def called(*inputs: Any, **named: Any) -> Any:
-            return torch.func.functional_call(module, {"weight": stored.weight().dequantize()}, inputs, named)
+            return torch.func.functional_call(module, {"weight": stored.weight()}, inputs, named)
 
         return self.positional(called, step)
 

@@ -28,11 +28,15 @@ FAMILIES = {
 KERNELS = tuple(name for names in FAMILIES.values() for name in names)
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class Machine:
     """``isa`` is torch's word for the instruction set; ``saturates`` is measured, None when no kernel ran.
 
-    ``kernels`` maps each kernel to None when it is exact here, else to what went wrong.
+    ``isa`` is ``unknown`` where the probe itself failed. ``kernels`` maps each kernel to None when it is exact here, else to
+    what went wrong.
     """
 
     isa: str
@@ -50,6 +54,22 @@ class Machine:
         return all(self.kernels.get(name, "not probed") is None for name in FAMILIES[family])
 
     @property
+    def instructions(self) -> str:
+        """What a recipe and a file keep of the machine: ``AVX512, VNNI`` or ``AVX2, no VNNI``."""
+        return f"{self.isa}, {'VNNI' if self.vnni else 'no VNNI'}"
+
+    def moved_from(self, made_on: str | None) -> str | None:
+        """A sentence where something was made on other instructions (``instructions``, or the set alone) than this machine's."""
+        if not made_on or made_on in (self.instructions, self.isa):
+            return None
+        bits = (
+            "sums of 8-bit products saturate here, so activations use 7 bits" if self.activation_bits == 7
+            else "there they used 7 bits, here they can use 8" if made_on.endswith("no VNNI")
+            else "other kernels round otherwise"
+        )  # fmt: skip
+        return f"made on {made_on}, and this machine has {self.instructions}: {bits}; figures and speed can differ"
+
+    @property
     def integer(self) -> bool:
         return any(self.runs(family) for family in FAMILIES)
 
@@ -61,6 +81,11 @@ def probe(refresh: bool = False) -> Machine:
     return _probe(_key(), refresh)
 
 
+def machine_key() -> str:
+    """16 hex digits that change with the processor, torch, and what the environment switches off."""
+    return _key()
+
+
 @lru_cache(maxsize=4)
 def _probe(key: str, refresh: bool) -> Machine:
     kept = cache_dir() / f"probe-{key}.json"
@@ -70,6 +95,9 @@ def _probe(key: str, refresh: bool) -> Machine:
         except (OSError, ValueError, TypeError):
             pass
     machine = _ask_child()
+    if machine.isa == UNKNOWN:
+        # The child told nothing: it was too slow on a busy machine, or could not start. The next run asks again.
+        return machine
     # A cache that cannot be written costs three seconds a run, no more.
     with contextlib.suppress(OSError):
         write_atomic(kept, json.dumps(asdict(machine)).encode())
@@ -103,8 +131,8 @@ def _ask_child(families: tuple[str, ...] = tuple(FAMILIES)) -> Machine:
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return Machine("unknown", False, None, {name: f"the probe failed: {type(error).__name__}" for name in names})
-    about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": "unknown", "vnni": False})
+        return Machine(UNKNOWN, False, None, {name: f"the probe failed: {type(error).__name__}" for name in names})
+    about: dict[str, Any] = next((f for f in found if "isa" in f), {"isa": UNKNOWN, "vnni": False})
     results = {f["kernel"]: f["error"] for f in found if "kernel" in f}
     crash = f"crashed the probe (exit code {done.returncode})"
     kernels = {name: results.get(name, crash) for name in names}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.models.registry import Stem
-from engine.paths import cache_dir
+from engine.models.size import notes
+from engine.paths import cache_dir, matching
 
 
 def cached_weights(model: str, data: str) -> Path:
@@ -25,7 +26,7 @@ def cached_weights(model: str, data: str) -> Path:
 def cached_for(model: str) -> Iterator[tuple[str, Path]]:
     """The data's name and the file of all weights of ``model`` that are kept."""
     start = f"{_plain(model)}-"
-    for path in sorted(_folder().glob(f"{start}*.safetensors")):
+    for path in matching(_folder(), start, ".safetensors"):
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             found = (str(about["model"]), str(about["data"]))
@@ -36,12 +37,9 @@ def cached_for(model: str) -> Iterator[tuple[str, Path]]:
 
 
 def recorded_stem(weights: Path) -> Stem | None:
-    """The stem that a record beside ``weights`` names, or None."""
-    try:
-        stem = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["stem"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return stem if stem in ("small", "imagenet") else None
+    """The stem that a weights file says it was trained with, or None."""
+    stem = notes(weights).get("stem")
+    return "small" if stem == "small" else "imagenet" if stem == "imagenet" else None
 
 
 def _folder() -> Path:

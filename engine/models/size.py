@@ -1,4 +1,4 @@
-"""How large a model is, read from the header of its weights file: no tensor is loaded. Torch-free."""
+"""What the header of a weights file says: how large the model is, and its notes. No tensor is loaded. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _LARGEST_HEADER = 100_000_000
+_NOTES = "__metadata__"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -22,12 +24,24 @@ class Size:
 def file_size(path: Path) -> Size | None:
     """The size of a safetensors file; None for what is no such file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= _LARGEST_HEADER:
-                return None
-            header = json.loads(file.read(length))
-        shapes = [v["shape"] for k, v in header.items() if k != "__metadata__" and k.rpartition(".")[2] not in _STATISTICS]
+        shapes = [v["shape"] for k, v in _header(path).items() if k != _NOTES and k.rpartition(".")[2] not in _STATISTICS]
         return Size(sum(math.prod(shape) for shape in shapes), path.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def notes(path: Path) -> dict[str, str]:
+    """What a safetensors file was given as metadata; empty for what is no such file."""
+    try:
+        return {str(key): str(value) for key, value in _header(path).get(_NOTES, {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= _LARGEST_HEADER:
+            raise ValueError(f"{path} has a header of {length} bytes")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return header

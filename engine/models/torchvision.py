@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.paths import matching
 from engine.transform import MEAN, STD, Interpolation, Transform, Triple
 
 HALF: Triple = (0.5, 0.5, 0.5)
@@ -71,7 +72,7 @@ class Published:
 
     def cached(self) -> Path | None:
         """The file of these weights in torch hub's cache, or None."""
-        for path in sorted(checkpoints().glob(f"{self.file}-*.pth")):
+        for path in matching(checkpoints(), f"{self.file}-", ".pth"):
             # Other weights of the same network differ in the hash at the end of the name, and by some bytes.
             if abs(path.stat().st_size / _MIB - self.mib) < 0.0011:
                 return path

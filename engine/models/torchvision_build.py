@@ -6,7 +6,7 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -46,6 +46,16 @@ def build(published: Published, classes: int, side: int, small: bool) -> nn.Modu
             raise UsageError(f"{published.name} has no stem for small images: leave --stem out, or use a ResNet")
         _shrink_stem(model, published.family)
     return model
+
+
+# The first convolution where the small stem has another one; elsewhere the two differ in their stride alone.
+_FIRST = {**dict.fromkeys(("resnet", "resnext", "wide_resnet"), "conv1"), "googlenet": "conv1.conv", "densenet": "features.conv0"}
+
+
+def stem_of(published: Published, state: Mapping[str, Tensor]) -> Literal["small", "imagenet"] | None:
+    """The stem that weights (names to tensors) belong to, None where their shapes do not tell."""
+    weight = state.get(f"{_FIRST.get(published.family)}.weight")
+    return None if weight is None or weight.dim() != 4 else "small" if weight.shape[-1] == 3 else "imagenet"
 
 
 def _shrink_stem(model: Any, family: str) -> None:

@@ -51,6 +51,12 @@ def _looks_like_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
+def _looks_like_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head == b"PK" or head[:1] == b"\x80"
+
+
 def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -67,6 +73,8 @@ def _torch(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch asks for a bug report where a file is not its own.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _looks_like_pickle(path):
+            raise EngineError(f"{path} is no PyTorch file: give the .safetensors, .pt or .pth file of the fp32 model") from error
         raise EngineError(
             f"{path} holds more than weights and was not opened, so that it cannot run code: save its state_dict() alone"
         ) from error
@@ -80,8 +88,12 @@ def _torch(path: Path) -> dict[str, Any]:
 def load_into(model: nn.Module, path: Path, name: str, data: str = "the data") -> None:
     """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not
     finite; ``data`` is what the model's head was made for."""
+    load_state(model, read_state(path, model.state_dict()), path, name, data)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, data: str) -> None:
+    """``load_into`` for the tensors that ``read_state`` found in ``path``."""
     own = model.state_dict()
-    state = read_state(path, own)
     # Published files carry the heads that only training used.
     extra_heads = [k for k in state if k not in own and k.startswith(AUXILIARY_HEADS)]
     fill(model, {k: v for k, v in state.items() if k not in extra_heads}, str(path), name, data)
@@ -101,6 +113,13 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], place: str, name: str, d
         raise EngineError(
             f"{place} is for {_first(given)} classes and {data} has {_first(wanted)}: {shapes[0]}: give weights of that class count, "
             f"or train them with `qtui train`"
+        )
+    first = next((k for k, v in own.items() if v.dim() == 4), "")
+    if not missing and not extra and other == [first] and state[first].dim() == 4 and state[first].shape[2:] == own[first].shape[2:]:
+        channels, images = (int(tensors[first].shape[1]) for tensors in (state, own))
+        raise EngineError(
+            f"{place} takes images of {channels} channel{'s' * (channels != 1)} and {data} has {images}: {shapes[0]}: "
+            f"give weights for {images} channels"
         )
     if missing or extra or shapes:
         parts = [_some("missing", missing), _some("not in the model", extra), _some("other shapes", shapes)]

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from engine.graph.memory import as_it_lies
+
 BINS = 2048
+_PIECE = 2**17
 
 
 class Histogram:
@@ -23,19 +26,24 @@ class Histogram:
         self.low, self.high = math.inf, -math.inf
 
     def update(self, x: Tensor) -> None:
-        low, high = (v.item() for v in torch.aminmax(x))
+        low, high = extremes(x)
         # NaN stays, so that it is seen at the end.
         self.low, self.high = (math.nan, math.nan) if math.isnan(low) else (min(self.low, low), max(self.high, high))
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return
         self._cover()
-        # histc drops what lies outside its range; the outermost bins reach past every value by construction.
-        start, stop = self.first * self.width, (self.first + BINS) * self.width
-        x = x.detach().float()
-        if max(-start, stop) > 1e34:
-            # Their products with the number of bins would be infinite in float32.
-            x, start, stop = x * 2.0**-32, start * 2.0**-32, stop * 2.0**-32
-        self.counts += torch.histc(x, BINS, start, stop).to("cpu", torch.float64)
+        self.counts += self._count(as_it_lies(x.detach())).to("cpu", torch.float64)
+
+    def _count(self, x: Tensor) -> Tensor:
+        """(BINS,) counts of 1-d values that are all covered."""
+        counts = torch.zeros(BINS, dtype=torch.int64, device=x.device)
+        # In pieces that stay in the cache; the width is a power of two, so that no rounding moves a value to another bin.
+        size = _PIECE if x.device.type == "cpu" else len(x)
+        for start in range(0, len(x), size):
+            counts += torch.bincount(
+                x[start : start + size].float().mul(1 / self.width).floor_().sub_(self.first).to(torch.int16), minlength=BINS
+            )
+        return counts
 
     def _cover(self) -> None:
         if self.width == 0.0:
@@ -80,3 +88,9 @@ class Histogram:
     def centres(self) -> Tensor:
         """(BINS,) float64."""
         return (torch.arange(BINS, dtype=torch.float64) + self.first + 0.5) * self.width
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """The least and the greatest value; NaN for both where there is one. ``x`` is not empty."""
+    low, high = torch.aminmax(as_it_lies(x))
+    return low.item(), high.item()

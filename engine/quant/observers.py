@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.quant.histogram import Histogram
+from engine.quant.histogram import Histogram, extremes
 from engine.spec import ActivationSpec
 
 
 class RangeObserver(ABC):
     """``update`` takes a float tensor of any shape; ``range`` gives (low, high) for that many bits.
 
-    ``histogram`` is None for an observer that counts nothing; ``quick`` says that ``range`` costs little beside a batch.
+    ``histogram`` is None for an observer that counts nothing; ``quick`` says that ``range`` costs little beside a batch;
+    ``batchwise`` that it matters which values come in one ``update``: it is to see all those of a batch.
     """
 
     histogram: Histogram | None = None
     quick: ClassVar[bool] = True
+    batchwise: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, x: Tensor) -> None: ...
@@ -43,8 +45,8 @@ class MinMax(RangeObserver):
         self.low, self.high = math.inf, -math.inf
 
     def update(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
-        self.low, self.high = _min(self.low, low.item()), _max(self.high, high.item())
+        low, high = extremes(x)
+        self.low, self.high = _min(self.low, low), _max(self.high, high)
 
     def range(self, bits: int) -> tuple[float, float]:
         return self.low, self.high
@@ -58,6 +60,7 @@ class MovingAverage(RangeObserver):
     """An exponential average of each batch's extremes (Jacob et al. 2018, arXiv:1712.05877, section 3.1)."""
 
     momentum = 0.1
+    batchwise = True
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
@@ -65,7 +68,7 @@ class MovingAverage(RangeObserver):
         self.fresh = True
 
     def update(self, x: Tensor) -> None:
-        low, high = (v.item() for v in torch.aminmax(x))
+        low, high = extremes(x)
         self.lowest, self.highest = _min(self.lowest, low), _max(self.highest, high)
         fresh, self.fresh = self.fresh, False
         self.low = low if fresh else self.low + self.momentum * (low - self.low)

@@ -16,6 +16,7 @@ from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
 from engine.possible import NO_KERNEL, NOT_FOLDED, possible
 from engine.presets import PRESETS
+from engine.quant.pace import Pace, stored
 from engine.quant.proposal import propose
 from engine.spec import FP32, LayerSpec, Rule
 
@@ -38,11 +39,12 @@ def plan(
     preset: str = "default",
     rules: Sequence[Rule] = (),
     time_share: Mapping[str, float] | None = None,
+    paces: Mapping[str, Pace] | None = None,
 ) -> Plan:
     """Resolve ``rules``, then ``preset``, on every layer of ``gm`` that holds parameters.
 
-    ``time_share`` maps node names to their part (0..1) of the fp32 time. A rule that matches nothing gives a warning. The
-    rows do not know their ``kernel``: that takes the layout of the whole plan.
+    ``time_share`` maps node names to their part (0..1) of the fp32 time, ``paces`` layers to their speed
+    here. A rule that matches nothing gives a warning. The rows do not know their ``kernel``: that takes the layout of the whole plan.
     """
     nodes = _first_calls(gm)
     quantizable = [path for path, node in nodes.items() if kind(node) in ("conv", "linear")]
@@ -66,19 +68,26 @@ def plan(
             obstacle = _no_kernel(path, module, refused)
         else:
             proposed, proposed_why = propose(path, node, module, quantizable, params / total, share)
-            obstacle = _obstacle(module)
+            obstacle = why_not(module)
+        pace = (paces or {}).get(path, Pace())
+        if pace.stored and proposed.weights:
+            proposed, proposed_why = stored(proposed), pace.why
+        else:
+            proposed_why = _joined(proposed_why, pace.why)
         if index is not None:
-            spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
+            why = _joined(f"the recipe's rule {rules[index].match!r} asks for it", pace.fact)
+            spec, rule = rules[index].spec, f"rule {rules[index].match}"
         elif path not in quantizable:
             spec, rule, why = FP32, "kind", ""
         elif preset == "default":
             spec, rule, why = proposed, "proposal", proposed_why
         else:
-            spec, rule, why = PRESETS[preset], f"preset {preset}", f"preset {preset}"
+            spec, rule, why = PRESETS[preset], f"preset {preset}", _joined(f"preset {preset}", pace.fact)
         actual, limit = (FP32, obstacle) if obstacle else possible(spec, machine.activation_bits)
         layers[path] = LayerRow(
             path, type(module).__name__, node.name, params, _weight_shape(module), spec, actual, proposed, rule,
-            "; ".join(filter(None, (why, limit))), proposed_why or obstacle or "", share, "", obstacle is None, obstacle,
+            _joined(why, limit), proposed_why or obstacle or "", share, "", obstacle is None, obstacle,
+            pace.int8_ms, pace.fp32_ms,
         )  # fmt: skip
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     return Plan(tuple(layers.values()), tuple(_unused(rule, rules) for rule in unused))
@@ -125,7 +134,11 @@ def _unused(rule: Rule, rules: Sequence[Rule]) -> str:
     return f"{where}rule {rule.match!r} matches no layer" + (" that an earlier rule has not taken" if shadowed else "")
 
 
-def _obstacle(module: nn.Module) -> str | None:
+def _joined(*parts: str | None) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def why_not(module: nn.Module) -> str | None:
     """Why a convolution or linear layer cannot be quantized at all, whatever is asked."""
     if any(p.dtype != torch.float32 for p in module.parameters()):
         return f"its parameters are {next(module.parameters()).dtype}, not float32"

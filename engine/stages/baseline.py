@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.events import Event, Notice, StageFinished, StageStarted
+from engine.graph.kinds import BATCH_NORMS
 from engine.graph.memory import channels_last
 from engine.models.registry import ModelEntry, Stem
 from engine.models.weights_file import restore
@@ -26,10 +28,12 @@ DEFAULTS = {"digits": Schedule(epochs=20, batch=32, lr=0.02), "cifar10": Schedul
 OTHERWISE = Schedule(epochs=20, batch=64, lr=0.02)
 
 
-# Deeper networks learn the same in fewer epochs, at a rate that their normalization bears.
+# Deeper networks, at a rate that their normalization bears.
 PUBLISHED = {
-    "digits": Schedule(epochs=5, batch=32, lr=0.02, mixed=True), "cifar10": Schedule(epochs=60, batch=128, lr=0.1, mixed=True),
+    "digits": Schedule(epochs=10, batch=32, lr=0.02, mixed=True), "cifar10": Schedule(epochs=60, batch=128, lr=0.1, mixed=True),
 }  # fmt: skip
+# Scans of 8×8 pixels, enlarged fourfold: the published stem brings them back to that, at an eighth of the arithmetic.
+ENLARGED = ("digits",)
 
 
 def schedule_for(data: str, entry: ModelEntry | None = None) -> Schedule:
@@ -37,6 +41,17 @@ def schedule_for(data: str, entry: ModelEntry | None = None) -> Schedule:
     if entry is not None and entry.published is not None:
         return PUBLISHED.get(data, Schedule(epochs=20, batch=64, lr=0.02, mixed=True))
     return DEFAULTS.get(data, OTHERWISE)
+
+
+# What torch takes by itself. Some published networks ask for 0.0003: statistics that follow over weeks of training.
+LEAST_MOMENTUM = 0.1
+
+
+def _hasten(model: nn.Module) -> None:
+    """Let running statistics follow within some hundred steps."""
+    for module in model.modules():
+        if isinstance(module, BATCH_NORMS) and module.momentum is not None:
+            module.momentum = max(module.momentum, LEAST_MOMENTUM)
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,10 @@ def train_baseline(
     start = time.perf_counter()
     torch.manual_seed(schedule.seed)
     side = data.shape[1]
-    begins = entry.stem(stem, side)
+    begins = entry.stem("imagenet" if stem == "auto" and data.name in ENLARGED else stem, side)
     model = entry.build(len(data.classes), side, begins)
     check(model.eval(), first_images(data), data, entry.name)
+    _hasten(model)
     model = channels_last(model, device)
     told: dict[str, Any] = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
     identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
@@ -83,7 +99,7 @@ def train_baseline(
         "test_images": data.count("test"), "torch": torch.__version__.split("+")[0], "seconds": round(time.perf_counter() - start, 1),
         "threads": torch.get_num_threads(), "precision": precision(schedule, device) or "float32", **told,
     }  # fmt: skip
-    save(out, to_safetensors(state))
+    save(out, to_safetensors(state, metadata=told or None))
     save(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
     yield Notice(f"best epoch {fitted.epoch}: {fitted.value:.2%} on validation, {test:.2%} on the {data.count('test'):,} test images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Generator, Mapping
 
 from torch import fx
@@ -18,6 +19,7 @@ from engine.quant.observe import Observed
 from engine.quant.ranges import Watch
 from engine.ticker import Every, Ticker
 
+_CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time
 _LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
 
 
@@ -29,7 +31,7 @@ def calibrate(
     if total == 0:
         raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
     graph = channels_last(copy.deepcopy(gm), device)
-    observed = Observed(graph, layout, counting=attended)
+    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch)
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)
     ticker = Ticker("calibrate", total, "img", clock=stop.clock)
@@ -45,3 +47,10 @@ def calibrate(
     if watch:
         yield Ranges(watch.seen, total, watch.last(grids), final=True)
     return grids
+
+
+def cached(gm: fx.GraphModule) -> int:
+    """How many images to take at a time, so that the largest of their values is still in the cache where the next layer, or an
+    observer, reads it."""
+    sizes = [math.prod(size or 1 for size in node.meta["shape"]) for node in gm.graph.nodes if "shape" in node.meta]
+    return max(_CACHED // (4 * max(sizes, default=1)), 1)

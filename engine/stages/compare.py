@@ -46,9 +46,11 @@ def _show(score: tuple[float, float], threshold: Threshold) -> str:
 
 
 def verdict(
-    which: str, seen: Measurement, entry: Mapping[str, Any], size_before: int, threshold: Threshold, trained: str | None
-) -> dict[str, Any]:
-    """Contract 2's ``verdict``; ``which`` is the better of ``ptq`` and ``qat``, ``trained`` what came of QAT."""
+    which: str, seen: Measurement, entry: Mapping[str, Any], size_before: int, threshold: Threshold, trained: str | None,
+    device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """Contract 2's ``verdict``; ``which`` is the better of ``ptq`` and ``qat``, ``trained`` what came of QAT. ``device`` is where
+    the run calibrated and trained: figures are the processor's all the same."""
     met = seen.met(threshold, "test")
     drop = seen.test_baseline.value - seen.test.value
     side = "the same as fp32" if abs(drop) < 5e-5 else f"{100 * abs(drop):.2f} points {'under' if drop > 0 else 'over'} fp32"
@@ -57,6 +59,8 @@ def verdict(
     pace = (
         f"{times(speed['batch_1'], 'faster', 'slower')} at batch 1, {times(speed[f'batch_{BATCH}'], 'faster', 'slower')} at batch {BATCH}"
     )
+    if device != "cpu":
+        pace += " on the processor"
     if entry["simulated"]:
         pace = "simulated, so no speed is claimed"
     facts = f"{seen.test.value:.2%} on the test split (±{100 * seen.test.interval:.1f}), {side}; {size}; {pace}"

@@ -40,7 +40,7 @@ def export(
     of ``model``."""
     names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
     where.expect(file for name in names for file in FORMATS[name].files)
-    given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.isa, recipe.model)
+    given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.instructions, recipe.model)
     test = Comparison(loaded.data, recipe.data.batch, recipe.data.limit, fp32)
     entries: list[dict[str, Any]] = []
     runners = yield from exports(names, given, where.path, test, stop, entries)

@@ -17,6 +17,7 @@ from engine.graph.memory import channels_last
 from engine.stages.trace import TracedModel, graph_rows, graph_table
 
 _SECONDS = 0.4
+_IMAGES = 2  # Each pair's change is one of rounding: more images tell no more.
 
 
 def analyze(gm: fx.GraphModule) -> Generator[Event, None, tuple[Pair, ...]]:
@@ -46,9 +47,9 @@ def fuse(
     traced: TracedModel, example: Tensor, pairs: tuple[Pair, ...], later: Collection[str] = (), timed: StopToken | None = None
 ) -> Generator[Event, None, tuple[fx.GraphModule, tuple[Pair, ...], float]]:
     """The graph with every foldable pair folded but those of the normalizations in ``later``, the pairs with their deltas,
-    and the largest change of the output. With ``timed`` both graphs are timed, which it can stop."""
+    and the largest change of the output, on the first images of ``example``. With ``timed`` both graphs are timed, which it can stop."""
     gm = traced.graph
-    fused, measured, change = fold(gm, example, [pair for pair in pairs if pair.bn not in later])
+    fused, measured, change = fold(gm, example[:_IMAGES], [pair for pair in pairs if pair.bn not in later])
     measured = tuple(next((done for done in measured if done.bn_node == pair.bn_node), pair) for pair in pairs)
     yield graph_table("graph-fused", "Graph after folding", fused)
     yield graph_rows("fused", fused, traced.time_share)

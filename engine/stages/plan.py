@@ -13,8 +13,10 @@ from engine.graph.kinds import module_of
 from engine.kernels.base import IntegerLayer, Kernel, geometry
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
+from engine.possible import pace
 from engine.quant.layout import Layout, Unit, arrange
 from engine.quant.numerics import QParams
+from engine.quant.pace import Pace
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as make_plan
 from engine.recipe import Recipe
@@ -22,29 +24,40 @@ from engine.recipe import Recipe
 
 def plan(
     gm: fx.GraphModule, machine: Machine, kernels: Sequence[Kernel], recipe: Recipe, time_share: Mapping[str, float], fp32_bytes: int,
-    again: bool = False,
+    again: bool = False, paces: Mapping[str, Pace] | None = None,
 ) -> Generator[Event, None, tuple[Plan, Layout]]:  # fmt: skip
     """The plan of ``gm`` and its layout. ``kernels`` are tried in order; ``fp32_bytes`` is the size of the folded fp32 model
-    as a file. ``again`` leaves out what was said of the machine before."""
-    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share)
+    as a file. ``again`` leaves out what was said of the machine before. ``paces`` are what ``timing`` found."""
+    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share, paces)
     layout = arrange(gm, made.specs())
     labels = _labels(gm, layout, kernels)
     made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))
-    for text in (*made.warnings, *(() if again else _about(machine, recipe))):
+    known = {layer.path for layer in made.layers if layer.editable}
+    unknown = [f"slower: {name} is no layer that can be quantized" for name in recipe.slower or () if name not in known]
+    for text in (*made.warnings, *unknown, *(() if again else _about(machine))):
         yield Notice(text, "warning")
-    rows = tuple((layer.path, layer.kind, str(layer.actual), layer.why) for layer in made.layers)
-    yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "why"), rows)
+    rows = tuple((layer.path, layer.kind, str(layer.actual), pace(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers)
+    yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)
     yield Planned(made.layers, recipe.preset, machine.activation_bits, fp32_bytes)
     return made, layout
 
 
-def _about(machine: Machine, recipe: Recipe) -> list[str]:
+def _about(machine: Machine) -> list[str]:
     said = [why_simulated(machine)]
     if machine.saturates:
         said.append(f"{machine.isa} has no VNNI: sums of 8-bit products saturate here, activations use 7 bits")
-    if recipe.isa and recipe.isa != machine.isa:
-        said.append(f"the recipe was made on {recipe.isa}, this machine has {machine.isa}: the numbers can differ")
     return [text for text in said if text]
+
+
+def about_device(device: str, kernels: Sequence[Kernel]) -> Generator[Event, None, None]:
+    """What a GPU does in a run, and what it does not: torch has no integer convolution for one."""
+    if device == "cpu":
+        return
+    where = "simulated on the processor" if all(kernel.simulated for kernel in kernels) else "measured on the processor's integer kernels"
+    yield Notice(
+        f"{device} calibrates and trains; the quantized model is {where}, since torch has no integer convolution for a GPU: "
+        "there it runs as one of its exports"
+    )
 
 
 def stored_label(bits: int) -> str:

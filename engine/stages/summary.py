@@ -53,6 +53,7 @@ def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, A
         "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
         "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
         **({"stem": loaded.stem} if loaded.stem else {}),
+        **({"measured_on": "cpu"} if loaded.device != "cpu" else {}),
     }  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: Quantiz
         "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
         "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
         **_noise(sqnr.get(unit) if unit else None), "params": layer.params, "time_share": round(layer.time_share, 4),
+        "speedup": {"int8_ms": layer.int8_ms, "fp32_ms": layer.fp32_ms} if layer.int8_ms else None,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, fx, nn
 
 from engine.errors import EngineError
-from engine.evaluation import time_shares
+from engine.evaluation import Profile, profile
 from engine.events import Event, Graph, Notice, Table
 from engine.graph import table
 from engine.graph.kinds import kind
@@ -19,16 +19,22 @@ from engine.graph.trace import trace as trace_graph
 from engine.quant.calls import function_name
 
 LAYERS = ("conv", "conv_transpose", "linear")
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class TracedModel:
-    """``time_share`` maps node names to their part (0..1) of the fp32 time for one image."""
+    """``profile`` is that of one image in fp32."""
 
     graph: fx.GraphModule
     untraced: tuple[UntracedModule, ...]
     max_abs_delta: float
-    time_share: dict[str, float]
+    profile: Profile
+
+    @property
+    def time_share(self) -> dict[str, float]:
+        """Node names to their part (0..1) of the fp32 time for one image."""
+        return self.profile.shares
 
 
 def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
@@ -45,10 +51,10 @@ def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedMod
             function_name(node)
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
-    shares = time_shares(traced.module, example[:1])
+    found = profile(traced.module, example[:1], _ROUNDS)
     yield graph_table("graph", "Graph", traced.module)
-    yield graph_rows("traced", traced.module, shares)
-    return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, shares)
+    yield graph_rows("traced", traced.module, found.shares)
+    return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, found)
 
 
 def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:

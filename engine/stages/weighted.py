@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.base import Data
@@ -13,7 +15,7 @@ from engine.errors import EngineError, UsageError
 from engine.models import custom
 from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ModelEntry, Stem, find
-from engine.models.weights_file import fill, load_into
+from engine.models.weights_file import fill, load_into, load_state, read_state
 from engine.recipe import Recipe
 from engine.stages.fitting import fits
 
@@ -43,7 +45,8 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     fits(entry, data)
-    packaged, kept = entry.weights_for(data.name), cached_weights(entry.name, recipe.data.name)
+    known = data_registry.known_as(recipe.data.name)
+    packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)
     file, words = None, "from torchvision"
     if recipe.weights:
         file, words = Path(recipe.weights), f"from {recipe.weights}"
@@ -52,29 +55,42 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     elif kept.is_file():
         file, words = kept, "from the cache"
     elif not (entry.published and data_registry.is_imagenet(data.classes)):
-        train = _train(entry, recipe)
-        raise EngineError(f"{entry.name} has no weights for {data.name} in the package: give --weights FILE or run `{train}`")
+        raise EngineError(f"{entry.name} has no weights for {data.name} in the package: {_named(data)}{_advice(entry, recipe)}")
     side = data.shape[1]
-    stem = _stem(entry, recipe, file, side)
+    state = None if file is None else read_state(file)
+    stem = entry.stem(_stem(entry, recipe, file, state), side)
     model = entry.build(len(data.classes), side, stem)
-    if file is not None:
-        load_into(model, file, entry.name, data.name)
+    if file is not None and state is not None:
+        load_state(model, state, file, entry.name, data.name)
     else:
         assert entry.published is not None
         from engine.models.torchvision_build import published_state
 
-        state = published_state(entry.published, f"give --weights FILE or run `{_train(entry, recipe)}`")
-        fill(model, state, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
+        published = published_state(entry.published, _advice(entry, recipe))
+        fill(model, published, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
     return model, words, stem if entry.published and entry.published.has_small_stem else None
 
 
-def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, side: int) -> Stem:
-    asked = recipe.stem
-    trained = recorded_stem(file) if file else "imagenet"
+def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
+    """The stem that the weights were trained with, where they tell; else the one that is asked for, or the published one."""
+    from engine.models.torchvision_build import stem_of
+
+    asked: Stem = recipe.stem
+    trained: Stem | None = "imagenet"
+    if file is not None and state is not None:
+        trained = recorded_stem(file) or (stem_of(entry.published, state) if entry.published else None)
     if trained and asked not in ("auto", trained):
         raise EngineError(f"{file or entry.name} was trained with the stem {trained!r}, not {asked!r}: leave stem out, or train anew")
-    return entry.stem(trained or asked, side)
+    return trained or ("imagenet" if asked == "auto" else asked)
 
 
-def _train(entry: ModelEntry, recipe: Recipe) -> str:
-    return f"qtui train {entry.name} --data {recipe.data.name}"
+def _advice(entry: ModelEntry, recipe: Recipe) -> str:
+    return f"give --weights FILE or run `qtui train {entry.name} --data {shlex.quote(recipe.data.name)}`"
+
+
+def _named(data: Data) -> str:
+    """Why data that could be ImageNet's is not taken for it."""
+    if len(data.classes) != data_registry.IMAGENET_CLASSES:
+        return ""
+    first = ", ".join(data.classes[:2])
+    return f"its folders ({first} …) are not named by WordNet id (n01440764 …) or 000 to 999, in ImageNet's order; "

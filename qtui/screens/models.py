@@ -40,6 +40,7 @@ class ModelsScreen(StageScreen):
         self._given: tuple[str, ...] = ()
         self._set_aside: dict[str, tuple[str, str]] = {}
         self._models: tuple[Model, ...] = ()
+        self._place = catalog.Place("", False)
         self._listed: object = None
         self._busy = False
 
@@ -64,14 +65,16 @@ class ModelsScreen(StageScreen):
         """Read again what there is; files are looked at here and not at every tick."""
         self._listed = state.runs
         self._models = catalog.models(state.runs, self._given, self.choice.data)
+        self._place = catalog.place(self.choice.data)
 
     def _show(self, state: State) -> None:
         bar = self.query_one(FilterBar)
-        models, runs = model_rows(self._models, self.choice.data, bar.text), run_rows(state.runs, bar.text)
+        models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text)
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
         self.query_one("#runs", Grid).empty = "No runs yet: ⏎ on a model begins the first one." if state.listed else ""
         self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
+        self.set_class(state.listed and not state.runs, "-new")
         self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
         self.query_one("#choice", PieceLine).show(self._choice_pieces)
         self._show_training(state)
@@ -133,7 +136,7 @@ class ModelsScreen(StageScreen):
         return next((run for run in self.state.runs if str(run.directory) == directory), None)
 
     def _sentence(self) -> str:
-        return run_sentence(self._run()) if self.on_runs else model_sentence(self._model(), self.choice)
+        return run_sentence(self._run()) if self.on_runs else model_sentence(self._model(), self.choice, self._place)
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         if event.grid.id == "models" and event.key != OWN and event.key != (before := self.choice).model:
@@ -154,7 +157,13 @@ class ModelsScreen(StageScreen):
         self.query_one(FilterBar).open()
 
     def on_filter_bar_changed(self, event: FilterBar.Changed) -> None:
+        models = self.query_one("#models", Grid)
+        before = models.cursor
         self._show(self.state)
+        first = next((row.key for row in models.rows if row.key != OWN), None)
+        if event.text and first is not None and models.cursor != before:
+            # The row under the cursor is gone: what was typed means the first that is left.
+            models.move_to(first)
 
     def do_pane(self) -> None:
         to_runs = not self.on_runs
@@ -171,7 +180,7 @@ class ModelsScreen(StageScreen):
             self._begin(model)
 
     def _begin(self, model: Model) -> None:
-        if model.where(self.choice.data) == "to train" and not self.choice.weights and not self.choice.recipe:
+        if model.where(self._place) == "to train" and not self.choice.weights and not self.choice.recipe:
             self.do_baseline()
             return
         self.qtui.hold = False
@@ -204,7 +213,7 @@ class ModelsScreen(StageScreen):
             self.explain("A baseline is trained for a model of the list: your own comes with its weights, or w gives them")
             return
         data = self.choice.data
-        have = model.where(data)
+        have = model.where(self._place)
         text = (
             f"{model.name} on {short_name(data)}: its weights are {have}."
             if have != "to train"

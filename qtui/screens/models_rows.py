@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qtui import text
-from qtui.catalog import Choice, Model, can_resume, data_name
+from qtui.catalog import Choice, Model, Place, can_resume, place
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.subject import short_name
+from qtui.widgets.filter_bar import matches
 
 if TYPE_CHECKING:
     from engine.language.registry import LanguageEntry
@@ -38,19 +39,20 @@ _STATES = {
 }  # fmt: skip
 
 
-def model_rows(models: Sequence[Model], data: str, wanted: str = "") -> tuple[Row, ...]:
-    """One row a model that holds the text ``wanted``, and one to give one's own before the many of torchvision."""
-    held = [model for model in models if wanted.lower() in f"{model.name} {model.description}".lower()]
+def model_rows(models: Sequence[Model], data: str | Place, wanted: str = "") -> tuple[Row, ...]:
+    """One row a model that the filter ``wanted`` keeps, and one to give one's own before the many of torchvision."""
+    here = place(data)
+    held = [model for model in models if matches(wanted, (model.name, model.description))]
     own = Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim")
     return (
-        *(_model(model, data) for model in held if model.published is None), own,
-        *(_model(model, data) for model in held if model.published is not None),
+        *(_model(model, here) for model in held if model.published is None), own,
+        *(_model(model, here) for model in held if model.published is not None),
     )  # fmt: skip
 
 
-def _model(model: Model, data: str) -> Row:
-    value = model.accuracy.get(data_name(data))
-    where = model.where(data)
+def _model(model: Model, here: Place) -> Row:
+    value = model.accuracy.get(here.name)
+    where = model.where(here)
     missing = where.startswith("to ")
     return Row(model.name, (
         short_name(model.name) if model.own else model.name,
@@ -81,7 +83,7 @@ def _input(model: Model) -> str:
 
 def run_rows(runs: Sequence[RunSummary], wanted: str = "") -> tuple[Row, ...]:
     """One row a run, newest first; its key is the folder."""
-    return tuple(_run(run) for run in runs if wanted.lower() in f"{run.model} {run.data} {run.directory.name} {run.text}".lower())
+    return tuple(_run(run) for run in runs if matches(wanted, (run.model, run.data, run.directory.name, run.text)))
 
 
 def _run(run: RunSummary) -> Row:
@@ -104,8 +106,8 @@ def _value(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def model_sentence(model: Model | None, choice: Choice) -> str:
-    """About the model under the cursor, and what a key would do."""
+def model_sentence(model: Model | None, choice: Choice, here: Place | None = None) -> str:
+    """About the model under the cursor, and what a key would do; ``here`` is the choice's data as it was looked at."""
     if model is None:
         return "Your own model: a callable without arguments that returns an nn.Module. ⏎ asks for it, as file.py:factory."
     data = short_name(choice.data)
@@ -117,9 +119,10 @@ def model_sentence(model: Model | None, choice: Choice) -> str:
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
     if model.language is not None:
         return _language_sentence(model.language)
-    if model.where(choice.data) == "to train" and not choice.weights:
+    where = model.where(here or choice.data)
+    if where == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
-    if model.where(choice.data) == "to download" and not choice.weights and model.published:
+    if where == "to download" and not choice.weights and model.published:
         size = text.size(model.published.bytes)
         return f"{_sentence(model.description)} n downloads torchvision's weights ({size}), checks them, and shows the graph."
     if model.packaged and choice.data == "digits":

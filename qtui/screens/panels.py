@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Group
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from qtui import actions
+from qtui.machine_words import sections
 from qtui.messages import Problem
 from qtui.screens.dialogs import Confirm, Reading
 from qtui.state import Stage, State
 from qtui.subject import TITLES
+from qtui.text import plain
 
 _ABOUT: dict[Stage, str] = {
     "model": "Choose a model, its data and weights; or reopen and resume what was done before.",
@@ -47,6 +52,18 @@ def help_panel(stage: Stage, state: State, dim: Style) -> Reading:
     for keys, what in _LISTS:
         table.add_row(Text(keys, "bold"), what)
     return Reading(f"help ─ {TITLES[stage]}", Group(Text(_ABOUT[stage]), table), hint="↑↓ scroll   esc back")
+
+
+def machine_panel(found: Mapping[str, Any]) -> Reading:
+    """What ``qtui doctor`` prints."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for title, lines in sections(found):
+        table.add_row(Text(f"\n{title}" if table.row_count else title, "bold"), "")
+        for name, value in lines:
+            table.add_row(Text(plain(name)), Text(plain(value)))
+    return Reading("this machine", table, hint="↑↓ scroll   esc back")
 
 
 def problem_panel(problem: Problem) -> Reading:

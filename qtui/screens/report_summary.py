@@ -28,7 +28,9 @@ def summary(run: Run) -> str:
     if kept:
         lines += [f"In fp32: {'; '.join(kept)}.", ""]
     environment = run.environment
-    about = [str(environment[key]) for key in ("device", "isa") if environment.get(key)]
+    # A GPU calibrates and trains; figures are the processor's.
+    device = environment.get("measured_on") or environment.get("device")
+    about = [str(part) for part in (device, environment.get("isa")) if part]
     about += [f"torch {environment['torch']}"] if environment.get("torch") else []
     return text.plain("\n".join([*lines, f"Measured on {', '.join(about)}; run in `{run.directory}`.", ""]))
 

@@ -7,7 +7,7 @@ from textual.containers import Vertical
 
 from qtui.draft import Draft
 from qtui.screens import strategy_words as words
-from qtui.screens.strategy_rows import columns, rows
+from qtui.screens.strategy_rows import columns, is_timed, rows
 from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
 from qtui.state import State
 from qtui.subject import short_name
@@ -73,7 +73,7 @@ class StrategyPane(Vertical):
         shut = self._shut if kept is None else frozenset[str]()
         nested = any(entry.module for entry in lines[1:])
         self.grid.empty = f"No layer holds “{text}”.\nEsc shows all." if text else _EMPTY
-        self.grid.show(columns(width, figures), rows(draft, self._shown, shut, figures, width, nested))
+        self.grid.show(columns(width, figures, is_timed(draft)), rows(draft, self._shown, shut, figures, width, nested))
         found = ""
         if kept is not None:
             self.bar.count(len(kept), count)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.events import LayerRow
+from engine.possible import pace
 from engine.spec import ActivationSpec, LayerSpec, WeightSpec
 from qtui import text
 from qtui.draft import Draft
@@ -24,8 +25,9 @@ _PLAIN = "plain"
 _OBSERVERS = {"moving-average": "moving avg", "histogram-mse": "hist. mse"}
 
 
-def columns(width: int, figures: Figures) -> tuple[Column, ...]:
-    """The columns for a window of ``width``; what does not fit is dropped, the least telling first."""
+def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, ...]:
+    """The columns for a window of ``width``; what does not fit is dropped, the least telling first. ``timed`` is whether layers
+    were timed alone: a narrow window then tells of the slower ones where it says what they run on."""
     narrow = width < _NARROW
     shown = [
         Column("name", "layer", min=14 if width < 60 else 20, grow=1, priority=100),
@@ -42,6 +44,8 @@ def columns(width: int, figures: Figures) -> tuple[Column, ...]:
         shown.append(Column("sqnr", "SQNR dB", align="right", priority=70))
         if width >= _WIDE:
             shown.append(Column("own", "own dB", align="right", priority=20))
+    if timed and width >= _WIDE:
+        shown.append(Column("alone", "int8 alone", align="right", priority=45))
     return (*shown, Column("kernel", "runs on", priority=40))
 
 
@@ -49,7 +53,7 @@ def rows(
     draft: Draft, entries: Iterable[Entry], closed: Collection[str], figures: Figures, width: int, nested: bool = True
 ) -> tuple[Row, ...]:
     """A row for each line of the tree. ``nested`` keeps room for the sign of modules before layers."""
-    keys = [column.key for column in columns(width, figures)]
+    keys = [column.key for column in columns(width, figures, is_timed(draft))]
     total = sum(row.params for row in draft.plan.layers) or 1
     found = []
     for entry in entries:
@@ -63,6 +67,10 @@ def rows(
         ordered = tuple(_rolled(cells[key], role) for key in keys)
         found.append(Row(entry.key, ordered, "change" if glyph else role, entry.depth, glyph=glyph or " "))
     return tuple(found)
+
+
+def is_timed(draft: Draft) -> bool:
+    return any(row.int8_ms is not None for row in draft.plan.layers)
 
 
 def _marked(draft: Draft, entry: Entry) -> bool:
@@ -89,7 +97,8 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         "time": _share(row.time_share, width),
         "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
         "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
-        "weights": NONE, "activations": NONE, "observer": NONE, "kernel": runs_on(draft, row),
+        "weights": NONE, "activations": NONE, "observer": NONE, "kernel": _kernel_cell(draft, row, width),
+        "alone": Cell(pace(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
     }  # fmt: skip
     if wanted is None:
         return cells, "dim"
@@ -126,7 +135,20 @@ def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: i
         "sqnr": Cell(_lowest(figured, "sqnr_db") if closed else "", "dim"),
         "own": Cell(_lowest(figured, "own_sqnr_db") if closed else "", "dim"),
         "kernel": Cell(_alike(runs_on(draft, row) for row in inside) if closed else "", "dim"),
+        "alone": Cell(_slower(inside) if closed else "", "dim"),
     }
+
+
+def _kernel_cell(draft: Draft, row: LayerRow, width: int) -> str | Cell:
+    spec = draft.actual(row.path)[0]
+    if width < _WIDE and row.slower and spec.weights and spec.activations:
+        return Cell("int8 slower", "harm")
+    return runs_on(draft, row)
+
+
+def _slower(inside: Sequence[LayerRow]) -> str:
+    count = sum(row.slower for row in inside)
+    return f"{count} slower" if count else ""
 
 
 def _alike(texts: Iterable[str]) -> str:

@@ -111,7 +111,8 @@ def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
     if wanted == row.proposed:
         return f"{row.path}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
     changes = [f"{_named(name, wanted)} instead of {_field(name, row.proposed)}" for name in _changed(wanted, row.proposed)]
-    return f"{row.path}: {', '.join(changes)}.", _sentence(_effect(wanted, row) or limit or "")
+    slower = f"slower here than fp32, {alone(row)}" if row.slower and wanted.weights and wanted.activations else ""
+    return f"{row.path}: {', '.join(changes)}.", _sentence(slower or _effect(wanted, row) or limit or "")
 
 
 def _sentence(said: str) -> str:
@@ -214,11 +215,18 @@ def detail(draft: Draft, row: LayerRow) -> tuple[Row, ...]:
         found.append(
             Row(name, (Cell(name, "dim"), Cell(now, role), Cell(proposed, "dim"), then, Cell(_MEANING[name], "dim")), selectable=False)
         )
-    limit = draft.actual(row.path)[1]
+    limit = draft.actual(row.path)[1] or alone(row)
     toggled = draft.edit("keep", [row.path]).draft.predicted_bytes - draft.predicted_bytes
     keep = f"f {'fp32' if spec.weights else 'integers'}, {difference(toggled)}"
-    found.append(Row("runs on", (Cell("runs on", "dim"), kernel_of(draft, row), "", keep, Cell(limit or "", "dim")), selectable=False))
+    found.append(Row("runs on", (Cell("runs on", "dim"), kernel_of(draft, row), "", keep, Cell(limit, "dim")), selectable=False))
     return tuple(found)
+
+
+def alone(row: LayerRow) -> str:
+    """What was measured of the layer before anything was quantized, or nothing."""
+    if row.int8_ms is None or row.fp32_ms is None:
+        return ""
+    return f"alone, one image: {row.int8_ms:.3f} ms on integers, {row.fp32_ms:.3f} ms in fp32"
 
 
 def _field(name: str, spec: LayerSpec) -> str:
@@ -250,6 +258,8 @@ def reading(draft: Draft, row: LayerRow, figures: Mapping[str, Any]) -> str:
         lines.append(f"{name:<14}{now:<22}{f'proposed {proposed}' if proposed not in ('', now, NONE) else '':<24}{then}".rstrip())
     if limit := draft.actual(row.path)[1]:
         lines += ["", limit]
+    if alone(row):
+        lines += ["", alone(row)]
     if figures.get("sqnr_db") is not None:
         own = f", {figures['own_sqnr_db']:.1f} dB of its own" if figures.get("own_sqnr_db") is not None else ""
         lines += ["", f"measured as {figures.get('actual', '')}: SQNR {figures['sqnr_db']:.1f} dB{own}"]

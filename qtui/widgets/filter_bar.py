@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -18,12 +19,13 @@ from qtui.drawing.text import safe
 
 
 def matches(wanted: str, fields: Iterable[str]) -> bool:
-    """Whether each word of ``wanted`` stands in one of ``fields``, in any case of letters; an empty text matches all."""
+    """Whether each word of ``wanted`` stands in one of ``fields``, or as a pattern with ``*`` or ``?`` is one of them, in any
+    case of letters; an empty text matches all."""
     words = wanted.lower().split()
     if not words:
         return True
     found = [field.lower() for field in fields]
-    return all(any(word in field for field in found) for word in words)
+    return all(any(word in field or fnmatchcase(field, word) for field in found) for word in words)
 
 
 class FilterBar(Horizontal):

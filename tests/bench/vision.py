@@ -50,8 +50,10 @@ def drain(steps: object) -> object:
             return end.value
 
 
-def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -> Peer:
-    """Trace to converted model through the program's own stages, each timed."""
+def ours(
+    model: nn.Module, data: Data, preset: str, images: int = CALIBRATION, batch: int = 64, told: Callable[[str], None] = lambda place: None
+) -> Peer:
+    """Trace to converted model through the program's own stages, each timed; ``told`` hears where calibration begins and ends."""
     machine, parts = probe(), {}
     recipe = Recipe.make(model="bench", preset=preset)
     mark = time.perf_counter()
@@ -68,7 +70,9 @@ def ours(model: nn.Module, data: Data, preset: str, images: int = CALIBRATION) -
     lap("fuse")
     made, layout = drain(plan.plan(fused, machine, kernels_for(machine), recipe, traced.time_share, evaluate.fp32_size(fused)))
     lap("plan")
-    grids = drain(calibrate.calibrate(fused, layout, data, images, 64, "cpu", StopToken()))
+    told("calibrating")
+    grids = drain(calibrate.calibrate(fused, layout, data, images, batch, "cpu", StopToken()))
+    told("calibrated")
     lap("calibrate")
     weights = convert.round_weights(fused, layout, made.specs())
     converted = drain(convert.convert(fused, layout, grids, weights, kernels_for(machine))).model

@@ -16,7 +16,7 @@ from engine.cancel import StopToken
 from engine.data import registry
 from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
-from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, time_shares
+from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
 from engine.events import Progress
 from engine.recipe import Recipe, Threshold
 from engine.stages import evaluate
@@ -222,7 +222,7 @@ def test_the_faster_form_at_each_batch_is_the_baseline(monkeypatch: pytest.Monke
 
 def test_shares_of_time_add_up() -> None:
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU(), nn.Flatten()).eval())
-    shares = time_shares(gm, torch.randn(1, 3, 32, 32))
+    shares = profile(gm, torch.randn(1, 3, 32, 32)).shares
     assert set(shares) == {node.name for node in gm.graph.nodes}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import torch
 import torchvision.models as tv
 from driving import consume, drive
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import functional as pixels
 
 from engine.cancel import StopToken
 from engine.data import registry as data_registry
+from engine.data.base import Subset
 from engine.data.image_files import _fit
 from engine.errors import EngineError, UsageError
 from engine.models import torchvision_build, weights_file
-from engine.models.cached import recorded_stem
+from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ENTRIES, find
 from engine.models.torchvision import PUBLISHED, Published
+from engine.pipeline import train
 from engine.recipe import Recipe
 from engine.stages import load
 from engine.stages.baseline import schedule_for
@@ -213,22 +217,67 @@ def test_what_is_given_wins_over_what_the_weights_expect(photographs: Callable[[
     assert data_registry.load("digits", transform=transform).shape == (3, 32, 32)
 
 
-def test_a_recorded_stem_is_the_one_that_is_built(tmp_path: Path, own_cache: Path) -> None:
+def loaded(name: str, weights: Path, stem: Any = "auto") -> Any:
+    outcome = consume(load.load(Recipe.make(model=name, weights=str(weights), stem=stem)), StopToken())
+    return outcome.error or outcome.report
+
+
+# What is built, by the stem of the weights, whether the file says it, and the stem that is asked for; None for a refusal.
+@pytest.mark.parametrize(
+    ("name", "trained", "says", "asked", "built"),
+    [
+        ("shufflenet_v2_x0_5", "small", True, "auto", "small"),
+        ("shufflenet_v2_x0_5", "imagenet", True, "auto", "imagenet"),
+        ("shufflenet_v2_x0_5", "imagenet", True, "small", None),
+        ("shufflenet_v2_x0_5", "small", False, "auto", "imagenet"),
+        ("shufflenet_v2_x0_5", "small", False, "small", "small"),
+        ("resnet18", "small", False, "auto", "small"),
+        ("resnet18", "imagenet", False, "auto", "imagenet"),
+        ("resnet18", "imagenet", False, "small", None),
+        ("densenet121", "small", False, "auto", "small"),
+        ("googlenet", "small", False, "auto", "small"),
+    ],
+)
+def test_the_weights_decide_the_stem(name: str, trained: Any, says: bool, asked: Any, built: Any, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
-    weights_file_from(state_of("shufflenet_v2_x0_5", stem="imagenet"), weights)
-    weights.with_suffix(".json").write_text('{"stem": "imagenet"}')
-    assert recorded_stem(weights) == "imagenet" and recorded_stem(tmp_path / "none") is None
-    data = {"calibration": 8, "limit": 8}
-    recipe = Recipe.make(model="shufflenet_v2_x0_5", weights=str(weights), data=data, threshold="drop:1", qat={"mode": "never"})
-    assert drive(recipe, tmp_path / "run").data["environment"]["stem"] == "imagenet"
-    other = drive(recipe.model_copy(update={"stem": "small"}), tmp_path / "other").error
-    assert isinstance(other, EngineError) and "was trained with the stem 'imagenet', not 'small'" in str(other)
+    state = {key: tensor.contiguous() for key, tensor in state_of(name, stem=trained).items()}
+    save_file(state, weights, {"stem": trained} if says else None)
+    assert recorded_stem(weights) == (trained if says else None) and recorded_stem(tmp_path / "none") is None
+    found = loaded(name, weights, asked)
+    if built is None:
+        assert isinstance(found, EngineError) and f"was trained with the stem '{trained}', not '{asked}'" in str(found)
+    else:
+        assert found.stem == built
 
 
-def weights_file_from(state: dict[str, torch.Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+def test_what_is_trained_is_what_a_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
+    digits_data = data_registry.load("digits")
+    few = replace(digits_data, train=Subset(digits_data.train, torch.arange(64)), test=Subset(digits_data.test, torch.arange(8)))
+    monkeypatch.setattr("engine.data.digits.load", lambda *_: few)
+    for stem, told in (("auto", "imagenet"), ("small", "small")):
+        outcome = consume(train("shufflenet_v2_x0_5", "digits", epochs=1, stem=stem), StopToken())
+        assert outcome.report == cached_weights("shufflenet_v2_x0_5", "digits") and outcome.error is None
+        taken = consume(load.load(Recipe.make(model="shufflenet_v2_x0_5")), StopToken()).report
+        assert isinstance(taken, load.Loaded) and (taken.weights, taken.stem) == ("from the cache", told)
 
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+
+def test_a_folder_takes_no_weights_of_a_data_set_of_its_name(photographs: Callable[[int], Path], own_cache: Path) -> None:
+    folder = photographs(10)
+    named = folder.rename(folder.parent / "digits")
+    recipe = Recipe.make(model="simplecnn", data={"name": str(named), "size": 32})
+    outcome = consume(load.load(recipe), StopToken())
+    assert isinstance(outcome.error, EngineError) and "simplecnn has no weights for digits" in str(outcome.error)
+
+
+def test_a_thousand_classes_of_other_names_are_not_imagenets(photographs: Callable[[int], Path], own_cache: Path) -> None:
+    folder = photographs(1000)
+    for split in folder.iterdir():
+        for index, place in enumerate(sorted(split.iterdir())):
+            place.rename(split / str(index))
+    failed = consume(load.load(Recipe.make(model="squeezenet1_1", data={"name": str(folder)})), StopToken()).error
+    assert isinstance(failed, EngineError) and "its folders (0, 1 …) are not named by WordNet id (n01440764 …) or 000 to 999" in str(failed)
+    assert "--weights FILE" in str(failed) and "\n" not in str(failed)
 
 
 def test_deep_networks_train_in_16_bits_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

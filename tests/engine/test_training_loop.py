@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
 from engine.events import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
+from engine.precision import Half
 from engine.sgd import SGD
 from engine.stages.baseline import DEFAULTS, schedule_for, train_baseline
 from engine.training import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
@@ -203,6 +205,61 @@ def test_a_stopped_training_continues_to_the_same_end(tmp_path: Path) -> None:
     assert any(isinstance(e, Notice) and "after epoch 2 of 4" in e.text for e in events)
     assert (result.losses, result.values, result.epoch) == (whole.losses, whole.values, whole.epoch)
     assert all(torch.equal(result.best[name], whole.best[name]) for name in whole.best)
+
+
+class Dropping(Net):
+    """With everything that draws or is scaled while it trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(torch.relu(self.bn(self.conv(x))), 0.3, self.training)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+def test_what_is_drawn_and_scaled_goes_on_too(half: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.training.half_type", lambda device: half)
+    schedule, more = replace(SCHEDULE, mixed=True), {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    torch.manual_seed(0)
+    whole = fitted(Dropping(), schedule)
+    stop = StopToken()
+    torch.manual_seed(0)
+    with pytest.raises(Cancelled):
+        run(fit(Dropping(), DATA, schedule, stage="train", stop=stop, **more), stop_at=2, stop=stop)
+    kept = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert (kept["half"].get("scale", 0) > 1) == (half == torch.float16)
+    torch.manual_seed(99)
+    result = fitted(Dropping(), schedule, **more)
+    assert result.losses == whole.losses and all(torch.equal(result.best[name], whole.best[name]) for name in whole.best)
+    assert {value.dtype for name, value in result.best.items() if "num_" not in name} == {torch.float32}
+    assert result.value > 0.8
+
+
+def test_gradients_that_overflow_in_16_bits_cost_a_step_and_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, model = Half("float16", "cpu"), net()
+    optimizer = SGD(parameter_groups(model, SCHEDULE), 0.1, 0.9)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    half.step(model(torch.ones(4, 3, 8, 8)).sum() * torch.inf, optimizer, model.parameters(), None)
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    scale = half.state_dict()["scale"]
+    optimizer.zero_grad()
+    half.step(model(torch.ones(4, 3, 8, 8)).square().sum(), optimizer, model.parameters(), 0.5)
+    assert not torch.equal(before["fc.weight"], model.fc.weight) and scale < torch.amp.GradScaler("cpu").state_dict()["scale"]
+    # The norm is bounded as it is without the scale.
+    assert torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm() == pytest.approx(0.5, rel=1e-3)
+
+
+class OnePixel(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 8)
+
+
+def test_one_image_that_is_left_over_waits_for_another_epoch() -> None:
+    """Alone it has no statistics to normalize it by."""
+    odd = replace(DATA, train=a_split(49, 1))
+    result, events = run(fit(OnePixel(), odd, SCHEDULE, stage="train", stop=StopToken()))
+    assert len(result.losses) == 4 and max(e.done for e in events if isinstance(e, Step)) == 4 * 3
+    assert max(e.done for e in events if isinstance(e, Progress)) == 48
 
 
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:

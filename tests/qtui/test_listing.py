@@ -98,7 +98,7 @@ def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
 def test_doctor(saturates: bool | None, bits: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     machine = probe.Machine("AVX2", False, saturates, {"qconv_pointwise": None, "qlinear_pointwise": "gives [wrong] sums"})
     monkeypatch.setattr(probe, "probe", lambda: machine)
-    monkeypatch.setattr(examine, "_gpus", lambda: [{"name": "H", "free_bytes": 2**30, "total_bytes": 2**31}])
+    monkeypatch.setattr(examine.gpus, "gpus", lambda: [{"name": "H", "free_bytes": 2**30, "total_bytes": 2**31}])
     found = parsed(capsys, "doctor")
     assert found["saturates"] is saturates and found["kernels"]["qlinear_pointwise"] == "gives [wrong] sums"
     main(["doctor"])

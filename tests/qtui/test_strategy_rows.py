@@ -250,3 +250,41 @@ def test_wrong_files_are_told_in_one_line(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert said and "\n" not in said
     assert not (tmp_path / "x.yaml").exists()
+
+
+SLOWER = {"int8_ms": 0.3, "fp32_ms": 0.1}
+
+
+def test_a_slower_layer_is_marked_in_any_window() -> None:
+    draft = Draft.of(plan(row("a", int8_ms=0.1, fp32_ms=0.25), row("b", **SLOWER), row("c", int8_ms=0.1, fp32_ms=0.1), row("d")))
+    narrow, wide = lines(draft), lines(draft, 120)
+    assert [narrow[key][-1] for key in "abcd"] == ["onednn qconv", "int8 slower", "onednn qconv", "onednn qconv"]
+    at = [column.key for column in columns(120, {}, True)].index("alone")
+    assert [wide[key][at] for key in "abcd"] == ["2.5× faster", "3.0× slower", "as fast", ""]
+    assert wide["b"][-1] == "onednn qconv"
+    (marked,) = (cell for found in rows(draft, tree(draft.plan.layers, "net"), (), {}, 120) if found.key == "b" for cell in found.cells
+                 if isinstance(cell, Cell) and cell.role == "harm")  # fmt: skip
+    assert marked.text == "3.0× slower"
+    assert lines(draft.edit("keep", ["b"]).draft)["b"][-1] == "torch fp32", "in fp32 there is nothing to warn of"
+
+
+def test_without_a_measurement_there_is_no_column() -> None:
+    assert "alone" not in [column.key for column in columns(120, {})]
+    assert lines(Draft.of(plan(row("a"))), 120)["a"][-1] == "onednn qconv"
+
+
+def test_a_closed_module_counts_its_slower_layers() -> None:
+    draft = Draft.of(plan(row("m.a", **SLOWER), row("m.b", **SLOWER), row("c")))
+    at = [column.key for column in columns(120, {}, True)].index("alone")
+    assert lines(draft, 120, closed={"m/"})["m/"][at] == "2 slower"
+
+
+def test_what_was_measured_alone_is_part_of_a_layers_details() -> None:
+    told = "alone, one image: 0.300 ms on integers, 0.100 ms in fp32"
+    draft = Draft.of(plan(row("a", **SLOWER)))
+    made = draft.plan.layers[0]
+    assert told in words.reading(draft, made, {}) and words.detail(draft, made)[-1].cells[-1] == Cell(told, "dim")
+    edited = draft.edit("weights", ["a"]).draft
+    said = words.sentence(edited, tree(draft.plan.layers, "n")[1], 300)
+    assert "int6 weights instead of int8. Slower here than fp32, alone, one image: 0.300 ms" in said
+    assert "lower" not in words.sentence(draft.edit("keep", ["a"]).draft, tree(draft.plan.layers, "n")[1], 300)

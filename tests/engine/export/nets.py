@@ -99,7 +99,7 @@ class Sequence1d(nn.Module):
 
 
 NETS: tuple[Callable[[], nn.Module], ...] = (Residual, Mobile, Attention, Sequence1d)
-W8, W4 = WeightSpec(8), WeightSpec(4)
+W8, W4, GROUPS_OF_8 = WeightSpec(8), WeightSpec(4), WeightSpec(3, "per-group", 8)
 GROUPS = WeightSpec(4, "per-group", 16)
 
 

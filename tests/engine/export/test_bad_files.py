@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import driving
+import nets
 import pytest
 import torch
 from finished_runs import again, contents
@@ -17,6 +21,8 @@ from safetensors.torch import save_file
 from engine import load_quantized
 from engine.cancel import StopToken
 from engine.errors import EngineError
+from engine.export import parity
+from engine.export.registry import FORMATS
 from engine.report import Report
 from qtui.__main__ import main
 from qtui.engine_thread import TorchEngine
@@ -161,7 +167,10 @@ def test_an_export_is_no_weights(name: str, given: str, exported: Path, tmp_path
     assert main(["run", "simplecnn", "--weights", str(file), "--out", str(out), "--yes"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and str(file) in said and len(said) < 500
-    assert any(word in said for word in ("not weights", "not a whole", "holds more than weights", "state_dict")) and not out.exists()
+    assert (
+        any(word in said for word in ("not weights", "not a whole", "no PyTorch file", "holds more than weights", "state_dict"))
+        and not out.exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
@@ -202,3 +211,29 @@ def test_stopping_enters_what_is_finished(finished: Path) -> None:
     assert known["onnx"]["reason"] == "it was not read back: the export was stopped before" and not known["onnx"]["verified"]
     assert (finished / "model.onnx").is_file() and not [path for path in finished.iterdir() if path.name.startswith(".")]
     assert again(finished, "onnx", overwrite=True).data["exports"][2]["verified"]
+
+
+@pytest.mark.parametrize(("trial", "code"), [("import os; os.kill(os.getpid(), 11)", -11), ("import os; os._exit(7)", 7)])
+def test_a_runtime_that_crashes_on_a_file_leaves_it_unverified(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, trial: str, code: int
+) -> None:
+    monkeypatch.setattr("engine.export.pt2.TRIAL", trial, raising=False)
+    monkeypatch.setattr(driving, "UNTRIED", False)
+    outcome = again(finished, "pt2")
+    found = outcome.data["exports"][1]
+    assert outcome.error is None and not found["verified"] and (finished / "model.pt2").is_file()
+    assert f"torch.export crashes on {finished / 'model.pt2'} (exit code {code})" in found["reason"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_file_is_tried_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[name])
+    entry, given = FORMATS[name], nets.quantized(nets.Sequence1d)
+    module = import_module(entry.module)
+    path = tmp_path / entry.files[0]
+    module.write(given, path)
+    done = subprocess.run([sys.executable, "-c", module.TRIAL, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path.write_bytes(b"no model")
+    parity.tried(entry, path, module.TRIAL)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.export import openvino, pt2, safetensors
+from engine.quant.numerics import quantize_weight
 
 SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
 
@@ -108,3 +109,11 @@ def test_safetensors_come_back_exactly(own_cache: Path, tmp_path: Path) -> None:
     safetensors.write(given, path := tmp_path / "model.safetensors")
     runner = safetensors.load(path, given, 1)
     assert distance(given.model(given.images), runner.run(runner.hold(given.images))) > 40
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (4, 3, 3, 3), (3, 7)])
+@pytest.mark.parametrize("spec", [nets.W8, nets.W4, nets.GROUPS, nets.GROUPS_OF_8])
+def test_a_pt2_unpacks_the_integers_that_were_stored(shape: tuple[int, ...], spec: Any) -> None:
+    weight = quantize_weight(torch.randn(shape, generator=torch.Generator().manual_seed(0)), spec)
+    assert torch.equal(pt2._Stored(weight).numbers(), weight.integers().to(torch.float32))
+    assert torch.equal(pt2._Stored(weight).weight(), weight.dequantize())

@@ -180,7 +180,7 @@ def test_without_the_package_torchs_kernels_serve(monkeypatch):
     assert "dnnl" not in [kernel.name for kernel in kernels_for(machine)]
 
 
-def test_a_child_that_does_not_start(monkeypatch):
+def test_a_child_that_does_not_start_is_asked_again_the_next_time(monkeypatch, fresh_cache):
     def fails(command, **options):
         raise subprocess.TimeoutExpired(command, 1)
 
@@ -188,6 +188,10 @@ def test_a_child_that_does_not_start(monkeypatch):
     machine = probe()
     assert not machine.integer
     assert all("TimeoutExpired" in error for error in machine.kernels.values())
+    assert not fresh_cache.exists()
+    probing._probe.cache_clear()
+    use(monkeypatch, Runs(fake=told()))
+    assert probe().integer
 
 
 @needs_onednn

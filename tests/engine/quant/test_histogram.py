@@ -28,6 +28,8 @@ STREAMS = {
     "on bin edges": [torch.arange(-64, 64).float() / 16, torch.arange(-640, 640).float() / 16],
     "tiny": [normal(1000, 1e-20), normal(1000, 1e-18)],
     "huge": [normal(1000, 1e30), torch.tensor([3.4e38, -3.4e38, 0.0])],
+    "beside an edge": [torch.tensor([-1e-7, 0.0, 1e-7, 7.9999995, 8.0, -8.0]), normal(1000)],
+    "many": [normal(300_000).relu(), normal(300_000, 3)],
     "shapes and dtypes": [normal(24).reshape(2, 3, 4), normal(16, 4).double().reshape(4, 4), normal(1)[0].reshape(())],
 }
 

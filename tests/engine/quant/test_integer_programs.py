@@ -102,6 +102,29 @@ def squeeze_excite(s, a):
     return torch.sigmoid(s.c2(F.adaptive_avg_pool2d(a, 1))) * a
 
 
+def padded_by_shape(s, a):
+    """As TensorFlow pads: wider at the end, by the size that reaches it."""
+    short = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in a.shape[-2:]]
+    rows, columns = short
+    return s.c2(F.pad(a, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))).relu()
+
+
+def excited(s, a):
+    squeezed = F.relu(s.down(a.mean((2, 3), keepdim=True)))
+    return s.c3(F.hardswish(s.c2(a) * F.hardsigmoid(s.up(squeezed))))
+
+
+def functional(s, x):
+    a = F.relu6(F.conv2d(x, s.w.weight, s.w.bias, stride=2, padding=1))
+    a = F.adaptive_avg_pool2d(F.silu(F.conv2d(a, s.g.weight, groups=4, padding=1)), (2, 2))
+    return F.linear(torch.flatten(a, 1), s.f.weight, s.f.bias)
+
+
+def shared_head(s, a):
+    """One module in two places, at two sizes."""
+    return s.c3(s.relu(s.shared(a))) + s.c3(s.relu(s.shared(F.avg_pool2d(a, 2)))).mean((2, 3), keepdim=True)
+
+
 def also_float(s, x):
     a = s.c2(s.c1(x).relu()).relu()
     return s.f(a.mean((2, 3))) + torch.softmax(a.flatten(1), 1).amax(1, keepdim=True)
@@ -187,6 +210,20 @@ NETS = {
         f=nn.Linear(12, 10),
     ),
     "hardswish": lambda: Net(head(lambda s, a: F.hardswish(s.c2(a))), c1=conv(3, 16), c2=conv(16, 16), f=nn.Linear(16, 10)),
+    "padded by shape": lambda: Net(
+        head(padded_by_shape), c1=conv(3, 16, stride=2, padding=0), c2=conv(16, 16, stride=2, padding=0), f=nn.Linear(16, 10)
+    ),
+    "excited": lambda: Net(
+        head(excited),
+        c1=conv(3, 16),
+        c2=conv(16, 16, groups=16),
+        down=conv(16, 8, 1),
+        up=conv(8, 16, 1),
+        c3=conv(16, 16, 1),
+        f=nn.Linear(16, 10),
+    ),
+    "functional": lambda: Net(functional, w=conv(3, 16), g=conv(16, 16, groups=4, bias=False), f=nn.Linear(64, 10)),
+    "shared": lambda: Net(head(shared_head), c1=conv(3, 16), shared=conv(16, 16), c3=conv(16, 16), relu=nn.ReLU(), f=nn.Linear(16, 10)),
     "average pooling": lambda: Net(
         lambda s, x: s.f(s.p(s.c1(x).relu()).flatten(1)), c1=conv(3, 16), p=nn.AvgPool2d(3, 4, 1), f=nn.Linear(256, 10)
     ),

@@ -35,3 +35,16 @@ def test_a_panel_stays_until_it_is_closed_and_the_stage_changes_then(runs: Path)
         await driver.on("report")
 
     drive(ScriptedEngine(runs, gates=(gate,)), script)
+
+
+def test_the_machine_is_told_from_any_screen(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.until(lambda state: state.machine is not None)
+        await driver.press("M")
+        assert isinstance(driver.app.screen, Reading)
+        shown = "\n".join("".join(segment.text for segment in strip) for strip in driver.app.screen._compositor.render_strips())
+        assert "this machine" in shown and "AVX512" in shown and "qconv_pointwise" in shown
+        await driver.press("escape")
+        assert not isinstance(driver.app.screen, Reading)
+
+    drive(ScriptedEngine(runs), script)

@@ -82,7 +82,8 @@ def test_torchvisions_weights_are_for_imagenets_classes(tmp_path: Path, monkeypa
     kept.parent.mkdir(parents=True)
     with kept.open("wb") as file:
         file.truncate(model.bytes)
-    assert model.where(folder) == "cached"
+    again = next(m for m in catalog.models(data=folder) if m.name == "squeezenet1_1")
+    assert again.where(folder) == "cached" and model.where(folder) == "to download"
 
 
 def test_rows_of_runs_tell_state_and_gain() -> None:
@@ -91,6 +92,36 @@ def test_rows_of_runs_tell_state_and_gain() -> None:
     assert [row.glyph for row in rows] == ["●", "◌", "✗"]
     assert rows[0].cells[4:] == ("99.72 → 99.00 %", "QAT · 7.1× smaller") and rows[1].cells[5] == "r resumes it"
     assert "r goes on" in run_sentence(summary("cancelled")) and "opens" in run_sentence(summary("finished", text))
+
+
+def test_a_pattern_filters_as_on_the_command_line() -> None:
+    listed = catalog.models()
+    names = [row.key for row in model_rows(listed, "digits", "mobilenet*")]
+    assert names == [OWN, "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"]
+    assert [row.key for row in model_rows(listed, "digits", "vgg1?")] == [OWN, "vgg11", "vgg13", "vgg16", "vgg19"]
+    assert {row.key for row in model_rows(listed, "digits", "depthwise SiLU")} > {"efficientnet_b0"}
+
+
+def test_a_folder_of_a_thousand_classes_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(catalog, "holds_imagenet", lambda name: bool(looked.append(name)) or True)
+    listed, here = catalog.models(data=str(tmp_path)), catalog.place(str(tmp_path))
+    assert looked == [str(tmp_path)] and here.imagenet
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("the cache is searched again"))
+    rows = model_rows(listed, here)
+    assert "ImageNet's" not in str(rows) and "n downloads" in model_sentence(listed[1], Choice(listed[1].name, str(tmp_path)), here)
+    assert len(rows) == len(listed) + 1 and looked == [str(tmp_path)]
+
+
+def test_the_filter_goes_to_the_first_model_that_is_left(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("slash", *"net_v3", "enter")
+        models = screen(driver).query_one("#models", Grid)
+        assert models.cursor == "mobilenet_v3_small" and screen(driver).choice.model == "mobilenet_v3_small"
+        await driver.press("down", "slash", "_", "enter")
+        assert models.cursor == "mobilenet_v3_large", "what is still there keeps the cursor"
+
+    drive(ScriptedEngine(runs), script)
 
 
 def test_filtering_keeps_the_way_to_ones_own() -> None:
@@ -321,13 +352,9 @@ def test_weights_stay_with_their_model_while_the_cursor_passes_others(runs: Path
 
     async def script(driver: Driver) -> None:
         await driver.press("o")
-        await driver.pilot.pause()
-        await driver.press(*f"{tmp_path / 'net.py'}:make", "enter")
-        await driver.pilot.pause()
+        await driver.fill(f"{tmp_path / 'net.py'}:make")
         await driver.press("w")
-        await driver.pilot.pause()
-        await driver.press(*str(tmp_path / "w.safetensors"), "enter")
-        await driver.pilot.pause()
+        await driver.fill(str(tmp_path / "w.safetensors"))
         assert "w weights w.safetensors" in driver.text
         await driver.press("up")
         await driver.pilot.pause()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_engine import NODES, ScriptedEngine
+from scripted_engine import MACHINE, NODES, ScriptedEngine, report
 
 from engine import events as ev
 from engine import replay
@@ -134,3 +134,14 @@ def test_a_run_begun_while_pytorch_is_imported_outlasts_the_end_of_that(tmp_path
     state = fed(State(), [ms.JobStarted("examine", "starting PyTorch"), ms.JobStarted("run", "loading", "simplecnn", "digits")])
     state = fed(state, [ms.Examined({}), ms.JobEnded("examine", "done")])
     assert state.busy and state.job is not None and state.job.kind == "run"
+
+
+def test_a_report_from_another_machine_is_told_of_whichever_is_known_first(tmp_path: Path) -> None:
+    made = {**report("runs/a"), "environment": {"isa": "AVX2", "vnni": False}}
+    opened: list[ev.Event] = [ms.Opened(tmp_path), ms.ReportLoaded(made)]
+    for order in ([ms.Examined(MACHINE), *opened], [*opened, ms.Examined(MACHINE)]):
+        state = fed(State(), order)
+        (told,) = state.run.warnings
+        assert "a machine with AVX2, no VNNI" in told and "AVX512, VNNI" in told
+        assert [line.text for line in state.log if line.level == "warning"] == [told]
+    assert fed(State(), [ms.Examined(MACHINE), ms.Opened(tmp_path), ms.ReportLoaded(report("runs/a"))]).run.warnings == ()
