@@ -57,7 +57,8 @@ def quantize_blocks(
     The blocks are changed in place: weights become what their integers stand for, norms and biases take up scales and means.
     ``batches`` (from ``capture``) hold the hidden states that enter the first block and are overwritten by those that leave
     each. Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
-    written there, and a later call with the same model, text and tasks goes on from it bit for bit.
+    written there, and a later call with the same model, text and tasks goes on from it bit for bit (a method of one's own is
+    known by its functions' addresses: its checkpoints serve the process that wrote them).
     Raises Cancelled when ``stop`` is set, at the next batch, and EngineError as its parts do.
     """
     stop = stop or StopToken()
@@ -77,7 +78,7 @@ def quantize_blocks(
         if done is not None:
             yield from ticker.advance(len(done))
         else:
-            done = yield from _one_block(_Place(block, index, found, batches, tasks, stop, before), ticker)
+            done = yield from _one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker)
             if path is not None:
                 write_block(path, mark, block, found, done)
         packed |= done
@@ -98,7 +99,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
 
 @dataclass(frozen=True)
 class _Place:
-    """One block's turn. ``before`` is a copy from which drifts are told, changed by folds alone, or None."""
+    """One block's turn."""
 
     block: nn.Module
     index: int
@@ -106,20 +107,20 @@ class _Place:
     batches: list[Batch]
     tasks: dict[str, Task]
     stop: StopToken
-    before: nn.Module | None
 
     def asked(self, group: Group) -> list[Linear]:
         return [linear for linear in group.members if linear.name in self.tasks]
 
-    def inputs_of(self, group: Group) -> Gram:
+    def inputs_of(self, group: Group, before: nn.Module | None = None) -> Gram:
+        """``before`` is the block with nothing rounded: drifts are told from it."""
         original = None
-        if self.before is not None:
+        if before is not None:
             path = next(name for name, module in self.block.named_modules() if module is group.members[0].module)
-            original = (self.before, self.before.get_submodule(path))
+            original = (before, before.get_submodule(path))
         return statistics(self.block, group, self.batches, self.index, self.stop, original)
 
 
-def _one_block(place: _Place, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
+def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
     wanted = [linear for linear in place.found if linear.name in place.tasks]
     groups: list[Group] = []
     folded: dict[str, str] = {}
@@ -129,23 +130,28 @@ def _one_block(place: _Place, ticker: Ticker) -> Generator[Event, None, dict[str
         # All scales of a block are folded before any of its weights is rounded: a fold may change a layer that comes earlier.
         for group in groups:
             folded |= _scale(place, group)
-        if folded and place.before is not None:
-            place.before.load_state_dict(place.block.state_dict())
+    before = copy.deepcopy(place.block) if carried else None
     done: dict[str, GroupedWeight] = {}
     for group in groups:
-        yield from _one_group(place, group, folded, done, ticker)
+        yield from _one_group(place, group, before, folded, done, ticker)
     for linear in wanted:
         if linear.name not in done:
-            yield from _one_group(place, Group((linear,)), folded, done, ticker, reached=False)
+            yield from _one_group(place, Group((linear,)), None, folded, done, ticker, reached=False)
     return done
 
 
 def _one_group(
-    place: _Place, group: Group, folded: dict[str, str], done: dict[str, GroupedWeight], ticker: Ticker, reached: bool = True
+    place: _Place,
+    group: Group,
+    before: nn.Module | None,
+    folded: dict[str, str],
+    done: dict[str, GroupedWeight],
+    ticker: Ticker,
+    reached: bool = True,
 ) -> Generator[Event, None, None]:
     asked = place.asked(group)
     needed = reached and any(place.tasks[linear.name].how.needs_inputs for linear in asked)
-    inputs = place.inputs_of(group) if needed else None
+    inputs = place.inputs_of(group, before) if needed else None
     for linear in asked:
         place.stop.check()
         task = place.tasks[linear.name]
@@ -166,7 +172,7 @@ def _scale(place: _Place, group: Group) -> dict[str, str]:
     scaling = next((how.scaling for linear in asked if (how := place.tasks[linear.name].how).scaling), None)
     if scaling is None or group.source is None:
         return {}
-    inputs = statistics(place.block, group, place.batches, place.index, place.stop)
+    inputs = place.inputs_of(group)
     group.fold(scaling([linear.read() for linear in asked], [place.tasks[linear.name].spec for linear in asked], inputs))
     return {linear.name: group.source.name for linear in asked}
 

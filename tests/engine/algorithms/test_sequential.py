@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from tiny_decoders import blocks_of, captured, decoder
 from torch import nn
 
 from engine.algorithms import sequential, statistics
+from engine.algorithms.awq import awq
 from engine.algorithms.capture import Batch
 from engine.algorithms.gram import Gram
 from engine.algorithms.progress import MatrixQuantized
-from engine.algorithms.registry import METHODS
+from engine.algorithms.registry import METHODS, Method
 from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError
@@ -135,8 +137,10 @@ def test_statistics_of_one_group_are_in_memory_at_a_time(name: str, monkeypatch:
     assert most == 1
 
 
-@pytest.mark.parametrize("name", ["awq+gptq", "gptq+", "hqq"])
-def test_an_interrupted_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["awq+gptq", "gptq+", "hqq", replace(METHODS["gptq+"], scaling=awq)], ids=["awq+gptq", "gptq+", "hqq", "own"]
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(name: str | Method, tmp_path: Path) -> None:
     whole, stopped = decoder(), decoder()
     wanted = quantized(whole, lambda _: Task(SPEC, name))
     stop = StopToken()
