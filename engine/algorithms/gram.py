@@ -9,7 +9,10 @@ from torch import Tensor
 
 from engine.errors import EngineError
 
-SHRINKAGE = 1.0
+# Inputs a text gives for one independent one: neighbouring tokens are much alike. Chosen on the validation part of the
+# calibration sequences of the bench's GPT-2 (4,400 tokens; 20 does as well and 1 to 4 worse); with 262,144 tokens and 768 inputs
+# it draws by 3 %.
+SHRINKAGE = 10
 
 
 @dataclass
@@ -96,9 +99,10 @@ class Gram:
 
 
 def shrunk(second: Tensor, count: int) -> Tensor:
-    """Second moments (in, in) of ``count`` inputs with the products of different inputs drawn towards zero: by in / (in + count),
-    as the sampling error of an estimate from few inputs calls for (Ledoit & Wolf 2004, with this share for the optimal one)."""
-    share = SHRINKAGE * len(second) / (SHRINKAGE * len(second) + count)
+    """Second moments (in, in) of ``count`` inputs with the products of different inputs drawn towards zero, by
+    in / (in + count / SHRINKAGE): what few inputs say of them is mostly chance (shrinkage as in Ledoit & Wolf 2004,
+    doi:10.1016/S0047-259X(03)00096-4, towards the diagonal and by this share instead of an estimated one)."""
+    share = len(second) / (len(second) + count / SHRINKAGE)
     return second * (1 - share) + torch.diag(second.diagonal() * share)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, damping: float = 0.1) -> Tensor:
+def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, damping: float = 1.0) -> Tensor:
     """``W + strength * W E[(x0 - x) xᵀ] (E[x xᵀ] + damping)^-1`` (out, in), x0 being the original inputs and x those that are
     given now: ``second`` = E[x xᵀ] and ``drift`` = E[(x0 - x) xᵀ], (in, in) each.
 
@@ -17,5 +17,5 @@ def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, da
     diagonal = second.diagonal().to(torch.float64)
     floor = diagonal.mean().clamp_min(1e-30) * 1e-6
     damped = second.to(torch.float64) + torch.diag(damping * diagonal + floor)
-    moved = torch.linalg.solve(damped, (weight.to(torch.float64) @ drift.to(torch.float64)).T).T
+    moved: Tensor = torch.linalg.solve(damped, (weight.to(torch.float64) @ drift.to(torch.float64)).T).T
     return weight + strength * moved.to(torch.float32)

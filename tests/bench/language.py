@@ -54,17 +54,20 @@ def batches(sequences: Sequence[Sequence[int]], rows: int = 32) -> Iterator[tupl
         yield ids, keep
 
 
-def scores(model: Any, reference: Any, sequences: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Perplexity, and the mean KL divergence from ``reference`` in nats a token."""
+def logs(model: Any, ids: Tensor, scored: Tensor) -> Tensor:
+    """Log-probabilities (tokens, vocabulary) of the token after each of those that are ``scored``."""
+    hidden = model.transformer(ids, use_cache=False).last_hidden_state[:, :-1][scored]
+    return torch.as_tensor(model.lm_head(hidden)).log_softmax(-1)
+
+
+def scores(model: Any, reference: Sequence[Tensor], sequences: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Perplexity, and the mean KL divergence from ``reference``, the fp32 model's ``logs`` of each batch, in nats a token."""
     nll = divergence = count = 0.0
-    for ids, keep in batches(sequences):
-        scored = keep[:, 1:]
-        logp, wanted = (
-            m.lm_head(m.transformer(ids, use_cache=False).last_hidden_state[:, :-1][scored]).log_softmax(-1) for m in (model, reference)
-        )
-        nll -= float(logp.gather(1, ids[:, 1:][scored][:, None]).double().sum())
-        divergence += float((wanted.exp() * (wanted - logp)).double().sum())
-        count += int(scored.sum())
+    for (ids, keep), wanted in zip(batches(sequences), reference, strict=True):
+        found = logs(model, ids, keep[:, 1:])
+        nll -= float(found.gather(1, ids[:, 1:][keep[:, 1:]][:, None]).double().sum())
+        divergence += float((wanted.exp() * (wanted - found)).double().sum())
+        count += len(found)
     return math.exp(nll / count), divergence / count
 
 
@@ -108,9 +111,10 @@ def main() -> None:
     model = GPT2LMHeadModel.from_pretrained(asked.folder).eval()
     sequences = json.loads(asked.sequences.read_text())
     text, test = sequences[0::2], sequences[1::2]
-    base, _ = scores(model, model, test)
+    reference = [logs(model, ids, keep[:, 1:]) for ids, keep in batches(test)]
+    base, _ = scores(model, reference, test)
     weights = sum(p.numel() for name, p in model.transformer.h.named_parameters() if p.dim() == 2)
-    print(f"fp32 on {len(test)} held-out sequences, {sum(map(len, test)):,} tokens: {base:.3f}")
+    print(f"fp32 on {len(test)} held-out sequences, {sum(map(len, reference)):,} tokens scored: {base:.3f}")
     print(f"quantized: {weights / 1e6:.2f} M weights of the blocks, {weights * 2 / 1e6:.2f} MB in fp16; the rest is kept in fp32")
     if asked.own:
         since = time.perf_counter()
@@ -123,7 +127,7 @@ def main() -> None:
             since = time.perf_counter()
             twin, packed = quantized(model, text, Task(spec, name))
             seconds = time.perf_counter() - since
-            value, divergence = scores(twin, model, test)
+            value, divergence = scores(twin, reference, test)
             size = sum(weight.bytes for weight in packed.values()) / 1e6
             print(f"{spec!s:<18}{name:<14}{value:>11.3f}{value / base:>9.4f}{divergence:>9.4f}{size:>7.2f}{seconds:>9.1f}", flush=True)
 
