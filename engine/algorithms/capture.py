@@ -22,21 +22,23 @@ class Batch:
     """Hidden states (batch, tokens, width) on the way into a block, and what each block is given beside them.
 
     ``keep`` is bool (batch, tokens), False at padding, or None where there is none. ``others[i]`` are block i's remaining
-    positional and keyword arguments: masks and positions, which the blocks share.
+    positional and keyword arguments: masks and positions, which the blocks share. ``original`` is what ``hidden`` would be
+    were no block quantized, None where nobody asks.
     """
 
     hidden: Tensor
     keep: Tensor | None
     others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    original: Tensor | None = None
 
 
-def run_block(block: nn.Module, batch: Batch, index: int) -> Tensor:
-    """The hidden states that leave ``block``, the decoder's ``index``-th."""
+def run_block(block: nn.Module, batch: Batch, index: int, hidden: Tensor | None = None) -> Tensor:
+    """The hidden states that leave ``block``, the decoder's ``index``-th, when ``hidden`` or else the batch's own enter."""
     args, named = batch.others[index]
-    output = block(batch.hidden, *args, **named)
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
-    return hidden
+    output = block(batch.hidden if hidden is None else hidden, *args, **named)
+    left = output[0] if isinstance(output, tuple) else output
+    assert isinstance(left, Tensor)
+    return left
 
 
 @torch.no_grad()

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.quant.grouped import Grid
+from engine.quant.grouped import Grid, GroupedWeight
 
 # Columns whose corrections are gathered before the rest of the matrix sees them: the same result, fewer passes over memory.
 BLOCK = 128
 
 
-def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_order: bool = True) -> tuple[Tensor, str | None]:
-    """Integers (out, in) for ``weight`` on ``grid``, by the inputs' second moments (in, in), and a note where more damping
+def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_order: bool = True) -> tuple[GroupedWeight, str | None]:
+    """``weight`` (out, in) on ``grid``, by the inputs' second moments (in, in), and a note where more damping
     was needed than asked for.
 
     ``damping`` is the share of the mean of the diagonal that is added to it. With ``act_order`` the columns of the
@@ -42,7 +42,8 @@ def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_
             errors[column - start] = error
         rest[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
     back = torch.argsort(order)
-    return codes[back].T.contiguous().to(torch.int8 if grid.spec.symmetric else torch.uint8), note
+    values = codes[back].T.contiguous().to(torch.int8 if grid.spec.symmetric else torch.uint8)
+    return GroupedWeight(values, grid), note
 
 
 def _inverse_factor(hessian: Tensor, scale: float, damping: float) -> tuple[Tensor, str | None]:

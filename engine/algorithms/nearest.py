@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.quant.grouped import Grid, quantize
+from engine.quant.grouped import Grid, GroupedWeight, quantize
 
 
-def nearest(weight: Tensor, grid: Grid, second: Tensor | None = None) -> tuple[Tensor, None]:
-    """Integers (out, in) nearest to ``weight``; the inputs' second moments are not looked at."""
-    return quantize(weight, grid).values, None
+def nearest(weight: Tensor, grid: Grid, second: Tensor | None = None) -> tuple[GroupedWeight, None]:
+    """``weight`` (out, in) at the nearest values of ``grid``; the inputs' second moments are not looked at."""
+    return quantize(weight, grid), None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.algorithms.gram import Gram, output_error
+from engine.algorithms.gram import Gram, output_error, shrunk
+from engine.algorithms.propagate import propagate
 from engine.algorithms.registry import Method
-from engine.quant.grouped import GroupedWeight, GroupSpec
+from engine.quant.grouped import GroupedWeight, GroupSpec, quantize
 from engine.quant.numerics import sqnr_db
 
 
@@ -31,20 +32,20 @@ def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gra
     Raises EngineError for weights that are not finite.
     """
     if inputs is None or not inputs.count:
-        grid = method.grid(weight, spec, None)
-        from engine.quant.grouped import quantize
-
-        rounded = quantize(weight, grid)
+        rounded = quantize(weight, method.grid(weight, spec, None))
         note = "no calibration text reached it: rounded to nearest" if method.needs_inputs else None
         return Quantized(rounded, None, _weight_sqnr(weight, rounded.dequantize()), note)
     centred = method.centred and has_bias
-    second = inputs.covariance if centred else inputs.second
-    grid = method.grid(weight, spec, second if method.weighted else None)
-    values, note = method.rounding(weight, grid, second)
-    rounded = GroupedWeight(values, grid)
-    change = rounded.dequantize().sub_(weight)
-    noise, signal = float(output_error(change, second).sum()), float(output_error(weight, inputs.second).sum())
-    return Quantized(rounded, -(change @ inputs.mean) if centred else None, sqnr_db(signal, max(noise, 0.0)), note)
+    moments = inputs.moments(centred)
+    second = shrunk(moments, inputs.seen)
+    drift = inputs.drift(centred) if method.propagation else None
+    target = weight if drift is None else propagate(weight, moments, drift, method.propagation)
+    grid = method.grid(target, spec, second if method.weighted else None)
+    rounded, note = method.rounding(target, grid, second)
+    held = rounded.dequantize()
+    noise, signal = float(output_error(held - target, moments).sum()), float(output_error(weight, inputs.second).sum())
+    shift = weight @ (inputs.mean + inputs.moved / inputs.seen) - held @ inputs.mean if centred else None
+    return Quantized(rounded, shift, sqnr_db(signal, max(noise, 0.0)), note)
 
 
 def _weight_sqnr(weight: Tensor, rounded: Tensor) -> float:

@@ -13,22 +13,24 @@ from engine.algorithms.gram import Gram
 from engine.algorithms.hqq import hqq
 from engine.algorithms.mse import mse
 from engine.algorithms.nearest import nearest
+from engine.algorithms.refine import refine
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import UsageError
 from engine.errors import nearest as closest
-from engine.quant.grouped import Grid, GroupSpec, minmax
+from engine.quant.grouped import Grid, GroupedWeight, GroupSpec, minmax
 
-# A scale (in,) for the common input of weights (out, in); the grid of one weight; integers on it, and a note or None. The
+# A scale (in,) for the common input of weights (out, in); the grid of one weight; the weight on it, and a note or None. The
 # tensor that the last two may look at is the inputs' second moments (in, in).
 Scaling = Callable[[Sequence[Tensor], Sequence[GroupSpec], Gram], Tensor]
 Gridding = Callable[[Tensor, GroupSpec, Tensor | None], Grid]
-Rounding = Callable[[Tensor, Grid, Tensor], tuple[Tensor, str | None]]
+Rounding = Callable[[Tensor, Grid, Tensor], tuple[GroupedWeight, str | None]]
 
 
 @dataclass(frozen=True)
 class Method:
     """``grid`` sees the inputs' moments only where ``weighted``. A ``centred`` method lets the layer's bias, where it has one,
-    take up the mean of the output error, and minimizes the rest."""
+    take up the mean of the output error, and minimizes the rest. ``propagation`` in 0..1 is how far the weights are first moved
+    to make good what the layers before have lost; it doubles the forward passes."""
 
     title: str
     grid: Gridding
@@ -36,15 +38,22 @@ class Method:
     scaling: Scaling | None = None
     weighted: bool = False
     centred: bool = False
+    propagation: float = 0.0
 
     @property
     def needs_inputs(self) -> bool:
         """Whether calibration text is needed at all."""
-        return self.weighted or self.centred or self.scaling is not None or self.rounding is not nearest
+        return self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding is not nearest
 
 
 def _minmax(weight: Tensor, spec: GroupSpec, second: Tensor | None) -> Grid:
     return minmax(weight, spec)
+
+
+def gptq_refined(weight: Tensor, grid: Grid, second: Tensor) -> tuple[GroupedWeight, str | None]:
+    """GPTQ, then ``refine``."""
+    rounded, note = gptq(weight, grid, second)
+    return refine(rounded, weight, second), note
 
 
 METHODS: dict[str, Method] = {
@@ -53,6 +62,7 @@ METHODS: dict[str, Method] = {
     "hqq": Method("HQQ", hqq),
     "gptq": Method("GPTQ", mse, gptq, centred=True),
     "hqq+gptq": Method("GPTQ on HQQ grids", hqq, gptq, centred=True),
+    "gptq+": Method("GPTQ, refined, errors propagated", mse, gptq_refined, centred=True, propagation=0.5),
     "awq": Method("AWQ", mse, scaling=awq, weighted=True),
     "awq+gptq": Method("AWQ, then GPTQ", mse, gptq, awq, weighted=True, centred=True),
     "smoothquant": Method("SmoothQuant", _minmax, scaling=smoothquant),

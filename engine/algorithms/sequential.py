@@ -1,19 +1,20 @@
 """A decoder quantized block by block: each layer is calibrated on what the quantized layers before it put out.
 
-One block's hidden states and one group's statistics are in memory at a time.
+The hidden states of one block, twice where errors are propagated, and the statistics of one group are in memory at a time.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engine.algorithms.capture import Batch, Reached, run_block
+from engine.algorithms.capture import Batch, run_block
 from engine.algorithms.checkpoint import read_block, write_block
 from engine.algorithms.folding import Group, groups_of
 from engine.algorithms.gram import Gram
@@ -21,6 +22,7 @@ from engine.algorithms.linear import Linear, linears
 from engine.algorithms.onematrix import quantize_matrix
 from engine.algorithms.progress import MatrixQuantized
 from engine.algorithms.registry import Method, method
+from engine.algorithms.statistics import statistics
 from engine.cancel import StopToken
 from engine.events import Event
 from engine.quant.grouped import GroupedWeight, GroupSpec
@@ -55,103 +57,124 @@ def quantize_blocks(
     The blocks are changed in place: weights become what their integers stand for, norms and biases take up scales and means.
     ``batches`` (from ``capture``) hold the hidden states that enter the first block and are overwritten by those that leave
     each. Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
-    written there, and a later call with the same model, text and tasks goes on from it bit for bit.
+    written there, and a later call with the same model, text and tasks goes on from it bit for bit (a method of one's own is
+    known by its functions' addresses: its checkpoints serve the process that wrote them).
     Raises Cancelled when ``stop`` is set, at the next batch, and EngineError as its parts do.
     """
     stop = stop or StopToken()
     named = [(name, block, linears(block, name)) for name, block in blocks]
     tasks = {m.name: task for _, _, found in named for m in found if (task := choose(m.name)) is not None}
     ticker = Ticker("quantize", len(tasks), "matrices", clock=stop.clock)
+    carried = any(task.how.propagation for task in tasks.values())
+    if carried:
+        for batch in batches:
+            batch.original = batch.hidden
     mark = fingerprint(named, batches, tasks) if checkpoints is not None else ""
     packed: dict[str, GroupedWeight] = {}
     for index, (_, block, found) in enumerate(named):
         path = None if checkpoints is None else checkpoints / f"block-{index:04d}.safetensors"
+        before = copy.deepcopy(block) if carried else None
         done = None if path is None else read_block(path, mark, block, found)
         if done is not None:
             yield from ticker.advance(len(done))
         else:
-            done = yield from _one_block(block, found, batches, index, tasks, stop, ticker)
+            done = yield from _one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker)
             if path is not None:
                 write_block(path, mark, block, found, done)
         packed |= done
         if index + 1 < len(named):
-            leave(block, batches, index, stop)
+            leave(block, before, batches, index, stop)
     return packed
 
 
 @torch.no_grad()
-def leave(block: nn.Module, batches: list[Batch], index: int, stop: StopToken) -> None:
-    """Run ``block`` and put what leaves it in the place of what entered."""
+def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], index: int, stop: StopToken) -> None:
+    """Run ``block``, and the block as it was ``before``, and put what leaves them in the place of what entered."""
     for batch in batches:
         stop.check()
+        if before is not None:
+            batch.original = run_block(before, batch, index, batch.original)
         batch.hidden = run_block(block, batch, index)
 
 
-def _one_block(
-    block: nn.Module, found: list[Linear], batches: list[Batch], index: int, tasks: dict[str, Task], stop: StopToken, ticker: Ticker
-) -> Generator[Event, None, dict[str, GroupedWeight]]:
-    wanted = [matrix for matrix in found if matrix.name in tasks]
+@dataclass(frozen=True)
+class _Place:
+    """One block's turn."""
+
+    block: nn.Module
+    index: int
+    found: list[Linear]
+    batches: list[Batch]
+    tasks: dict[str, Task]
+    stop: StopToken
+
+    def asked(self, group: Group) -> list[Linear]:
+        return [linear for linear in group.members if linear.name in self.tasks]
+
+    def inputs_of(self, group: Group, before: nn.Module | None = None) -> Gram:
+        """``before`` is the block with nothing rounded: drifts are told from it."""
+        original = None
+        if before is not None:
+            path = next(name for name, module in self.block.named_modules() if module is group.members[0].module)
+            original = (before, before.get_submodule(path))
+        return statistics(self.block, group, self.batches, self.index, self.stop, original)
+
+
+def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
+    wanted = [linear for linear in place.found if linear.name in place.tasks]
+    groups: list[Group] = []
+    folded: dict[str, str] = {}
+    if any(place.tasks[linear.name].how.needs_inputs for linear in wanted):
+        scaled = any(place.tasks[linear.name].how.scaling for linear in wanted)
+        groups = groups_of(place.block, place.found, place.batches[0], place.index, fold=scaled)
+        # All scales of a block are folded before any of its weights is rounded: a fold may change a layer that comes earlier.
+        for group in groups:
+            folded |= _scale(place, group)
+    before = copy.deepcopy(place.block) if carried else None
     done: dict[str, GroupedWeight] = {}
-    if any(tasks[matrix.name].how.needs_inputs for matrix in wanted):
-        scaled = any(tasks[matrix.name].how.scaling for matrix in wanted)
-        groups = groups_of(block, found, batches[0], index, fold=scaled)
-    else:
-        groups = [Group((matrix,)) for matrix in wanted]
-    reached = {matrix.name for group in groups for matrix in group.members}
-    for group in groups + [Group((matrix,)) for matrix in wanted if matrix.name not in reached]:
-        members = [matrix for matrix in group.members if matrix.name in tasks]
-        needed = group.members[0].name in reached and any(tasks[matrix.name].how.needs_inputs for matrix in members)
-        inputs = statistics(block, group, batches, index, stop) if needed else None
-        folded: str | None = None
-        if inputs is not None:
-            inputs, folded = _scale(group, members, tasks, inputs)
-        for matrix in members:
-            stop.check()
-            result = quantize_matrix(matrix.read(), tasks[matrix.name].spec, tasks[matrix.name].how, inputs, matrix.bias is not None)
-            matrix.write(result.weight.dequantize())
-            if result.shift is not None and matrix.bias is not None:
-                matrix.bias.data += result.shift
-            done[matrix.name] = result.weight
-            task = tasks[matrix.name]
-            title = task.how.title
-            yield MatrixQuantized(matrix.name, str(task.spec), title, result.sqnr_db, result.weight.bytes, folded, result.note)
-            yield from ticker.advance()
+    for group in groups:
+        yield from _one_group(place, group, before, folded, done, ticker)
+    for linear in wanted:
+        if linear.name not in done:
+            yield from _one_group(place, Group((linear,)), None, folded, done, ticker, reached=False)
     return done
 
 
-def _scale(group: Group, members: list[Linear], tasks: dict[str, Task], inputs: Gram) -> tuple[Gram, str | None]:
-    """Fold the scale that the members' methods ask for, if any and where it can be. One method's scale serves the whole group."""
-    scaling = next((tasks[matrix.name].how.scaling for matrix in members if tasks[matrix.name].how.scaling), None)
+def _one_group(
+    place: _Place,
+    group: Group,
+    before: nn.Module | None,
+    folded: dict[str, str],
+    done: dict[str, GroupedWeight],
+    ticker: Ticker,
+    reached: bool = True,
+) -> Generator[Event, None, None]:
+    asked = place.asked(group)
+    needed = reached and any(place.tasks[linear.name].how.needs_inputs for linear in asked)
+    inputs = place.inputs_of(group, before) if needed else None
+    for linear in asked:
+        place.stop.check()
+        task = place.tasks[linear.name]
+        result = quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+        linear.write(result.weight.dequantize())
+        if result.shift is not None and linear.bias is not None:
+            linear.bias.data += result.shift
+        done[linear.name] = result.weight
+        source = folded.get(linear.name)
+        yield MatrixQuantized(linear.name, str(task.spec), task.how.title, result.sqnr_db, result.weight.bytes, source, result.note)
+        yield from ticker.advance()
+
+
+def _scale(place: _Place, group: Group) -> dict[str, str]:
+    """Fold the scale that the members' methods ask for, if any and where it can be; who folded into what, by name. The scale
+    of the first method that asks serves the whole group."""
+    asked = place.asked(group)
+    scaling = next((how.scaling for linear in asked if (how := place.tasks[linear.name].how).scaling), None)
     if scaling is None or group.source is None:
-        return inputs, None
-    scale = scaling([matrix.read() for matrix in members], [tasks[matrix.name].spec for matrix in members], inputs)
-    group.fold(scale)
-    return inputs.divided(scale), group.source.name
-
-
-@torch.no_grad()
-def statistics(block: nn.Module, group: Group, batches: list[Batch], index: int, stop: StopToken) -> Gram:
-    """The inputs of ``group`` over all batches; what the block does after it is not run."""
-    first = group.members[0]
-    gram = Gram(first.shape[1], first.held.device)
-    keep: Tensor | None = None
-
-    def enters(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        gram.add(args[0], keep)
-        raise Reached
-
-    hook = first.module.register_forward_pre_hook(enters)
-    try:
-        for batch in batches:
-            stop.check()
-            keep = batch.keep
-            try:
-                run_block(block, batch, index)
-            except Reached:
-                continue
-    finally:
-        hook.remove()
-    return gram
+        return {}
+    inputs = place.inputs_of(group)
+    group.fold(scaling([linear.read() for linear in asked], [place.tasks[linear.name].spec for linear in asked], inputs))
+    return {linear.name: group.source.name for linear in asked}
 
 
 def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batches: Sequence[Batch], tasks: dict[str, Task]) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.algorithms.awq import awq
-from engine.algorithms.gram import Gram, output_error
+from engine.algorithms.gram import Gram, output_error, shrunk
+from engine.algorithms.propagate import propagate
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import EngineError
 from engine.quant.grouped import GroupSpec, minmax, quantize
@@ -37,7 +38,7 @@ def test_streamed_sums_agree_with_float64_over_many_batches() -> None:
     assert torch.allclose(gram.mean.double(), rows.mean(0), rtol=1e-5, atol=1e-6)
     assert torch.allclose(gram.mean_magnitude.double(), rows.abs().mean(0), rtol=1e-5)
     assert torch.equal(gram.peak.double(), rows.abs().amax(0))
-    assert torch.allclose(gram.covariance.double(), torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(gram.moments(centred=True).double(), torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-3)
 
 
 def test_padding_is_left_out() -> None:
@@ -55,11 +56,39 @@ def test_the_trace_with_the_moments_is_the_error_at_the_output() -> None:
     assert torch.allclose(output_error(change, gathered(x).second), (x @ change.T).square().mean(0), rtol=1e-4)
 
 
-def test_statistics_of_scaled_inputs_are_those_of_the_inputs_scaled() -> None:
-    x, scale = outliers(), torch.rand(64) + 0.5
-    left, right = gathered(x).divided(scale), gathered(x / scale)
-    for name in ("second", "mean", "mean_magnitude", "peak", "covariance"):
-        assert torch.allclose(getattr(left, name), getattr(right, name), rtol=1e-3, atol=1e-4), name
+def test_drift_is_told_from_the_original_inputs() -> None:
+    x, before = torch.randn(30, 4, 16) + 1, torch.randn(30, 4, 16) * 0.3 + 0.5
+    gram = Gram(16, drifting=True)
+    for now, original in zip(x, before, strict=True):
+        gram.add(now, None, now + original)
+    rows, off = x.double().reshape(-1, 16), before.double().reshape(-1, 16)
+    plain, centred = gram.drift(), gram.drift(centred=True)
+    assert plain is not None and centred is not None and gathered(outliers()).drift() is None
+    assert torch.allclose(plain.double(), off.T @ rows / 120, atol=1e-5)
+    assert torch.allclose(centred.double(), (off - off.mean(0)).T @ (rows - rows.mean(0)) / 120, atol=1e-5)
+
+
+def test_propagation_gives_the_least_squares_weights_for_the_inputs_that_are_there() -> None:
+    before = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1))
+    x = before * 0.8 + 0.2 * before.roll(1, 1) + 0.1 * torch.randn(4000, 16, generator=torch.Generator().manual_seed(2))
+    w = torch.randn(5, 16)
+    gram = Gram(16, drifting=True)
+    gram.add(x, None, before)
+    drift = gram.drift()
+    assert drift is not None
+    wanted = torch.linalg.lstsq(x.double(), (before @ w.T).double()).solution.T
+    assert torch.allclose(propagate(w, gram.second, drift, 1.0, 0.0).double(), wanted, atol=1e-4)
+    assert torch.equal(propagate(w, gram.second, drift, 0.0), w)
+    half = propagate(w, gram.second, drift, 0.5, 0.1)
+    assert (x @ half.T - before @ w.T).square().mean() < (x @ w.T - before @ w.T).square().mean()
+
+
+def test_products_of_different_inputs_shrink_with_few_inputs() -> None:
+    second = gathered(torch.randn(100, 8)).second
+    for count, share in ((80, 0.5), (80_000_000, 1e-6)):
+        got = shrunk(second, count)
+        assert torch.allclose(got.diagonal(), second.diagonal())
+        assert torch.allclose(got[0, 1], second[0, 1] * (1 - share))
 
 
 def test_inputs_that_are_not_finite_or_not_there_are_refused() -> None:
