@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.language.documents import Document as Document
 from engine.language.load import LanguageModel
 from engine.language.tokens import END, train_bpe
 
