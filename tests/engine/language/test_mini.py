@@ -103,7 +103,7 @@ def test_the_network_has_the_parameters_that_the_list_says() -> None:
     from engine.language.registry import ENTRIES
 
     assert sum(p.numel() for p in mini.build().parameters()) == ENTRIES["gpt2-mini"].params
-    assert mini.CONTEXT == ENTRIES["gpt2-mini"].context
+    assert ENTRIES["gpt2-mini"].context == mini.CONTEXT
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         modules[f"m{number}"] = f"Module number {number} of the many in this library.\n\n    {words} {number}"
     for name, text in modules.items():
         (place / name).parent.mkdir(exist_ok=True)
-        body = f'"""{text}"""\nraise SystemExit("executed")\nclass C:\n    def f(self):\n        "Return what the caller of {name} asks for."\n'
+        function = f'    def f(self):\n        "Return what the caller of {name} asks for."\n'
+        body = f'"""{text}"""\nraise SystemExit("executed")\nclass C:\n{function}'
         (place / f"{name}.py").write_text(body)
     (place / "broken.py").write_text("def (")
     (place / "test").mkdir()

@@ -66,7 +66,7 @@ def test_weights_are_in_the_package_trained_here_or_to_train(runs: Path, tmp_pat
 def test_own_models_of_past_runs_are_listed_again() -> None:
     own = RunSummary(Path("runs/b"), "2026", "net.py:make", "digits", "failed", None, None, None, "")
     listed = catalog.models([own, own], ["pkg.mod:f"])
-    assert [m.name for m in listed[:4]] == ["simplecnn", "pkg.mod:f", "net.py:make", "resnet18"]
+    assert [m.name for m in listed[:6]] == ["simplecnn", "gpt2-mini", "gpt2", "pkg.mod:f", "net.py:make", "resnet18"]
     assert [row.key for row in model_rows(listed, "digits", "swin_v2")] == [OWN, "swin_v2_t", "swin_v2_s", "swin_v2_b"]
 
 
