@@ -25,6 +25,7 @@ from engine.quant.runtime import QuantizedModel
 
 NAME = "model.safetensors"
 _SCHEMA = 1
+_OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
 
 
 def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
@@ -49,6 +50,8 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
 
     if not path.is_file():
         raise EngineError(f"{path} does not exist: give the folder of a finished run")
+    if path.suffix in _OTHERS:
+        raise EngineError(f"{path} is not a {NAME}, the one file that this program loads: give the folder of a finished run")
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -12,26 +13,33 @@ from engine.artifact import NAME, load_quantized, read
 from engine.cancel import StopToken
 from engine.data import registry as data_registry
 from engine.data.base import Data
-from engine.errors import EngineError, UsageError
+from engine.errors import Cancelled, EngineError, UsageError
+from engine.evaluation import fp32_forms
 from engine.events import Event, Finished, Notice, StageFinished, StageStarted
 from engine.export.base import Given
-from engine.export.making import exports, fingerprint
+from engine.export.making import Comparison, Entry, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
+from engine.graph.fuse import find_pairs, fuse
 from engine.paths import save
+from engine.quant.program import Program
 from engine.recipe import Recipe
 from engine.report import Report
 from engine.runtimes import fastest
-from engine.stages import load
+from engine.stages import load, trace
 from engine.stages.export import images
+from engine.stages.fitting import transform_of
+from engine.stages.load import Loaded
 
+T = TypeVar("T")
 Steps = Generator[Event, Any, Report]
 
 
-def export(directory: Path, names: Sequence[str], stop: StopToken) -> Steps:
+def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bool = False) -> Steps:
     """Write ``names`` into the folder of a finished run and enter them in its report.
 
-    Raises UsageError for a format that is not known, and EngineError where the model's file is not the run's any more,
-    or in the end where a format could not be written; what was there before then stays as it was.
+    Raises UsageError for a format that is not known, and EngineError where a file is there already and ``overwrite`` is not
+    given, where the model's file is not the run's any more, where the folder cannot be written, or in the end where a format
+    could not be written. What was there before then stays as it was. Stopped, it enters what is finished and raises Cancelled.
     """
     for name in names:
         find(name)
@@ -39,19 +47,26 @@ def export(directory: Path, names: Sequence[str], stop: StopToken) -> Steps:
         raise UsageError(f"no format is named: give some of {', '.join(FORMATS)}")
     report, recipe = Report.load(directory), Recipe.load(directory / "recipe.yaml")
     check_unchanged(directory, report.data)
+    if not overwrite:
+        check_new(directory, names)
+    check_writable(directory)
     start = stop.clock()
     yield StageStarted("export", "Exporting")
-    given, data = yield from _given(directory, recipe)
-    stop.check()
+    given, test = yield from _given(directory, recipe, stop)
     # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
-    earlier = [name for name in _earlier(directory, report.data) if name not in names and name != "safetensors"]
-    written = ("safetensors", *earlier)
+    earlier = [entry for entry in _earlier(directory, report.data) if entry["format"] not in names]
+    made = [_changed(entry) for entry in earlier if not _same(directory, entry)]
+    written = ("safetensors", *(entry["format"] for entry in earlier if _same(directory, entry)))
     order = (*written, *(name for name in names if name != "safetensors"))
     known: Mapping[str, Any] = next((e for e in report.data["exports"] if e.get("format") == "safetensors"), {})
-    made = yield from exports(order, given, directory, data, recipe.data.batch, recipe.data.limit, stop, known, written)
-    changed = Report({**report.data, "exports": merged(report.data["exports"], made)})
-    save(directory / "report.json", changed.to_json().encode())
-    save(directory / "report.md", changed.to_markdown().encode())
+    try:
+        runners = yield from exports(order, given, directory, test, stop, made, written)
+        rows = yield from timed(made, runners, test, stop, known)
+    except (Cancelled, GeneratorExit, KeyboardInterrupt):
+        new = [entry for entry in made if entry["format"] not in written]
+        _save(directory, report, new, [])
+        raise
+    changed = _save(directory, report, made, rows)
     if said := fastest(changed.data):
         yield Notice(said)
     yield StageFinished("export", round(stop.clock() - start, 3))
@@ -62,10 +77,34 @@ def export(directory: Path, names: Sequence[str], stop: StopToken) -> Steps:
     return changed
 
 
-def _earlier(directory: Path, report: Mapping[str, Any]) -> list[str]:
-    """The formats whose files an earlier export left in the folder."""
-    named = [str(entry.get("format")) for entry in report["exports"] if isinstance(entry, Mapping) and entry.get("path")]
-    return [name for name in named if name in FORMATS and all((directory / file).is_file() for file in FORMATS[name].files)]
+def _save(directory: Path, report: Report, made: Sequence[Entry], rows: Sequence[Entry]) -> Report:
+    """The report with what was ``made``; without new ``rows`` those of files that are still the same stay."""
+    replaced = {entry["format"] for entry in made if entry["path"]}
+    kept = [row for row in report.data.get("runtimes") or () if row.get("format") not in replaced]
+    runtimes = list(rows) or (kept if len(kept) > 1 else [])
+    changed = Report({**report.data, "exports": merged(report.data["exports"], made), "runtimes": runtimes})
+    if made:
+        save(directory / "report.json", changed.to_json().encode())
+        save(directory / "report.md", changed.to_markdown().encode())
+    return changed
+
+
+def _earlier(directory: Path, report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries whose files an earlier export left in the folder."""
+    known = [entry for entry in report["exports"] if isinstance(entry, Mapping) and entry.get("path")]
+    known = [entry for entry in known if entry.get("format") in FORMATS and entry["format"] != "safetensors"]
+    return [entry for entry in known if all((directory / file).is_file() for file in FORMATS[entry["format"]].files)]
+
+
+def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
+    return entry.get("sha256") in (None, fingerprint(directory, FORMATS[entry["format"]]))
+
+
+def _changed(entry: Mapping[str, Any]) -> Entry:
+    """The entry of a file that is not the one that was compared."""
+    reason = f"it was changed since it was exported: export it again with `--to {entry['format']} --force`"
+    gone: Entry = {"parity": None, "value": None, "verified": False, "latency_ms": {}, "latency_batched_ms": {}}
+    return {**entry, **gone, "reason": reason}
 
 
 def merged(before: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -91,16 +130,66 @@ def check_unchanged(directory: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def _given(directory: Path, recipe: Recipe) -> Generator[Event, Any, tuple[Given, Data]]:
+def check_new(directory: Path, names: Sequence[str]) -> None:
+    """Raises EngineError where a file of ``names`` is there already, whoever wrote it."""
+    for name in names:
+        there = [file for file in FORMATS[name].files if name != "safetensors" and (directory / file).exists()]
+        if there:
+            raise EngineError(f"{directory / there[0]} exists already: leave {name} out, or write it again with --force")
+
+
+def check_writable(directory: Path) -> None:
+    """Raises EngineError now rather than after the work."""
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise EngineError(
+            f"{directory} cannot be written ({error.strerror or error}): copy the run to a folder that can, and export it there"
+        ) from error
+
+
+def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event, Any, tuple[Given, Comparison]]:
     program, header = read(directory / NAME)
-    whole: nn.Module | None = None
-    if any(step.op == "module" and step.attrs.get("module") is None for step in program.steps):
-        # Only a module that stayed whole needs the model's own code.
-        loaded = yield from load.load(recipe)
-        whole, data = loaded.model, loaded.data
-    else:
-        part = recipe.data
-        data = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size)
-    model = load_quantized(directory, whole)
+    try:
+        # The fp32 model is needed for what stayed whole, and to be timed beside the files.
+        loaded: Loaded | None = _quietly(load.load(recipe.model_copy(update={"device": "cpu"})), stop)
+    except EngineError as error:
+        if _needs_code(program):
+            raise
+        loaded = None
+        yield Notice(f"fp32 is not timed again: {error}", "warning")
+    data = loaded.data if loaded else _data(recipe)
+    whole = loaded.model if loaded else None
     modules = dict(whole.named_modules()) if whole is not None else {}
-    return Given(model, images(data), modules, header["recipe"], header["isa"], recipe.model), data
+    model = load_quantized(directory, whole)
+    part = recipe.data
+    forms = _forms(loaded, stop) if loaded else {}
+    test = Comparison(data, part.batch, part.limit, forms)
+    return Given(model, images(data), modules, header["recipe"], header["isa"], recipe.model), test
+
+
+def _needs_code(program: Program) -> bool:
+    """Whether a module stayed whole, which only the model's own code can make."""
+    return any(step.op == "module" and step.attrs.get("module") is None for step in program.steps)
+
+
+def _data(recipe: Recipe) -> Data:
+    part = recipe.data
+    return data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+
+
+def _forms(loaded: Loaded, stop: StopToken) -> Mapping[str, nn.Module]:
+    """The fp32 model in the forms of a run's baseline."""
+    graph = _quietly(trace.trace(loaded.model, loaded.example), stop).graph
+    return fp32_forms(fuse(graph, loaded.example, find_pairs(graph))[0])
+
+
+def _quietly(steps: Generator[Event, Any, T], stop: StopToken) -> T:
+    """What a stage returns; what it says was said in the run."""
+    while True:
+        stop.check()
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found

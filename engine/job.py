@@ -110,11 +110,11 @@ class Job:
         verdict = compare.verdict(name, chosen.seen, chosen.entry, fp32.size_bytes, self.threshold, told)
         layers = self.layers.get(name) or self._layers(graph, made, layout, chosen)
         yield summary.layer_table(layers)
-        exports = yield from self.stage("export", "Exporting", self._export(chosen))
+        exported = yield from self.stage("export", "Exporting", self._export(chosen, fp32))
         report = summary.report(self.recipe, self.loaded, self.machine, self.where.path, {
             "graph": summary.graph(traced, pairs, delta, self.recipe), "layers": layers,
+            "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict, **exported,
             "operations": summary.operations(graph, chosen.converted.model),
-            "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict, "exports": exports,
         })  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
@@ -259,9 +259,10 @@ class Job:
         yield Measured("qat", entry)
         return done, entry
 
-    def _export(self, chosen: _Quantized) -> Generator[Event, None, list[dict[str, Any]]]:
+    def _export(self, chosen: _Quantized, fp32: evaluate.Baseline) -> Generator[Event, None, dict[str, Any]]:
         self.where.write(NAME, chosen.content)
-        return (yield from export(chosen.converted.model, self.recipe, self.loaded, self.machine, self.where, chosen.entry, self.stop))
+        model, entry = chosen.converted.model, chosen.entry
+        return (yield from export(model, self.recipe, self.loaded, self.machine, self.where, entry, fp32.forms, self.stop))
 
 
 def _epochs(count: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
-from engine.runtimes import fastest, runtimes
+from engine.runtimes import Runtime, fastest, ratios, reference, runtimes
 
 SCHEMA = 1
 _KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
@@ -94,14 +94,19 @@ def _exports(d: dict[str, Any]) -> list[str]:
         return []
     rows = [_export_row(e) for e in d["exports"]]
     lines = ["## Exports", "", *table(("format", "file", "size", "read back by", "same answer", "SQNR", "accuracy"), rows), ""]
-    timed = [
-        (r.name, r.file, *(f"{t[0]:.2f} / {t[1]:.2f} ms" if t else "" for t in (r.single, r.batched)))
-        for r in runtimes(d)
-    ]  # fmt: skip
-    if len(timed) > 2:
-        lines += ["## Latency per runtime", "", *table(("runtime", "file", "batch 1 p50 / p95", "batch 64 p50 / p95"), timed), ""]
+    known = runtimes(d)
+    if len(known) > 2:
+        header = ("runtime", "file", "computes with", "batch 1 p50 / p95", "batch 64 p50 / p95", "speedup, batch 1", "batch 64")
+        lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known)) for one in known]), ""]
+        if not all(one.together for one in known):
+            lines += ["fp32 was timed in the run, the others together at another hour.", ""]
         lines += [fastest(d), ""]
     return lines
+
+
+def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
+    times = [f"{t[0]:.2f} / {t[1]:.2f} ms" if t else "" for t in (one.single, one.batched)]
+    return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
 
 
 def _export_row(e: dict[str, Any]) -> tuple[str, ...]:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
+_HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and 64; None where they were not measured."""
+    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and 64; None where they were not measured. ``kernel``
+    is what it computes with. ``together`` is False for figures of another hour than the others'."""
 
     name: str
     file: str
+    kernel: str
     single: tuple[float, float] | None
     batched: tuple[float, float] | None
+    together: bool = True
 
 
 def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
-    """The fp32 form and every export that was timed; figures that are missing or odd are passed over."""
-    found = []
+    """fp32, the native path and every export that was timed; figures that are missing or odd are passed over."""
+    rows = _rows(report.get("runtimes"))
+    timed = [_runtime(row) for row in rows]
+    if any(row.get("format") == "fp32" for row in rows):
+        return _measured(timed)
     baseline = report.get("baseline")
+    first = []
     if isinstance(baseline, Mapping):
-        found.append(_runtime(str(baseline.get("kernel") or "fp32"), "", baseline))
-    for entry in report.get("exports") or ():
-        if isinstance(entry, Mapping):
-            name = str(entry.get("runtime") or entry.get("format"))
-            how = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}.get(str(entry.get("format")))
-            found.append(_runtime(f"{how}, {name}" if how else name, str(entry.get("path") or ""), entry))
-    return tuple(one for one in found if one.single or one.batched)
+        first = [replace(_runtime({**baseline, "runtime": baseline.get("kernel") or "fp32", "kernel": "fp32"}), together=not rows)]
+    return _measured([*first, *(timed or (_runtime(entry) for entry in _rows(report.get("exports"))))])
 
 
 def fastest(report: Mapping[str, Any]) -> str:
@@ -48,8 +51,34 @@ def fastest(report: Mapping[str, Any]) -> str:
     return f"Fastest on this machine: {'; '.join(parts)}." if parts and len(known) > 2 else ""
 
 
-def _runtime(name: str, file: str, entry: Mapping[str, Any]) -> Runtime:
-    return Runtime(name, file, _times(entry.get("latency_ms")), _times(entry.get("latency_batched_ms")))
+def reference(known: Sequence[Runtime]) -> Runtime | None:
+    """fp32, which the others are compared with."""
+    return next((one for one in known if one.kernel == "fp32"), None)
+
+
+def ratios(one: Runtime, fp32: Runtime | None) -> tuple[float | None, float | None]:
+    """How many times as long fp32 takes, at batch 1 and 64; None where that cannot be told."""
+    if fp32 is None or one is fp32:
+        return None, None
+    pairs = ((one.single, fp32.single), (one.batched, fp32.batched))
+    single, batched = (base[0] / own[0] if own and base and own[0] > 0 else None for own, base in pairs)
+    return single, batched
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _measured(found: Sequence[Runtime]) -> tuple[Runtime, ...]:
+    return tuple(one for one in found if one.single or one.batched)
+
+
+def _runtime(row: Mapping[str, Any]) -> Runtime:
+    name, how = str(row.get("runtime") or row.get("format") or "?"), _HOW.get(str(row.get("format")))
+    return Runtime(
+        f"{how}, {name}" if how else name, str(row.get("path") or ""), str(row.get("kernel") or ""),
+        _times(row.get("latency_ms")), _times(row.get("latency_batched_ms")),
+    )  # fmt: skip
 
 
 def _times(entry: Any) -> tuple[float, float] | None:

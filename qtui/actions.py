@@ -136,11 +136,14 @@ def _train() -> tuple[Action, ...]:
 def _report() -> tuple[Action, ...]:
     where = ("report",)
     return (
-        Action("detail", ("enter",), "layer", "Everything about the layer under the cursor.", where, 2),
-        Action("files", ("f",), "files", "The run's files and exports.", where, 3, reasons.no_report),
-        Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 4),
+        Action("detail", ("enter",), "details", "Everything about the layer, or the runtime, under the cursor.", where, 0),
+        Action("export", ("x",), "export", "Write the model for other runtimes, read each file back, compare and time it.", where, 2, reasons.cannot_export),
+        Action("stop", ("s",), "stop export", "Stop the export within a batch; files that are finished stay.", where, 0, reasons.no_export),
+        Action("view", ("v",), "runtimes", "Change between the layers and the latency per runtime.", where, 3, reasons.no_report),
+        Action("files", ("f",), "files", "The run's files and exports.", where, 4, reasons.no_report),
+        Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 5),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),
-        Action("copy", ("y",), "copy", "Copy the summary to the clipboard, and write it to a file.", where, 5, reasons.no_report),
+        Action("copy", ("y",), "copy", "Copy the summary to the clipboard, and write it to a file.", where, 0, reasons.no_report),
         Action("edit", ("e",), "edit strategy", "Take this run's strategy and change it: measuring again is a run of its own.", where, 0, reasons.no_plan),
         Action("again", ("t",), "train", "Run again with training, from the same recipe.", where, 0, reasons.cannot_train_again),
         Action("next", ("n", "m"), "models ▸", "Choose another model, or open another run.", where, 9),

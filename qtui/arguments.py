@@ -96,6 +96,7 @@ def build_parser() -> Parser:
     export.add_argument(
         "--to", metavar="LIST", type=_names, required=True, help="onnx, openvino, pt2, safetensors; with commas between them"
     )
+    export.add_argument("--force", action="store_true", help="write files again that are there already")
     export.add_argument("--json", action="store_true", help="the report on stdout, everything else on stderr")
     resume = command("resume", "go on with a run that was stopped")
     resume.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")

@@ -53,7 +53,7 @@ def export(args: Namespace) -> int:
     directory = find_run(args.run)
     from engine import exporting
 
-    report = _drive(lambda stop: exporting.export(directory, args.to, stop), args)
+    report = _drive(lambda stop: exporting.export(directory, args.to, stop, args.force), args)
     if args.json:
         print(report.to_json(), flush=True)
     return MET

@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,8 @@ class Engine(Protocol):
     def resume(self, directory: Path, stop: StopToken) -> Steps: ...
 
     def train(self, model: str, data: str, stop: StopToken) -> Steps: ...
+
+    def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps: ...
 
 
 class TorchEngine:
@@ -66,6 +68,12 @@ class TorchEngine:
         out = cached_weights(model, data)
         out.parent.mkdir(parents=True, exist_ok=True)
         return pipeline.train(model, data, out=out, command=f"qtui train {model} --data {data}", stop=stop)
+
+    def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps:
+        """Formats whose files are there already are written again: who chooses them has seen that."""
+        from engine import exporting
+
+        return exporting.export(directory, formats, stop, overwrite=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine.rundir import RunSummary
     from qtui.draft import Draft
 
-JobKind = Literal["examine", "run", "resume", "train", "open"]
+JobKind = Literal["examine", "run", "resume", "train", "export", "open"]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from qtui.state import State
 
+_ONLY_EXPORTS = "Nothing runs but an export: X stops it, or s in the report (6)"
+
 
 def never(state: State) -> str | None:
     return None
@@ -74,6 +76,8 @@ def replan_not_open(state: State) -> str | None:
         return reason
     if state.asking in ("quantize", "qat") or not state.busy:
         return None
+    if state.exporting:
+        return busy(state)
     return "The run has gone on from here: X stops it, then n measures again"
 
 
@@ -82,6 +86,8 @@ def cannot_calibrate(state: State) -> str | None:
         return reason
     if state.asking in ("quantize", "qat") or not state.busy:
         return None
+    if state.exporting:
+        return busy(state)
     return "The run is at work: its result comes on the next screen (4)"
 
 
@@ -103,6 +109,8 @@ def not_measured_yet(state: State) -> str | None:
 
 
 def not_running(state: State) -> str | None:
+    if state.exporting:
+        return _ONLY_EXPORTS
     if state.busy and state.asking is None and state.job is not None:
         return "Already stopping" if state.job.stopping else None
     return "Nothing runs at the moment"
@@ -140,6 +148,18 @@ def no_epoch(state: State) -> str | None:
 
 def no_report(state: State) -> str | None:
     return None if state.run.report else "There is no report yet: it comes when the run is finished"
+
+
+def cannot_export(state: State) -> str | None:
+    if reason := busy(state) or no_report(state):
+        return reason
+    return None if state.run.directory else "The folder of this run is not known: open it from the models (1)"
+
+
+def no_export(state: State) -> str | None:
+    if not state.exporting or state.job is None:
+        return "Nothing is being exported: x begins"
+    return "Already stopping" if state.job.stopping else None
 
 
 def cannot_train_again(state: State) -> str | None:

@@ -29,7 +29,7 @@ def reduce(state: State, event: ev.Event, at: float = 0.0) -> State:
         state = replace(state, job=replace(state.job, ending=False))
     if state.job is not None and state.job.kind == "train":
         return _baseline(state, event)
-    return replace(state, run=_run(state.run, event))
+    return replace(state, run=_exporting(state.run, event) if state.exporting else _run(state.run, event))
 
 
 def _own(state: State, event: ms.Message, at: float) -> State:
@@ -95,6 +95,8 @@ def _job_started(state: State, event: ms.JobStarted, at: float) -> State:
         state = replace(state, run=run, log=())
     if event.kind == "train":
         state = replace(state, baseline=Training(), baseline_progress=None, trained="")
+    if event.kind == "export":
+        state = replace(state, run=replace(state.run, doing=event.title, progress=None))
     return state
 
 
@@ -106,6 +108,8 @@ def _job_ended(state: State, event: ms.JobEnded) -> State:
     if event.kind in ("run", "resume") and event.outcome != "done":
         mark: Status = "failed" if event.outcome == "failed" else "stopped"
         run = replace(run, stages={**run.stages, run.at: mark}, progress=None, stopped=event.outcome == "stopped")
+    if event.kind == "export":
+        run = replace(run, progress=None, doing="")
     return replace(state, job=None, run=run, baseline_progress=None)
 
 
@@ -133,6 +137,16 @@ def _baseline(state: State, event: ev.Event) -> State:
     if isinstance(event, ev.Progress):
         return replace(state, baseline_progress=event)
     return replace(state, baseline=trained(state.baseline, event))
+
+
+def _exporting(run: Run, event: ev.Event) -> Run:
+    """A finished run that is exported stays as it is; what its export does now is shown beside it."""
+    match event:
+        case ev.Progress():
+            return replace(run, progress=event)
+        case ev.Notice(level="info"):
+            return replace(run, doing=event.text, progress=None)
+    return run
 
 
 def _run(run: Run, event: ev.Event) -> Run:

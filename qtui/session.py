@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ class Session:
         waiting = self._mail.drain()
         for at, event in waiting:
             self.state = reduce(self.state, event, at)
+            if isinstance(event, ms.JobEnded) and event.kind == "export" and event.outcome != "done":
+                # What was finished before is in the report.
+                self._load_report(Path(self.state.run.directory))
             if isinstance(event, ms.JobEnded) and event.kind != "examine":
                 self.list_runs()
                 begin, self._next = self._next, None
@@ -87,20 +90,33 @@ class Session:
         title = f"training {short_name(model)} on {short_name(data)}"
         self._begin("train", title, lambda token: self._engine.train(model, data, token), model, data)
 
+    def export(self, formats: Sequence[str]) -> None:
+        """Write the model of the run that is shown, which is finished, for other runtimes."""
+        run, directory = self.state.run, Path(self.state.run.directory)
+        title = f"exporting {', '.join(formats)}"
+        self._begin("export", title, lambda token: self._engine.export(directory, formats, token), run.model, run.data)
+
     def open(self, directory: Path) -> None:
         """Show a run from its files. What cannot be read becomes a problem."""
         from engine import replay
-        from engine.report import Report
 
         try:
             events = replay.read(directory)
             self._tell(ms.Opened(directory), *events)
             if (directory / "report.json").exists():
-                self._tell(ms.ReportLoaded(Report.load(directory).data))
+                self._load_report(directory)
         except EngineError as error:
             self._tell(problem(error))
         except OSError as error:
             self._tell(ms.Problem(f"{directory} cannot be read ({error.strerror})", "choose another run"))
+
+    def _load_report(self, directory: Path) -> None:
+        from engine.report import Report
+
+        try:
+            self._tell(ms.ReportLoaded(Report.load(directory).data))
+        except EngineError as error:
+            self._tell(problem(error))
 
     def answer(self, value: Answer) -> None:
         """Decide the question that is open; without one nothing happens."""

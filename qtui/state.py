@@ -111,7 +111,7 @@ class State:
     @property
     def busy(self) -> bool:
         """Whether work would be lost or have to be saved by leaving now."""
-        return self.job is not None and self.job.kind in ("run", "resume", "train")
+        return self.job is not None and self.job.kind in ("run", "resume", "train", "export")
 
     @property
     def work(self) -> str:
@@ -122,6 +122,11 @@ class State:
             return "A run waits for an answer"
         words = self.run.doing if self.job.kind in ("run", "resume") and self.run.doing else self.job.title
         return f"{words[:1].upper()}{words[1:]}"
+
+    @property
+    def exporting(self) -> bool:
+        """Whether a finished run is being exported."""
+        return self.job is not None and self.job.kind == "export"
 
     @property
     def asking(self) -> str | None:

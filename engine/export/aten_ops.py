@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,19 @@ def _binary(op: str) -> Build:
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
     return build
+
+
+def _bmm(at: At) -> str:
+    """A constant that is the same for the whole batch is read once: torch repeats the weights of a layer to multiply by them."""
+
+    def once(given: Any) -> Any:
+        constant = given.constant
+        if constant is None or not torch.equal(constant, constant[:1].expand_as(constant)):
+            return given
+        return replace(given, shape=given.shape[1:], constant=constant[0])
+
+    left, right = at.args[:2]
+    return at.node("MatMul", left, once(right)) if left.constant is None else at.node("MatMul", once(left), right)
 
 
 def _div(at: At) -> str:
@@ -253,7 +267,7 @@ _BINARY = {
     name: _binary(op)
     for name, op in (
         ("add", "Add"), ("sub", "Sub"), ("mul", "Mul"), ("pow", "Pow"), ("maximum", "Max"), ("minimum", "Min"),
-        ("matmul", "MatMul"), ("mm", "MatMul"), ("bmm", "MatMul"),
+        ("matmul", "MatMul"), ("mm", "MatMul"),
     )
 }  # fmt: skip
 OPS: dict[str, Build] = {
@@ -266,7 +280,7 @@ OPS: dict[str, Build] = {
     "permute": _permute, "transpose": _transpose, "t": _t, "expand": _expand, "cat": _cat, "stack": _stack, "slice": _slice,
     "select": _select, "split": _split, "split_with_sizes": _split, "chunk": _split, "unbind": _unbind,
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"), "amin": _reduce("ReduceMin"),
-    "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
+    "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
     "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),

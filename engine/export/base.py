@@ -27,8 +27,9 @@ class Given:
 @dataclass(frozen=True)
 class Runner:
     """A loaded file. ``hold`` turns float32 images (N, C, H, W) into the runtime's own layout, ``run`` gives float32 logits
-    (N, classes), as a tensor or an array; ``label`` names the runtime with its version."""
+    (N, classes), as a tensor or an array; ``label`` names the runtime with its version, ``kernel`` what it computes with."""
 
     label: str
     hold: Callable[[Tensor], Any]
     run: Callable[[Any], Any]
+    kernel: str = ""

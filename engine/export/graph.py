@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,14 +75,11 @@ class Graph:
 
     def constant(self, value: Any, hint: str = "constant") -> str:
         """An initializer of a tensor, an array or a number (float32, or int64 for integers)."""
-        array = _array(value)
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= 4096 else None
-        if key is None or key not in self._known:
-            name = self.name(hint)
-            self.initializers.append(self.onnx.numpy_helper.from_array(array, name))
-            if key is None:
-                return name
-            self._known[key] = name
+        array = np.asarray(_array(value), order="C")
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.data if array.size else b"").digest())
+        if key not in self._known:
+            self._known[key] = self.name(hint)
+            self.initializers.append(self.onnx.numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
     def int4(self, values: Tensor, hint: str) -> str:

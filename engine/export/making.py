@@ -1,4 +1,4 @@
-"""Exports of one run: each written whole or not at all, read back, compared, and in the end timed side by side."""
+"""Exports of one run: each written whole or not at all, read back and compared, in the end all timed side by side."""
 
 from __future__ import annotations
 
@@ -8,85 +8,112 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.errors import Cancelled, EngineError, one_line
 from engine.events import Event, Notice, Table
-from engine.export import parity
+from engine.export import parity, timing
 from engine.export.base import Given, Runner
 from engine.export.registry import Format, find, install
 from engine.paths import unwritable
 
 Entry = dict[str, Any]
-Steps = Generator[Event, None, list[Entry]]
+# Below this part of equal answers a file is no longer the model that was measured.
+_FEW = 0.9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What files are compared on: the test split or its first ``limit`` images, in batches. ``fp32`` are the forms of the fp32
+    model that are timed beside them, by name."""
+
+    data: Data
+    batch: int
+    limit: int | None = None
+    fp32: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def exports(
-    names: Sequence[str], given: Given, directory: Path, data: Data, batch: int, limit: int | None, stop: StopToken,
-    known: Mapping[str, Any], written: Collection[str] = ("safetensors",),
-) -> Steps:  # fmt: skip
-    """Contract 2's entries for ``names``, in their order. The files of ``written`` are in ``directory`` already and are only read
-    back; ``known`` holds the ``latency_ms`` and ``latency_batched_ms`` of ``model.safetensors``, its figures where nothing else is
-    timed.
+    names: Sequence[str], given: Given, directory: Path, test: Comparison, stop: StopToken, entries: list[Entry],
+    written: Collection[str] = ("safetensors",),
+) -> Generator[Event, None, dict[str, Runner]]:  # fmt: skip
+    """Add contract 2's entry for each of ``names`` to ``entries``, in order, as it comes; what could be read back, by format. The
+    files of ``written`` are in ``directory`` already and are only read.
 
     A format that cannot be written, or whose file is not what was measured, is an entry with ``verified`` false and a
     ``reason``; only a damaged ``model.safetensors`` raises EngineError.
     """
-    entries: list[Entry] = []
     runners: dict[str, Runner] = {}
     for name in names:
         entry = find(name)
         yield Notice(f"{entry.name}: {'reading back' if name in written else 'writing'} {entry.files[0]}")
         try:
-            made, runner = yield from _one(entry, given, directory, data, batch, limit, stop, name in written)
+            if name not in written:
+                write(entry, given, directory)
+            entries.append(_made(entry, directory))
         except (EngineError, OSError) as error:
             if name == "safetensors":
                 raise
-            made, runner = failed(entry, one_line(error, 300)), None
-            yield Notice(f"{name} was not exported: {made['reason']}", "warning")
-        entries.append(made)
+            entries.append(failed(entry, one_line(error, 300)))
+            yield Notice(f"{name} was not exported: {entries[-1]['reason']}", "warning")
+            continue
+        runner = yield from _read_back(entry, given, directory, test, stop, entries[-1])
         if runner is not None:
             runners[name] = runner
-    if set(runners) - {"safetensors"}:
-        timed = parity.times(runners, data, stop)
-        for made in entries:
-            if made["format"] in timed:
-                made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in timed[made["format"]])
-    else:
+    return runners
+
+
+def timed(
+    entries: list[Entry], runners: Mapping[str, Runner], test: Comparison, stop: StopToken, known: Mapping[str, Any]
+) -> Generator[Event, None, list[Entry]]:
+    """Give ``entries`` their latencies; the report's ``runtimes``, empty where there is nothing but ``model.safetensors``, whose
+    figures are then those of ``known``: ``latency_ms`` and ``latency_batched_ms``."""
+    if set(runners) <= {"safetensors"}:
         for made in entries:
             if made["verified"]:
                 made.update({key: known[key] for key in ("latency_ms", "latency_batched_ms") if key in known})
+        yield table(entries)
+        return []
+    forms = timing.fp32_runners(test.fp32)
+    yield Notice(f"timing {len(runners) + bool(forms)} runtimes in turns")
+    found = yield from timing.times({**forms, **runners}, test.data, stop)
+    for made in entries:
+        if made["format"] in found:
+            made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in found[made["format"]])
     yield table(entries)
-    return entries
+    return timing.rows(entries, forms, found)
 
 
-def _one(
-    entry: Format, given: Given, directory: Path, data: Data, batch: int, limit: int | None, stop: StopToken,
-    written: bool,
-) -> Generator[Event, None, tuple[Entry, Runner | None]]:  # fmt: skip
-    start = stop.clock()
-    if not written:
-        write(entry, given, directory)
-    path = directory / entry.files[0]
-    made: Entry = {
-        "format": entry.name, "path": path.name, "size_bytes": sum((directory / name).stat().st_size for name in entry.files),
-        "sha256": fingerprint(directory, entry), "runtime": entry.title, "parity": None, "value": None, "verified": False,
-        "latency_ms": {}, "latency_batched_ms": {},
+def _made(entry: Format, directory: Path) -> Entry:
+    """The entry of a file that nothing was done with yet."""
+    return {
+        "format": entry.name, "path": entry.files[0], "size_bytes": sum((directory / name).stat().st_size for name in entry.files),
+        "sha256": fingerprint(directory, entry), "runtime": entry.title, "kernel": "", "parity": None, "value": None, "verified": False,
+        "latency_ms": {}, "latency_batched_ms": {}, "reason": "it was not read back: the export was stopped before",
     }  # fmt: skip
+
+
+def _read_back(
+    entry: Format, given: Given, directory: Path, test: Comparison, stop: StopToken, made: Entry
+) -> Generator[Event, None, Runner | None]:
+    """Enter in ``made`` how the file compares; what runs it, None where nothing does."""
+    start = stop.clock()
     size = f"{entry.files[0]}: {made['size_bytes'] / 1e6:.2f} MB"
     if missing := entry.missing(entry.runs):
         made["install"] = install(missing)
         made["reason"] = f"{entry.title} is not installed: {made['install']}, then export again"
         yield Notice(f"{size}, not verified: {made['reason']}", "warning")
-        return made, None
+        return None
     try:
-        runner = parity.load(entry, path, given)
-        found = yield from parity.compare(runner, given, data, batch, limit, stop)
+        runner = parity.load(entry, directory / entry.files[0], given)
+        found = yield from parity.compare(runner, given, test.data, test.batch, test.limit, stop)
     except (Cancelled, GeneratorExit):
         raise
     except Exception as error:
@@ -94,14 +121,18 @@ def _one(
             raise
         made["reason"] = one_line(error, 300)
         yield Notice(f"{size}, not verified: {made['reason']}", "warning")
-        return made, None
+        return None
     same = asdict(found)
+    made.pop("reason")
     made.update(
-        runtime=runner.label, value=same.pop("value"), interval=same.pop("interval"), parity=same, verified=True,
+        runtime=runner.label, kernel=runner.kernel, value=same.pop("value"), interval=same.pop("interval"), parity=same, verified=True,
         seconds=round(stop.clock() - start, 3),
     )  # fmt: skip
-    yield Notice(f"{size}, read back by {runner.label}, largest difference {found.max_abs:.1e}, same answer {found.agreement:.2%}")
-    return made, runner
+    yield Notice(
+        f"{size}, read back by {runner.label}, largest difference {found.max_abs:.1e}, same answer {found.agreement:.2%}",
+        "warning" if found.agreement < _FEW else "info",
+    )
+    return runner
 
 
 def write(entry: Format, given: Given, directory: Path) -> None:

@@ -44,7 +44,7 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     if len(inputs) != 1 or len(session.get_outputs()) != 1 or len(inputs[0].shape) != given.images.dim():
         raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
     name = inputs[0].name
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, lambda x: session.run(None, {name: x})[0])
+    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, lambda x: session.run(None, {name: x})[0], "CPUExecutionProvider int8")
 
 
 def hold(x: Tensor) -> Any:

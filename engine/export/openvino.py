@@ -49,4 +49,4 @@ def load(path: Path, given: Given, threads: int) -> Runner:
         # The next call overwrites the request's own tensor.
         return np.array(request.get_output_tensor().data)
 
-    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run)
+    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run, "CPU int8, the rest in f32")

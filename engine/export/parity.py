@@ -1,9 +1,8 @@
-"""A file in its own runtime, against the model that was measured: the same answers on test data, and the time they take."""
+"""A file in its own runtime, against the model that was measured: the same answers on test data."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,15 +13,12 @@ from torch import Tensor
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.errors import EngineError
-from engine.evaluation import Forward, Latency, interval, latencies
+from engine.evaluation import interval
 from engine.events import Event
 from engine.export.base import Given, Runner
 from engine.export.registry import Format
 from engine.quant.numerics import sqnr_db
 from engine.ticker import Ticker
-
-BATCHES = (1, 64)
-_BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -74,32 +70,6 @@ def compare(
             right += int((got.argmax(1) == y).sum())
             yield from ticker.advance(len(x))
     return Parity(worst, sqnr_db(signal, noise), same / total, right / total, interval(right, total))
-
-
-def times(runners: Mapping[str, Runner], data: Data, stop: StopToken, seconds: float = 1.5) -> dict[str, tuple[Latency, ...]]:
-    """Milliseconds of each runtime at each of ``BATCHES``, over about ``seconds`` each. Images are in the runtime's own layout
-    before the clock starts, as they are for torch.
-
-    The runtimes take turns in blocks of calls: call by call, one would find its caches filled and its threads' cores taken by
-    another.
-    """
-    found: dict[str, list[Latency]] = {name: [] for name in runners}
-    for size in BATCHES:
-        x = next(data.batches("test", size, limit=size))[0]
-        blocks: dict[str, list[Latency]] = {name: [] for name in runners}
-        end = stop.clock() + seconds * len(runners)
-        while not all(blocks.values()) or stop.clock() < end:
-            for name, runner in runners.items():
-                blocks[name] += latencies({name: _held(runner, x)}, x, stop, seconds / _BLOCKS).values()
-        for name, measured in blocks.items():
-            p50, p95 = (statistics.median(getattr(block, key) for block in measured) for key in ("p50", "p95"))
-            found[name].append(Latency(p50, p95, len(x)))
-    return {name: tuple(latency) for name, latency in found.items()}
-
-
-def _held(runner: Runner, x: Tensor) -> Forward:
-    images = runner.hold(x)
-    return lambda _: runner.run(images)
 
 
 def _answer(runner: Runner, x: Tensor) -> Tensor:

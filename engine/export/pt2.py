@@ -1,7 +1,7 @@
 """A ``.pt2`` of torch.export: plain torch operations on stored integers, to be loaded where there is torch and nothing else.
 
 It computes the program's integers in float32, where products of 8 bits are exact, so that its outputs are those of the integer
-kernels. It is made to travel, not to be fast.
+kernels on any machine and device. Its convolutions are torch's in fp32, so it is no faster than the fp32 model.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ class _Stored(nn.Module):
     def __init__(self, weight: QWeight) -> None:
         super().__init__()
         self.bits, self.shape, self.group_size = weight.bits, tuple(weight.values.shape), weight.group_size
-        values = pack_nibbles(weight.values) if weight.bits <= 4 else weight.values
-        self.register_buffer("values", values.contiguous())
+        values = pack_nibbles(weight.values) if weight.bits <= 4 else _last(weight.values)
+        self.register_buffer("values", values)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("multiplier", weight.multiplier)
 
     def weight(self) -> QWeight:
         values, scale, multiplier = (getattr(self, name) for name in ("values", "scale", "multiplier"))
         return QWeight(unpack_nibbles(values, self.shape) if self.bits <= 4 else values, scale, self.bits, multiplier, self.group_size)
+
+
+def _last(x: Tensor) -> Tensor:
+    """In the order that convolutions on the processor take without copying."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
 class _Portable(QuantizedModel):
@@ -104,4 +109,5 @@ def load(path: Path, given: Given, threads: int) -> Runner:
         raise EngineError(f"{path} cannot be loaded by torch.export ({one_line(error, 160)}): export it again") from error
     if not found[_ABOUT]:
         raise EngineError(f"{path} was not written by this program: export it again")
-    return Runner(f"torch {torch.__version__.partition('+')[0]}", lambda x: x.contiguous(memory_format=torch.channels_last), module)
+    label = f"torch {torch.__version__.partition('+')[0]}"
+    return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), module, "torch fp32 on stored integers")

@@ -18,7 +18,9 @@ def write(given: Given, path: Path) -> None:
 def load(path: Path, given: Given, threads: int) -> Runner:
     """On this machine's integer kernels; ``threads`` are torch's own."""
     model = load_quantized(path, _whole(given))
-    return Runner(f"torch {torch.__version__.partition('+')[0]}", lambda x: x.contiguous(memory_format=torch.channels_last), model)
+    kernels = ", ".join(sorted({kernel for kernel, _ in model.placement.values()})) or "torch fp32 on stored integers"
+    label = f"torch {torch.__version__.partition('+')[0]}"
+    return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), model, kernels)
 
 
 def _whole(given: Given) -> nn.Module | None:

@@ -46,14 +46,14 @@ class Fixable(Protocol):
     """A function of tensors that can be tied to memory: then it costs no allocation and no look at its arguments.
 
     ``fix`` gives a function that reads ``inputs`` and writes ``out`` whenever it is called, or None where that cannot be;
-    ``fits`` says whether a tensor can be read as it lies in memory. A layer with a residual finds it in ``out``.
+    ``dense`` gives a tensor as it can be read: itself, or a copy in another layout. A layer with a residual finds it in ``out``.
     """
 
     def __call__(self, *inputs: Tensor) -> Tensor: ...
 
     def fix(self, inputs: tuple[Tensor, ...], out: Tensor) -> Callable[[Tensor], None] | None: ...
 
-    def fits(self, x: Tensor) -> bool: ...
+    def dense(self, x: Tensor) -> Tensor: ...
 
 
 class Steps(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,11 +179,10 @@ class Fixing:
         """What the function can read as it lies: copies, made at each pass, of what it cannot."""
         found = []
         for x in inputs:
-            if not function.fits(x):
-                copied = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
-                self._run.append(lambda _, to=copied, x=x: _copy(to, x))  # type: ignore[misc]
-                x = copied
-            found.append(x)
+            readable = function.dense(x)
+            if readable is not x:
+                self._run.append(partial(_copied, readable, x))
+            found.append(readable)
         return tuple(found)
 
     def _keep(self, step: Step, sample: Tensor) -> Tensor:
@@ -198,6 +198,10 @@ class Fixing:
 def _copy(out: Tensor, value: Tensor) -> None:
     if value.data_ptr() != out.data_ptr():
         out.copy_(value)
+
+
+def _copied(out: Tensor, value: Tensor, _: Tensor) -> None:
+    out.copy_(value)
 
 
 def _dense(x: Tensor) -> bool:

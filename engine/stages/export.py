@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.cancel import StopToken
 from engine.data.base import Data
 from engine.events import Event, Notice
 from engine.export.base import Given
-from engine.export.making import exports
+from engine.export.making import Comparison, exports, timed
 from engine.export.registry import FORMATS
 from engine.kernels.probe import Machine
 from engine.quant.runtime import QuantizedModel
@@ -32,15 +32,20 @@ class Place(Protocol):
 
 
 def export(
-    model: QuantizedModel, recipe: Recipe, loaded: Loaded, machine: Machine, where: Place, entry: dict[str, Any], stop: StopToken
-) -> Generator[Event, None, list[dict[str, Any]]]:
-    """Contract 2's ``exports``: ``model.safetensors``, which is in the folder already, then what the recipe asks for beside it.
-    ``entry`` holds the latencies that were measured of ``model``."""
+    model: QuantizedModel, recipe: Recipe, loaded: Loaded, machine: Machine, where: Place, entry: Mapping[str, Any],
+    fp32: Mapping[str, nn.Module], stop: StopToken,
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    """Contract 2's ``exports``: ``model.safetensors``, which is in the folder already, then what the recipe asks for beside it;
+    and ``runtimes``, their times beside those of ``fp32``, the baseline's forms. ``entry`` holds the latencies that were measured
+    of ``model``."""
     names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
     where.expect(file for name in names for file in FORMATS[name].files)
     given = Given(model, images(loaded.data), dict(loaded.model.named_modules()), recipe.to_yaml(), machine.isa, recipe.model)
-    found = yield from exports(names, given, where.path, loaded.data, recipe.data.batch, recipe.data.limit, stop, entry)
-    if said := fastest({"exports": found}):
+    test = Comparison(loaded.data, recipe.data.batch, recipe.data.limit, fp32)
+    entries: list[dict[str, Any]] = []
+    runners = yield from exports(names, given, where.path, test, stop, entries)
+    found = {"exports": entries, "runtimes": (yield from timed(entries, runners, test, stop, entry))}
+    if said := fastest(found):
         yield Notice(said)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from rich.console import RenderableType
@@ -23,7 +24,7 @@ class _Panel:
     """The look that all panels share."""
 
     CSS = """
-    Confirm, Choose, Prompt, Reading { align: center middle; background: $background 60%; }
+    Confirm, Choose, Several, Prompt, Reading { align: center middle; background: $background 60%; }
     .panel {
         width: auto; max-width: 95%; min-width: 36; height: auto; max-height: 90%;
         border: round $accent; border-title-style: bold; background: $surface; padding: 0 1;
@@ -32,7 +33,7 @@ class _Panel:
     .panel Static { width: auto; max-width: 100%; }
     .panel .hint { color: $text-muted; margin-top: 1; }
     .panel .wrong { color: $error; }
-    .panel.-wide, Choose .panel, Prompt .panel { width: 72; }
+    .panel.-wide, Choose .panel, Several .panel, Prompt .panel { width: 72; }
     .panel Grid { max-height: 16; width: 100%; }
     .panel Input { width: 100%; }
     .panel VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }
@@ -97,6 +98,45 @@ class Choose(Panel[str | None]):
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
         self.done(event.key)
+
+    def action_back(self) -> None:
+        self.done(None)
+
+
+class Several(Panel[tuple[str, ...] | None]):
+    """Any of a list of rows, in their order; ``marked`` ones are under a mark first. Rows that are not selectable only tell."""
+
+    CSS = _Panel.CSS
+    BINDINGS = [Binding("escape,q", "back"), Binding("space", "mark")]
+
+    def __init__(self, title: str, columns: Sequence[Column], rows: Sequence[Row], marked: Sequence[str], hint: str) -> None:
+        super().__init__()
+        self._title, self._columns, self._rows, self._hint = title, tuple(columns), tuple(rows), hint
+        self._marked = set(marked)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel") as panel:
+            panel.border_title = self._title
+            panel.border_subtitle = self._hint
+            yield Grid(marks=True)
+
+    def on_mount(self) -> None:
+        grid = self.query_one(Grid)
+        grid.styles.height = len(self._rows) + 1
+        self._show()
+        grid.focus()
+
+    def _show(self) -> None:
+        self.query_one(Grid).show(self._columns, [replace(row, marked=row.key in self._marked) for row in self._rows])
+
+    def action_mark(self) -> None:
+        if (key := self.query_one(Grid).cursor) is not None:
+            self._marked ^= {key}
+            self._show()
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        """Without a mark the row under the cursor is meant."""
+        self.done(tuple(row.key for row in self._rows if row.key in (self._marked or {event.key})))
 
     def action_back(self) -> None:
         self.done(None)

@@ -21,6 +21,10 @@ _ABOUT: dict[Stage, str] = {
     "train": "Training with quantization in the loop (QAT). The epoch that is best on validation images is kept.",
     "report": "What was measured, layer by layer, what was exported, and how this run compares with the others.",
 }
+_LEFT = {
+    "train": "What it has learned so far is lost; the last whole epoch is saved.",
+    "export": "Files that are finished stay, and the report tells them; the run itself stays as it is.",
+}
 _LISTS = (("↑ ↓ j k", "One line on."), ("pgup pgdn", "One page on."), ("g G", "To the first, to the last."), ("⏎", "Choose."))
 
 
@@ -59,7 +63,5 @@ def problem_panel(problem: Problem) -> Reading:
 
 def leave_panel(state: State) -> Confirm:
     """Leaving while the engine works."""
-    saved = "What it has learned so far is lost; the last whole epoch is saved." if state.job and state.job.kind == "train" else (
-        "The run stops within a batch and is saved: r on the first screen resumes it."
-    )  # fmt: skip
+    saved = _LEFT.get(state.job.kind if state.job else "", "The run stops within a batch and is saved: r on the first screen resumes it.")
     return Confirm("leave?", f"{state.work}.\n{saved}", "stop, save and leave", "stay")

@@ -10,8 +10,23 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.events import Resize
 
+from engine.runtimes import fastest
+from qtui.actions import Action
+from qtui.reasons import cannot_export
 from qtui.screens.base import StageScreen, bindings
-from qtui.screens.dialogs import Reading
+from qtui.screens.dialogs import Reading, Several
+from qtui.screens.report_exports import (
+    CHOICE,
+    NO_RUNTIMES,
+    choices,
+    exported,
+    runtime_columns,
+    runtime_panel,
+    runtime_rows,
+    runtime_sentence,
+    runtimes_subtitle,
+    runtimes_title,
+)  # fmt: skip
 from qtui.screens.report_files import File, files_panel, run_files, side_lines
 from qtui.screens.report_rows import figure_columns, figure_rows, layer_columns, layer_rows, layers_of, layers_title, metric_of
 from qtui.screens.report_summary import summary
@@ -40,10 +55,13 @@ class ReportScreen(StageScreen):
     def __init__(self) -> None:
         super().__init__()
         self.by_harm = False
+        self.on_runtimes = False
+        self._exporting = self._stopped = False
         self._layers: tuple[Layer, ...] = ()
         self._told = self._about = ""
         self._begin = False
         self._files: tuple[File, ...] = ()
+        self._runtimes_of: tuple[int, int] | None = None
         self._files_of: tuple[str, object] | None = None
 
     def compose_body(self) -> ComposeResult:
@@ -53,6 +71,7 @@ class ReportScreen(StageScreen):
         with Horizontal(id="lower"):
             with Vertical(id="main"):
                 yield Grid(id="layers", empty=_NO_LAYERS)
+                yield Grid(id="runtimes", empty=NO_RUNTIMES)
                 yield Drawn(id="about")
             yield Drawn(id="side")
 
@@ -67,10 +86,33 @@ class ReportScreen(StageScreen):
         if state.run.directory != self._about:
             # What was said of one run is not for the next, nor is the layer that was looked at.
             self._about, self._told, self._begin = state.run.directory, "", True
+            self._turn(False)
+        if self._exporting and not state.exporting:
+            self._turn(True)
+            self._tell(exported(state.run, self._stopped))
+        self._exporting = state.exporting
+        self._stopped = state.exporting and state.job is not None and state.job.stopping
         self._show_verdict(state)
         self._show_figures(state)
+        self._show_runtimes(state)
         self._show_layers(state)
         self._show_side(state)
+
+    def _turn(self, on_runtimes: bool) -> None:
+        """Show the runtimes, or the layers."""
+        self.on_runtimes = on_runtimes and self.state.run.report is not None
+        layers, runtimes = self.query_one("#layers", Grid), self.query_one("#runtimes", Grid)
+        layers.display, runtimes.display = not self.on_runtimes, self.on_runtimes
+        (runtimes if self.on_runtimes else layers).focus()
+
+    def _show_runtimes(self, state: State) -> None:
+        grid, run = self.query_one("#runtimes", Grid), state.run
+        # Shown when the report is, so that turning to it moves no cursor.
+        if self._runtimes_of == (id(run.report), self.size.width):
+            return
+        self._runtimes_of = (id(run.report), self.size.width)
+        grid.border_title, grid.border_subtitle = runtimes_title(run), runtimes_subtitle(run)
+        grid.show(runtime_columns(self.size.width), runtime_rows(run, self.size.width))
 
     def _show_verdict(self, state: State) -> None:
         pane = self.query_one("#verdict", Drawn)
@@ -105,7 +147,7 @@ class ReportScreen(StageScreen):
     def _show_about(self) -> None:
         """Where there is room, what Enter would show."""
         pane, row = self.query_one("#about", Drawn), self._under_cursor()
-        pane.display = self.has_class("-high") and row is not None
+        pane.display = self.has_class("-high") and row is not None and not self.on_runtimes
         if pane.display and row is not None:
             run = self.state.run
             pane.border_title = f"{row.get('name') or '?'}"
@@ -129,6 +171,8 @@ class ReportScreen(StageScreen):
         return self._files
 
     def _sentence(self) -> str:
+        if self.on_runtimes:
+            return self._told or runtime_sentence(self.state.run, self.query_one("#runtimes", Grid).cursor)
         row = self._under_cursor()
         return self._told or (layer_sentence(row, self._layers) if row else "")
 
@@ -150,6 +194,13 @@ class ReportScreen(StageScreen):
         self.action_do("detail")
 
     def do_detail(self) -> None:
+        if self.on_runtimes:
+            key = self.query_one("#runtimes", Grid).cursor
+            if key is None:
+                self.explain(NO_RUNTIMES)
+            else:
+                self.app.push_screen(Reading("runtime", runtime_panel(self.state.run, key)))
+            return
         row = self._under_cursor()
         if row is None:
             self.explain(_NO_LAYERS)
@@ -160,7 +211,33 @@ class ReportScreen(StageScreen):
         files = self._run_files(self.state, again=True)
         self.app.push_screen(Reading("this run", files_panel(self.state.run, files), hint="↑↓ scroll   esc back"))
 
+    def label(self, action: Action) -> str:
+        return "layers" if action.id == "view" and self.on_runtimes else super().label(action)
+
+    def do_view(self) -> None:
+        self._turn(not self.on_runtimes)
+        self._told = fastest(self.state.run.report or {}) if self.on_runtimes else ""
+
+    def do_export(self) -> None:
+        rows, marked = choices(self.state.run)
+        if not any(row.selectable for row in rows):
+            self.explain("Nothing here writes other formats: uv pip install onnx openvino")
+            return
+        self.app.push_screen(Several("export to", CHOICE, rows, marked, "space mark   ⏎ export   esc back"), self._export)
+
+    def _export(self, formats: tuple[str, ...] | None) -> None:
+        # A run may have begun while the panel was open.
+        if formats and (reason := cannot_export(self.state)):
+            self.explain(reason)
+        elif formats:
+            self.session.export(formats)
+            self.qtui.refresh_state()
+
+    def do_stop(self) -> None:
+        self.session.stop()
+
     def do_order(self) -> None:
+        self._turn(False)
         self.by_harm = not self.by_harm
         harm = "The layers that add the most noise come first; o orders them as in the graph again."
         self._tell(harm if self.by_harm else "The layers come as in the graph; o puts those that add the most noise first.")

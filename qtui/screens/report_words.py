@@ -91,10 +91,12 @@ def missing(state: State) -> tuple[str, str, str]:
 
 
 def progress_line(state: State, width: int) -> Line:
-    """The bar of what the run does now; empty without one."""
+    """The bar of what the run, or its export, does now; empty without one."""
     now = state.run.progress
-    if state.run.report or now is None or not state.busy:
+    if not state.busy or (state.run.report and not state.exporting):
         return []
+    if now is None:
+        return [(end(f"{state.run.doing} …", width), "accent")] if state.exporting else []
     pace = text.pace(now)
     tail = f" {100 * now.done // max(now.total, 1)} %" + (f"  {pace}" if pace else "")
     room = max(width - len(tail), 4)

@@ -133,7 +133,7 @@ def test_a_family_goes_from_trace_to_verdict(name: str, recipe: Callable[[str], 
     assert all(layer["reason"] for layer in layers)
     assert operations <= {row["operation"] for row in report["operations"]}
     assert all(row["reason"] and row["count"] for row in report["operations"])
-    integer = [layer for layer in layers if layer["kernel"].startswith("onednn") and layer["actual"] != "folded"]
+    integer = [layer for layer in layers if layer["kernel"].startswith(("dnnl", "onednn")) and layer["actual"] != "folded"]
     assert integer and min(layer["own_sqnr_db"] for layer in integer) > 12, min((layer["own_sqnr_db"], layer["name"]) for layer in integer)
     assert name in LOUD or report["ptq"]["error"]["sqnr_db"] > 15
     assert report["graph"]["trace_delta"] < 1e-3 and report["graph"]["fuse_delta"] < 1e-2

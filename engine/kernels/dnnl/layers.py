@@ -125,7 +125,7 @@ class LayerOnShapes:
         self._made: OrderedDict[tuple[int, ...], _Made] = OrderedDict()
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        x = self._dense(x)
+        x = self.dense(x)
         made = self._at(x)
         y = self._empty(made.out) if other is None else other.contiguous(memory_format=torch.channels_last)
         made.bound.on(x, y)
@@ -137,11 +137,7 @@ class LayerOnShapes:
         flat = out.view(-1, out.shape[-1]) if self._layer.kind == "linear" else out
         return self._at(x).primitive.bind(x, flat).run
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether a tensor can be read as it lies in memory."""
-        return x.is_contiguous(memory_format=torch.channels_last if self._layer.kind == "conv" else torch.contiguous_format)
-
-    def _dense(self, x: Tensor) -> Tensor:
+    def dense(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last if self._layer.kind == "conv" else torch.contiguous_format)
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:

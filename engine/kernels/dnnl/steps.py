@@ -61,7 +61,7 @@ class StepOnShapes:
         self._made: OrderedDict[Any, Primitive | None] = OrderedDict()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        inputs = tuple(self._dense(x) for x in inputs)
+        inputs = tuple(self.dense(x) for x in inputs)
         primitive = self._at(inputs)
         if primitive is None:
             return self._instead(*inputs)
@@ -82,11 +82,8 @@ class StepOnShapes:
         bound = primitive.bind(torch.empty(0), out)
         return lambda given: bound.on(given, out)
 
-    def fits(self, x: Tensor) -> bool:
-        return self._form.strided or x.is_contiguous(memory_format=torch.channels_last)
-
-    def _dense(self, x: Tensor) -> Tensor:
-        return x if self.fits(x) else x.contiguous(memory_format=torch.channels_last)
+    def dense(self, x: Tensor) -> Tensor:
+        return x if self._form.strided else x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
 
     def _at(self, inputs: tuple[Tensor, ...]) -> Primitive | None:
         key = (inputs[0].shape, inputs[0].stride() if self._form.strided else None, self._library.match_threads())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import driving
 import pytest
+from finished_runs import again, contents, run
 
-from engine import exporting, pipeline
-from engine.cancel import StopToken
+from engine import exporting
 from engine.errors import EngineError, UsageError
 from engine.events import Notice, Table
 from engine.export import making, registry
@@ -25,37 +26,6 @@ ALL = ("safetensors", "onnx", "openvino", "pt2")
 needs = pytest.mark.skipif(
     any(entry.missing(entry.writes + entry.runs) for entry in registry.FORMATS.values()), reason="needs onnx, onnxruntime, openvino"
 )
-
-
-def run(recipe: Any, out: Path) -> driving.Outcome:
-    with driving.untimed():
-        stop = StopToken()
-        return driving.consume(pipeline.run(recipe, out, stop), stop)
-
-
-def again(directory: Path, *names: str) -> driving.Outcome:
-    with driving.untimed():
-        stop = StopToken()
-        return driving.consume(exporting.export(directory, names, stop), stop)
-
-
-@pytest.fixture(scope="session")
-def finished_once(tiny_file: Path, own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from engine.recipe import Recipe
-
-    out = tmp_path_factory.mktemp("finished") / "run"
-    data = {"calibration": 32, "limit": 64}
-    assert run(Recipe.make(model=f"{tiny_file}:make", data=data, threshold="drop:0.5"), out).report
-    return out
-
-
-@pytest.fixture
-def finished(finished_once: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_once, tmp_path / "run"))
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_the_recipe_knows_the_formats_of_the_registry() -> None:
@@ -103,8 +73,10 @@ def test_an_earlier_export_is_read_back_beside_a_later_one(finished: Path) -> No
     assert [(e["format"], e["verified"]) for e in outcome.data["exports"]] == [("safetensors", True), ("pt2", True)]
     assert (finished / "model.pt2").read_bytes() == first
     (finished / "model.pt2").write_bytes(first[:-100])
-    damaged = again(finished, "safetensors").data["exports"][1]
-    assert not damaged["verified"] and "cannot be loaded by torch.export" in damaged["reason"]
+    changed = again(finished, "safetensors").data
+    assert not changed["exports"][1]["verified"] and "was changed since it was exported" in changed["exports"][1]["reason"]
+    assert [row["format"] for row in changed["runtimes"]] == []
+    assert again(finished, "pt2", overwrite=True).data["exports"][1]["verified"]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors"])
@@ -117,18 +89,27 @@ def test_an_export_is_no_weights_file(finished: Path, name: str) -> None:
         read_state(finished / name)
 
 
-def test_a_missing_runtime_leaves_a_file_that_is_not_verified(finished: Path) -> None:
+@pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_a_missing_runtime_leaves_a_file_that_is_not_verified(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
     pytest.importorskip("onnx")
-
-    def missing(entry: registry.Format, packages: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(package for package in packages if package == "onnxruntime")
-
-    with patch.object(registry.Format, "missing", missing):
-        outcome = again(finished, "onnx")
-    entry = outcome.data["exports"][1]
-    assert (entry["verified"], entry["parity"], entry["value"], entry["install"]) == (False, None, None, "uv pip install onnxruntime")
-    assert (finished / "model.onnx").is_file() and "uv pip install onnxruntime" in entry["reason"]
-    assert "uv pip install onnxruntime" in (finished / "report.md").read_text()
+    entry = registry.find(name)
+    if name == "openvino":
+        # What writes this file is what runs it: it is there to write, and gone when the file is read back.
+        pytest.importorskip("openvino")
+        monkeypatch.setattr(registry, "FORMATS", {**registry.FORMATS, name: replace(entry, runs=("openvino_runtime_that_is_gone",))})
+        module = "openvino_runtime_that_is_gone"
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
+    outcome = again(finished, name)
+    found = outcome.data["exports"][1]
+    command = f"uv pip install {module}"
+    assert (found["verified"], found["parity"], found["value"], found["install"]) == (False, None, None, command)
+    assert all((finished / file).is_file() for file in entry.files) and command in found["reason"]
+    report = (finished / "report.md").read_text()
+    assert command in report and found["latency_ms"] == {}
+    assert any(n.level == "warning" and "not verified" in n.text for n in outcome.of(Notice))
 
 
 def test_what_writes_onnx_is_missing_and_the_run_goes_on(tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -145,7 +126,7 @@ def test_a_failure_overwrites_nothing(finished: Path) -> None:
     (finished / "model.pt2").write_bytes(b"an earlier export")
     before = contents(finished)
     with patch("engine.export.pt2.torch.export.save", side_effect=OSError(28, "No space left on device")):
-        outcome = again(finished, "pt2")
+        outcome = again(finished, "pt2", overwrite=True)
     assert isinstance(outcome.error, EngineError) and "No space left on device" in str(outcome.error) and "\n" not in str(outcome.error)
     after = contents(finished)
     assert {name for name in after if before.get(name) != after[name]} <= {"report.json", "report.md"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_four_bits_are_stored_in_four(tmp_path: Path) -> None:
     blocked = build(weight_only := nets.quantized(nets.Residual, nets.GROUPS, None).model, given, "integers")
     blocks = [a.i for node in blocked.graph.node for a in node.attribute if a.name == "block_size"]
     assert blocks == [16] and weight_only.program.layers
+
+
+def test_weights_are_stored_once() -> None:
+    """torch repeats a linear layer's weights along the tokens to multiply by them."""
+    given = nets.quantized(nets.Attention)
+    sizes = Counter(tuple(tensor.dims) for tensor in build(given.model, given, "integers").graph.initializer)
+    assert sizes[16, 16] == 4 and max(math.prod(dims) for dims in sizes) == 16 * 3 * 4 * 4
 
 
 def test_an_unknown_operation_is_named_with_its_layer() -> None:

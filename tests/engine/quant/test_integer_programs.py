@@ -197,6 +197,13 @@ NETS = {
         g=nn.Linear(32, 10),
         p=nn.Parameter(torch.randn(1, 256, 16)),
     ),
+    "tokens in two dimensions": lambda: Net(
+        lambda s, x: s.f(s.l2(s.l1(s.c1(x).permute(0, 2, 3, 1)).relu()[:, 1:, ::2]).relu().transpose(1, 2).mean((1, 2))),
+        c1=conv(3, 16),
+        l1=nn.Linear(16, 24),
+        l2=nn.Linear(24, 16),
+        f=nn.Linear(16, 10),
+    ),
     "parameter as input": lambda: Net(
         lambda s, x: s.f(s.c1(x).mean((2, 3))) + s.g(s.q),
         c1=conv(3, 16),
