@@ -234,7 +234,7 @@ def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
     engine = ScriptedEngine(runs)
 
     async def script(driver: Driver) -> None:
-        await driver.press("down", "enter")
+        await driver.press("down", "down", "down", "enter")
         await driver.fill(f"{tmp_path}/net.py:make")
         assert screen(driver).query_one("#models", Grid).cursor == f"{tmp_path}/net.py:make"
         await driver.press("enter")
