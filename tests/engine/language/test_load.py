@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_language
 import torch
+from families import FAMILIES, build
 from safetensors.torch import load_file, save_file
 
 from engine.errors import EngineError, UsageError
@@ -60,6 +61,20 @@ def test_shards_and_torch_files_load_as_well(sharded: Path, folder: Path) -> Non
     for place in (sharded, folder):
         found = load_language(str(place)).model.state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gptj"])
+def test_every_family_loads_as_it_was_saved(family: str, tmp_path: Path) -> None:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    # GPT-J has no attention but the plain one.
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "rotary_dim": 4, "bos_token_id": 0, "eos_token_id": 1}
+    model = (GPTJForCausalLM(GPTJConfig(vocab_size=96, **shape)) if family == "gptj" else build(family)).eval()
+    model.save_pretrained(tmp_path)
+    found = load_language(str(tmp_path), text=False)
+    ids = torch.randint(96, (2, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.logits(ids), model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    assert found.context == 32 and found.model.config._attn_implementation == ("eager" if family == "gptj" else "sdpa")
 
 
 class Evil:
