@@ -75,7 +75,9 @@ def _place(name: str) -> tuple[str, Path]:
     if entry is not None and entry.folder:
         place = entry.place
         if place is None:
-            raise EngineError(f"{name} is missing from this installation: install qtui again")
+            raise EngineError(
+                f"{name} is missing from this installation: install qtui again, or train it with `qtui train {name}` and give its folder"
+            )
         return "package", place
     folder = Path(name).expanduser()
     if entry is None and (folder.exists() or name.startswith((".", "~", os.sep)) or name.count("/") > 1):

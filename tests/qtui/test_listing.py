@@ -110,6 +110,7 @@ def test_language_models_are_listed_by_their_perplexity(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(language, "WEIGHTS", tmp_path)
     (tmp_path / "gpt2-mini").mkdir()
+    (tmp_path / "gpt2-mini" / "model.safetensors").touch()
     (tmp_path / "gpt2-mini" / "record.json").write_text('{"data": "python-docs", "test_perplexity": 61.238}')
     mini, large = parsed(capsys, "models", "--filter", "gpt2*")
     assert (mini["metric"], mini["size"], mini["params"], mini["shape"]) == ("perplexity", 512, 3_814_912, None)

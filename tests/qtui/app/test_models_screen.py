@@ -378,6 +378,7 @@ def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(language, "WEIGHTS", tmp_path)
     (tmp_path / "gpt2-mini").mkdir()
+    (tmp_path / "gpt2-mini" / "model.safetensors").touch()
     (tmp_path / "gpt2-mini" / "record.json").write_text('{"data": "python-docs", "test_perplexity": 61.238}')
     listed = catalog.models()
     rows = {row.key: [str(getattr(cell, "text", cell)) for cell in row.cells] for row in model_rows(listed, "digits")}
