@@ -85,6 +85,7 @@ def data(args: Namespace) -> int:
     """The data sets, with where each one comes from."""
     from engine.data.cache import data_cache
     from engine.data.registry import ENTRIES
+    from engine.language.corpora import ENTRIES as TEXTS
 
     cache = data_cache()
     found = [
@@ -97,6 +98,10 @@ def data(args: Namespace) -> int:
             "state": "offline" if e.offline else "cached" if (cache / CACHED_AS.get(e.name, e.name)).is_dir() else "to download",
         }
         for e in ENTRIES.values()
+    ]
+    found += [
+        {"name": e.name, "description": e.description, "licence": e.licence, "classes": None, "shape": None, "state": e.where}
+        for e in TEXTS.values()
     ]
     if args.json:
         return print_json(found)

@@ -72,9 +72,8 @@ def test_the_front_end_does_not_import_torch_itself() -> None:
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_importing_it_does_not_load_torch(module: str) -> None:
-    code = (
-        f"import sys, {module}; sys.exit(' '.join(m for m in ('torch', 'sklearn', 'torchvision', 'transformers') if m in sys.modules) or 0)"
-    )
+    heavy = ("torch", "sklearn", "torchvision", "transformers")
+    code = f"import sys, {module}; sys.exit(' '.join(m for m in {heavy} if m in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

@@ -36,12 +36,12 @@ class TextSchedule:
     epochs: int
     context: int
     short: int = 0
-    tokens: int = 2048
+    tokens: int = 1024
     lr: float = 2e-3
     weight_decay: float = 0.1
     warmup: float = 0.04
     clip: float = 1.0
-    dropout: float = 0.2
+    dropout: float = 0.1
     seed: int = 0
     mixed: bool = True
 

@@ -24,7 +24,7 @@ def fetch(repo: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    no_bars()
+    be_quiet()
     try:
         names = [str(file.rfilename) for file in HfApi().model_info(repo).siblings or ()]
         return Path(snapshot_download(repo, allow_patterns=wanted(names)))
@@ -50,12 +50,13 @@ def wanted(names: list[str]) -> list[str]:
     return [*(name for name in top if name.endswith(_KEPT)), *weights]
 
 
-def no_bars() -> None:
-    """Bars on the terminal belong to whoever shows the run."""
+def be_quiet() -> None:
+    """What the hub's client would write on the terminal belongs to whoever shows the run: bars, and a line for each new try."""
     import huggingface_hub
 
     utils: Any = huggingface_hub.utils
     utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
 
 
 def _cached(repo: str) -> Path | None:

@@ -75,7 +75,9 @@ def _place(name: str) -> tuple[str, Path]:
     if entry is not None and entry.folder:
         place = entry.place
         if place is None:
-            raise EngineError(f"{name} is missing from this installation: install qtui again")
+            raise EngineError(
+                f"{name} is missing from this installation: install qtui again, or train it with `qtui train {name}` and give its folder"
+            )
         return "package", place
     folder = Path(name).expanduser()
     if entry is None and (folder.exists() or name.startswith((".", "~", os.sep)) or name.count("/") > 1):
@@ -86,7 +88,6 @@ def _place(name: str) -> tuple[str, Path]:
 
 
 def _model(found: Folder) -> Any:
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = str(found.config["model_type"])
@@ -97,16 +98,7 @@ def _model(found: Folder) -> Any:
             )
         raise EngineError(f"transformers knows no decoder of type {kind!r} ({found.path}): update transformers, or give another model")
     try:
-        config = AutoConfig.from_pretrained(found.path, trust_remote_code=False, local_files_only=True)
-        options = {
-            "config": config,
-            "dtype": torch.float32,
-            "trust_remote_code": False,
-            "local_files_only": True,
-            "output_loading_info": True,
-        }
-        # Named, so that a config cannot ask for a kernel from the hub.
-        model, info = _decoders().from_pretrained(found.path, attn_implementation=_attention(config), **options)
+        model, info = _read(found.path)
     except Exception as error:
         raise EngineError(
             f"{found.path} cannot be loaded ({one_line(error, 160) or type(error).__name__}): copy or download it again"
@@ -121,15 +113,21 @@ def _model(found: Folder) -> Any:
     return model.eval()
 
 
-def _decoders() -> Any:
-    from transformers import AutoModelForCausalLM
+def _read(path: Path) -> tuple[Any, Any]:
+    """The model, and what transformers says of tensors that did not fit. Attention is named: a config cannot ask for a kernel from
+    the hub."""
+    import transformers
 
-    return AutoModelForCausalLM
-
-
-def _attention(config: Any) -> str:
-    known = _decoders()._model_mapping[type(config)]
-    return "sdpa" if getattr(known, "_supports_sdpa", False) else "eager"
+    decoders: Any = transformers.AutoModelForCausalLM
+    options = {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
+    try:
+        found = decoders.from_pretrained(path, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        found = decoders.from_pretrained(path, attn_implementation="eager", **options)
+    model, info = found
+    return model, info
 
 
 def _tokenizer(found: Folder) -> Any:

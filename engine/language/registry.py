@@ -33,14 +33,16 @@ class LanguageEntry:
     def place(self) -> Path | None:
         """The model's folder in the package or in Hugging Face's cache, or None."""
         if self.folder:
-            return found if (found := WEIGHTS / self.folder).is_dir() else None
+            return found if ((found := WEIGHTS / self.folder) / self.weight_file).is_file() else None
         snapshots = hub_cache() / f"models--{self.hub.replace('/', '--')}" / "snapshots"
         return next((place for place in sorted(snapshots.glob("*")) if (place / self.weight_file).is_file()), None)
 
     @property
     def where(self) -> str:
-        """``package``, ``cached`` or ``to download``."""
-        return "package" if self.folder else "cached" if self.place else "to download"
+        """``package``, ``to train`` where the package does not hold what it names, ``cached`` or ``to download``."""
+        if self.folder:
+            return "package" if self.place else "to train"
+        return "cached" if self.place else "to download"
 
     def record(self) -> Mapping[str, Any]:
         """What was written when the model was trained here; empty for one that was not."""

@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 
 from engine.errors import EngineError, one_line
+from engine.language.corpora import ENTRIES
 from engine.language.documents import Document, Split
-from engine.language.hub import no_bars
+from engine.language.hub import be_quiet
 
-REPOSITORY, REVISION, FILE = "ggml-org/ci", "927b3642933080f1b0e811e2f916e14c292992f9", "wikitext-2-raw-v1.zip"
+REVISION = "927b3642933080f1b0e811e2f916e14c292992f9"
 SHA256 = "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11"
 _PARTS: dict[Split, str] = {"train": "wiki.train.raw", "validation": "wiki.valid.raw", "test": "wiki.test.raw"}
 
@@ -40,11 +41,19 @@ def joined(text: str) -> str:
 
 
 def _archive() -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    no_bars()
+    archive = ENTRIES["wikitext2"].archive
+    assert archive is not None
+    repository, file = archive
+    kept = try_to_load_from_cache(repository, file, revision=REVISION, repo_type="dataset")
+    if isinstance(kept, str):
+        return Path(kept)
+    be_quiet()
     try:
-        return Path(hf_hub_download(REPOSITORY, FILE, repo_type="dataset", revision=REVISION))
+        # Fails at once without a network, where a download tries again for half a minute.
+        HfApi().dataset_info(repository, revision=REVISION)
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=REVISION))
     except Exception as error:
         # The client's own network layer is not part of its interface, and its errors are no OSErrors.
         raise EngineError(

@@ -15,6 +15,7 @@ import engine
 from engine import examine
 from engine.data import cifar10
 from engine.kernels import probe
+from engine.language import registry as language
 from engine.models import cached, registry
 from qtui import listing
 from qtui.__main__ import main
@@ -91,6 +92,34 @@ def test_data_tells_what_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "data" / cifar10.FOLDER).mkdir(parents=True)
     assert {d["name"]: d["state"] for d in parsed(capsys, "data")}["cifar10"] == "cached"
     assert listing.CACHED_AS["cifar10"] == cifar10.FOLDER
+
+
+def test_texts_are_listed_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    states = {d["name"]: d["state"] for d in parsed(capsys, "data")}
+    assert (states["python-docs"], states["wikitext2"]) == ("offline", "to download")
+    kept = tmp_path / "datasets--ggml-org--ci" / "snapshots" / "abc" / "wikitext-2-raw-v1.zip"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert {d["name"]: d["state"] for d in parsed(capsys, "data")}["wikitext2"] == "cached"
+
+
+def test_language_models_are_listed_by_their_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(language, "WEIGHTS", tmp_path)
+    (tmp_path / "gpt2-mini").mkdir()
+    (tmp_path / "gpt2-mini" / "model.safetensors").touch()
+    (tmp_path / "gpt2-mini" / "record.json").write_text('{"data": "python-docs", "test_perplexity": 61.238}')
+    mini, large = parsed(capsys, "models", "--filter", "gpt2*")
+    assert (mini["metric"], mini["size"], mini["params"], mini["shape"]) == ("perplexity", 512, 3_814_912, None)
+    assert (mini["weights"], mini["where"]) == ({"python-docs": 61.238}, {"python-docs": "package"})
+    assert large["weights"] == {"openai-community/gpt2": None} and large["where"] == {"openai-community/gpt2": "to download"}
+    main(["models", "--filter", "gpt2*"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "512 tokens" in said and "python-docs 61.24" in said and "openai-community/gpt2 (to download)" in said
+    assert parsed(capsys, "models", "--filter", "simple*")[0]["metric"] == "accuracy"
 
 
 @pytest.mark.usefixtures("_scripted")

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.language.documents import Document as Document
 from engine.language.load import LanguageModel
 from engine.language.tokens import END, train_bpe
 
 T = TypeVar("T")
 ROWS, CONTEXT = 300, 32
-WORDS = "the quick brown fox jumps over a lazy dog while nobody looks at it and returns a new value to the caller".split()
+_TEXT = "the quick brown fox jumps over a lazy dog while nobody looks at it and returns a new value to the caller"
+WORDS = _TEXT.split()
 
 
 def finished(steps: Generator[Any, None, T]) -> T:

@@ -12,6 +12,7 @@ from app_driving import Driver, drive
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
+from engine.language import registry as language
 from engine.models.registry import ENTRIES
 from engine.models.size import file_size
 from engine.rundir import RunSummary
@@ -66,7 +67,7 @@ def test_weights_are_in_the_package_trained_here_or_to_train(runs: Path, tmp_pat
 def test_own_models_of_past_runs_are_listed_again() -> None:
     own = RunSummary(Path("runs/b"), "2026", "net.py:make", "digits", "failed", None, None, None, "")
     listed = catalog.models([own, own], ["pkg.mod:f"])
-    assert [m.name for m in listed[:4]] == ["simplecnn", "pkg.mod:f", "net.py:make", "resnet18"]
+    assert [m.name for m in listed[:6]] == ["simplecnn", "gpt2-mini", "gpt2", "pkg.mod:f", "net.py:make", "resnet18"]
     assert [row.key for row in model_rows(listed, "digits", "swin_v2")] == [OWN, "swin_v2_t", "swin_v2_s", "swin_v2_b"]
 
 
@@ -265,7 +266,7 @@ def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
     engine = ScriptedEngine(runs)
 
     async def script(driver: Driver) -> None:
-        await driver.press("down", "enter")
+        await driver.press("down", "down", "down", "enter")
         await driver.fill(f"{tmp_path}/net.py:make")
         assert screen(driver).query_one("#models", Grid).cursor == f"{tmp_path}/net.py:make"
         await driver.press("enter")
@@ -398,3 +399,18 @@ def test_keys_typed_ahead_of_a_panel_do_nothing_behind_it(runs: Path) -> None:
 
     drive(engine, script)
     assert engine.calls == []
+
+
+def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(language, "WEIGHTS", tmp_path)
+    (tmp_path / "gpt2-mini").mkdir()
+    (tmp_path / "gpt2-mini" / "model.safetensors").touch()
+    (tmp_path / "gpt2-mini" / "record.json").write_text('{"data": "python-docs", "test_perplexity": 61.238}')
+    listed = catalog.models()
+    rows = {row.key: [str(getattr(cell, "text", cell)) for cell in row.cells] for row in model_rows(listed, "digits")}
+    assert rows["gpt2-mini"] == ["gpt2-mini", "3.8 M", "15.26 MB", "in the package", "perplexity 61.24", "512 tokens"]
+    assert rows["gpt2"] == ["gpt2", "124.4 M", "497.76 MB", "to download", "", "1,024 tokens"]
+    sentences = {model.name: model_sentence(model, Choice(model=model.name)) for model in listed}
+    assert "Perplexity 61.24 on the test part of python-docs." in sentences["gpt2-mini"]
+    assert "548.11 MB" in sentences["gpt2"] and "Hugging Face hub" in sentences["gpt2"]
