@@ -149,7 +149,8 @@ def train(
     """
     if model in LANGUAGE:
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
-    if folder is None and data is None:
+    place = folder or data
+    if place is None:
         raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")
     from engine.data import registry as data_registry
     from engine.models.cached import cached_weights
@@ -162,7 +163,7 @@ def train(
     schedule = replace(schedule_for(images.name, entry), seed=seed)
     if epochs is not None:
         schedule = replace(schedule, epochs=epochs)
-    known = data_registry.known_as(folder or data)
+    known = data_registry.known_as(place)
     target = out or cached_weights(model, known)
     if out is None and entry.weights_for(known):
         yield Notice(f"the package's weights stay what a run of {model} on {known} takes: --weights {target} takes these", "warning")

@@ -19,9 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from engine import recipe_yaml
 from engine.errors import UsageError, nearest
-from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, Rounding, Rule, WeightSpec
+from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rounding, Rule, WeightSpec
 
-Preset = Literal["default", "w8a8", "w4a8", "w4a4", "w8", "w4"]
+Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3"]
 Metric = Literal["mse", "drop", "sqnr", "agreement"]
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
@@ -118,7 +118,9 @@ class _Part(BaseModel):
 
 
 class DataPart(_Part):
-    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` is in pixels."""
+    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` is in pixels. Of a text ``calibration`` counts
+    windows of ``context`` tokens (null: what the model reads at most), ``limit`` tokens of the test split, and ``stride`` the tokens
+    between the windows that measure perplexity."""
 
     name: Annotated[_Text, Field(description="the name of a data set, or a folder")] = "digits"
     calibration: _Count = 512
@@ -129,6 +131,8 @@ class DataPart(_Part):
         tuple[_Positive, _Positive, _Positive] | None, Field(strict=False, description="three finite numbers above 0, or null")
     ] = None
     size: _CountOrNull = None
+    context: _CountOrNull = None
+    stride: _Count = 512
 
 
 class WeightsPart(_Part):
@@ -138,6 +142,8 @@ class WeightsPart(_Part):
     granularity: Annotated[Granularity, Field(description=_one_of(Granularity))] = "per-channel"
     group_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="one of 16, 32, 64, 128, 256")] = 32
     scale: Annotated[Rounding, Field(description=_one_of(Rounding))] = "minmax"
+    symmetric: _Flag = True
+    method: Annotated[Method, Field(description=_one_of(Method))] = "nearest"
 
     @model_validator(mode="after")
     def _group_size_is_used(self) -> Self:
@@ -152,6 +158,7 @@ class ActivationsPart(_Part):
     bits: _Bits = 8
     symmetric: _Flag = False
     observer: Annotated[Observer, Field(description=_one_of(Observer))] = "minmax"
+    dynamic: _Flag = False
 
 
 class RulePart(_Part):
@@ -286,17 +293,32 @@ class Recipe(_Part):
         later = {name for name in ("fold_later", "stem") if getattr(self, name) == type(self).model_fields[name].default}
         # Measured or decided, no layer in fp32 is what a recipe without the key gives.
         later |= set() if self.slower else {"slower"}
-        asked = self.model_dump(mode="json", exclude={"device", "isa"} | later)
+        asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa"} | later))
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """YAML text in the order of the fields; a file with it loads as an equal recipe."""
-        fields = self.model_dump(mode="json")
+        fields = _without_decoders(self.model_dump(mode="json"))
         for rule in fields["rules"]:
             for key in ("weights", "activations", "keep"):
                 if rule[key] is None:
                     del rule[key]
         return recipe_yaml.dump(fields)
+
+
+def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what only decoders know, where it has its default: other recipes read, and are told apart, as without it."""
+    for part, keys in _DECODERS.items():
+        for place in (rule.get(part) or {} for rule in fields["rules"]) if part in ("weights", "activations") else (fields[part],):
+            for key, default in keys.items():
+                if place.get(key) == default:
+                    del place[key]
+    return fields
+
+
+_DECODERS: dict[str, dict[str, Any]] = {
+    "weights": {"symmetric": True, "method": "nearest"}, "activations": {"dynamic": False}, "data": {"context": None, "stride": 512},
+}  # fmt: skip
 
 
 def _merged(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,36 +8,44 @@ from typing import Literal
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
 Rounding = Literal["minmax", "mse"]
+Method = Literal["nearest", "mse", "hqq", "gptq", "hqq+gptq", "gptq+", "awq", "awq+gptq", "smoothquant"]
 
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """Integer weights, symmetric around zero.
+    """Integer weights, symmetric around zero or, in decoders, affine.
 
     ``group_size`` counts input features and is used by ``per-group`` alone. ``scale`` says how the step is chosen:
-    from the largest weight (``minmax``) or as the clip with the least squared error (``mse``).
+    from the largest weight (``minmax``) or as the clip with the least squared error (``mse``). ``method`` is how the matrices
+    of a decoder are rounded (``engine.algorithms.registry``); it brings its own scale.
     """
 
     bits: int = 8
     granularity: Granularity = "per-channel"
     group_size: int = 32
     scale: Rounding = "minmax"
+    symmetric: bool = True
+    method: Method = "nearest"
 
     def __str__(self) -> str:
         groups = f" {self.group_size}" if self.granularity == "per-group" else ""
-        return f"w{self.bits} {self.granularity}{groups}"
+        method = "" if self.method == "nearest" else f" {self.method}"
+        return f"w{self.bits} {self.granularity}{groups}{'' if self.symmetric else ' affine'}{method}"
 
 
 @dataclass(frozen=True)
 class ActivationSpec:
     """Unsigned integer activations with one scale and zero point for the tensor (affine), or a zero point fixed in
-    the middle of the range (symmetric)."""
+    the middle of the range (symmetric). ``dynamic`` ones, of decoders, are signed, and have a scale for each token as it comes."""
 
     bits: int = 8
     symmetric: bool = False
     observer: Observer = "minmax"
+    dynamic: bool = False
 
     def __str__(self) -> str:
+        if self.dynamic:
+            return f"a{self.bits} per-token dynamic"
         return f"a{self.bits} per-tensor" + (" symmetric" if self.symmetric else "")
 
 

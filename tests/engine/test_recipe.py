@@ -144,7 +144,7 @@ def test_scientific_notation_stays_text_where_text_is_asked(write: Write) -> Non
 
 RULE_A = "model: m\nrules:\n  - match: a\n"
 VALUES = [
-    ("model: m\npreset: w8a9\n", 2, "preset is 'w8a9': must be one of default, w8a8, w4a8, w4a4, w8, w4"),
+    ("model: m\npreset: w8a9\n", 2, "preset is 'w8a9': must be one of default, w8a8, w8a8-static, w4a8, w4a4, w8, w4, w3"),
     (RULE_A + "    weights:\n      bits: 9\n", 5, "weights.bits is 9: must be 2 to 8"),
     (RULE_A + "    weights: {bits: 1}\n", 4, "weights.bits is 1: must be 2 to 8"),
     (RULE_A + "    weights: {}\n    activations: {bits: 9}\n", 5, "activations.bits is 9: must be 2 to 8"),

@@ -1,0 +1,1 @@
+"""Quantized decoders: their parts, the kernels these run on, their file."""
