@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import fx
 
@@ -13,9 +12,8 @@ from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
 from engine.changes import with_epochs, with_fold_later, with_slower, with_strategy
 from engine.decisions import Answer, Fold, Strategy, Train
-from engine.errors import Cancelled
 from engine.evaluation import Profile, layer_sqnr
-from engine.events import Ask, Event, Finished, Judgement, Layers, Measured, Notice, Setting, StageFinished, StageStarted, Weights
+from engine.events import Event, Finished, Judgement, Layers, Measured, Notice, Weights
 from engine.graph.fuse import find_pairs
 from engine.graph.fuse import fuse as fold
 from engine.kernels.choose import kernels_for
@@ -25,24 +23,15 @@ from engine.quant.numerics import QParams, QWeight
 from engine.quant.pace import Paces
 from engine.quant.plan import Plan
 from engine.quant.plan import plan as propose
-from engine.recipe import Recipe, Threshold
+from engine.recipe import Recipe
 from engine.report import Report
 from engine.rundir import RunDir
 from engine.stages import calibrate, compare, convert, evaluate, fuse, plan, qat, summary, timing, trace
 from engine.stages.export import export
 from engine.stages.load import Loaded, absolute
+from engine.work import Run, Work, epochs_of
 
-T = TypeVar("T")
 CHECKPOINT = "checkpoints/qat.pt"
-Run = Generator[Event, Answer, T]
-
-
-def stage(name: str, title: str, steps: Generator[Event, Any, T], clock: Callable[[], float] = time.perf_counter) -> Run[T]:
-    start = clock()
-    yield StageStarted(name, title)
-    result = yield from steps
-    yield StageFinished(name, round(clock() - start, 3))
-    return result
 
 
 @dataclass(frozen=True)
@@ -56,33 +45,24 @@ class _Quantized:
     content: bytes
 
 
-class Job:
-    """One run's stages, with what they share. ``doing`` is the stage at work, for messages; ``attended`` means that a person
-    decides at a screen."""
+class Job(Work):
+    """The run of a network on images."""
 
     def __init__(self, recipe: Recipe, loaded: Loaded, machine: Machine, where: RunDir, stop: StopToken, attended: bool = False) -> None:
-        self.recipe, self.loaded, self.machine, self.where, self.stop = recipe, loaded, machine, where, stop
-        self.attended = attended
-        self.threshold = Threshold.parse(recipe.threshold)
+        super().__init__(recipe, machine, where, stop, attended)
+        self.loaded = loaded
         # Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it.
         self.kernels = kernels_for(machine)
-        self.doing = "loading"
-        self.seconds = 0.0
         self.layers: dict[str, list[dict[str, Any]]] = {}
         self.paces: Paces | None = None
 
-    def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
-        self.doing = name
-        self.stop.check()
-        start = self.stop.clock()
-        result = yield from stage(name, title, steps, self.stop.clock)
-        self.seconds += self.stop.clock() - start
-        return result
+    def environment(self) -> dict[str, Any]:
+        return summary.environment(self.machine, self.loaded, self.recipe)
 
     def run(self) -> Run[Report]:
-        yield self._setting()
+        yield self.setting()
         yield from plan.about_device(self.loaded.device, self.kernels)
-        yield from self._ask("trace", f"Trace {self.recipe.model}?", needed=True)
+        yield from self.ask("trace", f"Trace {self.recipe.model}?", needed=True)
         traced = yield from self.stage("trace", "Tracing", trace.trace(self.loaded.model, self.loaded.example))
         graph, fused, pairs, delta = yield from self._fuse(traced)
         made, layout = yield from self._plan(graph, evaluate.fp32_size(fused), traced.profile)
@@ -141,45 +121,19 @@ class Job:
         yield Layers(which, tuple(self.layers[which]))
         yield Judgement(which, compare.verdict(which, it.seen, it.entry, fp32.size_bytes, self.threshold, told, self.loaded.device))
 
-    def _setting(self) -> Setting:
-        about = summary.environment(self.machine, self.loaded, self.recipe)
-        return Setting(str(self.where.path), absolute(self.recipe).model_dump(mode="json"), about)
-
-    def _change(self, recipe: Recipe) -> Run[None]:
-        """What was decided belongs to the recipe, so that the run goes on, and runs again, as it was."""
-        if recipe == self.recipe:
-            return
-        self._keep(recipe)
-        yield self._setting()
-
     def _settle(self) -> Run[None]:
         """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
         if self.recipe.preset != "default" or self.recipe.slower is not None or self.paces is None or not self.paces.decided:
             return
         if self.paces.stored:
-            yield from self._change(with_slower(self.recipe, self.paces.stored))
+            yield from self.change(with_slower(self.recipe, self.paces.stored))
         else:
-            self._keep(with_slower(self.recipe, ()))
-
-    def _keep(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.where.write("recipe.yaml", absolute(recipe).to_yaml())
-
-    def _ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Run[Answer]:
-        """The answer, never None; anything but False is a yes."""
-        self.doing = key
-        self.stop.check()
-        answer = yield Ask(key, question, default)
-        self.stop.check()
-        answer = default if answer is None else answer
-        if needed and answer is False:
-            raise Cancelled
-        return answer
+            self.keep(with_slower(self.recipe, ()))
 
     def _fuse(self, traced: trace.TracedModel) -> Run[tuple[fx.GraphModule, fx.GraphModule, tuple[Any, ...], float]]:
         """The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change."""
         example = self.loaded.example
-        if (yield from self._ask("analyze", "Analyze for optimization?")) is False:
+        if (yield from self.ask("analyze", "Analyze for optimization?")) is False:
             yield from self._fold_later()
             return traced.graph, *fold(traced.graph, example, find_pairs(traced.graph))
         pairs = yield from self.stage("analyze", "Looking for layers to fold", fuse.analyze(traced.graph))
@@ -188,10 +142,10 @@ class Job:
             yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
         else:
             fuse.check(pairs, self.recipe.fold_later)
-            answer = yield from self._ask("optimize", "Optimize (fold batch normalization)?")
+            answer = yield from self.ask("optimize", "Optimize (fold batch normalization)?")
             if isinstance(answer, Fold):
                 later = fuse.others(pairs, answer.bns)
-                yield from self._change(with_fold_later(self.recipe, later))
+                yield from self.change(with_fold_later(self.recipe, later))
             later = self.recipe.fold_later
             if answer is False or (later and not fuse.others(pairs, later)):
                 yield from self._fold_later()
@@ -206,7 +160,7 @@ class Job:
 
     def _fold_later(self) -> Run[None]:
         """Without the fold the run is one in the other order."""
-        yield from self._change(self.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
+        yield from self.change(self.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
 
     def _plan(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
         """The plan that was agreed to, made again for each strategy that is asked for."""
@@ -215,10 +169,10 @@ class Job:
             made = yield from self.stage("plan", "Planning", self._planned(graph, size, profile))
             if isinstance(answer, Strategy) and answer.go:
                 return made
-            answer = yield from self._ask("quantize", "Quantize?", needed=True)
+            answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 return made
-            yield from self._change(with_strategy(self.recipe, answer.preset, answer.rules))
+            yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 
     def _planned(self, graph: fx.GraphModule, size: int, profile: Profile) -> Run[tuple[Plan, Layout]]:
         """A plan of the recipe as it is by now; the layers are timed before the first one."""
@@ -258,17 +212,17 @@ class Job:
         if part.mode == "auto":
             if not met:
                 yield Notice(f"threshold {self.threshold} is not met by PTQ")
-            answer = yield from self._ask("qat", f"Train with quantization (QAT, {_epochs(part.epochs)})?", default=not met)
+            answer = yield from self.ask("qat", f"Train with quantization (QAT, {epochs_of(part.epochs)})?", default=not met)
             if answer is False:
                 return None, None
             wanted = answer.epochs if isinstance(answer, Train) else part.epochs
             # A run that goes on without a person would not ask again where the threshold is met.
             if met or wanted != part.epochs:
-                yield from self._change(with_epochs(self.recipe, wanted))
+                yield from self.change(with_epochs(self.recipe, wanted))
                 part = self.recipe.qat
         began = self.stop.clock()
         seed = self.recipe.seed
-        trained = yield from self.stage("qat", f"Training for {_epochs(part.epochs)}", qat.train(
+        trained = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", qat.train(
             graph, layout, start.grids, start.weights, fused, self.loaded.data, part, self.threshold, seed, self.loaded.device,
             self.where.path / CHECKPOINT, self._fingerprint(), self.stop,
         ))  # fmt: skip
@@ -294,7 +248,3 @@ class Job:
         self.where.write(NAME, chosen.content)
         model, entry = chosen.converted.model, chosen.entry
         return (yield from export(model, self.recipe, self.loaded, self.machine, self.where, entry, fp32.forms, self.stop))
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ from engine.cancel import StopToken
 from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Notice, Stopped
-from engine.job import CHECKPOINT, Job, Run, T, stage
+from engine.job import CHECKPOINT, Job
 from engine.kernels.probe import probe
 from engine.language.registry import ENTRIES as LANGUAGE
 from engine.models.registry import Stem, find
@@ -22,6 +22,7 @@ from engine.recipe import Recipe
 from engine.report import Report
 from engine.rundir import RunDir, find_run, is_running, new_directory
 from engine.stages import fitting, load
+from engine.work import Run, T, stage
 
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
