@@ -27,7 +27,15 @@ from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.speed import measured
 from engine.events import (
-    Event, Finished, Graph, Judgement, Layers, Measured, Notice, Planned, Table,
+    Event,
+    Finished,
+    Graph,
+    Judgement,
+    Layers,
+    Measured,
+    Notice,
+    Planned,
+    Table,
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
@@ -196,8 +204,7 @@ class LanguageJob(Work):
     def _samples(self, form: _Form) -> Run[list[dict[str, Any]]]:
         """What fp32 and the quantized form say after the same words of the test text."""
         found = sampled(self.loaded, {"fp32": self.model, "quantized": form.model}, self.stop)
-        for sample in found:
-            yield sample
+        yield from found
         return [{"prompt": sample.prompt, **sample.texts} for sample in found]
 
     def _layer_table(self, rows: list[dict[str, Any]]) -> Table:

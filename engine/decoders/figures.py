@@ -72,7 +72,8 @@ def quantized_entry(
         "value": found.value, "interval": interval(found), "error": seen.test.closeness.error(), "size_bytes": size,
         "to_fp16": size / halves, **speeds(seen.speed), "kernel": ", ".join(labels) or "torch fp32",
         "speedup": {
-            "decode": round(seen.speed.decode / seen.fp32_speed.decode, 2), "prefill": round(seen.speed.prefill / seen.fp32_speed.prefill, 2),
+            "decode": round(seen.speed.decode / seen.fp32_speed.decode, 2),
+            "prefill": round(seen.speed.prefill / seen.fp32_speed.prefill, 2),
         },
         "simulated": False, "integer_layers": len(placed) - stored, "stored_layers": stored, "seconds": round(seconds, 3),
         "perplexity": perplexity(found),
@@ -85,7 +86,9 @@ def quantized_entry(
 def speeds(speed: Speed) -> dict[str, Any]:
     """Tokens a second, and the same as latencies: milliseconds a token with a cache, and those of the whole prompt."""
     return {
-        "tokens_per_second": {"prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new},
+        "tokens_per_second": {
+            "prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new,
+        },
         "latency_ms": {"p50": 1e3 / speed.decode, "p95": 1e3 / speed.decode, "batch": 1},
         "latency_batched_ms": {"p50": 1e3 * speed.prompt / speed.prefill, "p95": 1e3 * speed.prompt / speed.prefill, "batch": 1},
     }  # fmt: skip
@@ -97,14 +100,15 @@ def layers(plan: Plan, told: Mapping[str, MatrixQuantized], placed: Mapping[str,
 
 
 def _layer(row: LayerRow, told: MatrixQuantized | None, placed: Placement | None) -> dict[str, Any]:
+    sqnr = told.sqnr_db if told and row.actual.weights else None
     kernel, refusal, _ = placed or ("torch fp32", None, False)
     notes = [row.why, refusal, told.note if told else None]
     notes.append(f"its scale is folded into {told.folded_into}" if told and told.folded_into else None)
     return {
         "name": row.path, "kind": row.kind, "requested": str(row.requested), "actual": str(row.actual), "kernel": kernel,
         "reason": "; ".join(dict.fromkeys(filter(None, notes))), "rule": row.rule,
-        "sqnr_db": told.sqnr_db if told and row.actual.weights else None, "own_sqnr_db": told.sqnr_db if told and row.actual.weights else None,
-        "params": row.params, "time_share": round(row.time_share, 4), "speedup": None,
+        "sqnr_db": sqnr, "own_sqnr_db": sqnr, "params": row.params,
+        "time_share": round(row.time_share, 4), "speedup": None,
         **({"bytes": told.bytes} if told and row.actual.weights and not row.tied else {}),
     }  # fmt: skip
 
