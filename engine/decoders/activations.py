@@ -117,6 +117,7 @@ def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:
 def _look(seen: Seen, current: Mapping[str, Tensor | None]) -> Any:
     def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         keep = current["keep"]
-        seen.update(given[0] if keep is None else given[0][keep])
+        rows = given[0].reshape(-1, given[0].shape[-1])
+        seen.update(rows if keep is None else rows[keep.flatten()])
 
     return look
