@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from engine.errors import UsageError
 from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
-
-Kind = Literal["Linear", "Conv1D", "Embedding"]
 
 ROWS = WeightSpec(8, "per-channel")
 DYNAMIC = ActivationSpec(8, dynamic=True)
@@ -28,7 +25,7 @@ PRESETS: dict[str, LayerSpec] = {
 ALONE = ("nearest", "mse", "hqq")
 
 
-def asked(preset: str, kind: Kind, in_block: bool) -> LayerSpec:
+def asked(preset: str, kind: str, in_block: bool) -> LayerSpec:
     """What ``preset`` asks of a matrix of that kind. Raises UsageError for a preset that decoders do not have."""
     if preset == "default":
         return proposed(kind)[0]
@@ -42,14 +39,14 @@ def asked(preset: str, kind: Kind, in_block: bool) -> LayerSpec:
     return spec
 
 
-def proposed(kind: Kind) -> tuple[LayerSpec, str]:
+def proposed(kind: str) -> tuple[LayerSpec, str]:
     """What the preset ``default`` asks, and why."""
     if kind == "Embedding":
         return LayerSpec(ROWS), "a scale for each row: a quarter of the size, and a token reads one row"
     return LayerSpec(ROWS, DYNAMIC), "8 bits per channel cost next to nothing; activations get a scale for each token as it comes"
 
 
-def possible(spec: LayerSpec, kind: Kind, in_block: bool) -> tuple[LayerSpec, str | None]:
+def possible(spec: LayerSpec, kind: str, in_block: bool) -> tuple[LayerSpec, str | None]:
     """The nearest that can be had of ``spec``, and a sentence where that is less."""
     if spec.weights is None:
         return FP32, None
