@@ -21,6 +21,7 @@ PRESET_TEXTS: Mapping[str, str] = {
     "w4a4": "4 bits for both: usually needs training",
     "w8": "8-bit weights alone, computed in fp32",
     "w4": "4-bit weights alone, computed in fp32",
+    "w3": "3-bit weights alone: usually needs training",
 }
 
 
