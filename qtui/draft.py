@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from qtui.edits import EDITS, Before, Edit, EditName, no_groups
 from qtui.strategy_rules import base, resolve, rules_for
 
 HISTORY = 200
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ class Draft:
         """Mark these layers, or take the marks away where all of them are marked."""
         able = frozenset(path for path in paths if path in self.specs)
         return replace(self, marked=self.marked - able if able <= self.marked else self.marked | able)
+
+    def mark_alike(self, paths: Iterable[str]) -> Draft:
+        """Mark every layer whose path differs from one of ``paths`` in its numbers alone: the same layer of all blocks."""
+        wanted = {_NUMBER.sub("#", path) for path in paths}
+        return replace(self, marked=self.marked | {path for path in self.specs if _NUMBER.sub("#", path) in wanted})
 
     def unmark(self) -> Draft:
         return replace(self, marked=frozenset())
