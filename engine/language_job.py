@@ -11,18 +11,19 @@ import torch
 
 from engine.algorithms.progress import MatrixQuantized
 from engine.cancel import StopToken
-from engine.changes import with_strategy
-from engine.decisions import Answer, Strategy
+from engine.changes import with_epochs, with_strategy
+from engine.decisions import Answer, Strategy, Train
 from engine.decoders import figures, file
 from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
+from engine.decoders.finetune import TuneSchedule, finetune
 from engine.decoders.layers import label_of
 from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
 from engine.decoders.look import Look, look
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
 from engine.decoders.quantized import QuantizedDecoder
-from engine.decoders.rounding import round_decoder
+from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.speed import measured
@@ -44,9 +45,9 @@ from engine.recipe import Recipe
 from engine.report import SCHEMA, Report
 from engine.rundir import RunDir
 from engine.spec import ActivationSpec
-from engine.work import Run, Work
+from engine.work import Run, Work, epochs_of
 
-BLOCKS = "checkpoints/blocks"
+BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,43 @@ class LanguageJob(Work):
 
     def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form | None, dict[str, Any] | None]]:
         """Fine-tuning where it is due and wanted; nothing otherwise."""
-        return None, None
-        yield
+        part = self.recipe.qat
+        blocks = {row.path for row in made.layers if row.decoder == "block"}
+        start = {path: matrix.weight for path, matrix in ptq.decoder.matrices.items() if path in blocks}
+        met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
+        if part.mode == "never" or not start or (part.mode == "auto" and met and not self.attended):
+            return None, None
+        if part.mode == "auto":
+            if not met:
+                yield Notice(f"threshold {self.threshold} is not met by PTQ")
+            answer = yield from self.ask("qat", f"Fine-tune on rounded weights (QAT, {epochs_of(part.epochs)})?", default=not met)
+            if answer is False:
+                return None, None
+            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
+            # A run that goes on without a person would not ask again where the threshold is met.
+            if met or wanted != part.epochs:
+                yield from self.change(with_epochs(self.recipe, wanted))
+                part = self.recipe.qat
+        began = self.stop.clock()
+        schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
+        mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"
+        tuned = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", finetune(
+            self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop,
+            checkpoint=self.where.path / CHECKPOINT, fingerprint=mark,
+        ))  # fmt: skip
+        seconds = self.stop.clock() - began
+        decoder = yield from self.stage("convert", "Rounding what was trained", retuned(
+            ptq.decoder, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
+        ))  # fmt: skip
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, {}, seconds))
+        kept, why = figures.better(done.seen, ptq.seen)
+        entry = {
+            "epochs": len(tuned.losses), "asked_epochs": part.epochs, "ended_early": len(tuned.losses) < part.epochs,
+            "best_epoch": tuned.epoch, "loss": list(tuned.losses), "validation_values": list(tuned.values),
+            **done.entry, "kept": kept, "why": why,
+        }  # fmt: skip
+        yield Measured("qat", entry)
+        return done, entry
 
     def _samples(self, form: _Form) -> Run[list[dict[str, Any]]]:
         """What fp32 and the quantized form say after the same words of the test text."""

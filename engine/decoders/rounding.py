@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def round_decoder(
             yield note
     grids = yield from _grids(twin, wanted, windows, batch, stop)
     return QuantizedDecoder(twin, _matrices(wanted, weights, grids)), told
+
+
+def retuned(
+    before: QuantizedDecoder, model: Any, weights: Mapping[str, GroupedWeight], windows: Sequence[Tensor], batch: int, stop: StopToken
+) -> Generator[Event, None, QuantizedDecoder]:
+    """``before`` with ``weights`` and ``model``, its twin, as training has left them; static grids are found anew."""
+    static = {path: m.activations for path, m in before.matrices.items() if m.activations and not m.activations.dynamic}
+    seen = (yield from observe(model, static, windows, batch, stop, counting=False)) if static else {}
+    matrices = {
+        path: replace(matrix, weight=weights.get(path, matrix.weight), grid=seen[path].grid(path) if path in seen else matrix.grid)
+        for path, matrix in before.matrices.items()
+    }
+    return QuantizedDecoder(model, matrices)
 
 
 def _noting(
