@@ -1,135 +1,138 @@
-"""Method x bits x group on a GPT-2 whose tokens need no tokenizer: perplexity on the held-out half of its sequences.
+"""Method x bits x group on a language model: perplexity on text that calibration has not seen, size, and seconds to quantize.
 
-    python tests/bench/language.py FOLDER SEQUENCES.json [--methods gptq,awq] [--specs w4g64,w3g64,w8] [--own 512] [--seed 0]
+usage: uv run python tests/bench/language.py [MODEL] [--data NAME] [--quick] [--head] [--own N] [--tune EPOCHS] [--write README.md]
 
-FOLDER is a transformers folder (config.json and weights), SEQUENCES a list of lists of token ids. Calibration sees the
-sequences of even index, perplexity those of odd index, scored from the second token on. All linear layers of the blocks are
-quantized; embeddings, norms, biases and the head (tied to the embedding in GPT-2) stay in float32, and ``MB`` counts the
-quantized matrices alone: packed integers, float16 scales, packed zero points. ``--own N`` adds N sequences that the fp32 model
-writes itself to the calibration text (self-calibration: Williams et al. 2024, arXiv:2410.17170); none of them is measured.
-``KL`` is the mean divergence of the next token's distribution from fp32's, in nats: it varies less than perplexity does.
+MODEL and NAME are what `qtui run` takes: gpt2-mini and python-docs if not given; gpt2 needs its weights in the Hugging Face cache or a
+network; a folder without tokenizer is measured on a .json file of sequences of token ids. Of text, calibration reads windows of the
+train split, and the test split is scored in a sliding window of stride 512. Of sequences, calibration reads those of even
+index, and those of odd index are scored, from the second token on.
+
+All linear layers of the blocks are quantized; ``--head`` adds the embeddings and the head, int8 with a scale for each row, rounded to
+nearest. Everything else stays in float32. ``KL`` is the mean divergence of the next token's distribution from fp32's on up to 6,000 tokens
+of the test, in nats: it varies less than perplexity does. ``a8`` rounds the inputs of the layers of the blocks to int8, a scale for each
+token, simulated in float32. ``--own N`` adds N sequences that the fp32 model writes itself to the calibration sequences
+(self-calibration: Williams et al. 2024, arXiv:2410.17170). ``--tune`` adds rows that are fine-tuned from GPTQ's with fake-quantized
+weights on the train split and judged on validation.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized, speed
 
-from engine.algorithms.capture import capture
 from engine.algorithms.registry import METHODS
-from engine.algorithms.sequential import Task, quantize_blocks
-from engine.quant.grouped import GroupedWeight, GroupSpec
+from engine.cancel import StopToken
+from engine.errors import EngineError
+from engine.language.load import load_language
+from engine.language.text import load_text
+from engine.quant.grouped import GroupSpec
 
-SPECS = ["w8", "w4", "w4g64s", "w4g128", "w4g64", "w4g32", "w3g64", "w3g32"]
+MAIN = ("nearest", "mse", "hqq", "awq", "gptq", "awq+gptq", "gptq+")
+FULL: dict[str, tuple[str, ...]] = {
+    "w8": ("nearest", "gptq"),
+    "w8a8": ("nearest", "smoothquant"),
+    "w4g128": ("nearest", "gptq"),
+    "w4g64": MAIN,
+    "w4g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w4g32": ("nearest", "gptq"),
+    "w3g128": ("nearest", "gptq"),
+    "w3g64": MAIN,
+    "w3g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w3g32": ("nearest", "gptq"),
+}
+QUICK: dict[str, tuple[str, ...]] = {"w8": ("nearest",), "w4g64": ("nearest", "gptq"), "w3g64": ("nearest", "gptq")}
+TUNED = ("w4g64s", "w3g64")
 
 
-def spec_of(text: str) -> GroupSpec:
+@dataclass(frozen=True)
+class Width:
+    """What a row computes with: the grid of the weights, and whether activations are int8."""
+
+    spec: GroupSpec
+    dynamic: bool
+
+    def __str__(self) -> str:
+        return f"{self.spec}, a8 per token" if self.dynamic else str(self.spec)
+
+
+def width(text: str) -> Width:
     """``w4g64`` is 4 bits, affine, in groups of 64; an ``s`` at the end is symmetric; without ``g`` per channel and symmetric."""
-    match = re.fullmatch(r"w(\d)(?:g(\d+)(s?))?", text)
+    match = re.fullmatch(r"w([2-8])(a8)?(?:g(\d+)(s?))?", text)
     if match is None:
-        sys.exit(f"{text} is no width: write w8, w4g64 or w4g64s")
-    return GroupSpec(int(match[1]), int(match[2] or 0), match[2] is None or match[3] == "s")
+        sys.exit(f"{text} is no width: write w8, w8a8, w4g64 or w4g64s")
+    return Width(GroupSpec(int(match[1]), int(match[3] or 0), match[3] is None or match[4] == "s"), match[2] is not None)
 
 
-def batches(sequences: Sequence[Sequence[int]], rows: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids with padding on the right, and where they are no padding; sequences of like length together."""
-    ordered = sorted(sequences, key=len)
-    for start in range(0, len(ordered), rows):
-        some = ordered[start : start + rows]
-        ids = torch.zeros(len(some), max(map(len, some)), dtype=torch.int64)
-        keep = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, sequence in enumerate(some):
-            ids[row, : len(sequence)], keep[row, : len(sequence)] = torch.tensor(sequence), True
-        yield ids, keep
+def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Width and method of each row."""
+    rows = QUICK if asked.quick else FULL
+    methods = None if asked.methods is None else asked.methods.split(",")
+    if wrong := [name for name in methods or () if name not in METHODS]:
+        sys.exit(f"no method {wrong[0]!r}: give some of {', '.join(METHODS)}")
+    for text in rows if asked.specs is None else asked.specs.split(","):
+        for name in methods or rows.get(text, MAIN):
+            yield text, name
 
 
-def logs(model: Any, ids: Tensor, scored: Tensor) -> Tensor:
-    """Log-probabilities (tokens, vocabulary) of the token after each of those that are ``scored``."""
-    hidden = model.transformer(ids, use_cache=False).last_hidden_state[:, :-1][scored]
-    return torch.as_tensor(model.lm_head(hidden)).log_softmax(-1)
+def table(bench: Bench, asked: argparse.Namespace) -> Iterator[str]:
+    """The lines of the table, each as soon as it is measured."""
+    yield from bench.about()
+    calibration = bench.calibration(asked.windows, asked.own, asked.seed)
+    yield calibration.about
+    yield ""
+    yield "| weights | method | perplexity | × fp32 | KL | blocks | model | s to quantize | tokens/s |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, speed(bench.language, None)))
+    for text, name in chosen(asked):
+        yield bench.line(one(bench, calibration, text, name, asked.head))
+    for text in TUNED if asked.tune else ():
+        since = time.perf_counter()
+        decoder = quantized(bench, calibration, width(text).spec, "gptq+", asked.head)
+        decoder = finetuned(bench, decoder, asked.tune, asked.seed)
+        yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since, False))
 
 
-def scores(model: Any, reference: Sequence[Tensor], sequences: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Perplexity, and the mean KL divergence from ``reference``, the fp32 model's ``logs`` of each batch, in nats a token."""
-    nll = divergence = count = 0.0
-    for (ids, keep), wanted in zip(batches(sequences), reference, strict=True):
-        found = logs(model, ids, keep[:, 1:])
-        nll -= float(found.gather(1, ids[:, 1:][keep[:, 1:]][:, None]).double().sum())
-        divergence += float((wanted.exp() * (wanted - found)).double().sum())
-        count += len(found)
-    return math.exp(nll / count), divergence / count
-
-
-def written(model: Any, count: int, seed: int) -> list[list[int]]:
-    """Sequences that ``model`` writes from its first token on, sampled at temperature 1."""
-    torch.manual_seed(seed)
-    config, found = model.config, []
-    for start in range(0, count, 128):
-        first = torch.full((min(128, count - start), 1), config.bos_token_id)
-        more = {"max_new_tokens": 63, "pad_token_id": 0, "eos_token_id": config.eos_token_id}
-        for row in model.generate(first, attention_mask=torch.ones_like(first), do_sample=True, top_k=0, **more).tolist():
-            found.append(row[: row.index(config.eos_token_id, 1) + 1] if config.eos_token_id in row[1:] else row)
-    return found
-
-
-def quantized(model: Any, text: Sequence[Sequence[int]], task: Task) -> tuple[Any, dict[str, GroupedWeight]]:
-    """A copy of ``model`` with every linear layer of its blocks quantized, and the packed weights."""
-    twin = copy.deepcopy(model)
-    blocks = [(f"transformer.h.{i}", block) for i, block in enumerate(twin.transformer.h)]
-    entering = capture(lambda ids: twin.transformer(ids, use_cache=False), [block for _, block in blocks], batches(text))
-    steps = quantize_blocks(blocks, entering, lambda _: task)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return twin, end.value
+def one(bench: Bench, calibration: Calibration, text: str, name: str, head: bool) -> Row:
+    since, at = time.perf_counter(), width(text)
+    decoder = quantized(bench, calibration, at.spec, name, head)
+    return bench.judged(str(at), name, decoder, time.perf_counter() - since, at.dynamic)
 
 
 def main() -> None:
-    from transformers import GPT2LMHeadModel
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("sequences", type=Path)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--specs", default=",".join(SPECS))
+    parser.add_argument("model", nargs="?", default="gpt2-mini")
+    parser.add_argument("--data", default="python-docs")
+    parser.add_argument("--quick", action="store_true", help="five rows")
+    parser.add_argument("--methods", help="some of " + ",".join(METHODS))
+    parser.add_argument("--specs", help="such as " + ",".join(FULL))
+    parser.add_argument("--windows", type=int, default=32, help="of text to calibrate on")
     parser.add_argument("--own", type=int, default=0)
+    parser.add_argument("--tune", type=int, default=0, metavar="EPOCHS")
+    parser.add_argument("--head", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
-    torch.set_grad_enabled(False)
-    model = GPT2LMHeadModel.from_pretrained(asked.folder).eval()
-    sequences = json.loads(asked.sequences.read_text())
-    text, test = sequences[0::2], sequences[1::2]
-    reference = [logs(model, ids, keep[:, 1:]) for ids, keep in batches(test)]
-    base, _ = scores(model, reference, test)
-    weights = sum(p.numel() for name, p in model.transformer.h.named_parameters() if p.dim() == 2)
-    print(f"fp32 on {len(test)} held-out sequences, {sum(map(len, reference)):,} tokens scored: {base:.3f}")
-    print(f"quantized: {weights / 1e6:.2f} M weights of the blocks, {weights * 2 / 1e6:.2f} MB in fp16; the rest is kept in fp32")
-    if asked.own:
-        since = time.perf_counter()
-        text = text + written(model, asked.own, asked.seed)
-        print(f"{asked.own} sequences written by the model itself in {time.perf_counter() - since:.0f} s")
-    print(f"calibration: {len(text)} sequences, {sum(map(len, text)):,} tokens")
-    print(f"{'bits':<18}{'method':<14}{'perplexity':>11}{'x fp32':>9}{'KL':>9}{'MB':>7}{'seconds':>9}", flush=True)
-    for spec in map(spec_of, asked.specs.split(",")):
-        for name in asked.methods.split(","):
-            since = time.perf_counter()
-            twin, packed = quantized(model, text, Task(spec, name))
-            seconds = time.perf_counter() - since
-            value, divergence = scores(twin, reference, test)
-            size = sum(weight.bytes for weight in packed.values()) / 1e6
-            print(f"{spec!s:<18}{name:<14}{value:>11.3f}{value / base:>9.4f}{divergence:>9.4f}{size:>7.2f}{seconds:>9.1f}", flush=True)
+    try:
+        sequences = asked.data.lower().endswith(".json")
+        language = load_language(asked.model, text=not sequences)
+        bench = Bench(language, load_text(asked.data, language, StopToken()), asked.head)
+        lines: list[str] = []
+        for line in table(bench, asked):
+            print(line, flush=True)
+            lines.append(line)
+    except EngineError as error:
+        sys.exit(str(error))
+    if asked.write:
+        whole = asked.write.read_text()
+        before, rest = whole.split(BEGIN)
+        asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""Fine-tuning of a decoder on low-bit weights: integers, scales, norms and biases learn from text and from the fp32 model."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.adamw import AdamW
+from engine.cancel import StopToken
+from engine.decoders.lessons import batches, judge, steps
+from engine.decoders.quantized import duplicate
+from engine.decoders.student import State, Student
+from engine.errors import EngineError
+from engine.events import EpochFinished, Event, Notice, Step
+from engine.language.text import SequenceData, TextData
+from engine.paths import save
+from engine.precision import half_type
+from engine.quant.grouped import GroupedWeight
+from engine.ticker import Every, Ticker
+
+
+@dataclass(frozen=True)
+class TuneSchedule:
+    """AdamW without decay; the learning rate rises linearly over ``warmup`` (a part of all steps) and falls as a cosine to zero.
+
+    An epoch reads ``windows`` windows of ``context`` tokens (or as many sequences), about ``tokens`` of them a step. ``lr`` is that
+    of norms and biases; ``places`` times it that of the weights, in steps of their grids, 0 where integers are to stay; ``scales``
+    times it that of the scales' logarithms. ``distill`` is the weight of the fp32 model's answers against the text in the
+    loss. ``judged`` tokens of validation text rank the epochs. ``mixed`` computes in bfloat16 where the device is fast at it.
+    """
+
+    epochs: int = 4
+    context: int = 512
+    windows: int = 256
+    tokens: int = 2048
+    lr: float = 1e-3
+    places: float = 8.0
+    scales: float = 1.0
+    distill: float = 0.5
+    warmup: float = 0.1
+    clip: float = 1.0
+    judged: int | None = 65_536
+    seed: int = 0
+    mixed: bool = True
+
+    def precision(self, device: str) -> str:
+        """``bfloat16`` where training computes in it, else ``float32``."""
+        return "bfloat16" if self.mixed and half_type(device) == torch.bfloat16 else "float32"
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 0..``steps`` - 1."""
+        rising = max(int(self.warmup * steps), 1)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """``weights`` are the integers and scales of the best epoch, ``model`` a copy of the student that holds what they stand for
+    beside the norms and biases of that epoch. ``value`` is its perplexity on validation and ``start`` that before training,
+    which ``epoch`` 0 means. ``losses`` and ``values`` hold each epoch's mean training loss in nats and validation perplexity."""
+
+    model: Any
+    weights: dict[str, GroupedWeight]
+    value: float
+    epoch: int
+    start: float
+    losses: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def finetune(
+    teacher: Any, student: Any, weights: Mapping[str, GroupedWeight], data: TextData | SequenceData, schedule: TuneSchedule, *,
+    stop: StopToken, stage: str = "qat", device: str = "cpu", checkpoint: Path | None = None, fingerprint: str = "",
+) -> Generator[Event, None, Tuned]:  # fmt: skip
+    """Train ``weights`` (by module path) and the norms and biases of ``student``; embeddings and matrices without integers stay.
+
+    ``teacher`` is the fp32 model, ``student`` the one that the weights were rounded in, whose norms and biases may differ from the
+    teacher's; both are transformers models on ``device`` and stay as they are. The loss of a token is ``distill`` times
+    KL(teacher, student) and the rest the cross-entropy of the text (Hinton et al. 2015, arXiv:1503.02531, at temperature 1; for
+    decoders of few bits Liu et al. 2023, arXiv:2305.17888). Activations are float.
+
+    With ``checkpoint`` each epoch is saved whole; a file of the same ``fingerprint`` is continued bit for bit. When ``stop`` says
+    enough, it ends at the next batch, and the epoch that was begun is dropped, the first one excepted. Raises EngineError for too
+    little text and when the loss is not finite, Cancelled on stop.
+    """
+    pupil = Student(duplicate(student), weights, teacher)
+    optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
+    counts = [steps(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, e)) for e in range(1, schedule.epochs + 1)]
+    if not all(counts):
+        raise EngineError(f"the text {data.name} has no window of {schedule.context:,} tokens to train on: give a longer text")
+    judged = judge(data, schedule.context, schedule.judged, stop, "judge", device)
+    losses: list[float] = []
+    values: list[float] = []
+    kept = _load(checkpoint, fingerprint)
+    if kept:
+        pupil.load_state_dict(kept["student"])
+        optimizer.load_state_dict(kept["optimizer"])
+        losses, values, start, best = kept["losses"], kept["values"], kept["start"], State.read(kept["best"])
+        yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
+    else:
+        best = pupil.state()
+        start = (yield from judged(pupil.logits)).value
+    mixed = schedule.precision(device) == "bfloat16"
+    due = Every(0.25, stop.clock)
+    for epoch in range(len(losses) + 1, schedule.epochs + 1):
+        done, total, since, running = sum(counts[: epoch - 1]), 0.0, 0, torch.zeros((), dtype=torch.float64, device=device)
+        last = done + counts[epoch - 1]
+        ticker = Ticker(stage, counts[epoch - 1], "steps", clock=stop.clock)
+        for ids, keep in batches(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, epoch)):
+            stop.check()
+            if stop.wants_enough and losses:
+                yield Notice(f"training was ended after epoch {len(losses)} of {schedule.epochs}")
+                return _tuned(pupil, best, start, losses, values)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(done, sum(counts)) * group["factor"]
+            with torch.autocast(device, torch.bfloat16) if mixed else nullcontext():
+                loss = _loss(teacher, pupil, ids.to(device), keep.to(device), schedule.distill)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), schedule.clip)
+            optimizer.step()
+            pupil.bound()
+            running += loss.detach()
+            done, since = done + 1, since + 1
+            if due() or done == last:
+                seen = running.item()
+                if not math.isfinite(seen):
+                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
+                total += seen
+                yield Step(stage, epoch, schedule.epochs, done, sum(counts), seen / since, schedule.rate(done - 1, sum(counts)))
+                running.zero_()
+                since = 0
+            yield from ticker.advance()
+        losses.append(total / counts[epoch - 1])
+        pupil.settle()
+        values.append((yield from judged(pupil.logits)).value)
+        is_best = values[-1] <= min(start, *values)
+        if is_best:
+            best = pupil.state()
+        if checkpoint:
+            state = {"student": pupil.state_dict(), "optimizer": optimizer.state_dict(), "best": best.write()}
+            _save(checkpoint, {**state, "losses": losses, "values": values, "start": start, "fingerprint": fingerprint})
+        rate = schedule.rate(done - 1, sum(counts))
+        yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], rate, is_best, stage, "perplexity")
+    return _tuned(pupil, best, start, losses, values)
+
+
+def _loss(teacher: Any, pupil: Student, ids: Tensor, keep: Tensor, distill: float) -> Tensor:
+    """Of the mean token, in nats."""
+    scored = keep[:, 1:]
+    told = pupil.forward(ids)[:, :-1][scored].float().log_softmax(-1)
+    loss = (1 - distill) * F.nll_loss(told, ids[:, 1:][scored])
+    if not distill:
+        return loss
+    with torch.no_grad():
+        wanted = teacher(input_ids=ids, use_cache=False).logits[:, :-1][scored].float().log_softmax(-1)
+    return loss + distill * F.kl_div(told, wanted, reduction="batchmean", log_target=True)
+
+
+def _tuned(pupil: Student, best: State, start: float, losses: list[float], values: list[float]) -> Tuned:
+    """The last of the epochs that are equally good."""
+    best.put(pupil.model)
+    value = min(start, *values)
+    epoch = max((i for i, v in enumerate(values, 1) if v == value), default=0)
+    return Tuned(pupil.model, best.weights, value, epoch, start, tuple(losses), tuple(values))
+
+
+def _seed(schedule: TuneSchedule, epoch: int) -> int:
+    return schedule.seed * 1000 + epoch
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    save(path, buffer.getvalue())
+
+
+def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
+    """None for no checkpoint and for that of another training. Raises EngineError for one that is broken."""
+    if path is None or not path.exists():
+        return None
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state) if state["fingerprint"] == fingerprint else None
+    except Exception as error:
+        raise EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start") from error
