@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from engine.algorithms.progress import MatrixQuantized
+from engine.artifact import NAME
 from engine.cancel import StopToken
 from engine.changes import with_epochs, with_strategy
 from engine.decisions import Answer, Strategy, Train
@@ -17,16 +18,16 @@ from engine.decoders import figures, file
 from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
 from engine.decoders.finetune import TuneSchedule, finetune
-from engine.decoders.layers import label_of
+from engine.decoders.layers import labels
 from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
-from engine.decoders.look import Look, look
+from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
 from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
-from engine.decoders.speed import measured
+from engine.decoders.speed import Lengths, step_of, tokens_per_second
 from engine.events import (
     Event,
     Finished,
@@ -47,6 +48,8 @@ from engine.rundir import RunDir
 from engine.spec import ActivationSpec
 from engine.work import Run, Work, epochs_of
 
+# Windows for ranges that are shown; what the methods and static grids need they take from all of them.
+LOOK = 32
 BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
 
 
@@ -89,7 +92,7 @@ class LanguageJob(Work):
         seen = yield from self.stage("trace", "Looking at the modules", self._trace(windows))
         made = yield from self._plan(seen)
         inputs = yield from self.stage(
-            "calibrate", f"Calibrating on {len(windows)} windows of training text", self._calibrate(made, windows)
+            "calibrate", f"Calibrating on {min(len(windows), LOOK)} windows of training text", self._calibrate(made, windows)
         )
         decoder, told = yield from self.stage("convert", "Rounding block by block", self._round(made, windows))
         seconds = self.seconds
@@ -125,11 +128,13 @@ class LanguageJob(Work):
     def _trace(self, windows: Sequence[torch.Tensor]) -> Generator[Event, None, Look]:
         seen = look(self.model, self.parts, windows[0][None])
         columns = ("module", "kind", "matrix", "shape", "parameters")
-        rows = tuple((row.name, row.target, row.args, row.shape, f"{row.params:,}" if row.params else "") for row in seen.rows)
-        yield Table("graph", f"Modules ─ {len(rows)}", columns, rows)
+        told = [row for row in seen.rows if row.params or row.kwargs or row.time_share]
+        cells = [(row.name, row.target, " ".join((row.args, row.kwargs)).strip(), row.shape, f"{row.params:,}") for row in told]
+        yield Table("graph", f"Modules ─ {len(seen.rows)}", columns, together(cells, self.parts.blocks))
         yield Graph("traced", seen.rows)
         if self.parts.tied_head:
             yield Notice(f"{self.parts.head} shares the matrix of {self.parts.embedding}: it is stored once")
+        return seen
 
     def _plan(self, seen: Look) -> Run[Plan]:
         """The plan that was agreed to, made again for each strategy that is asked for."""
@@ -144,21 +149,19 @@ class LanguageJob(Work):
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 
     def _planned(self, seen: Look) -> Generator[Event, None, Plan]:
-        def label(*asked: Any) -> str:
-            return label_of(*asked, self.machine)
-
-        made = plan(self.model, self.parts, self.recipe.preset, self.recipe.layer_rules(), seen.shares, label)
+        made = plan(self.model, self.parts, self.recipe.preset, self.recipe.layer_rules(), seen.shares, labels(self.machine))
         for text in made.warnings:
             yield Notice(text, "warning")
-        rows = tuple((row.path, row.kind, str(row.actual), row.kernel, row.why) for row in made.layers)
-        yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "on", "why"), rows)
+        cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in made.layers]
+        rows = together(cells, self.parts.blocks)
+        yield Table("plan", f"Plan ─ {len(made.layers)} layers", ("layer", "kind", "becomes", "on", "why"), rows)
         yield Planned(made.layers, self.recipe.preset, 8, self.size)
         return made
 
     def _calibrate(self, made: Plan, windows: list[torch.Tensor]) -> Generator[Event, None, dict[str, Inputs]]:
         """Ranges of what each linear layer reads, as the model is: for a person to see, and for the report."""
         asked = {row.path: row.actual.activations or ActivationSpec(8) for row in made.layers if row.decoder and row.kind != "Embedding"}
-        return (yield from observe(self.model, asked, windows, self.loaded.batch, self.stop, counting=self.attended))
+        return (yield from observe(self.model, asked, windows[:LOOK], self.loaded.batch, self.stop, counting=self.attended))
 
     def _round(
         self, made: Plan, windows: list[torch.Tensor]
@@ -174,8 +177,10 @@ class LanguageJob(Work):
         deciding = self.loaded.parts("validation", self.loaded.context)[:DECIDING]
         validation = yield from self._against(model, deciding, self.loaded.context)
         test = yield from self._against(model, self.loaded.parts("test", part.stride, part.limit), part.stride)
-        prompt = self.loaded.calibration(1, self.recipe.seed)[0]
-        speeds = yield from measured({"fp32": self.model, "it": model}, prompt, self.loaded.language.context, self.stop)
+        steps = {"fp32": step_of(self.model), "it": step_of(model)}
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        lengths = Lengths().within(self.loaded.language.context)
+        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop)
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
@@ -245,7 +250,7 @@ class LanguageJob(Work):
 
     def _layer_table(self, rows: list[dict[str, Any]]) -> Table:
         columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
-        return Table("layers", f"Layers ─ {len(rows)}", columns, figures.tables(rows))
+        return Table("layers", f"Layers ─ {len(rows)}", columns, together(figures.tables(rows), self.parts.blocks))
 
     def _data(self, windows: Sequence[torch.Tensor]) -> dict[str, Any]:
         part = self.recipe.data
@@ -261,7 +266,7 @@ class LanguageJob(Work):
         }  # fmt: skip
 
     def _export(self, chosen: _Form) -> Generator[Event, None, dict[str, Any]]:
-        self.where.write(file.NAME, chosen.content)
+        self.where.write(NAME, chosen.content)
         return {"exports": []}
         yield
 

@@ -9,14 +9,12 @@ from typing import Any
 from engine.algorithms.progress import MatrixQuantized
 from engine.decoders.measure import Judged
 from engine.decoders.quantized import QuantizedDecoder
+from engine.decoders.runtime import Placement
 from engine.decoders.speed import Speed
 from engine.events import LayerRow
 from engine.language.perplexity import Perplexity
 from engine.quant.plan import Plan
 from engine.recipe import Threshold
-
-# What runs a layer, why not something faster, and whether its integers are stored alone.
-Placement = tuple[str, str | None, bool]
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def layers(plan: Plan, told: Mapping[str, MatrixQuantized], placed: Mapping[str,
 
 def _layer(row: LayerRow, told: MatrixQuantized | None, placed: Placement | None) -> dict[str, Any]:
     sqnr = told.sqnr_db if told and row.actual.weights else None
-    kernel, refusal, _ = placed or ("torch fp32", None, False)
+    kernel, refusal, _ = placed or Placement("torch fp32", None, False)
     notes = [row.why, refusal, told.note if told else None]
     notes.append(f"its scale is folded into {told.folded_into}" if told and told.folded_into else None)
     return {

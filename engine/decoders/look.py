@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,38 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     least = min(whole)
     shares = {name: min(seen) / least for name, seen in times.items()}
     return Look(_rows(model, parts, shapes, shares), shares, 1e3 * least)
+
+
+def together(cells: Sequence[tuple[str, ...]], blocks: str) -> tuple[tuple[str, ...], ...]:
+    """Rows that begin with a module path, those of blocks that are alike once: ``h.0-11.attn`` for twelve of them. ``blocks``
+    is the path of the sequence."""
+    inside: dict[int, list[tuple[str, ...]]] = {}
+    for row in cells:
+        if row[0].startswith(f"{blocks}."):
+            inside.setdefault(int(row[0].removeprefix(f"{blocks}.").partition(".")[0]), []).append(row)
+    runs: list[list[int]] = []
+    for number, rows in inside.items():
+        plain = _without_number(rows, blocks, number)
+        if runs and plain == _without_number(inside[runs[-1][0]], blocks, runs[-1][0]):
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    firsts = {run[0]: run for run in runs}
+    found: list[tuple[str, ...]] = []
+    for row in cells:
+        if not row[0].startswith(f"{blocks}."):
+            found.append(row)
+            continue
+        number, _, rest = row[0].removeprefix(f"{blocks}.").partition(".")
+        if int(number) in firsts:
+            run = firsts[int(number)]
+            several = number if len(run) == 1 else f"{number}-{run[-1]}"
+            found.append((f"{blocks}.{several}{'.' if rest else ''}{rest}", *row[1:]))
+    return tuple(found)
+
+
+def _without_number(rows: Sequence[tuple[str, ...]], blocks: str, number: int) -> list[tuple[str, ...]]:
+    return [(row[0].removeprefix(f"{blocks}.{number}"), *row[1:]) for row in rows]
 
 
 def _rows(model: Any, parts: Anatomy, shapes: Mapping[str, tuple[int, ...]], shares: Mapping[str, float]) -> tuple[NodeRow, ...]:

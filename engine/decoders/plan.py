@@ -8,12 +8,12 @@ from typing import Any
 
 from engine.decoders.strategy import asked, possible, proposed
 from engine.events import LayerRow
-from engine.language.linears import Anatomy, Matrix
+from engine.language.linears import Anatomy, Kind, Matrix
 from engine.quant.plan import Plan
 from engine.spec import FP32, LayerSpec, Rule
 
 # The words for what computes a matrix, from what it is to become, its kind and its shape (out, in).
-Label = Callable[[LayerSpec, str, tuple[int, int]], str]
+Label = Callable[[LayerSpec, Kind, tuple[int, int]], str]
 
 
 def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares: Mapping[str, float], label: Label) -> Plan:
