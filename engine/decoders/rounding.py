@@ -43,8 +43,8 @@ def round_decoder(
     weights: dict[str, GroupedWeight] = {}
     if tasks:
         # Without a method that looks at inputs no text is run at all.
-        texts = batches(windows if any(task.how.needs_inputs for task in tasks.values()) else [], batch)
-        entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), texts, stop)
+        needed = any(task.how.needs_inputs for task in tasks.values())
+        entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), batches(windows, batch), stop) if needed else []
         named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
         steps = quantize_blocks(named, entering, tasks.get, stop, checkpoints)
         weights = yield from _noting(steps, told)
