@@ -41,6 +41,7 @@ from engine.events import (
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
+from engine.quant.numerics import sqnr_db
 from engine.quant.plan import Plan
 from engine.recipe import Recipe
 from engine.report import SCHEMA, Report
@@ -266,9 +267,27 @@ class LanguageJob(Work):
         }  # fmt: skip
 
     def _export(self, chosen: _Form) -> Generator[Event, None, dict[str, Any]]:
-        self.where.write(NAME, chosen.content)
-        return {"exports": []}
-        yield
+        path = self.where.write(NAME, chosen.content)
+        back = file.read(path)
+        ids = self.loaded.parts("test", self.recipe.data.stride)[0][0][None]
+        with torch.inference_mode():
+            before, after = (found.twin(input_ids=ids, use_cache=False).logits for found in (chosen.decoder, back))
+        largest = float((after - before).abs().max())
+        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back: largest difference {largest:.1e}")
+        same = {
+            "max_abs": largest,
+            "sqnr_db": None if largest == 0 else sqnr_db(float(before.square().sum()), float((after - before).square().sum())),
+            "agreement": _agreement(before, after),
+        }
+        return {"exports": [{
+            "format": "safetensors", "path": NAME, "size_bytes": len(chosen.content), "runtime": "qtui", "verified": True,
+            "parity": same, "value": chosen.entry["value"], "latency_ms": chosen.entry["latency_ms"],
+            "latency_batched_ms": chosen.entry["latency_batched_ms"], "kernel": chosen.entry["kernel"],
+        }]}  # fmt: skip
+
+
+def _agreement(before: torch.Tensor, after: torch.Tensor) -> float:
+    return float((before.argmax(-1) == after.argmax(-1)).float().mean())
 
 
 def _channels(inputs: dict[str, Inputs]) -> list[dict[str, Any]]:

@@ -92,10 +92,10 @@ def together(cells: Sequence[tuple[str, ...]], blocks: str) -> tuple[tuple[str, 
         if not row[0].startswith(f"{blocks}."):
             found.append(row)
             continue
-        number, _, rest = row[0].removeprefix(f"{blocks}.").partition(".")
-        if int(number) in firsts:
-            run = firsts[int(number)]
-            several = number if len(run) == 1 else f"{number}-{run[-1]}"
+        at, _, rest = row[0].removeprefix(f"{blocks}.").partition(".")
+        if int(at) in firsts:
+            run = firsts[int(at)]
+            several = at if len(run) == 1 else f"{at}-{run[-1]}"
             found.append((f"{blocks}.{several}{'.' if rest else ''}{rest}", *row[1:]))
     return tuple(found)
 
