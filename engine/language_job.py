@@ -28,6 +28,7 @@ from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.speed import Lengths, step_of, tokens_per_second
+from engine.decoders.weights import weight_rows
 from engine.events import (
     Event,
     Finished,
@@ -37,7 +38,9 @@ from engine.events import (
     Measured,
     Notice,
     Planned,
+    Samples,
     Table,
+    Weights,
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
@@ -73,6 +76,7 @@ class LanguageJob(Work):
         super().__init__(recipe, machine, where, stop, attended)
         self.loaded = loaded
         self.model = loaded.language.model
+        self.said: dict[str, tuple[Samples, ...]] = {}
         self.parts: Anatomy = anatomy(self.model)
         self.size = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.halves = 2 * loaded.language.params
@@ -110,7 +114,7 @@ class LanguageJob(Work):
         if self.attended and trained and entry:
             yield from self._judge("qat", trained, verdict)
         yield self._layer_table(chosen.layers)
-        samples = yield from self._samples(chosen)
+        samples = yield from self._samples(name, chosen)
         exported = yield from self.stage("export", "Exporting", self._export(chosen))
         report = Report({
             "schema": SCHEMA, "model": self.recipe.model, "data": self._data(windows), "environment": self.environment(),
@@ -161,6 +165,8 @@ class LanguageJob(Work):
 
     def _calibrate(self, made: Plan, windows: list[torch.Tensor]) -> Generator[Event, None, dict[str, Inputs]]:
         """Ranges of what each linear layer reads, as the model is: for a person to see, and for the report."""
+        if self.attended:
+            yield Weights(weight_rows(self.model, made.layers))
         asked = {row.path: row.actual.activations or ActivationSpec(8) for row in made.layers if row.decoder and row.kind != "Embedding"}
         return (yield from observe(self.model, asked, windows[:LOOK], self.loaded.batch, self.stop, counting=self.attended))
 
@@ -200,7 +206,7 @@ class LanguageJob(Work):
 
     def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
         yield Layers(which, tuple(form.layers))
-        yield from self._samples(form)
+        yield from self._samples(which, form)
         yield Judgement(which, verdict)
 
     def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form | None, dict[str, Any] | None]]:
@@ -243,9 +249,11 @@ class LanguageJob(Work):
         yield Measured("qat", entry)
         return done, entry
 
-    def _samples(self, form: _Form) -> Run[list[dict[str, Any]]]:
+    def _samples(self, name: str, form: _Form) -> Run[list[dict[str, Any]]]:
         """What fp32 and the quantized form say after the same words of the test text."""
-        found = sampled(self.loaded, {"fp32": self.model, "quantized": form.model}, self.stop)
+        if name not in self.said:
+            self.said[name] = sampled(self.loaded, {"fp32": self.model, "quantized": form.model}, self.stop)
+        found = self.said[name]
         yield from found
         return [{"prompt": sample.prompt, **sample.texts} for sample in found]
 

@@ -254,14 +254,16 @@ def from_recipe(path: str) -> Choice:
     return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place)
 
 
-def threshold_text(value: str) -> str:
-    """A threshold as a person says it."""
+def threshold_text(value: str, text: bool = False) -> str:
+    """A threshold as a person says it; for a model that reads ``text`` a drop is that part of the perplexity."""
     metric, _, number = value.partition(":")
     try:
         figure = float(number)
     except ValueError:
         return value
     match metric:
+        case "drop" if text:
+            return f"perplexity at most {100 * figure:g} % up"
         case "drop":
             return f"at most {100 * figure:g} points lost"
         case "agreement":

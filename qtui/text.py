@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.events import EpochFinished, Progress
+
+
+_BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
 
 
 def plain(text: object) -> str:
@@ -88,6 +92,11 @@ def kernels(label: Any) -> str:
         if short not in by.setdefault(library, []):
             by[library].append(short)
     return ", ".join(f"{library} {', '.join(names)}" for library, names in by.items())
+
+
+def in_block(path: str) -> str:
+    """A decoder's layer without what the paths of all blocks have in common: ``11.attn.c_proj`` for ``transformer.h.11.attn.c_proj``."""
+    return _BLOCKS.sub("", path)
 
 
 def count(number: int) -> str:

@@ -33,6 +33,9 @@ class Seen:
         self.histogram = Histogram() if counting else None
         self.largest: Tensor | None = None
         self.low, self.high = math.inf, -math.inf
+        self.windows = 0
+        # The range that is held against later ones, and the windows that were seen when it came.
+        self._held: tuple[float, float, int] | None = None
 
     def update(self, x: Tensor) -> None:
         """``x`` (..., in), of tokens that count."""
@@ -44,6 +47,18 @@ class Seen:
         self.observer.update(rows)
         if self.histogram is not None:
             self.histogram.update(rows)
+
+    def saw(self, windows: int) -> None:
+        """Note whether the last ``windows`` have moved the range, by more than a hundredth of its width."""
+        self.windows += windows
+        held = self._held
+        if held is None or max(held[0] - self.low, self.high - held[1]) > 0.01 * (self.high - self.low):
+            self._held = (self.low, self.high, self.windows)
+
+    @property
+    def settled(self) -> int | None:
+        """The windows after which the range held still; None while it moves."""
+        return self._held[2] if self._held and 3 * self._held[2] <= 2 * self.windows else None
 
     @property
     def outliers(self) -> int:
@@ -74,6 +89,8 @@ def observe(
                 current["keep"] = keep
                 model(input_ids=ids, use_cache=False)
                 done += len(ids)
+                for it in seen.values():
+                    it.saw(len(ids))
                 if counting and due():
                     yield Ranges(done, len(windows), rows(seen))
                 yield from ticker.advance(len(ids))
@@ -110,7 +127,7 @@ def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:
         clip = ends(affine(it.low, it.high, it.spec.bits, it.spec.symmetric)) if it.observer.quick else (it.low, it.high)
         counts = it.histogram.over(it.low, it.high, BINS)
         bins = Bins(it.low, (it.high - it.low) / BINS or 1.0, counts)
-        found.append(RangeRow(path, (path,), it.low, it.high, *clip, bins, None, it.outliers, len(it.largest)))
+        found.append(RangeRow(path, (path,), it.low, it.high, *clip, bins, it.settled, it.outliers, len(it.largest)))
     return tuple(found)
 
 

@@ -104,7 +104,7 @@ class CalibrateScreen(StageScreen):
         if not self._due(state, grid.cursor):
             return
         grid.empty = ranges.WAITING if state.busy else ranges.EMPTY
-        grid.show(ranges.COLUMNS, ranges.rows(state.run))
+        grid.show(ranges.columns(state.run), ranges.rows(state.run))
         done, of = ranges.settled(state.run)
         self.query_one("#ranges-pane").border_title = f"Ranges ─ {done} of {of} settled" if of else "Ranges"
         place = ranges.find(state.run, grid.cursor)

@@ -40,7 +40,8 @@ def rows(run: Run, order: Order, bars: bool = False) -> tuple[Row, ...]:
     total = sum(int(number(row.get("params")) or 0) for row in found)
     ordered = sorted(found, key=_harm) if order == "harm" else found
     worst = max((_noise(row) or 0.0 for row in found), default=0.0)
-    found_rows = (_row(row, total, worst) for row in ordered)
+    decodes = (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+    found_rows = (_row(row, total, worst, decodes) for row in ordered)
     return tuple(found_rows) if bars else tuple(_without_bars(row) for row in found_rows)
 
 
@@ -55,17 +56,18 @@ def _harm(row: Figures) -> float:
     return own if own is not None else whole if whole is not None else math.inf
 
 
-def _row(row: Figures, total: int, worst: float) -> Row:
+def _row(row: Figures, total: int, worst: float, decodes: bool) -> Row:
+    name = str(row.get("name", ""))
     own, params, share = number(row.get("own_sqnr_db")), number(row.get("params")) or 0, number(row.get("time_share"))
     harm = own is not None and own < HARMFUL_DB
     kept = str(row.get("actual")) in ("fp32", "folded")
     cells: tuple[str | Cell, ...] = (
-        str(row.get("name", "")), _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
+        text.in_block(name) if decodes else name, _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
         Cell(_db(own), "harm" if harm else "", (_noise(row) or 0.0) / worst if worst else None), _db(row.get("sqnr_db")),
         Cell(f"{100 * params / total:.1f}", bar=params / total) if total else "",
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),
     )  # fmt: skip
-    return Row(str(row.get("name", "")), cells, role="dim" if kept else "", glyph="✗" if harm else "–" if kept else "●")
+    return Row(name, cells, role="dim" if kept else "", glyph="✗" if harm else "–" if kept else "●")
 
 
 def _without_bars(row: Row) -> Row:
@@ -75,7 +77,7 @@ def _without_bars(row: Row) -> Row:
 def _short(spec: str) -> str:
     """``w8 per-channel, a8 per-tensor`` as ``w8 channel a8``: activations are always per tensor."""
     weights, _, activations = spec.partition(", ")
-    rest = activations.replace(" per-tensor", "").replace("fp32 activations", "a-fp32")
+    rest = activations.replace(" per-tensor", "").replace(" per-token", "").replace("fp32 activations", "a-fp32")
     return f"{weights.replace('per-', '')} {rest}".rstrip()
 
 
@@ -104,7 +106,7 @@ def sentence(run: Run, key: str | None) -> str:
         said += ", the most of all layers: e changes its strategy"
     elif own < HARMFUL_DB:
         said += ", which is much: e changes its strategy"
-    return f"{said}." if whole is None else f"{said}. With the noise from before it: {whole:.1f} dB."
+    return f"{said}." if whole is None or whole == own else f"{said}. With the noise from before it: {whole:.1f} dB."
 
 
 def _percent(share: float) -> str:

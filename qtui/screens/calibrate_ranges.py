@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.events import Bins, RangeRow, WeightRow
+from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Run
 
@@ -14,10 +15,18 @@ COLUMNS = (
     Column("layer", "layer", min=7, grow=1, priority=9),
     Column("settled", "settled after", priority=8),
     Column("clip", "clip", align="right", priority=7),
+    Column("outliers", "outliers", align="right", priority=3),
     Column("high", "high", align="right", priority=6),
     Column("low", "low", align="right", priority=5),
     Column("over", "clipped %", align="right", priority=4),
 )
+
+
+def columns(run: Run) -> tuple[Column, ...]:
+    """Outlier channels are told of decoders alone."""
+    return COLUMNS if _decodes(run) else tuple(column for column in COLUMNS if column.key != "outliers")
+
+
 EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
 WAITING = "Nothing is calibrated yet. The first batch of images brings the ranges here."
 
@@ -42,10 +51,11 @@ def _places(run: Run) -> Iterator[Place]:
     for row in run.ranges.rows if run.ranges else ():
         read.update(row.layers)
         weights = next((run.weights[path] for path in row.layers if path in run.weights), None)
-        yield Place(row.name, _label(row), row, weights)
+        label = _label(row)
+        yield Place(row.name, text.in_block(label) if _decodes(run) else label, row, weights)
     for path, weight in run.weights.items():
         if path not in read:
-            yield Place(f"weights {path}", path, None, weight)
+            yield Place(f"weights {path}", text.in_block(path) if _decodes(run) else path, None, weight)
 
 
 Spread = RangeRow | WeightRow
@@ -75,7 +85,8 @@ def find(run: Run, key: str | None) -> Place | None:
 def rows(run: Run) -> tuple[Row, ...]:
     """The list: how far each range has settled, and where it ends."""
     seen, final = (run.ranges.seen, run.ranges.final) if run.ranges else (0, False)
-    return tuple(_row(place, seen, final) for place in places(run))
+    decodes = _decodes(run)
+    return tuple(_row(place, seen, final, decodes) for place in places(run))
 
 
 def settled(run: Run) -> tuple[int, int]:
@@ -84,17 +95,18 @@ def settled(run: Run) -> tuple[int, int]:
     return sum(row.settled is not None for row in found), len(found)
 
 
-def _row(place: Place, seen: int, final: bool) -> Row:
+def _row(place: Place, seen: int, final: bool, decodes: bool) -> Row:
     row = place.values
     if row is None:
-        return Row(place.key, (place.label, "weights only" if final else "", "", "", "", ""), role="dim", glyph="·")
+        return Row(place.key, (place.label, "weights only" if final else "", *[""] * (5 if decodes else 4)), role="dim", glyph="·")
     # What a range has held for is the part of the images that did not move it.
     if row.settled is not None:
         held = Cell(f"{row.settled:,}", bar=max(1 - row.settled / max(seen, 1), 0.0))
     else:
         held = Cell("moving", "change", bar=0.0)
     over = cut_off(row)
-    ends = (figure(row.clip_high), figure(row.high), figure(row.low), f"{100 * over:.1f}" if over else "0")
+    outliers = (f"{row.outliers or 0:,}",) if decodes else ()
+    ends = (figure(row.clip_high), *outliers, figure(row.high), figure(row.low), f"{100 * over:.1f}" if over else "0")
     return Row(place.key, (place.label, held, *ends), glyph="●" if row.settled is not None else "◐")
 
 
@@ -144,7 +156,15 @@ def sentence(run: Run, key: str | None) -> str:
     if place.values is None:
         said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."
         return f"{said} {_spread(place.weights)}".rstrip()
-    return f"{_values(place.values)} {_state(run, place.values)}"
+    return f"{_values(place.values)} {_outliers(place.values) or _state(run, place.values)}"
+
+
+def _outliers(row: RangeRow) -> str:
+    """Channels that stand out, where there are any: they take the steps of all others."""
+    if not row.outliers or not row.channels:
+        return ""
+    several = f"{row.outliers:,} of {row.channels:,} channels reach" if row.outliers > 1 else f"One of {row.channels:,} channels reaches"
+    return f"{several} over 6 times as far as the median one."
 
 
 def _values(row: RangeRow) -> str:
@@ -168,8 +188,17 @@ def _clip(row: RangeRow) -> str:
 def _state(run: Run, row: RangeRow) -> str:
     final = run.ranges is not None and run.ranges.final
     if row.settled is not None:
-        return f"Settled after {row.settled:,} images."
-    return "It moved to the end: more images may help." if final else "It still moves."
+        return f"Settled after {row.settled:,} {_unit(run)}."
+    return f"It moved to the end: more {_unit(run)} may help." if final else "It still moves."
+
+
+def _unit(run: Run) -> str:
+    return "windows" if _decodes(run) else "images"
+
+
+def _decodes(run: Run) -> bool:
+    """Whether it is a language model's."""
+    return bool(run.plan and any(row.decoder for row in run.plan.layers))
 
 
 def _several(names: tuple[str, ...]) -> str:

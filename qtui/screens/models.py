@@ -108,7 +108,7 @@ class ModelsScreen(StageScreen):
         shown = [
             ("d", "data", short_name(catalog.data_for(choice.data, self._reads_text()))),
             ("v", "device", choice.device),
-            ("e", "error", catalog.threshold_text(choice.threshold)),
+            ("e", "error", catalog.threshold_text(choice.threshold, self._reads_text())),
             ("w", "weights", short_name(choice.weights) or "as listed"),
             ("O", "recipe", short_name(choice.recipe) or "none"),
         ]

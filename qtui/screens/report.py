@@ -137,7 +137,8 @@ class ReportScreen(StageScreen):
         grid = self.query_one("#layers", Grid)
         self._layers = layers_of(state.run)
         grid.border_title = layers_title(self._layers, self.by_harm)
-        grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm))
+        decodes = metric_of(self.state.run) == "perplexity"
+        grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm, decodes))
         if self._begin and grid.rows:
             self._begin = False
             grid.move_to(grid.rows[0].key)

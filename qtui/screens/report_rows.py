@@ -153,19 +153,21 @@ def layer_columns(rows: Iterable[Layer], width: int = 80) -> tuple[Column, ...]:
     return tuple(replace(column, min=12) if column.key == "actual" and width < _MEDIUM else column for column in kept)
 
 
-def layer_rows(rows: Sequence[Layer], by_harm: bool = False) -> tuple[Row, ...]:
-    """One row a layer, as in the graph or the one with the most noise of its own first."""
+def layer_rows(rows: Sequence[Layer], by_harm: bool = False, decodes: bool = False) -> tuple[Row, ...]:
+    """One row a layer, as in the graph or the one with the most noise of its own first; ``decodes`` is whether it is a language
+    model's."""
     total = total_params(rows)
     columns = layer_columns(rows)
     ordered = sorted(enumerate(rows), key=lambda pair: (noise(pair[1]), pair[0])) if by_harm else enumerate(rows)
-    return tuple(_layer(f"{index}", row, total, columns) for index, row in ordered)
+    return tuple(_layer(f"{index}", row, total, columns, decodes) for index, row in ordered)
 
 
-def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...]) -> Row:
+def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...], decodes: bool) -> Row:
+    name = str(row.get("name") or "?")
     kind = form(row)
     params, share = number(row, "params"), number(row, "time_share")
     cells: dict[str, str | Cell] = {
-        "layer": str(row.get("name") or "?"),
+        "layer": text.in_block(name) if decodes else name,
         "asked": Cell(short_spec(row.get("requested")), "change") if differs(row) else "",
         "actual": Cell("fp32" if kind == "fp32" else short_spec(row.get("actual")), "change" if kind == "fp32" else ""),
         "kernel": text.kernels(row.get("kernel")).removeprefix("onednn "),
@@ -210,7 +212,7 @@ def total_params(rows: Iterable[Layer]) -> float:
 def short_spec(spec: Any) -> str:
     """Activations have one scale for the tensor always: ``w8 per-channel, a8``."""
     weights, comma, rest = str(spec or "").partition(", ")
-    return weights + comma + rest.replace(" per-tensor", "").replace("fp32 activations", "fp32 act.")
+    return weights + comma + rest.replace(" per-tensor", "").replace(" per-token", "").replace("fp32 activations", "fp32 act.")
 
 
 def layers_title(rows: Sequence[Layer], by_harm: bool) -> str:
