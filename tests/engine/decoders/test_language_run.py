@@ -1,0 +1,129 @@
+"""Whole runs of a small language model: what is asked, reported, kept and read back; and what ends in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import driving
+import pytest
+import tiny_language
+import torch
+
+from engine import Recipe, load_quantized
+from engine.algorithms.progress import MatrixQuantized
+from engine.decisions import Strategy
+from engine.errors import Cancelled, EngineError, UsageError
+from engine.events import Graph, Layers, Planned, Ranges, Samples, Setting, Weights
+from engine.spec import FP32, Rule
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and a text beside it."""
+    folder = tmp_path_factory.mktemp("language")
+    tiny_language.write_folder(folder / "tiny")
+    (folder / "text.txt").write_text(tiny_language.sentences(400))
+    return folder
+
+
+def recipe(place: Path, **changes: Any) -> Recipe:
+    data = {"name": str(place / "text.txt"), "calibration": 8, "limit": 320, "stride": 16}
+    return Recipe.make(**{"model": str(place / "tiny"), "data": data, "qat": {"mode": "never"}, **changes})
+
+
+def test_a_run_reports_what_it_measured_and_its_file_gives_the_same(place: Path, tmp_path: Path) -> None:
+    outcome = driving.drive(recipe(place), tmp_path / "run")
+    assert outcome.error is None
+    report = outcome.data
+    assert report["baseline"]["metric"] == "perplexity" and report["baseline"]["perplexity"]["stride"] == 16
+    assert report["verdict"]["met"] and report["verdict"]["chosen"] == "ptq" and "perplexity" in report["verdict"]["text"]
+    assert abs(report["ptq"]["value"] / report["baseline"]["value"] - 1) < 0.005
+    assert report["ptq"]["size_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert {row["name"]: row["actual"] for row in report["layers"]}["transformer.h.0.ln_1"] == "fp32"
+    assert all(report["ptq"]["tokens_per_second"][key] > 0 for key in ("prefill", "decode"))
+    assert report["data"]["unit"] == "tokens" and report["data"]["calibration_tokens"] == 8 * tiny_language.CONTEXT
+    (export,) = report["exports"]
+    assert export["format"] == "safetensors" and export["parity"]["max_abs"] == 0
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "perplexity" in text and "sliding window, " in text.replace("Perplexity: ", "") and "The same words continued" in text
+    back: Any = load_quantized(tmp_path / "run")
+    ids = torch.arange(20)[None]
+    before = tiny_language.gpt2()(input_ids=ids).logits
+    assert float((back(ids) - before).norm() / before.norm()) < 0.05
+    again = Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert again.data.name == str(place / "text.txt") and again.data.stride == 16
+
+
+def test_a_person_at_a_screen_sees_modules_ranges_weights_and_words(place: Path, tmp_path: Path) -> None:
+    rules = (Rule("transformer.h.0.*", FP32),)
+    answers = {"quantize": [Strategy("w4", rules, go=False), True], "qat": False}
+    outcome = driving.drive(recipe(place, qat={"mode": "auto"}), tmp_path / "run", answers, attended=True)
+    assert outcome.error is None
+    kinds = {type(event) for event in outcome.events}
+    assert {Graph, Planned, Ranges, Weights, Layers, Samples, Setting} <= kinds
+    last = [event for event in outcome.events if isinstance(event, Planned)][-1]
+    specs = {row.path: str(row.actual) for row in last.layers}
+    assert specs["transformer.h.0.mlp.c_fc"] == "fp32"
+    assert specs["transformer.h.1.mlp.c_fc"] == "w4 per-group 64 affine gptq+, fp32 activations"
+    final = [event for event in outcome.events if isinstance(event, Ranges)][-1]
+    assert final.final and all(row.channels in (16, 64) for row in final.rows)
+
+
+def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_path: Path) -> None:
+    outcome = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}, threshold="drop:0.5"), tmp_path / "run")
+    assert outcome.error is None
+    report = outcome.data
+    assert len(report["qat"]["loss"]) == 1 and report["qat"]["kept"] == (report["verdict"]["chosen"] == "qat")
+    assert ("QAT is kept" in report["qat"]["why"]) == report["qat"]["kept"]
+    better = report["qat"]["validation"]["value"] < report["ptq"]["validation"]["value"]
+    assert better or not report["qat"]["kept"]
+
+
+def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = [torch.randint(tiny_language.ROWS, (12 + i % 9,), generator=draw).tolist() for i in range(40)]
+    (tmp_path / "ids.json").write_text(json.dumps(rows))
+    tiny_language.write_folder(tmp_path / "bare", with_tokenizer=False)
+    outcome = driving.drive(
+        recipe(place, model=str(tmp_path / "bare"), data={"name": str(tmp_path / "ids.json"), "calibration": 8}), tmp_path / "run"
+    )
+    assert outcome.error is None
+    assert outcome.data["baseline"]["perplexity"]["protocol"] == "sequences" and outcome.data["baseline"]["perplexity"]["stride"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": {"name": "digits"}}, "digits are images and .* reads text: give --data python-docs"),
+        ({"weights": "a.safetensors"}, "brings its weights: leave --weights out"),
+        ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
+        ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),
+        ({"data": {"name": "missing.txt"}}, "text missing.txt does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    if changes.get("data", {}).get("name") == "TEXT":
+        changes = {"data": {**changes["data"], "name": str(place / "text.txt")}}
+    outcome = driving.drive(recipe(place, **changes), tmp_path / "run")
+    assert isinstance(outcome.error, EngineError | UsageError) and "\n" not in str(outcome.error)
+    assert re.search(says, str(outcome.error)), outcome.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_stopped_between_blocks_goes_on_with_the_next(place: Path, tmp_path: Path) -> None:
+    def stop_it(event: Any, stop: Any) -> None:
+        if isinstance(event, MatrixQuantized) and event.name == "transformer.h.1.attn.c_attn":
+            stop.set()
+
+    asked = recipe(place, preset="w4")
+    whole = driving.drive(asked, tmp_path / "whole")
+    stopped = driving.drive(asked, tmp_path / "run", on_event=stop_it)
+    assert isinstance(stopped.error, Cancelled) and driving.state_of(tmp_path / "run") == "cancelled"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "blocks").iterdir()] == ["block-0000.safetensors"]
+    again = driving.resumed(tmp_path / "run")
+    assert again.error is None and any(event.kept for event in again.of(MatrixQuantized))
+    assert again.data["ptq"]["value"] == whole.data["ptq"]["value"]
+    assert [row["sqnr_db"] for row in again.data["layers"]] == [row["sqnr_db"] for row in whole.data["layers"]]
