@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from quantized_families import DYNAMIC, EIGHT, FOUR, family, some_ids
+from quantized_families import DYNAMIC, EIGHT, FOUR, decoder_of, family, lively, some_ids
 from safetensors.torch import load_file
 from tiny_language import tokenizer
 
