@@ -87,7 +87,8 @@ def _library(folder: Path) -> Any:
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors, about = load_file(folder / "model.safetensors"), config.pop("quantization_config")
+        stored_tensors, about = load_file(folder / "model.safetensors"), config.pop("quantization_config")
+        tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored_tensors.items()}
         model = empty(config)
         for path, module in model.named_modules():
             stored = {name.removeprefix(f"{path}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{path}.weight_")}

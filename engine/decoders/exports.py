@@ -24,6 +24,8 @@ from engine.export.registry import Format, install
 from engine.paths import unwritable
 
 Entry = dict[str, Any]
+# Files that large models have beside the one that is loaded.
+_BESIDE = {"onnx": ("model.onnx.data",)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     made = _entry(entry, entry.files[0], _size(folder, entry), "it was not read back: the export was stopped before")
     made["note"] = said
     if missing := entry.missing(entry.runs):
-        made["install"] = install(tuple(name.replace("_", "-") for name in missing))
-        made["reason"] = f"not verified: {entry.title} needs {' and '.join(missing)}; {made['install']}, then export again"
+        made["install"] = install(tuple(package.replace("_", "-") for package in missing))
+        made["reason"] = f"not verified, {' and '.join(missing)} is not installed: {made['install']}, then export again"
         return made
     try:
         ran = _RUNNERS[name](folder / entry.files[0])
@@ -98,10 +100,14 @@ def write(entry: Format, given: Given, folder: Path) -> str:
         raise unwritable(folder / entry.files[0], error) from error
     try:
         said = _WRITERS[entry.name](given, hidden / entry.files[0])
+        made = list(hidden.iterdir())
         # The file that is loaded comes last: it names the others.
-        for path in sorted(hidden.iterdir(), key=lambda path: path.name == entry.files[0]):
+        for path in sorted(made, key=lambda path: path.name == entry.files[0]):
             path.chmod(0o755 if path.is_dir() else 0o644)
             _place(path, folder / path.name, hidden)
+        for name in _BESIDE.get(entry.name, ()):
+            if all(path.name != name for path in made):
+                (folder / name).unlink(missing_ok=True)
         return said
     except (EngineError, Cancelled):
         raise
@@ -185,10 +191,8 @@ def _prompt(given: Given) -> Tensor:
 
 
 def _size(folder: Path, entry: Format) -> int:
-    from engine.decoders.onnx_file import DATA
-
-    names = [*entry.files, *([DATA] if entry.name == "onnx" and (folder / DATA).is_file() else [])]
-    files = [path for name in names for path in ((folder / name).rglob("*") if (folder / name).is_dir() else [folder / name])]
+    places = [folder / name for name in (*entry.files, *_BESIDE.get(entry.name, ()))]
+    files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
