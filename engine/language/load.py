@@ -61,7 +61,7 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     found = look(place)
     if text and not found.has_tokenizer:
         raise EngineError(f"{place} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): add it, or give data of token ids")
-    with _quiet():
+    with quiet():
         model = _model(found)
         tokenizer = _tokenizer(found) if found.has_tokenizer else None
     context = _context(model.config)
@@ -157,7 +157,7 @@ def _context(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and reports on the terminal: what they say is judged here."""
     import transformers
 

@@ -1,0 +1,35 @@
+"""``model.onnx`` of a decoder: the graph of ``onnx_graph`` in one file, beyond 2 GB with its numbers in a file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.decoders.onnx_graph import build
+from engine.decoders.onnx_matrices import note
+from engine.decoders.quantized import QuantizedDecoder
+
+# protobuf holds no message of 2 GiB.
+LARGEST = 2**31 - 2**24
+DATA = "model.onnx.data"
+
+
+def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accuracy: int = 4) -> str:
+    """Write the file; and, beyond 2 GB, ``model.onnx.data`` beside it. A note for a person of what differs from the decoder.
+
+    Raises EngineError for what has no graph."""
+    said = [note({name: matrix.weight for name, matrix in decoder.matrices.items() if not matrix.tied})]
+    if accuracy == 4 and decoder.matrices:
+        said.append("ONNX Runtime rounds what enters its integer kernels to 8 bits in blocks, also where the recipe keeps it in floats")
+    save(build(decoder, about, accuracy), path)
+    return "; ".join(part for part in said if part)
+
+
+def save(model: Any, path: Path, largest: int = LARGEST) -> None:
+    import onnx
+
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < largest:
+        path.write_bytes(model.SerializeToString())
+        return
+    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA, size_threshold=1024)
