@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from engine.events import Event, Finished, Notice, StageFinished, StageStarted
 from engine.export.base import Given
 from engine.export.making import Comparison, Entry, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
+from engine.exported import check_new, check_unchanged, check_writable, merged
 from engine.graph.fuse import find_pairs, fuse
 from engine.paths import save
 from engine.quant.program import Program
@@ -42,11 +42,16 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     given, where the model's file is not the run's any more, where the folder cannot be written, or in the end where a format
     could not be written. What was there before then stays as it was. Stopped, it enters what is finished and raises Cancelled.
     """
-    for name in names:
-        find(name)
     if not names:
         raise UsageError(f"no format is named: give some of {', '.join(FORMATS)}")
     report, recipe = Report.load(directory), Recipe.load(directory / "recipe.yaml")
+    if (report.data["baseline"] or {}).get("metric") == "perplexity":
+        # Language models bring transformers, which others do without.
+        from engine import language_exporting
+
+        return (yield from language_exporting.export(directory, report, recipe, names, stop, overwrite))
+    for name in names:
+        find(name)
     check_unchanged(directory, report.data)
     if not overwrite:
         check_new(directory, names)
@@ -106,47 +111,6 @@ def _changed(entry: Mapping[str, Any]) -> Entry:
     reason = f"it was changed since it was exported: export it again with `--to {entry['format']} --force`"
     gone: Entry = {"parity": None, "value": None, "verified": False, "latency_ms": {}, "latency_batched_ms": {}}
     return {**entry, **gone, "reason": reason}
-
-
-def merged(before: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The report's exports: those just made in place of earlier ones. A format that failed now does not undo its earlier file."""
-    found = {str(entry.get("format")): dict(entry) for entry in before}
-    for entry in made:
-        if entry["path"] or not (found.get(entry["format"]) or {}).get("path"):
-            found[entry["format"]] = dict(entry)
-    return list(found.values())
-
-
-def check_unchanged(directory: Path, report: Mapping[str, Any]) -> None:
-    """Raises EngineError where ``model.safetensors`` is missing or is not the file that the report is about."""
-    path = directory / NAME
-    if not path.is_file():
-        raise EngineError(f"{path} does not exist: run it again with `qtui run --recipe {directory / 'recipe.yaml'}`")
-    entry: Mapping[str, Any] = next((e for e in report["exports"] if isinstance(e, Mapping) and e.get("format") == "safetensors"), {})
-    size, known = entry.get("size_bytes"), entry.get("sha256")
-    if (size is not None and size != path.stat().st_size) or (known and known != fingerprint(directory, FORMATS["safetensors"])):
-        raise EngineError(
-            f"{path} was changed since the run, so its figures are not this file's: "
-            f"put the file back, or run again with `qtui run --recipe {directory / 'recipe.yaml'}`"
-        )
-
-
-def check_new(directory: Path, names: Sequence[str]) -> None:
-    """Raises EngineError where a file of ``names`` is there already, whoever wrote it."""
-    for name in names:
-        there = [file for file in FORMATS[name].files if name != "safetensors" and (directory / file).exists()]
-        if there:
-            raise EngineError(f"{directory / there[0]} exists already: leave {name} out, or write it again with --force")
-
-
-def check_writable(directory: Path) -> None:
-    """Raises EngineError now rather than after the work."""
-    try:
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise EngineError(
-            f"{directory} cannot be written ({error.strerror or error}): copy the run to a folder that can, and export it there"
-        ) from error
 
 
 def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event, Any, tuple[Given, Comparison]]:

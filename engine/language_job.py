@@ -17,7 +17,9 @@ from engine.decisions import Answer, Strategy, Train
 from engine.decoders import figures, file
 from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
+from engine.decoders.exports import Given
 from engine.decoders.finetune import TuneSchedule, finetune
+from engine.decoders.formats import find
 from engine.decoders.layers import labels
 from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
 from engine.decoders.look import Look, look, together
@@ -29,6 +31,7 @@ from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.speed import Lengths, step_of, tokens_per_second
 from engine.decoders.weights import weight_rows
+from engine.decoders.writing import runtimes, written
 from engine.events import (
     Event,
     Finished,
@@ -44,7 +47,6 @@ from engine.events import (
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
-from engine.quant.numerics import sqnr_db
 from engine.quant.plan import Plan
 from engine.recipe import Recipe
 from engine.report import SCHEMA, Report
@@ -54,6 +56,8 @@ from engine.work import Run, Work, epochs_of
 
 # Windows for ranges that are shown; what the methods and static grids need they take from all of them.
 LOOK = 32
+# Windows of test text that files are compared on.
+COMPARED = 8
 BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
 
 
@@ -115,7 +119,7 @@ class LanguageJob(Work):
             yield from self._judge("qat", trained, verdict)
         yield self._layer_table(chosen.layers)
         samples = yield from self._samples(name, chosen)
-        exported = yield from self.stage("export", "Exporting", self._export(chosen))
+        exported = yield from self.stage("export", "Exporting", self._export(chosen, baseline))
         report = Report({
             "schema": SCHEMA, "model": self.recipe.model, "data": self._data(windows), "environment": self.environment(),
             "graph": self._graph(), "layers": chosen.layers, "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict,
@@ -274,28 +278,19 @@ class LanguageJob(Work):
             "order": "fuse-first", "untraced": [], "blocks": self.parts.depth, "tied_head": self.parts.tied_head,
         }  # fmt: skip
 
-    def _export(self, chosen: _Form) -> Generator[Event, None, dict[str, Any]]:
-        path = self.where.write(NAME, chosen.content)
-        back = file.read(path)
-        ids = self.loaded.parts("test", self.recipe.data.stride)[0][0][None]
-        with torch.inference_mode():
-            before, after = (found.twin(input_ids=ids, use_cache=False).logits for found in (chosen.decoder, back))
-        largest = float((after - before).abs().max())
-        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back: largest difference {largest:.1e}")
-        same = {
-            "max_abs": largest,
-            "sqnr_db": None if largest == 0 else sqnr_db(float(before.square().sum()), float((after - before).square().sum())),
-            "agreement": _agreement(before, after),
-        }
-        return {"exports": [{
-            "format": "safetensors", "path": NAME, "size_bytes": len(chosen.content), "runtime": "qtui", "verified": True,
-            "parity": same, "value": chosen.entry["value"], "latency_ms": chosen.entry["latency_ms"],
-            "latency_batched_ms": chosen.entry["latency_batched_ms"], "kernel": chosen.entry["kernel"],
-        }]}  # fmt: skip
+    def _export(self, chosen: _Form, baseline: dict[str, Any]) -> Generator[Event, None, dict[str, Any]]:
+        self.where.write(NAME, chosen.content)
+        names = ("safetensors", *(name for name in self.recipe.export if name != "safetensors"))
+        self.where.expect(name for form in names for name in find(form).files)
+        given = self._given(chosen)
+        entries = yield from written(names, given, self.where.path, self.stop)
+        return {"exports": entries, "runtimes": runtimes(entries, baseline, chosen.entry)}
 
-
-def _agreement(before: torch.Tensor, after: torch.Tensor) -> float:
-    return float((before.argmax(-1) == after.argmax(-1)).float().mean())
+    def _given(self, chosen: _Form) -> Given:
+        windows = [ids for ids, _ in self.loaded.parts("test", self.recipe.data.stride)[:COMPARED]]
+        return Given(
+            chosen.decoder, windows, self.loaded.language.path, self.recipe.to_yaml(), self.machine.instructions, self.recipe.model
+        )
 
 
 def _channels(inputs: dict[str, Inputs]) -> list[dict[str, Any]]:

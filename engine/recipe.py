@@ -24,7 +24,7 @@ Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
 Stem = Literal["auto", "small", "imagenet"]
-ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2"]
+ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2", "compressed-tensors"]
 
 _LARGEST = 2**31 - 1
 

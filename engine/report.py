@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import EngineError
 from engine.markdown import number, table
 from engine.report_language import perplexities, samples
-from engine.runtimes import Runtime, fastest, ratios, reference, runtimes
+from engine.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
 
 SCHEMA = 1
 _KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
@@ -90,7 +90,8 @@ def _exports(d: dict[str, Any]) -> list[str]:
     lines = ["## Exports", "", *table(("format", "file", "size", "read back by", "same answer", "SQNR", "accuracy"), rows), ""]
     known = runtimes(d)
     if len(known) > 2:
-        header = ("runtime", "file", "computes with", "batch 1 p50 / p95", "batch 64 p50 / p95", "speedup, batch 1", "batch 64")
+        first, second = paces(d).heads
+        header = ("runtime", "file", "computes with", f"{first} p50 / p95", f"{second} p50 / p95", f"speedup, {first}", second)
         lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known)) for one in known]), ""]
         if not all(one.together for one in known):
             lines += ["fp32 was timed in the run, the others together at another hour.", ""]

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
+from engine.decoders.formats import FORMATS as DECODERS
 from engine.errors import EngineError, UsageError, nearest
 from engine.events import Event, Failed, Progress, Ranges
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.report import finite
 
-_EXPORTS = tuple(name for entry in FORMATS.values() for name in entry.files)
+_EXPORTS = tuple(dict.fromkeys(name for entry in (*FORMATS.values(), *DECODERS.values()) for name in entry.files))
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
 
 State = Literal["running", "finished", "cancelled", "failed"]

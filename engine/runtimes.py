@@ -38,16 +38,35 @@ def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
     return _measured([*first, *(timed or (_runtime(entry) for entry in _rows(report.get("exports"))))])
 
 
+@dataclass(frozen=True)
+class Paces:
+    """What the two latencies of a report are of: in a sentence, as heads of columns, and in a few cells."""
+
+    words: tuple[str, str]
+    heads: tuple[str, str]
+    short: tuple[str, str]
+
+
+IMAGES = Paces(("at batch 1", "at batch 64"), ("batch 1", "batch 64"), ("×1", "×64"))
+TEXT = Paces(("a token", "a prompt"), ("a token", "a prompt"), ("token", "prompt"))
+
+
+def paces(report: Mapping[str, Any]) -> Paces:
+    """Of images, or of a language model that writes a token after the other and reads a prompt."""
+    baseline = report.get("baseline")
+    return TEXT if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity" else IMAGES
+
+
 def fastest(report: Mapping[str, Any]) -> str:
     """A sentence that names the runtime to ship for on this machine; empty where there is nothing to choose from."""
     known = runtimes(report)
     parts = []
-    for batch, key in ((1, "single"), (64, "batched")):
+    for word, key in zip(paces(report).words, ("single", "batched"), strict=True):
         timed = [(times[0], one.name) for one in known if (times := getattr(one, key))]
         if len(timed) > 1:
             best, name = min(timed)
             near = [other for time, other in timed if time <= best * _CLOSE and other != name]
-            parts.append(f"{name} at batch {batch} ({best:.2f} ms{f', with {near[0]} within a tenth' if near else ''})")
+            parts.append(f"{name} {word} ({best:.2f} ms{f', with {near[0]} within a tenth' if near else ''})")
     return f"Fastest on this machine: {'; '.join(parts)}." if parts and len(known) > 2 else ""
 
 

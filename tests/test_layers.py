@@ -97,7 +97,7 @@ WORDS = (
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
     "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",
-    "engine.decoders.strategy",
+    "engine.decoders.strategy", "engine.decoders.formats",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
+from engine.decoders.formats import find
 from engine.decoders.measure import Part, parts_of
 from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
@@ -94,6 +95,8 @@ def _refuse(recipe: Recipe) -> None:
     part = recipe.data
     if part.name in IMAGES and part.name not in TEXTS:
         raise UsageError(f"{part.name} are images and {recipe.model} reads text: give --data {TEXT}, a text file or a folder of text")
+    for name in recipe.export:
+        find(name)
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
     if part.mean or part.std or part.size:

@@ -15,6 +15,7 @@ from engine.data import registry as data_registry
 from engine.data.base import Data
 from engine.errors import UsageError
 from engine.events import Event, Notice
+from engine.export.registry import find
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.registry import ENTRIES as LANGUAGE
 from engine.language.registry import is_language
@@ -40,6 +41,8 @@ class Loaded:
 
 def load(recipe: Recipe) -> Generator[Event, None, Loaded]:
     """Raises UsageError or EngineError in one line for whatever does not fit together."""
+    for name in recipe.export:
+        find(name)
     device = pick_device(recipe.device)
     # A factory may draw its weights at random: the same recipe then draws the same.
     torch.manual_seed(recipe.seed)

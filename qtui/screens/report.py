@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.events import Resize
 
-from engine.runtimes import fastest
+from engine.runtimes import fastest, paces
 from qtui.actions import Action
 from qtui.reasons import cannot_export
 from qtui.screens.base import StageScreen, bindings
@@ -112,7 +112,7 @@ class ReportScreen(StageScreen):
             return
         self._runtimes_of = (id(run.report), self.size.width)
         grid.border_title, grid.border_subtitle = runtimes_title(run), runtimes_subtitle(run)
-        grid.show(runtime_columns(self.size.width), runtime_rows(run, self.size.width))
+        grid.show(runtime_columns(self.size.width, paces(run.report or {})), runtime_rows(run, self.size.width))
 
     def _show_verdict(self, state: State) -> None:
         pane = self.query_one("#verdict", Drawn)

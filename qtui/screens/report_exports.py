@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
+from engine.decoders.formats import FORMATS as DECODERS
 from engine.export.registry import FORMATS, Format, install
-from engine.runtimes import Runtime, fastest, ratios, reference, runtimes
+from engine.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.report_files import export_lines, exports_of
@@ -21,17 +22,18 @@ NO_RUNTIMES = "No runtime is timed yet: x writes the model for other runtimes, a
 CHOICE = (Column("format", "format"), Column("file", "file"), Column("state", "", grow=1, cut="end"))
 
 
-def runtime_columns(width: int) -> tuple[Column, ...]:
+def runtime_columns(width: int, of: Paces = IMAGES) -> tuple[Column, ...]:
     wide = width >= _WIDE
+    first, second = of.short
     return (
         Column("runtime", "runtime", min=26, grow=1, cut="end", priority=20),
         Column("file", "file", priority=3),
-        Column("single", "ms ×1", align="right", priority=19),
-        *((Column("single95", "p95 ×1", align="right", priority=1),) if wide else ()),
-        Column("batched", "ms ×64", align="right", priority=18),
-        *((Column("batched95", "p95 ×64", align="right", priority=1),) if wide else ()),
-        Column("faster", "faster ×1", align="right", priority=6),
-        Column("faster64", "×64", align="right", priority=5),
+        Column("single", f"ms {first}", align="right", priority=19),
+        *((Column("single95", f"p95 {first}", align="right", priority=1),) if wide else ()),
+        Column("batched", f"ms {second}", align="right", priority=18),
+        *((Column("batched95", f"p95 {second}", align="right", priority=1),) if wide else ()),
+        Column("faster", f"faster {first}", align="right", priority=6),
+        Column("faster64", second, align="right", priority=5),
         Column("same", "same %", align="right", priority=4),
     )
 
@@ -81,10 +83,10 @@ def runtimes_subtitle(run: Run) -> str:
     if len(known) < 3:
         return ""
     parts = []
-    for size, key in ((1, "single"), (64, "batched")):
+    for word, key in zip(paces(run.report or {}).short, ("single", "batched"), strict=True):
         timed = [(times[0], one.name) for one in known if (times := getattr(one, key))]
         if timed:
-            parts.append(f"×{size} {min(timed)[1].partition(',')[0].partition(' ')[0]} {min(timed)[0]:.2f} ms")
+            parts.append(f"{word} {min(timed)[1].partition(',')[0].partition(' ')[0]} {min(timed)[0]:.2f} ms")
     return f"fastest: {' · '.join(parts)}"
 
 
@@ -101,9 +103,10 @@ def runtime_sentence(run: Run, key: str | None) -> str:
     parts = [f"{name} computes with {one.kernel}" if one.kernel and one.kernel != "fp32" else name]
     if entry is not None and (agreement := number(entry, "parity", "agreement")) is not None:
         worst, top = number(entry, "parity", "max_abs"), number(entry, "value")
-        parts.append(f"the same answer on {percent(agreement, 2)} % of the test images")
+        of = paces(run.report or {})
+        parts.append(f"the same answer on {percent(agreement, 2)} % of the test {'images' if of is IMAGES else 'tokens'}")
         parts += [f"largest difference {worst:.1e}"] if worst else ["exact"]
-        parts += [f"top-1 {percent(top, 2)} %"] if top is not None else []
+        parts += [f"top-1 {percent(top, 2)} %" if of is IMAGES else f"perplexity {top:.2f} on what was compared"] if top is not None else []
     if not one.together:
         parts.append("timed in the run, the others together at another hour")
     return "; ".join(parts) + "."
@@ -129,7 +132,8 @@ def choices(run: Run) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The formats to choose from, and those to mark at first: what is not there yet and can be written."""
     known = {str(entry.get("format")): entry for entry in exports_of(run) if entry.get("path")}
     rows, marked = [], []
-    for entry in (one for one in FORMATS.values() if one.name != "safetensors"):
+    formats = FORMATS if paces(run.report or {}) is IMAGES else DECODERS
+    for entry in (one for one in formats.values() if one.name != "safetensors"):
         lacks = entry.missing(entry.writes)
         there = known.get(entry.name)
         rows.append(

@@ -182,7 +182,7 @@ VALUES = [
     ("model: m\ndata:\n  mean: [1, a, b]\n", 3, "data.mean is [1, 'a', 'b']: must be three finite numbers, or null"),
     ("model: m\ndata:\n  std: [1, 0, 1]\n", 3, "data.std is [1, 0, 1]: must be three finite numbers above 0, or null"),
     ("model: m\ndata:\n  std: [1, .nan, 1]\n", 3, "data.std is [1, nan, 1]: must be three finite numbers above 0, or null"),
-    ("model: m\nexport: [safetensors, tarball]\n", 2, "available in this version: safetensors, onnx, openvino, pt2"),
+    ("model: m\nexport: [safetensors, tarball]\n", 2, "available in this version: safetensors, onnx, openvino, pt2, compressed-tensors"),
     ("model: m\nthreshold: drop:2\n", 2, "threshold is 'drop:2': drop must be -1 to 1"),
     ("model: m\nthreshold: 0.1\n", 2, "threshold is 0.1: must be METRIC:VALUE, such as drop:0.005"),
     ("model: m\nquantize_first: 'yes'\n", 2, "quantize_first is 'yes': must be true or false"),
@@ -286,7 +286,7 @@ def test_an_override_at_fault_has_no_line(write: Write) -> None:
         ),
         (
             {"model": "m", "export": ["tar"]},
-            "export is ['tar']: must be a list of formats; available in this version: safetensors, onnx, openvino, pt2",
+            "export is ['tar']: must be a list of formats; available in this version: safetensors, onnx, openvino, pt2, compressed-tensors",
         ),
         ({"model": "m\nn", "seed": True, "device": "x"}, "device is 'x': must be one of auto, cpu, cuda (and 1 more)"),
     ],

@@ -14,10 +14,10 @@ import driving
 import pytest
 from finished_runs import again, contents, run
 
-from engine import exporting
 from engine.errors import EngineError, UsageError
 from engine.events import Notice, Table
 from engine.export import making, registry
+from engine.exported import merged
 from engine.recipe import ExportFormat
 from engine.report import Report
 from engine.runtimes import fastest, runtimes
@@ -162,8 +162,8 @@ def test_an_export_that_differs_in_form_is_not_verified(finished: Path) -> None:
 def test_earlier_exports_stay_in_the_report() -> None:
     before = [{"format": "safetensors", "path": "a"}, {"format": "onnx", "path": "b"}]
     failed = making.failed(registry.find("onnx"), "why")
-    assert exporting.merged(before, [failed])[1]["path"] == "b"
-    assert exporting.merged(before[:1], [failed])[1]["reason"] == "why"
+    assert merged(before, [failed])[1]["path"] == "b"
+    assert merged(before[:1], [failed])[1]["reason"] == "why"
 
 
 def test_the_fastest_runtime_is_named_for_each_batch() -> None:

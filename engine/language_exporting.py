@@ -1,0 +1,56 @@
+"""Exports of a finished run of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.artifact import NAME
+from engine.cancel import StopToken
+from engine.decoders import loading
+from engine.decoders.exports import Given
+from engine.decoders.file import read
+from engine.decoders.formats import FORMATS, find
+from engine.decoders.writing import runtimes, written
+from engine.errors import EngineError
+from engine.events import Event, Finished, StageFinished, StageStarted
+from engine.exported import check_new, check_unchanged, check_writable, merged
+from engine.kernels.probe import probe
+from engine.language_job import COMPARED
+from engine.paths import save
+from engine.recipe import Recipe
+from engine.report import Report
+
+
+def export(
+    directory: Path, report: Report, recipe: Recipe, names: Sequence[str], stop: StopToken, overwrite: bool
+) -> Generator[Event, Any, Report]:
+    """Write ``names`` into the folder of the run and enter them in its report. Raises UsageError for a format that language models
+    do not have, and EngineError as ``exporting.export`` does."""
+    for name in names:
+        find(name)
+    check_unchanged(directory, report.data)
+    if not overwrite:
+        check_new(directory, names, FORMATS)
+    check_writable(directory)
+    start = stop.clock()
+    yield StageStarted("export", "Exporting")
+    decoder = read(directory / NAME)
+    loaded = yield from loading.load(loading.settled(recipe), stop)
+    windows = [ids for ids, _ in loaded.parts("test", recipe.data.stride)[:COMPARED]]
+    given = Given(decoder, windows, loaded.language.path, recipe.to_yaml(), probe().instructions, recipe.model)
+    made = yield from written([name for name in names if name != "safetensors"], given, directory, stop)
+    trained = report.data.get("qat") or {}
+    native = trained if trained.get("kept") else report.data["ptq"]
+    exports = merged(report.data["exports"], made)
+    changed = Report({**report.data, "exports": exports, "runtimes": runtimes(exports, report.data["baseline"], native)})
+    if made:
+        save(directory / "report.json", changed.to_json().encode())
+        save(directory / "report.md", changed.to_markdown().encode())
+    yield StageFinished("export", round(stop.clock() - start, 3))
+    broken = [entry for entry in made if not entry["path"]]
+    if broken:
+        raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
+    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made)}")
+    return changed
