@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from engine.decoders.dynamic import Computed, bits_of, notes
+from engine.decoders.computed import Computed
+from engine.decoders.dynamic import bits_of, notes
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
@@ -34,8 +35,8 @@ class Static:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return notes(asked, machine)
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return on_int8(weight)
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"

@@ -91,8 +91,8 @@ FORMS: dict[str, Callable[[Any], Form]] = {
     FP32: fp32,
     "int8 weight-only": integers(INT8, None),
     "int8, dynamic activations": integers(INT8, DYNAMIC),
-    "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
     "int4 g64 weight-only": integers(GroupSpec(4, 64, False), None),
+    "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
 }
 
 

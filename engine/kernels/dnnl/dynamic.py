@@ -8,6 +8,7 @@ from ctypes import c_float
 import torch
 from torch import Tensor
 
+from engine.kernels.dnnl.blocks import BlockedRows, blocked_rows
 from engine.kernels.dnnl.library import Library, library
 from engine.kernels.dnnl.primitive import (
     BIAS,
@@ -68,6 +69,10 @@ class DynamicLinear:
         self._at(len(rows)).on(integers, y)
         y = y.mul_(step) if self._bias is None else torch.addcmul(self._bias, y, step)
         return y.view(*x.shape[:-1], -1)
+
+    def rows(self, weight: Tensor) -> BlockedRows | None:
+        """A way to look the rows of ``weight`` up in the memory that is held for it, or None where its layout is not known."""
+        return blocked_rows(self._packed.keep[1], weight)
 
     def _row(self, x: Tensor) -> Tensor:
         """One row: the step is a number that oneDNN multiplies with, and it adds the bias."""
