@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.decoders.computed import Computed
+from engine.decoders.fused import fuse_activations
 from engine.decoders.kernel import asked_of
 from engine.decoders.layers import Choice, choose
 from engine.decoders.on_int8 import INT8
@@ -51,6 +52,7 @@ def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str,
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module)
+    fuse_activations(model)
     return model.eval(), {path: Placement(choice.label, choice.reason, choice.storage_only) for path, choice in found.items()}
 
 

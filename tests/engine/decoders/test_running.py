@@ -6,6 +6,7 @@ from families import FAMILIES
 from small_decoders import DYNAMIC, INT8, STATIC, VOCABULARY, on_integers, small
 
 from engine.cancel import StopToken
+from engine.decoders.fused import fuse_activations
 from engine.decoders.quantized import duplicate
 from engine.decoders.runtime import as_run, running
 from engine.kernels.probe import probe
@@ -139,3 +140,14 @@ def test_an_embedding_and_its_head_share_one_memory():
     if MACHINE.vnni:
         held = layer._packed.keep[1]
         assert held.data_ptr() <= look._view.data_ptr() < held.data_ptr() + held.numel()
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_activations_in_one_operation_are_the_same(activation):
+    from transformers.activations import ACT2FN
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(ACT2FN[activation]), ACT2FN["relu"])
+    exact, x = ACT2FN[activation](torch.linspace(-9, 9, 500)), torch.linspace(-9, 9, 500)
+    assert fuse_activations(model) == 1
+    torch.testing.assert_close(model[1](x), exact, rtol=1e-5, atol=1e-6)
+    assert fuse_activations(model) == 0
