@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from engine.kernels.dnnl.dynamic import DynamicLinear
+from engine.kernels.dnnl.dynamic import DynamicLinear, GridLinear
 
 
 class Computed(nn.Module):
@@ -19,7 +19,7 @@ class Computed(nn.Module):
 
     def rows(self, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A way to look up rows of the int8 ``weight`` in the memory of this layer, or None."""
-        return self._function.rows(weight) if isinstance(self._function, DynamicLinear) else None
+        return self._function.rows(weight) if isinstance(self._function, DynamicLinear | GridLinear) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._function(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from engine.decoders.computed import Computed
@@ -11,6 +13,7 @@ from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.base import IntegerLayer, LayerFunction
 from engine.kernels.choose import kernels_for
+from engine.kernels.dnnl.dynamic import GridLinear
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 from engine.quant.numerics import QParams, affine, quantize
@@ -41,10 +44,14 @@ class Static:
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
         weight, grid = on_int8(matrix.weight), exact_here(matrix.grid, machine)
-        kernel = kernels_for(machine)[0]
-        scale = weight.scale[:, 0].float()
-        layer = IntegerLayer("linear", weight.values, scale, None if bias is None else bias.float().contiguous(), grid, None)
-        return Computed(OnGrid(kernel.build(layer), grid), (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
+        kernel, scale = kernels_for(machine)[0], weight.scale[:, 0].float()
+        run: Callable[[Tensor], Tensor]
+        if machine.runs("dnnl"):
+            run = GridLinear(weight.values, scale, bias, grid)
+        else:
+            added = None if bias is None else bias.float().contiguous()
+            run = OnGrid(kernel.build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
+        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
 
 
 class OnGrid:

@@ -128,9 +128,9 @@ def test_a_tied_matrix_stays_where_one_of_its_holders_needs_it():
 
 
 @pytest.mark.skipif(not MACHINE.runs("dnnl"), reason="onednn-cpu-gomp does not run here")
-def test_an_embedding_and_its_head_share_one_memory():
-    model = small()
-    decoder = on_integers(model)
+@pytest.mark.parametrize("activations", [DYNAMIC, STATIC])
+def test_an_embedding_and_its_head_share_one_memory(activations):
+    decoder = on_integers(small(), INT8, activations, QParams(16 / 255, 128))
     run, _ = running(decoder, MACHINE)
     ids = torch.tensor([[0, VOCABULARY - 1, 40]])
     assert torch.equal(run.transformer.wte(ids), decoder.matrices["transformer.wte"].weight.dequantize()[ids])
@@ -138,7 +138,7 @@ def test_an_embedding_and_its_head_share_one_memory():
         run.transformer.wte(torch.tensor([VOCABULARY]))
     layer, look = run.lm_head._function, run.transformer.wte._look
     if MACHINE.vnni:
-        held = layer._packed.keep[1]
+        held = layer.weights.space
         assert held.data_ptr() <= look._view.data_ptr() < held.data_ptr() + held.numel()
 
 
