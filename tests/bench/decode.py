@@ -29,11 +29,14 @@ from engine.decoders.speed import Lengths, Speed, Step, step_of, tokens_per_seco
 from engine.kernels.probe import probe
 from engine.language.linears import anatomy, weight_of
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.quant.numerics import QParams
 from engine.spec import ActivationSpec
 
 THREADS = 2
 BEGIN, END = "<!-- bench:decode -->", "<!-- /bench:decode -->"
-DYNAMIC = ActivationSpec(8, dynamic=True)
+DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8)
+# Where a fixed grid lies does not change the time.
+GRID = QParams(0.05, 128)
 INT8 = GroupSpec(8, 0, True)
 FP32 = "fp32"
 # Of fp16's bytes, embeddings included: what 4 bits in groups of 64 may take at most.
@@ -83,12 +86,13 @@ def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None
         outside = matrix.kind == "Embedding"
         if matrix.tied:
             # The head: 8 bits, whatever the blocks have.
-            yield matrix.path, QuantizedMatrix(found[matrix.tied], DYNAMIC if activations else None, tied=matrix.tied)
+            yield matrix.path, QuantizedMatrix(found[matrix.tied], activations, GRID if activations == STATIC else None, matrix.tied)
             continue
         weight = weight_of(model.get_submodule(matrix.path)).contiguous()
         spec = INT8 if outside else weights
         found[matrix.path] = quantize(weight, minmax(weight, spec))
-        yield matrix.path, QuantizedMatrix(found[matrix.path], None if outside else activations)
+        inputs = None if outside else activations
+        yield matrix.path, QuantizedMatrix(found[matrix.path], inputs, GRID if inputs == STATIC else None)
 
 
 # Another form, or another runtime, is a function that makes a step from the model in float32, and a line here.
@@ -96,6 +100,7 @@ FORMS: dict[str, Callable[[Any], Form]] = {
     FP32: fp32,
     "int8 weight-only": integers(INT8, None),
     "int8, dynamic activations": integers(INT8, DYNAMIC),
+    "int8, static activations": integers(INT8, STATIC),
     "int4 g64 weight-only": integers(GroupSpec(4, 64, False), None),
     "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
 }
