@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from engine.decoders.computed import Computed
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
@@ -16,21 +17,6 @@ from engine.kernels.dnnl.dynamic import TINY, DynamicLinear
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 from engine.quant.numerics import QParams
-
-
-class Computed(nn.Module):
-    """A linear layer, (..., in) to (..., out) in float32, by a function that holds its integers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], shape: tuple[int, int], label: str) -> None:
-        super().__init__()
-        self._function, self._label = function, label
-        self.out_features, self.in_features = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(x)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self._label}"
 
 
 class Dynamic:
@@ -54,8 +40,8 @@ class Dynamic:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return notes(asked, machine)
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return on_int8(weight)
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.activations is not None

@@ -36,7 +36,7 @@ class MatrixKernel(Protocol):
     ``note`` is a sentence that a person is told before choosing it, or None. ``storage_only`` is whether neither memory nor time
     are less than float32's while it runs.
 
-    ``computed`` gives the integers that it multiplies with; ``build`` the module, or None where the module in float32
+    ``computed`` gives the weights that it multiplies with, float32 (out, in); ``build`` the module, or None where the module in float32
     stays. ``bias`` is float32 (out,) or None, what is behind ``module`` is not kept."""
 
     storage_only: bool
@@ -47,7 +47,7 @@ class MatrixKernel(Protocol):
 
     def note(self, asked: Asked, machine: Machine) -> str | None: ...
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight: ...
+    def computed(self, weight: GroupedWeight) -> Tensor: ...
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module | None: ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.decoders.dynamic import Dynamic
 from engine.decoders.kernel import Asked, MatrixKernel, asked
+from engine.decoders.nibbles import Nibbles
 from engine.decoders.rows import Rows
 from engine.decoders.static import Static
 from engine.decoders.stored import Stored
@@ -16,7 +17,9 @@ from engine.language.linears import Kind
 from engine.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.
-KERNELS: tuple[MatrixKernel, ...] = (Dynamic(), Static(), WeightOnly(), Rows(), Dynamic(simulated=True), Static(simulated=True), Stored())
+KERNELS: tuple[MatrixKernel, ...] = (
+    Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(), Dynamic(simulated=True), Static(simulated=True), Stored(),
+)  # fmt: skip
 FP32 = "torch fp32"
 
 
@@ -32,24 +35,15 @@ class Choice:
 
 def choose(asked: Asked, machine: Machine) -> Choice:
     """The kernel for a matrix; nothing needs to be rounded yet."""
-    refused: list[str] = []
-    for kernel in KERNELS:
-        why = kernel.refuses(asked, machine)
-        if why is None:
-            break
-        if _same_kind(kernel, asked):
-            refused.append(why)
-    else:  # pragma: no cover - the last kernels take everything
-        raise AssertionError(f"no kernel takes {asked}")
-    said = filter(None, (*refused, kernel.note(asked, machine))) if kernel.storage_only else filter(None, (kernel.note(asked, machine),))
-    return Choice(kernel, kernel.label(asked, machine), "; ".join(dict.fromkeys(said)) or None, kernel.storage_only)
+    kernel = next(kernel for kernel in KERNELS if kernel.refuses(asked, machine) is None)
+    said = [*(_lacking(asked, machine) if isinstance(kernel, Stored) else ()), kernel.note(asked, machine)]
+    return Choice(kernel, kernel.label(asked, machine), "; ".join(filter(None, said)) or None, kernel.storage_only)
 
 
-def _same_kind(kernel: MatrixKernel, asked: Asked) -> bool:
-    """Whether its refusal is worth telling: it computes matrices of this kind, with activations of this kind."""
-    if asked.kind == "Embedding":
-        return isinstance(kernel, Rows)
-    return asked.activations is None and isinstance(kernel, WeightOnly)
+def _lacking(asked: Asked, machine: Machine) -> list[str | None]:
+    """Why no faster kernel computes a matrix with float activations: the refusal of the one that was meant for it."""
+    meant = Rows if asked.kind == "Embedding" else Nibbles if asked.weights.bits <= 4 and not asked.int8 else WeightOnly
+    return [kernel.refuses(asked, machine) for kernel in KERNELS if isinstance(kernel, meant)]
 
 
 def label(spec: LayerSpec, kind: Kind, shape: tuple[int, int], machine: Machine) -> str:

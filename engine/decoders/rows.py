@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from engine.decoders.kernel import Asked
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.probe import Machine
-from engine.quant.grouped import GroupedWeight, from_tensors
+from engine.quant.grouped import Grid, GroupedWeight
+from engine.quant.packing import unpack
 
 
 class Rows:
@@ -26,8 +30,8 @@ class Rows:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return None
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return weight
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return weight.dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         return PackedEmbedding(matrix.weight)
@@ -39,13 +43,38 @@ class PackedEmbedding(nn.Module):
     def __init__(self, weight: GroupedWeight) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.values.shape
-        self._tensors, self._meta = weight.to_tensors(), weight.meta()
+        self._spec, self._scale, self._zero = weight.spec, weight.scale, weight.zero
+        self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.spec.bits < 8 else _Whole(weight.values)
+
+    def share(self, look: Callable[[Tensor], Tensor]) -> None:
+        """Look the integers up by ``look``, ids (n,) to (n, width), and let go of those that are held here."""
+        self._look = look
 
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
-        some = {name: held[flat] for name, held in self._tensors.items()}
-        rows = from_tensors(some, {**self._meta, "shape": [len(flat), self.embedding_dim]}).dequantize()
+        zero = None if self._zero is None else self._zero[flat]
+        rows = GroupedWeight(self._look(flat), Grid(self._spec, self._scale[flat], zero)).dequantize()
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, {self._meta['bits']} bits"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self._spec.bits} bits"
+
+
+class _Whole:
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self._values[ids]
+
+
+class _Packed:
+    """Integers of fewer than 8 bits side by side in bytes."""
+
+    def __init__(self, weight: GroupedWeight) -> None:
+        self.packed, self._spec = weight.to_tensors()["packed"], weight.spec
+        self._width, self._dtype = weight.values.shape[1], weight.values.dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        codes = unpack(self.packed[ids], self._width, self._spec.bits)
+        return codes if self._spec.low == 0 else (codes.to(torch.int16) + self._spec.low).to(self._dtype)

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.decoders.computed import Computed
+from engine.decoders.fused import fuse_activations
 from engine.decoders.kernel import asked_of
 from engine.decoders.layers import Choice, choose
+from engine.decoders.on_int8 import INT8
 from engine.decoders.quantized import QuantizedDecoder
+from engine.decoders.rows import PackedEmbedding
 from engine.kernels.probe import Machine
-from engine.quant.grouped import GroupedWeight
 
 
 class Placement(NamedTuple):
@@ -29,8 +32,9 @@ def choices(decoder: QuantizedDecoder, machine: Machine) -> dict[str, Choice]:
     return {path: choose(asked_of(matrix, decoder.twin.get_submodule(path)), machine) for path, matrix in decoder.matrices.items()}
 
 
-def as_run(decoder: QuantizedDecoder, machine: Machine) -> dict[str, GroupedWeight]:
-    """The weights that ``running`` computes with, by path: they differ from the decoder's where a kernel rounds them again."""
+def as_run(decoder: QuantizedDecoder, machine: Machine) -> dict[str, Tensor]:
+    """The weights that ``running`` computes with, float32 (out, in) by path: they differ from the decoder's where a kernel rounds
+    them or their scales again."""
     return {path: choice.kernel.computed(decoder.matrices[path].weight) for path, choice in choices(decoder, machine).items()}
 
 
@@ -43,11 +47,23 @@ def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str,
         for path, choice in found.items()
         if (built := choice.kernel.build(decoder.matrices[path], _bias(decoder.twin.get_submodule(path)), machine)) is not None
     }
+    _share(decoder, modules)
     model = _without(decoder.twin, modules)
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module)
+    fuse_activations(model)
     return model.eval(), {path: Placement(choice.label, choice.reason, choice.storage_only) for path, choice in found.items()}
+
+
+def _share(decoder: QuantizedDecoder, modules: Mapping[str, nn.Module]) -> None:
+    """An embedding of int8 reads its rows from the head it is tied to, where that holds the same integers."""
+    for path, matrix in decoder.matrices.items():
+        head, first = modules.get(path), modules.get(matrix.tied or "")
+        if isinstance(head, Computed) and isinstance(first, PackedEmbedding) and matrix.weight.spec == INT8:
+            look = head.rows(matrix.weight.values)
+            if look is not None:
+                first.share(look)
 
 
 def _bias(module: nn.Module) -> Tensor | None:

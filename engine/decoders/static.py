@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from engine.decoders.dynamic import Computed, bits_of, notes
+from engine.decoders.computed import Computed
+from engine.decoders.dynamic import bits_of, notes
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.base import IntegerLayer, LayerFunction
 from engine.kernels.choose import kernels_for
+from engine.kernels.dnnl.dynamic import GridLinear
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 from engine.quant.numerics import QParams, affine, quantize
@@ -34,16 +38,20 @@ class Static:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return notes(asked, machine)
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return on_int8(weight)
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
         weight, grid = on_int8(matrix.weight), exact_here(matrix.grid, machine)
-        kernel = kernels_for(machine)[0]
-        scale = weight.scale[:, 0].float()
-        layer = IntegerLayer("linear", weight.values, scale, None if bias is None else bias.float().contiguous(), grid, None)
-        return Computed(OnGrid(kernel.build(layer), grid), (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
+        kernel, scale = kernels_for(machine)[0], weight.scale[:, 0].float()
+        run: Callable[[Tensor], Tensor]
+        if machine.runs("dnnl"):
+            run = GridLinear(weight.values, scale, bias, grid)
+        else:
+            added = None if bias is None else bias.float().contiguous()
+            run = OnGrid(kernel.build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
+        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
 
 
 class OnGrid:

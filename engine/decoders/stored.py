@@ -24,8 +24,8 @@ class Stored:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return "small on disk only: in memory and in speed it is float32"
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return weight
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return weight.dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> None:
         return None

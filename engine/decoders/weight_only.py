@@ -1,29 +1,31 @@
-"""int8 weights that are multiplied with activations in bfloat16 (decode) or float32 (prompts)."""
+"""int8 weights that are multiplied with activations in bfloat16, or with a prompt in float32 where bfloat16 is slow."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.decoders.dynamic import Computed
+from engine.decoders.computed import Computed
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 
-# With more rows than these, float32 weights made for the call are as fast or faster, and activations keep all their bits.
+# With more tokens at once than these, weights that are widened for the call are as fast or faster.
 ROWS = 16
-# Rows of the weight that are in float32 at a time.
+# Rows of the weight that are wide at a time.
 _SLICE = 4096
 
 
 class WeightOnly:
-    """torch's ``_weight_int8pack_mm``, whose vectorized form takes bfloat16: up to ``ROWS`` tokens at once are rounded to its 8
-    bits of mantissa, and so is the result. Longer inputs are computed in float32, on weights that are widened slice by slice."""
+    """torch's ``_weight_int8pack_mm``, whose vectorized form takes bfloat16: activations are rounded to its 8 bits of mantissa, and
+    so is the result. A prompt is computed on weights that are widened slice by slice, to bfloat16 where the processor multiplies
+    it, else to float32: int8 is exact in both."""
 
     storage_only = False
 
@@ -42,15 +44,22 @@ class WeightOnly:
 
     def note(self, asked: Asked, machine: Machine) -> str | None:
         stored = "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8; "
-        return f"{stored}activations are bfloat16 for up to {ROWS} tokens at once, float32 for more"
+        return f"{stored}activations are bfloat16{'' if wide() == torch.bfloat16 else f' for up to {ROWS} tokens at once'}"
 
-    def computed(self, weight: GroupedWeight) -> GroupedWeight:
-        return on_int8(weight)
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = on_int8(matrix.weight)
         run = Widened(weight.values, weight.scale[:, 0].float(), bias)
         return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int8pack bf16")
+
+
+@lru_cache(maxsize=1)
+def wide() -> torch.dtype:
+    """What a prompt is computed in: bfloat16 where the processor has instructions for it."""
+    supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if supported is not None and supported() else torch.float32
 
 
 def _form(asked: Asked) -> str:
@@ -71,7 +80,8 @@ class Widened:
         if len(rows) <= ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._ones).to(torch.float32)
         else:
-            y = torch.cat([F.linear(rows, some.to(torch.float32)) for some in torch.split(self._weight, _SLICE)], 1)
+            rows, kind = rows.to(wide()), wide()
+            y = torch.cat([F.linear(rows, some.to(kind)).to(torch.float32) for some in torch.split(self._weight, _SLICE)], 1)
         y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
         return y.view(*x.shape[:-1], -1)
 

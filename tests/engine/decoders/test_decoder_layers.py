@@ -8,7 +8,7 @@ from engine.decoders.layers import KERNELS, choose, label, labels
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.decoders.rows import PackedEmbedding
-from engine.decoders.weight_only import ROWS
+from engine.decoders.weight_only import ROWS, wide
 from engine.kernels.probe import KERNELS as PROBED
 from engine.kernels.probe import Machine, probe
 from engine.quant.grouped import GroupSpec, minmax, quantize
@@ -45,7 +45,10 @@ def rounded(spec, shape=SHAPE):
         (LayerSpec(W8, STATIC), "Linear", BARE, "simulation static"),
         (LayerSpec(W8), "Linear", FULL, "int8pack bf16"),
         (LayerSpec(W8), "Linear", BARE, "torch fp32, int8 stored"),
-        (LayerSpec(WeightSpec(3, "per-group", 64)), "Conv1D", FULL, "torch fp32, int3 stored"),
+        (LayerSpec(WeightSpec(3, "per-group", 64)), "Conv1D", FULL, "int4pack bf16"),
+        (LayerSpec(WeightSpec(4)), "Conv1D", FULL, "int4pack bf16"),
+        (LayerSpec(WeightSpec(4, "per-group", 48)), "Conv1D", FULL, "torch fp32, int4 stored"),
+        (LayerSpec(W4), "Conv1D", BARE, "torch fp32, int4 stored"),
         (LayerSpec(WeightSpec(8, symmetric=False)), "Linear", FULL, "torch fp32, int8 stored"),
         (LayerSpec(W8, DYNAMIC), "Embedding", FULL, "int8 rows"),
         (LayerSpec(W4), "Embedding", BARE, "int4 rows"),
@@ -57,8 +60,9 @@ def test_what_a_plan_says(spec, kind, machine, expected):
 
 
 def test_what_is_only_stored_says_so_before_anything_is_rounded():
-    few = choose(asked(LayerSpec(WeightSpec(3, "per-group", 32)), "Linear", SHAPE), FULL)
-    assert few.storage_only and "group scales" in few.reason and "on disk only" in few.reason
+    for weights, why in ((WeightSpec(3, "per-group", 24), "groups of 24 in 64 inputs"), (WeightSpec(8, "per-group", 32), "group scales")):
+        few = choose(asked(LayerSpec(weights), "Linear", SHAPE), FULL)
+        assert few.storage_only and why in few.reason and "on disk only" in few.reason
     simulated = choose(asked(LayerSpec(W8, DYNAMIC), "Linear", SHAPE), BARE)
     assert simulated.storage_only and "simulated" in simulated.reason
     position = choose(Asked("Embedding", SHAPE, INT8, plain=False), FULL)
@@ -106,7 +110,7 @@ def test_other_grids_are_rounded_once_more(spec):
 def built(spec, activations, machine, bias, grid=None):
     matrix = QuantizedMatrix(rounded(spec), activations, grid)
     kernel = choose(Asked("Linear", SHAPE, spec, activations), machine).kernel
-    return kernel.build(matrix, bias, machine), kernel.computed(matrix.weight).dequantize().double()
+    return kernel.build(matrix, bias, machine), kernel.computed(matrix.weight).double()
 
 
 def on_rows(x, bits):
@@ -164,11 +168,33 @@ def test_float_activations():
     module, weight = built(INT8, None, FULL, added)
     for rows in (1, ROWS, ROWS + 1):
         x = draw(rows, 64, seed=3)
-        few = rows <= ROWS
+        few = rows <= ROWS or wide() == torch.bfloat16
         product = (x.to(torch.bfloat16) if few else x).double() @ weight.T
         error = (module(x).double() - (product + added.double())).abs()
         # The result has bfloat16's 8 bits of mantissa; longer inputs stay in float32.
         assert (error <= (2**-8 if few else 1e-5) * product.abs() + 1e-5).all()
+
+
+@pytest.mark.skipif("AVX" not in probe().isa, reason="no vectorized kernel here")
+@pytest.mark.parametrize("shape", [(96, 64), (23, 96)])
+@pytest.mark.parametrize("spec", [GroupSpec(4, 32, False), GroupSpec(4, 64, True), GroupSpec(3, 64, False), GroupSpec(4, 0, False)])
+def test_nibbles(spec, shape):
+    weight, added = rounded(spec, shape), draw(shape[0], seed=2)
+    wanted = Asked("Linear", shape, spec)
+    kernel = choose(wanted, FULL).kernel
+    assert kernel.label(wanted, FULL) == "int4pack bf16"
+    module, held = kernel.build(QuantizedMatrix(weight), added, FULL), kernel.computed(weight)
+    # Scales in bfloat16 move a weight by a part in 256 of its distance from the middle of its grid, and of what is added.
+    moved = (held - weight.dequantize()).abs()
+    assert (moved <= weight.grid.columns(shape[1])[0] * 15 * 2**-8).all()
+    x = draw(2, 5, shape[1], seed=3)
+    for some in (x, x[:1, :1]):
+        product = some.to(torch.bfloat16).double() @ held.double().T
+        error = (module(some).double() - (product + added.double())).abs()
+        assert module(some).shape == (*some.shape[:-1], shape[0])
+        # The kernel widens weights to bfloat16: each product is rounded, and the result.
+        bound = some.abs().double() @ held.abs().double().T * 2**-8 + 2**-8 * product.abs()
+        assert (error <= bound).all() and error.mean() <= bound.mean() / 4
 
 
 @pytest.mark.parametrize("spec", [INT8, GroupSpec(4, 32, False), GroupSpec(3, 24, True), GroupSpec(8, 0, False)])
@@ -177,6 +203,7 @@ def test_rows_that_are_looked_up(spec):
     module = PackedEmbedding(weight)
     ids = torch.tensor([[0, 95, 3], [3, 3, 17]])
     assert torch.equal(module(ids), weight.dequantize()[ids])
-    assert sum(held.numel() * held.element_size() for held in module._tensors.values()) == weight.bytes
+    if spec.bits < 8:
+        assert module._look.packed.numel() == weight.to_tensors()["packed"].numel() < weight.values.numel()
     with pytest.raises(IndexError):
         module(torch.tensor([96]))

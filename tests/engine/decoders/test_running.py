@@ -6,10 +6,12 @@ from families import FAMILIES
 from small_decoders import DYNAMIC, INT8, STATIC, VOCABULARY, on_integers, small
 
 from engine.cancel import StopToken
-from engine.decoders.quantized import apply, duplicate
+from engine.decoders.fused import fuse_activations
+from engine.decoders.quantized import duplicate
 from engine.decoders.runtime import as_run, running
 from engine.kernels.probe import probe
 from engine.language.generate import continuation
+from engine.language.linears import weight_of
 from engine.quant.grouped import GroupSpec
 from engine.quant.numerics import QParams
 
@@ -69,7 +71,7 @@ def test_fixed_grids():
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_stored_matrices_compute_what_the_twin_does(family):
-    decoder = on_integers(small(family), GroupSpec(4, 8, False), None, rows=GroupSpec(4, 8, False))
+    decoder = on_integers(small(family), GroupSpec(4, 4, False), None, rows=GroupSpec(4, 4, False))
     model, places = running(decoder, MACHINE)
     assert all(place.storage_only == ("stored" in place.label) for place in places.values())
     assert sum(place.storage_only for place in places.values()) >= len(FAMILIES[family][3])
@@ -79,9 +81,10 @@ def test_stored_matrices_compute_what_the_twin_does(family):
 def test_what_is_measured_is_what_runs():
     """Low bits on int8 kernels are rounded once more; the twin with those weights differs by the activations alone."""
     decoder = on_integers(small(), GroupSpec(3, 8, False), DYNAMIC)
-    weights = as_run(decoder, MACHINE)
     twin = duplicate(decoder.twin)
-    apply(twin, weights)
+    with torch.no_grad():
+        for path, weight in as_run(decoder, MACHINE).items():
+            weight_of(twin.get_submodule(path)).copy_(weight)
     model, places = running(decoder, MACHINE)
     assert places["transformer.h.1.mlp.c_fc"].label.endswith("on int8")
     assert (logits(twin) - logits(decoder.twin)).abs().max() > 0
@@ -122,3 +125,29 @@ def test_a_tied_matrix_stays_where_one_of_its_holders_needs_it():
     model, places = running(type(decoder)(decoder.twin, only), MACHINE)
     assert "lm_head" not in places and model.lm_head.weight.shape == (VOCABULARY, 16)
     assert torch.isfinite(logits(model)).all()
+
+
+@pytest.mark.skipif(not MACHINE.runs("dnnl"), reason="onednn-cpu-gomp does not run here")
+@pytest.mark.parametrize("activations", [DYNAMIC, STATIC])
+def test_an_embedding_and_its_head_share_one_memory(activations):
+    decoder = on_integers(small(), INT8, activations, QParams(16 / 255, 128))
+    run, _ = running(decoder, MACHINE)
+    ids = torch.tensor([[0, VOCABULARY - 1, 40]])
+    assert torch.equal(run.transformer.wte(ids), decoder.matrices["transformer.wte"].weight.dequantize()[ids])
+    with pytest.raises(IndexError):
+        run.transformer.wte(torch.tensor([VOCABULARY]))
+    layer, look = run.lm_head._function, run.transformer.wte._look
+    if MACHINE.vnni:
+        held = layer.weights.space
+        assert held.data_ptr() <= look._view.data_ptr() < held.data_ptr() + held.numel()
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_activations_in_one_operation_are_the_same(activation):
+    from transformers.activations import ACT2FN
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(ACT2FN[activation]), ACT2FN["relu"])
+    exact, x = ACT2FN[activation](torch.linspace(-9, 9, 500)), torch.linspace(-9, 9, 500)
+    assert fuse_activations(model) == 1
+    torch.testing.assert_close(model[1](x), exact, rtol=1e-5, atol=1e-6)
+    assert fuse_activations(model) == 0

@@ -9,6 +9,7 @@ import torch
 
 from engine.kernels.dnnl.dynamic import DynamicLinear
 from engine.kernels.dnnl.library import path
+from engine.kernels.probe import probe
 
 pytestmark = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
 
@@ -90,3 +91,14 @@ def test_rows_of_zeros_and_of_other_layouts():
     assert torch.equal(run(x), run(x.contiguous()))
     strided = torch.randn(6, 128, generator=torch.Generator().manual_seed(2))[:, ::2]
     assert torch.equal(run(strided), run(strided.contiguous()))
+
+
+@pytest.mark.parametrize(("out", "given"), [(16, 64), (7, 33), (300, 128), (130, 100)])
+def test_rows_are_read_back_from_the_layout(out, given):
+    weight, scale, _ = layer(out, given, False)
+    look = DynamicLinear(weight, scale, None).rows(weight)
+    # Other instructions have other layouts, which need not be known.
+    assert look is not None or not probe().vnni
+    assert look is None or torch.equal(look(torch.arange(out)), weight)
+    # Another weight is not there.
+    assert DynamicLinear(weight, scale, None).rows(weight.roll(1, 0)) is None

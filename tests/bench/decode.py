@@ -1,0 +1,200 @@
+"""A decoder of GPT-2 124M's shapes: tokens a second read and written, bytes on disk, memory while it runs.
+
+usage: uv run python tests/bench/decode.py [--rounds N] [--new N] [--only NAME,NAME] [--write README.md]
+
+Weights are drawn at random from a fixed seed: they do not change what has to be computed. All forms are timed in one process, on
+the same threads, in turns. Prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.cancel import StopToken
+from engine.decoders.fused import fuse_activations
+from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.decoders.runtime import running
+from engine.decoders.speed import Lengths, Speed, Step, step_of, tokens_per_second
+from engine.kernels.probe import probe
+from engine.language.linears import anatomy, weight_of
+from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.quant.numerics import QParams
+from engine.spec import ActivationSpec
+
+THREADS = 2
+BEGIN, END = "<!-- bench:decode -->", "<!-- /bench:decode -->"
+DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8)
+# Where a fixed grid lies does not change the time.
+GRID = QParams(0.05, 128)
+INT8 = GroupSpec(8, 0, True)
+FP32 = "fp32"
+# Of fp16's bytes, embeddings included: what 4 bits in groups of 64 may take at most.
+LIMIT = 0.35
+
+
+@dataclass(frozen=True)
+class Form:
+    """``step`` runs it, ``bytes`` are its own on disk, ``kernels`` names what computes its blocks."""
+
+    step: Step
+    bytes: int
+    kernels: str
+
+
+def gpt2() -> Any:
+    """GPT-2 124M with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model: Any = GPT2LMHeadModel(GPT2Config())
+    return model.eval().requires_grad_(False)
+
+
+def fp32(model: Any) -> Form:
+    """transformers' own layers, with GELU in one operation as the other forms have it."""
+    model = copy.deepcopy(model)
+    fuse_activations(model)
+    return Form(step_of(model), 4 * sum(p.numel() for p in model.parameters()), "torch fp32")
+
+
+def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Callable[[Any], Form]:
+    """The blocks on ``weights``; embeddings have 8 bits a row, and the tied head multiplies with the same integers."""
+
+    def form(model: Any) -> Form:
+        decoder = QuantizedDecoder(model, dict(_matrices(model, weights, activations)))
+        run, places = running(decoder, probe())
+        place = places["transformer.h.0.mlp.c_fc"]
+        return Form(step_of(run), decoder.bytes, place.label + (" (storage only)" if place.storage_only else ""))
+
+    return form
+
+
+def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None) -> Any:
+    found: dict[str, GroupedWeight] = {}
+    for matrix in anatomy(model).matrices:
+        outside = matrix.kind == "Embedding"
+        if matrix.tied:
+            # The head: 8 bits, whatever the blocks have.
+            yield matrix.path, QuantizedMatrix(found[matrix.tied], activations, GRID if activations == STATIC else None, matrix.tied)
+            continue
+        weight = weight_of(model.get_submodule(matrix.path)).contiguous()
+        spec = INT8 if outside else weights
+        found[matrix.path] = quantize(weight, minmax(weight, spec))
+        inputs = None if outside else activations
+        yield matrix.path, QuantizedMatrix(found[matrix.path], inputs, GRID if inputs == STATIC else None)
+
+
+# Another form, or another runtime, is a function that makes a step from the model in float32, and a line here.
+FORMS: dict[str, Callable[[Any], Form]] = {
+    FP32: fp32,
+    "int8 weight-only": integers(INT8, None),
+    "int8, dynamic activations": integers(INT8, DYNAMIC),
+    "int8, static activations": integers(INT8, STATIC),
+    "int4 g64 weight-only": integers(GroupSpec(4, 64, False), None),
+    "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
+}
+
+
+def table(names: list[str], lengths: Lengths, rounds: int) -> list[str]:
+    model = gpt2()
+    half = 2 * sum(p.numel() for p in model.parameters())
+    vocabulary = model.config.vocab_size
+    forms = {name: FORMS[name](model) for name in names}
+    speeds = _finished(tokens_per_second({n: f.step for n, f in forms.items()}, vocabulary, lengths, StopToken(), rounds))
+    base = speeds.get(FP32)
+    lines = [
+        f"**GPT-2 124M's shapes, random weights**, prompt of {lengths.prompt} tokens, {lengths.new} new tokens after {lengths.begin}, "
+        f"{torch.get_num_threads()} threads",
+        "",
+        "| | kernel of the blocks | prefill tok/s | decode tok/s | to fp32 | on disk | of fp16 | resident |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, form in forms.items():
+        speed, part = speeds[name], form.bytes / half
+        times = f"{speed.prefill / base.prefill:.2f}× / {speed.decode / base.decode:.2f}×" if base else "–"
+        lines.append(
+            f"| {name} | {form.kernels} | {speed.prefill:,.0f} | {speed.decode:.1f} | {times} | {form.bytes / 1e6:.1f} MB | {part:.3f} "
+            f"| {resident(name):,.0f} MB |"
+        )
+        if name.startswith("int4") and part >= LIMIT:
+            raise SystemExit(f"{name} takes {part:.3f} of fp16's bytes, {LIMIT} at most is wanted")
+    return [*lines, ""]
+
+
+def _finished(steps: Any) -> dict[str, Speed]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: dict[str, Speed] = end.value
+            return found
+
+
+def resident(name: str) -> float:
+    """Megabytes that a form adds to a process which has loaded the libraries, after some tokens."""
+    command = [sys.executable, "-W", "ignore", __file__, "--resident", name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1e3
+
+
+def added(name: str) -> int:
+    """Kilobytes: what the process holds once the float32 model is let go, less what it held before."""
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+    probe()
+    before = _resident()
+    step = FORMS[name](gpt2()).step
+    with torch.inference_mode():
+        logits, past = step(torch.arange(16)[None], None)
+        for _ in range(4):
+            logits, past = step(logits.argmax().view(1, 1), past)
+    del logits, past
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _resident() - before
+
+
+def _resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--new", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--only", help="names, with commas between them: " + "; ".join(FORMS))
+    parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
+    parser.add_argument("--resident", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.resident:
+        print(added(arguments.resident))
+        return
+    # A name may hold a comma itself.
+    names = [name for name in FORMS if arguments.only is None or name in arguments.only]
+    machine = probe()
+    lines = table(names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds)
+    lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
+    text = "\n".join(lines)
+    print(text)
+    if arguments.write:
+        whole = arguments.write.read_text()
+        head, rest = whole.split(BEGIN)
+        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
