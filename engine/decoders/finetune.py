@@ -43,7 +43,7 @@ class TuneSchedule:
     windows: int = 256
     tokens: int = 2048
     lr: float = 1e-3
-    places: float = 8.0
+    places: float = 10.0
     scales: float = 1.0
     distill: float = 0.5
     warmup: float = 0.1
@@ -94,11 +94,11 @@ def finetune(
     enough, it ends at the next batch, and the epoch that was begun is dropped, the first one excepted. Raises EngineError for too
     little text and when the loss is not finite, Cancelled on stop.
     """
-    pupil = Student(duplicate(student), weights, teacher)
-    optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
     counts = [steps(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, e)) for e in range(1, schedule.epochs + 1)]
     if not all(counts):
         raise EngineError(f"the text {data.name} has no window of {schedule.context:,} tokens to train on: give a longer text")
+    pupil = Student(duplicate(student), weights)
+    optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
     judged = judge(data, schedule.context, schedule.judged, stop, "judge", device)
     losses: list[float] = []
     values: list[float] = []

@@ -74,10 +74,10 @@ def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Width and method of each row."""
     rows = QUICK if asked.quick else FULL
     methods = None if asked.methods is None else asked.methods.split(",")
-    if wrong := [name for name in methods or () if name not in METHODS]:
+    if wrong := [name for name in methods or () if name and name not in METHODS]:
         sys.exit(f"no method {wrong[0]!r}: give some of {', '.join(METHODS)}")
     for text in rows if asked.specs is None else asked.specs.split(","):
-        for name in methods or rows.get(text, MAIN):
+        for name in rows.get(text, MAIN) if methods is None else filter(None, methods):
             yield text, name
 
 
@@ -92,10 +92,10 @@ def table(bench: Bench, asked: argparse.Namespace) -> Iterator[str]:
     yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, speed(bench.language, None)))
     for text, name in chosen(asked):
         yield bench.line(one(bench, calibration, text, name, asked.head))
-    for text in TUNED if asked.tune else ():
+    for text in (TUNED if asked.specs is None else asked.specs.split(",")) if asked.tune else ():
         since = time.perf_counter()
         decoder = quantized(bench, calibration, width(text).spec, "gptq+", asked.head)
-        decoder = finetuned(bench, decoder, asked.tune, asked.seed)
+        decoder = finetuned(bench, decoder, calibration.lessons, asked.tune, asked.seed)
         yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since, False))
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="gpt2-mini")
     parser.add_argument("--data", default="python-docs")
     parser.add_argument("--quick", action="store_true", help="five rows")
-    parser.add_argument("--methods", help="some of " + ",".join(METHODS))
+    parser.add_argument("--methods", help="some of " + ",".join(METHODS) + "; empty for none")
     parser.add_argument("--specs", help="such as " + ",".join(FULL))
     parser.add_argument("--windows", type=int, default=32, help="of text to calibrate on")
     parser.add_argument("--own", type=int, default=0)

@@ -43,7 +43,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Calibration:
+    """``texts`` are what methods see; ``lessons`` what is fine-tuned on, and judged by on the way."""
+
     texts: Texts
+    lessons: TextData | SequenceData
     about: str
 
 
@@ -79,14 +82,18 @@ class Bench:
                 sys.exit("--own is for sequences of token ids: leave it out")
             ids = self.data.windows("train", self.language.window, windows, seed)
             found: Texts = [(some, None) for some in torch.split(ids, 8)]
-            return Calibration(found, f"Calibration: {len(ids)} windows of the train split, {ids.numel():,} tokens.")
-        half = [*self.data.sequences["train"], *self.data.sequences["validation"]]
-        text = f"Calibration: {len(half)} sequences, {sum(map(len, half)):,} tokens"
-        if own:
-            more = written(self.language.model, own, self.language.window, seed)
-            text += f", and {own} written by the fp32 model itself, {sum(map(len, more)):,} tokens"
-            half += more
-        return Calibration([*padded(half)], text + ".")
+            return Calibration(found, self.data, f"Calibration: {len(ids)} windows of the train split, {ids.numel():,} tokens.")
+        parts = self.data.sequences
+        half = [*parts["train"], *parts["validation"]]
+        about = f"Calibration: {len(half)} sequences, {sum(map(len, half)):,} tokens"
+        if not own:
+            return Calibration([*padded(half)], self.data, about + ".")
+        # An eighth more of them judge the epochs of fine-tuning, and nothing else.
+        found = written(self.language.model, own + own // 8, self.language.window, seed)
+        more, judging = found[:own], found[own:]
+        lessons = {**parts, "train": (*parts["train"], *more), "validation": (*parts["validation"], *judging)}
+        about += f", and {own:,} written by the fp32 model itself, {sum(map(len, more)):,} tokens."
+        return Calibration([*padded(half + more)], SequenceData(self.data.name, lessons), about)
 
     def perplexity(self, model: Any) -> Perplexity:
         def logits(ids: Tensor) -> Tensor:
@@ -169,10 +176,15 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
     return QuantizedDecoder(twin, matrices)
 
 
-def finetuned(bench: Bench, decoder: QuantizedDecoder, epochs: int, seed: int) -> QuantizedDecoder:
-    schedule = TuneSchedule(epochs=epochs, context=bench.language.window, seed=seed)
+def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | SequenceData, epochs: int, seed: int) -> QuantizedDecoder:
+    # Few sequences are short: a step of as many tokens as text's would leave few steps.
+    short = isinstance(lessons, SequenceData)
+    schedule = TuneSchedule(
+        epochs=epochs, context=bench.language.window, windows=10**6 if short else 256, tokens=1024 if short else 2048,
+        distill=1.0 if short else 0.5, seed=seed,
+    )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
-    found = finished(finetune(bench.language.model, decoder.twin, weights, bench.data, schedule, stop=StopToken()))
+    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
     matrices = {path: QuantizedMatrix(found.weights[path], tied=matrix.tied) for path, matrix in decoder.matrices.items()}
     return QuantizedDecoder(found.model, matrices)
 
