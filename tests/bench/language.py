@@ -40,11 +40,11 @@ FULL: dict[str, tuple[str, ...]] = {
     "w8a8": ("nearest", "smoothquant"),
     "w4g128": ("nearest", "gptq"),
     "w4g64": MAIN,
-    "w4g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w4g64s": ("nearest", "gptq", "gptq+"),
     "w4g32": ("nearest", "gptq"),
     "w3g128": ("nearest", "gptq"),
     "w3g64": MAIN,
-    "w3g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w3g64s": ("nearest", "gptq", "gptq+"),
     "w3g32": ("nearest", "gptq"),
 }
 QUICK: dict[str, tuple[str, ...]] = {"w8": ("nearest",), "w4g64": ("nearest", "gptq"), "w3g64": ("nearest", "gptq")}

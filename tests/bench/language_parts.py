@@ -64,9 +64,10 @@ class Bench:
 
     def about(self) -> Iterator[str]:
         base, numbers = self.base, sum(m.shape[0] * m.shape[1] for m in self.blocks)
+        name = self.language.path.name if self.language.source == "folder" else self.language.name
         more = ", embeddings and head in int8" if self.head else ""
         yield (
-            f"**{self.language.name}**, {self.language.params / 1e6:.1f} M parameters, on {self.data.name.rpartition('/')[2]}: fp32 "
+            f"**{name}**, {self.language.params / 1e6:.1f} M parameters, on {self.data.name.rpartition('/')[2]}: fp32 "
             f"perplexity {base.value:.3f} on {base.tokens:,} tokens of the test split ({base.protocol}"
             f"{f' of {base.context:,}, stride {base.stride}' if base.stride else ''}; 95 % interval {base.low:.2f} to {base.high:.2f})."
         )
