@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from engine.kernels.probe import Machine, probe
 from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
 from engine.quant.program import Program, Step, steps_from
 from engine.quant.runtime import QuantizedModel
+
+if TYPE_CHECKING:
+    from engine.decoders.loaded import LoadedDecoder
 
 NAME = "model.safetensors"
 _SCHEMA = 1
@@ -58,6 +61,8 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise EngineError(f"{path} is not a whole safetensors file ({one_line(error, 120)}): copy it again") from error
+    if isinstance(header, dict) and header.get("kind") == "decoder":
+        raise EngineError(f"{path} holds a language model: load it with engine.load_quantized")
     if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
         raise EngineError(f"{path} was not written by this program (no header of schema {_SCHEMA}): give the folder of a finished run")
     try:
@@ -150,15 +155,27 @@ def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     return QWeight(values, scale, bits, multiplier, size)
 
 
-def load_quantized(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
-    """The quantized model of a finished run, on this machine's kernels.
+def load_quantized(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel | LoadedDecoder:
+    """The quantized model of a finished run: of images as ``load_network`` gives it, of language as a ``LoadedDecoder``, which takes
+    token ids (N, T) and returns logits (N, T, vocabulary). Raises EngineError."""
+    path = _file(directory)
+    if not _is_decoder(path):
+        return load_network(path, model)
+    # Language models bring transformers, which others do without.
+    from engine.decoders.loaded import load
+
+    return load(path)
+
+
+def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
+    """The quantized network of a finished run, on this machine's kernels.
 
     It takes float32 images (N, C, H, W), normalized as the recipe says, and returns float32 logits. ``model`` is the
     fp32 model and is needed only where some of its own modules stayed whole. Warns where the model was made for another
     instruction set and its activations would saturate here. Raises EngineError.
     """
-    path = Path(directory)
-    program, header = read(path / NAME if path.is_dir() else path)
+    path = _file(directory)
+    program, header = read(path)
     machine = probe()
     if told := _moved(machine, header.get("isa"), _widest(path, program)):
         warnings.warn(f"{path} was made on {told}: quantize the model here", stacklevel=2)
@@ -170,6 +187,23 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
         raise
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _file(directory: str | Path) -> Path:
+    path = Path(directory)
+    return path / NAME if path.is_dir() else path
+
+
+def _is_decoder(path: Path) -> bool:
+    """Whether the header says so; damaged files are judged where they are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("qtui", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and header.get("kind") == "decoder"
 
 
 def _moved(machine: Machine, made_on: Any, widest: int) -> str | None:

@@ -175,7 +175,8 @@ class LayerRow:
     """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
     alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
     ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...). ``int8_ms`` and
-    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured."""
+    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured. ``decoder``
+    says where a matrix of a decoder is, and is empty for other networks; ``tied`` names the layer whose matrix it shares."""
 
     path: str
     kind: str
@@ -194,6 +195,8 @@ class LayerRow:
     obstacle: str | None = None
     int8_ms: float | None = None
     fp32_ms: float | None = None
+    decoder: Literal["", "block", "outside"] = ""
+    tied: str | None = None
 
     @property
     def slower(self) -> bool:
@@ -225,7 +228,8 @@ class Bins:
 class RangeRow:
     """Values that share one grid: seen extremes, the ends of the grid that the observer would give now, and the paths of the
     layers that read them. ``bins`` counts all values or an even sample of them. ``settled`` is the number of images after
-    which the range moved by less than 1 %, None while it moves."""
+    which the range moved by less than 1 %, None while it moves. ``outliers`` counts channels whose largest value is many times
+    that of the median channel, of ``channels``; None where channels are not told apart."""
 
     name: str
     layers: tuple[str, ...]
@@ -235,6 +239,8 @@ class RangeRow:
     clip_high: float
     bins: Bins
     settled: int | None = None
+    outliers: int | None = None
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,14 @@ class Layers(Detail):
 
     which: Literal["ptq", "qat"]
     rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Samples(Detail):
+    """What forms of a language model say after the same words: ``prompt``, then the text of each form by its name."""
+
+    prompt: str
+    texts: dict[str, str]
 
 
 @dataclass(frozen=True)

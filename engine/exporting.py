@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from engine.artifact import NAME, load_quantized, read
+from engine.artifact import NAME, load_network, read
 from engine.cancel import StopToken
 from engine.data import registry as data_registry
 from engine.data.base import Data
@@ -164,7 +164,7 @@ def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event,
     modules = dict(whole.named_modules()) if whole is not None else {}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model = load_quantized(directory, whole)
+        model = load_network(directory, whole)
     for warning in told:
         yield Notice(str(warning.message), "warning")
     part = recipe.data

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,14 +16,18 @@ from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job
-from engine.kernels.probe import probe
+from engine.kernels.probe import Machine, probe
 from engine.language.registry import ENTRIES as LANGUAGE
+from engine.language.registry import is_language
 from engine.models.registry import Stem, find
 from engine.recipe import Recipe
 from engine.report import Report
 from engine.rundir import RunDir, find_run, is_running, new_directory
 from engine.stages import fitting, load
 from engine.work import Run, T, stage
+
+if TYPE_CHECKING:
+    from engine.language_job import LanguageJob
 
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
@@ -64,8 +69,13 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
 
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
+    language = is_language(recipe.model)
+    if language:
+        from engine.decoders.loading import settled
+
+        recipe = settled(recipe)
     seen: list[Event] = []
-    loading = _tapped(stage("load", f"Loading {recipe.model}", load.load(recipe)), seen.append)
+    loading = _tapped(stage("load", f"Loading {recipe.model}", _load(recipe, stop, language)), seen.append)
     try:
         loaded = yield from loading
     except (EngineError, Cancelled):
@@ -76,9 +86,10 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
     machine = probe()
     moved = machine.moved_from(recipe.isa)
     recipe = recipe.model_copy(update={"isa": machine.instructions})
-    weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
+    model = loaded.language.model if language else loaded.model
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
-    job = Job(recipe, loaded, machine, where, stop, attended)
+    job = _job(recipe, loaded, machine, where, stop, attended)
     try:
         for event in seen:
             where.event(event)
@@ -107,6 +118,23 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         ) from error
     finally:
         where.close()
+
+
+def _load(recipe: Recipe, stop: StopToken, language: bool) -> Run[Any]:
+    if not language:
+        return (yield from load.load(recipe))
+    from engine.decoders import loading
+
+    return (yield from loading.load(recipe, stop))
+
+
+def _job(recipe: Recipe, loaded: Any, machine: Machine, where: RunDir, stop: StopToken, attended: bool) -> Job | LanguageJob:
+    if isinstance(loaded, load.Loaded):
+        return Job(recipe, loaded, machine, where, stop, attended)
+    # Language models bring transformers, which networks on images do without.
+    from engine.language_job import LanguageJob
+
+    return LanguageJob(recipe, loaded, machine, where, stop, attended)
 
 
 def _said(text: str) -> Run[None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.markdown import number, table
+from engine.report_language import perplexities, samples
 from engine.runtimes import Runtime, fastest, ratios, reference, runtimes
 
 SCHEMA = 1
@@ -31,7 +32,7 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), "## Layers", "", *_layers(d)]
+        parts += [*_exports(d), *samples(d), "## Layers", "", *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
@@ -66,16 +67,9 @@ def finite(value: Any) -> Any:
     return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [_line(header), _line(("---",) * len(header)), *(_line(row) for row in rows)]
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def _figures(d: dict[str, Any]) -> list[str]:
+    if d["baseline"]["metric"] == "perplexity":
+        return perplexities(d)
     rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
     return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
 
@@ -83,8 +77,8 @@ def _figures(d: dict[str, Any]) -> list[str]:
 def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
     error = e.get("error") or {}
     return (
-        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", _number(error.get("mse"), "{:.2e}"),
-        _number(error.get("sqnr_db"), "{:.1f} dB"), _number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
+        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", number(error.get("mse"), "{:.2e}"),
+        number(error.get("sqnr_db"), "{:.1f} dB"), number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
         f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
     )  # fmt: skip
 
@@ -113,18 +107,14 @@ def _export_row(e: dict[str, Any]) -> tuple[str, ...]:
     same = e.get("parity") or {}
     read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
     sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
-    exact = "exact" if same.get("max_abs") == 0 else _number(sqnr, "{:.1f} dB")
+    exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
-    return (e["format"], e["path"], size, read, _number(agreement, "{:.2%}"), exact, _number(e.get("value"), "{:.2%}"))
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or not math.isfinite(value) else form.format(value)
+    return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, number(e.get("value"), "{:.2%}"))
 
 
 def _layers(d: dict[str, Any]) -> list[str]:
     rows = [
-        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], _number(x["sqnr_db"], "{:.1f} dB"), f"{x['params']:,}",
+        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], number(x["sqnr_db"], "{:.1f} dB"), f"{x['params']:,}",
          f"{100 * x['time_share']:.1f} %", x["reason"])
         for x in d["layers"]
     ]  # fmt: skip
@@ -149,7 +139,6 @@ def _environment(d: dict[str, Any]) -> list[str]:
 
 def _orders(d: dict[str, Any]) -> list[str]:
     rows = [
-        (o["order"], _number(o["ptq"], "{:.2%}"), _number(o["ptq_mse"], "{:.3e}"), _number(o["qat"], "{:.2%}"), o["run"])
-        for o in d["orders"]
+        (o["order"], number(o["ptq"], "{:.2%}"), number(o["ptq_mse"], "{:.3e}"), number(o["qat"], "{:.2%}"), o["run"]) for o in d["orders"]
     ]
     return table(("order", "PTQ accuracy", "PTQ error", "QAT accuracy", "run"), rows)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from engine.decoders.strategy import possible as possible_matrix
 from engine.events import LayerRow
 from engine.possible import NO_KERNEL, NOT_FOLDED, possible
 from engine.spec import LayerSpec, WeightSpec
 
 # Bytes of JSON beyond what the fp32 file has, by measurement: for the file, for a layer on integers or in fp32, for groups.
 _FILE_TEXT, _INTEGER_TEXT, _FLOAT_TEXT, _GROUPS_TEXT = 2000, 600, 1000, 100
+_MATRIX_TEXT = 200
 _WIDEST = 8
 
 
@@ -35,6 +37,9 @@ def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[
             biased = before.params > math.prod(before.weight_shape)
             size += (8 if biased else 6) * layer.params + 8 + _FLOAT_TEXT
         before = layer
+        if layer.decoder:
+            size += _decoder_bytes(layer, specs)
+            continue
         spec = possible(specs.get(layer.path, layer.actual), _WIDEST)[0]
         if layer.editable and spec.weights:
             size += _GROUPS_TEXT if spec.weights.granularity == "per-group" else 0
@@ -42,6 +47,22 @@ def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[
         if layer.editable:
             size += _INTEGER_TEXT if _on_integers(layer, specs) else _FLOAT_TEXT
     return size
+
+
+def _decoder_bytes(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> int:
+    """What a matrix of a decoder adds to the size, as ``quant.grouped`` stores it; tied ones add nothing."""
+    spec = possible_matrix(specs.get(layer.path, layer.actual), layer.kind, layer.decoder == "block")[0]
+    if spec.weights is None or not layer.editable:
+        return 0
+    out, inputs = layer.weight_shape
+    groups = math.ceil(inputs / spec.weights.group_size) if spec.weights.granularity == "per-group" else 1
+    zeros = 0 if spec.weights.symmetric else _packed(groups, spec.weights.bits)
+    return out * (_packed(inputs, spec.weights.bits) + 2 * groups + zeros) + _MATRIX_TEXT - 4 * out * inputs
+
+
+def _packed(count: int, bits: int) -> int:
+    """Bytes of a row of ``count`` integers."""
+    return math.ceil(count * bits / 8)
 
 
 def _on_integers(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> bool:

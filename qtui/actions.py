@@ -93,6 +93,7 @@ def _strategy() -> tuple[Action, ...]:
         Action("keep", ("f",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),
         Action("reset", ("z",), "as proposed", "Back to what was proposed for the layer.", where, 0, edit, "edit"),
         Action("mark", ("space",), "mark", "Mark the layer, or all of a module: edits then change all marked layers.", where, 0, edit, "edit"),
+        Action("alike", ("b",), "in all blocks", "Mark the layers of this name in all blocks: edits then change them together.", where, 0, edit, "edit"),
         Action("mark_none", ("x",), "unmark", "Take away all marks.", where, 0, edit, "edit"),
         Action("undo", ("u",), "undo", "Take back the last edit.", where, 5, reasons.no_undo, "edit"),
         Action("redo", ("U", "ctrl+r"), "redo", "Do again what was taken back.", where, 0, reasons.no_redo, "edit"),
@@ -113,6 +114,7 @@ def _calibrate() -> tuple[Action, ...]:
     return (
         Action("view", ("v",), "ranges/layers", "Change between the ranges of the calibration and the measured layers.", where, 3, reasons.not_measured),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 5, reasons.not_measured),
+        Action("samples", ("w",), "words", "What fp32 and the quantized language model write after the same words, side by side.", where, 0, reasons.no_samples),
         Action("log_scale", ("y",), "log counts", "Counts of the histograms by their logarithm, or by their square root.", where, 0),
         Action("pause", ("p",), "pause", "Hold the work, or go on with it.", where, 0, reasons.not_running),
         Action("stop", ("s",), "stop", "Stop within a batch; the run can be resumed.", where, 4, reasons.nothing_to_stop),
@@ -141,6 +143,7 @@ def _report() -> tuple[Action, ...]:
         Action("export", ("x",), "export", "Write the model for other runtimes, read each file back, compare and time it.", where, 2, reasons.cannot_export),
         Action("stop", ("s",), "stop export", "Stop the export within a batch; files that are finished stay.", where, 0, reasons.no_export),
         Action("view", ("v",), "runtimes", "Change between the layers and the latency per runtime.", where, 3, reasons.no_report),
+        Action("samples", ("w",), "words", "What fp32 and the quantized language model write after the same words, side by side.", where, 0, reasons.no_samples),
         Action("files", ("f",), "files", "The run's files and exports.", where, 4, reasons.no_report),
         Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 5),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from engine.language.registry import ENTRIES as LANGUAGE
 
-PRESETS = ("default", "w8a8", "w4a8", "w4a4", "w8", "w4")
+PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")

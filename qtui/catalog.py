@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.data.registry import holds_imagenet
+from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.registry import ENTRIES as LANGUAGE
-from engine.language.registry import LanguageEntry
+from engine.language.registry import LanguageEntry, is_language
 from engine.models.cached import cached_for, cached_weights
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
@@ -28,7 +29,8 @@ RESUMABLE = ("cancelled", "failed")
 class Model:
     """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
     ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone,
-    and ``cached`` whether its weights are here already; ``language`` is set for a language model."""
+    and ``cached`` whether its weights are here already; ``language`` is set for a language model of the list, ``text`` for every
+    model that reads text: ``accuracy`` is then the recorded perplexity."""
 
     name: str
     description: str
@@ -41,15 +43,17 @@ class Model:
     own: bool = False
     published: Published | None = None
     language: LanguageEntry | None = None
+    text: bool = False
     cached: bool = False
 
     def where(self, data: str | Place) -> str:
         """Where the weights for ``data`` come from, in words."""
         here = place(data)
         if self.own:
-            return "from its factory"
+            return "from its folder" if self.text else "from its factory"
         if self.language is not None:
-            return "in the package" if self.language.where == "package" else self.language.where
+            packaged, elsewhere = ("in the package", "to train") if self.language.folder else ("cached", "to download")
+            return packaged if self.cached else elsewhere
         if here.name in self.packaged:
             return "in the package"
         if here.name in self.weights:
@@ -94,7 +98,8 @@ class Choice:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
-        asked: dict[str, Any] = {"model": self.model, "data": {"name": self.data}, "device": self.device, "threshold": self.threshold}
+        data = data_for(self.data, is_language(self.model))
+        asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
         given = {name: value for name, value in (("weights", self.weights), ("file", self.recipe)) if value}
         return {**asked, **given}
 
@@ -103,10 +108,20 @@ class Choice:
         return self if name == self.model else replace(self, model=name, weights="", recipe="")
 
 
+def data_for(data: str, text: bool) -> str:
+    """What a model is run on where a person has chosen ``data``: images are no choice for a model that reads ``text``, nor text for
+    one of images."""
+    from engine.data.registry import ENTRIES as IMAGES
+
+    if text:
+        return "python-docs" if data in IMAGES and data not in TEXTS else data
+    return "digits" if data in TEXTS else data
+
+
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
     """The registry's own models, language models, a person's own (those ``given`` now and those of past ``runs``), then
     torchvision's."""
-    own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model)))
+    own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model or "/" in run.model)))
     listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
     first = [model for model in listed.values() if model.published is None]
     language = (_language(entry) for entry in LANGUAGE.values())
@@ -130,11 +145,14 @@ def _registered(entry: ModelEntry, data: str) -> Model:
 
 
 def _language(entry: LanguageEntry) -> Model:
-    return Model(entry.name, entry.description, params=entry.params, bytes=4 * entry.params, language=entry)
+    return Model(
+        entry.name, entry.description, params=entry.params, bytes=4 * entry.params, accuracy=dict(entry.perplexity()), language=entry,
+        cached=entry.place is not None, text=True,
+    )  # fmt: skip
 
 
 def _own(name: str) -> Model:
-    return Model(name, "your own factory", own=True)
+    return Model(name, "your own language model" if (text := is_language(name)) else "your own factory", own=True, text=text)
 
 
 def _accuracy(weights: Path) -> float | None:
@@ -142,6 +160,11 @@ def _accuracy(weights: Path) -> float | None:
         return float(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def texts() -> tuple[tuple[str, str], ...]:
+    """(name, text) of each text that has a name of its own."""
+    return tuple((entry.name, f"{entry.name:<12} {entry.description} ─ {entry.where}") for entry in TEXTS.values())
 
 
 def data_sets() -> tuple[tuple[str, str], ...]:
@@ -188,9 +211,11 @@ def wrong_threshold(value: str) -> str | None:
 
 def wrong_own_model(value: str) -> str | None:
     """What is wrong with ``file.py:factory`` or ``package.module:factory``, as far as can be seen without running it."""
+    if is_language(value):
+        return None
     place, colon, factory = value.rpartition(":")
     if not colon or not factory.isidentifier() or not place:
-        return "write it as path/file.py:factory or package.module:factory"
+        return "write it as path/file.py:factory, package.module:factory, or a language model's folder or OWNER/MODEL"
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         return f"there is no file {text.plain(place)}"
     return None
@@ -198,6 +223,10 @@ def wrong_own_model(value: str) -> str | None:
 
 def wrong_folder(value: str) -> str | None:
     return None if Path(value).expanduser().is_dir() else f"there is no folder {text.plain(value)}"
+
+
+def wrong_text(value: str) -> str | None:
+    return None if Path(value).expanduser().exists() else f"there is no file or folder {text.plain(value)}"
 
 
 def wrong_file(value: str) -> str | None:

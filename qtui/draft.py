@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from engine.decoders.strategy import possible as possible_matrix
 from engine.events import LayerRow, Planned
 from engine.possible import possible
 from engine.presets import PRESETS
@@ -14,6 +16,7 @@ from qtui.edits import EDITS, Before, Edit, EditName, no_groups
 from qtui.strategy_rules import base, resolve, rules_for
 
 HISTORY = 200
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,18 @@ class Draft:
     def actual(self, path: str) -> tuple[LayerSpec, str | None]:
         """What this machine makes of what is asked of a layer, and a sentence where that is less."""
         row = self._rows[path]
+        if row.tied in self.specs:
+            return self._tied(row), row.obstacle
         if row.obstacle or not row.editable:
             return FP32, row.obstacle
+        if row.decoder:
+            return possible_matrix(self.specs[path], row.kind, row.decoder == "block")
         return possible(self.specs[path], self.plan.activation_bits)
+
+    def _tied(self, row: LayerRow) -> LayerSpec:
+        """A layer without a matrix of its own: the weights of the one whose it shares."""
+        weights = self.actual(str(row.tied))[0].weights
+        return LayerSpec(weights, base(row, self.preset).activations if weights else None)
 
     @cached_property
     def edited(self) -> frozenset[str]:
@@ -154,6 +166,11 @@ class Draft:
         able = frozenset(path for path in paths if path in self.specs)
         return replace(self, marked=self.marked - able if able <= self.marked else self.marked | able)
 
+    def mark_alike(self, paths: Iterable[str]) -> Draft:
+        """Mark every layer whose path differs from one of ``paths`` in its numbers alone: the same layer of all blocks."""
+        wanted = {_NUMBER.sub("#", path) for path in paths}
+        return replace(self, marked=self.marked | {path for path in self.specs if _NUMBER.sub("#", path) in wanted})
+
     def unmark(self) -> Draft:
         return replace(self, marked=frozenset())
 
@@ -190,7 +207,8 @@ class Draft:
     def _before(self, row: LayerRow) -> Before:
         """What the layer was when it was last quantized: here, in the plan, as proposed, or 8 bits."""
         known = [self.specs, *(moment.specs for moment in reversed(self.past))]
-        candidates = [*(specs[row.path] for specs in known if row.path in specs), row.requested, row.proposed, PRESETS["w8a8"]]
+        last = row.proposed if row.decoder else PRESETS["w8a8"]
+        candidates = [*(specs[row.path] for specs in known if row.path in specs), row.requested, row.proposed, last]
         spec = next(spec for spec in candidates if spec.weights)
         return Before(spec, next((spec.activations for spec in candidates if spec.activations), ActivationSpec()))
 

@@ -8,15 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from engine.decoders.strategy import ALONE
 from engine.events import LayerRow
-from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
+from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
 WEIGHT_BITS = (8, 6, 4, 3, 2)
+# What a matrix of a decoder reads: integers with a scale for each token, or on a grid from calibration, or floats.
+DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8, observer="histogram-mse")
 ACTIVATION_BITS: tuple[int | None, ...] = (8, 7, 6, 4, None)
 GROUP_SIZES = (32, 64, 128)
 OBSERVERS: tuple[Observer, ...] = ("minmax", "moving-average", "percentile", "histogram-mse", "entropy")
+METHODS: tuple[Method, ...] = ("nearest", "mse", "hqq", "gptq", "gptq+", "awq", "awq+gptq", "smoothquant")
 GROUP_BITS = 6
 """The widest weights that the engine keeps in groups."""
 
@@ -47,7 +51,7 @@ def inputs(row: LayerRow) -> int:
 
 def schemes(row: LayerRow, bits: int) -> tuple[Scheme, ...]:
     """Granularities that make a difference for this layer at this width."""
-    plain: tuple[Scheme, ...] = (("per-tensor", 0), ("per-channel", 0))
+    plain: tuple[Scheme, ...] = (("per-channel", 0),) if row.decoder else (("per-tensor", 0), ("per-channel", 0))
     sizes = GROUP_SIZES if bits <= GROUP_BITS else ()
     return (*plain, *(("per-group", size) for size in sizes if size < inputs(row)))
 
@@ -79,16 +83,21 @@ def _weights(row: LayerRow, spec: LayerSpec, aim: int, before: Before) -> LayerS
     return replace(spec, weights=replace(spec.weights, bits=aim))
 
 
-def _next_activations(row: LayerRow, spec: LayerSpec) -> int | None:
+def _next_activations(row: LayerRow, spec: LayerSpec) -> Any:
+    if row.decoder:
+        order = (None,) if row.kind == "Embedding" else (DYNAMIC, STATIC, None)
+        return _after(order, spec.activations)
     if spec.activations is None:
         return ACTIVATION_BITS[0]
     widths = [bits for bits in ACTIVATION_BITS if bits is not None]
     return next((bits for bits in widths if bits < spec.activations.bits), None)
 
 
-def _activations(row: LayerRow, spec: LayerSpec, aim: int | None, before: Before) -> LayerSpec | str:
+def _activations(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
     if spec.weights is None:
         return _kept(row)
+    if row.decoder:
+        return f"{row.path} looks rows up: it has no activations to round" if row.kind == "Embedding" else replace(spec, activations=aim)
     return replace(spec, activations=replace(spec.activations or before.activations, bits=aim) if aim else None)
 
 
@@ -116,15 +125,36 @@ def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) ->
     return replace(spec, weights=replace(spec.weights, granularity=name, group_size=size or WeightSpec.group_size))
 
 
+def _next_rounding(row: LayerRow, spec: LayerSpec) -> Any:
+    if row.decoder:
+        methods = METHODS if row.decoder == "block" else ALONE
+        return _after(methods, spec.weights.method if spec.weights else "nearest")
+    return "minmax" if spec.weights and spec.weights.scale == "mse" else "mse"
+
+
 def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
+    if row.decoder and spec.weights:
+        if row.decoder != "block" and aim not in ALONE:
+            return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
+        return replace(spec, weights=replace(spec.weights, method=aim))
     return replace(spec, weights=replace(spec.weights, scale=aim)) if spec.weights else _kept(row)
 
 
 def _observer(row: LayerRow, spec: LayerSpec, aim: Observer, before: Before) -> LayerSpec | str:
+    if spec.activations and spec.activations.dynamic:
+        return _no_activations(row, spec)
     return replace(spec, activations=replace(spec.activations, observer=aim)) if spec.activations else _no_activations(row, spec)
 
 
+def _next_symmetric(row: LayerRow, spec: LayerSpec) -> bool:
+    if row.decoder:
+        return not (spec.weights and spec.weights.symmetric)
+    return not (spec.activations and spec.activations.symmetric)
+
+
 def _symmetric(row: LayerRow, spec: LayerSpec, aim: bool, before: Before) -> LayerSpec | str:
+    if row.decoder:
+        return replace(spec, weights=replace(spec.weights, symmetric=aim)) if spec.weights else _kept(row)
     return replace(spec, activations=replace(spec.activations, symmetric=aim)) if spec.activations else _no_activations(row, spec)
 
 
@@ -143,6 +173,8 @@ def _kept(row: LayerRow) -> str:
 
 
 def _no_activations(row: LayerRow, spec: LayerSpec) -> str:
+    if row.decoder and spec.weights and spec.activations:
+        return f"{row.path} rounds what it reads as it comes: there is no range to observe"
     return f"{row.path} has fp32 activations, so there is no range to observe: a quantizes them" if spec.weights else _kept(row)
 
 
@@ -150,9 +182,9 @@ EDITS: dict[EditName, Edit] = {
     "weights": Edit(_next_weights, _weights),
     "activations": Edit(_next_activations, _activations),
     "granularity": Edit(_next_scheme, _granularity),
-    "rounding": Edit(lambda row, spec: "minmax" if spec.weights and spec.weights.scale == "mse" else "mse", _rounding),
+    "rounding": Edit(_next_rounding, _rounding),
     "observer": Edit(lambda row, spec: _after(OBSERVERS, spec.activations.observer) if spec.activations else None, _observer),
-    "symmetric": Edit(lambda row, spec: not (spec.activations and spec.activations.symmetric), _symmetric),
+    "symmetric": Edit(_next_symmetric, _symmetric),
     "keep": Edit(lambda row, spec: spec.weights is not None, _keep),
     "reset": Edit(lambda row, spec: None, _reset),
 }

@@ -106,6 +106,12 @@ def not_measured(state: State) -> str | None:
     return None if state.run.layers else "No layer is measured yet: that comes after the calibration"
 
 
+def no_samples(state: State) -> str | None:
+    if state.run.samples:
+        return None
+    return "A language model writes, once it is measured; networks on images do not"
+
+
 def not_measured_yet(state: State) -> str | None:
     if state.asking == "qat" or state.run.report:
         return None

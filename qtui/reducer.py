@@ -192,6 +192,8 @@ def _run(run: Run, event: ev.Event) -> Run:
             return replace(run, measured={**run.measured, event.which: event.figures})
         case ev.Layers():
             return replace(run, layers={**run.layers, event.which: event.rows})
+        case ev.Samples():
+            return replace(run, samples=(*(s for s in run.samples if s.prompt != event.prompt), event))
         case ev.Judgement():
             return replace(run, judged={**run.judged, event.which: event.verdict})
         case ev.Step() | ev.EpochFinished():
@@ -225,10 +227,13 @@ def _reported(run: Run, report: Mapping[str, Any]) -> Run:
     measured = {key: report[key] for key in ("baseline", "ptq", "qat") if report.get(key)}
     chosen = "qat" if "qat" in measured and measured["qat"].get("kept") else "ptq"
     layers = {chosen: tuple(report.get("layers") or ()), **run.layers}
+    told = (dict(sample) for sample in report.get("samples") or ())
+    samples = run.samples or tuple(ev.Samples(str(sample.pop("prompt", "")), sample) for sample in told)
     # A report is the last thing that a run writes, whatever its other files have lost.
     stages: dict[Stage, Status] = {**dict.fromkeys(STAGES, "done"), "train": "done" if "qat" in measured else "skipped"}
     return replace(
         run, report=report, at="report", stages=stages, measured={**measured, **run.measured}, layers=layers,
+        samples=samples,
         model=run.model or str(report.get("model", "")), data=run.data or str((report.get("data") or {}).get("name", "")),
         environment=run.environment or report.get("environment") or {},
     )  # fmt: skip

@@ -59,7 +59,7 @@ class Training:
 @dataclass(frozen=True)
 class Run:
     """One run as far as it has come. ``measured``, ``layers`` and ``judged`` are by form: baseline, ptq, qat. ``doing`` is the title
-    of the engine's own stage that runs, ``phase`` its name."""
+    of the engine's own stage that runs, ``phase`` its name. ``samples`` are what a language model's forms write."""
 
     directory: str = ""
     model: str = ""
@@ -81,6 +81,7 @@ class Run:
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    samples: tuple[ev.Samples, ...] = ()
     training: Training = field(default_factory=Training)
     warnings: tuple[str, ...] = ()
     finished: ev.Finished | None = None

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
+from engine.decoders.strategy import PRESETS as DECODERS
+from engine.decoders.strategy import asked
 from engine.events import LayerRow
 from engine.presets import PRESETS
 from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
@@ -29,6 +31,8 @@ def matches(rule: Rule, row: LayerRow) -> bool:
 
 def base(row: LayerRow, preset: str) -> LayerSpec:
     """What the preset alone asks of a layer."""
+    if row.decoder:
+        return asked(preset, row.kind, row.decoder == "block") if preset in (*DECODERS, "default") else row.proposed
     return PRESETS.get(preset, row.proposed)
 
 

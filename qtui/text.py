@@ -60,14 +60,16 @@ def epoch(event: EpochFinished, name: str) -> list[str]:
 
 def figures(found: Mapping[str, Any], name: str) -> list[str]:
     """The columns of a measured line; any figure may be absent."""
-    error, latency = found.get("error") or {}, found.get("latency_ms") or {}
+    error, latency, speed = (found.get(key) or {} for key in ("error", "latency_ms", "tokens_per_second"))
     shown: tuple[tuple[Any, Callable[[Any], str]], ...] = (
         (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
         (error.get("mse"), lambda v: f"error {v:.1e}"),
         (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
         (found.get("size_bytes"), size),
-        (latency.get("p50"), lambda v: f"p50 {v:.2f} ms"),
+        (None if speed else latency.get("p50"), lambda v: f"p50 {v:.2f} ms"),
+        (speed.get("decode"), lambda v: f"writes {v:,.0f} tok/s"),
+        (speed.get("prefill"), lambda v: f"reads {v:,.0f} tok/s"),
         (found.get("kernel"), str),
     )
     cells = [text(value) for value, text in shown if value is not None]

@@ -29,6 +29,7 @@ TORCH_FREE = [
     "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
     "engine.rundir", "engine.models.registry", "engine.models.torchvision", "engine.models.cached", "engine.transform",
     "engine.data.registry", "engine.decisions", "engine.changes",
+    "engine.decoders.strategy", "engine.threshold",
     "engine.language.registry", "engine.language.corpora", "engine.language.folder", "engine.language.documents",
     "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.export.registry",
     "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
@@ -96,6 +97,7 @@ WORDS = (
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
     "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",
+    "engine.decoders.strategy",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

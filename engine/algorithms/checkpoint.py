@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,25 +13,32 @@ from safetensors.torch import save
 from torch import nn
 
 from engine.algorithms.linear import Linear
+from engine.algorithms.progress import MatrixQuantized
 from engine.errors import EngineError
 from engine.paths import save as save_file
 from engine.quant.grouped import GroupedWeight, from_tensors
 
 
-def write_block(path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear], done: dict[str, GroupedWeight]) -> None:
-    """Packed weights for ``done``, and every other parameter and buffer of ``block`` as it is. Raises EngineError where
-    ``path`` cannot be written."""
+def write_block(
+    path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear], done: dict[str, GroupedWeight],
+    told: Sequence[MatrixQuantized],
+) -> None:  # fmt: skip
+    """Packed weights for ``done``, what was ``told`` of them, and every other parameter and buffer of ``block`` as it is. Raises
+    EngineError where ``path`` cannot be written."""
     tensors = {f"block/{name}": tensor.contiguous().clone() for name, tensor in _rest(block, found, done).items()}
     metas = {}
     for name, weight in done.items():
         tensors |= {f"packed/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()}
         metas[name] = weight.meta()
-    save_file(path, save(tensors, {"fingerprint": fingerprint, "matrices": json.dumps(metas)}))
+    notes = json.dumps([asdict(note) for note in told])
+    save_file(path, save(tensors, {"fingerprint": fingerprint, "matrices": json.dumps(metas), "told": notes}))
 
 
-def read_block(path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear]) -> dict[str, GroupedWeight] | None:
-    """Put the state that ``write_block`` saved into ``block`` and return its packed weights; None where there is no such file
-    or it belongs to another run. Raises EngineError for a file that is damaged."""
+def read_block(
+    path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear]
+) -> tuple[dict[str, GroupedWeight], list[MatrixQuantized]] | None:
+    """Put the state that ``write_block`` saved into ``block`` and return its packed weights and what was told; None where there is
+    no such file or it belongs to another run. Raises EngineError for a file that is damaged."""
     if not path.exists():
         return None
     try:
@@ -41,15 +49,16 @@ def read_block(path: Path, fingerprint: str, block: nn.Module, found: Sequence[L
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metas = json.loads(about["matrices"])
         done = {name: from_tensors({part: tensors[f"packed/{name}/{part}"] for part in _parts(meta)}, meta) for name, meta in metas.items()}
+        told = [MatrixQuantized(**note) for note in json.loads(about["told"])]
         by_name = {matrix.name: matrix for matrix in found}
         with torch.no_grad():
             for name, held in _rest(block, found, done).items():
                 held.copy_(tensors[f"block/{name}"])
         for name, weight in done.items():
             by_name[name].write(weight.dequantize().to(by_name[name].held.device))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise EngineError(f"{path} is damaged: delete it, and its block is quantized again") from error
-    return done
+    return done, told
 
 
 def _parts(meta: dict[str, object]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ class MatrixQuantized(Detail):
 
     ``sqnr_db`` is of the layer's output on the calibration text: the signal is W x, the noise (W - Ŵ) x, less its mean where
     the layer's bias takes that up; of the weights alone where ``method`` needs no text. ``folded_into`` names the layer that
-    took the input's scale back. ``note`` is a plain sentence, or None.
+    took the input's scale back. ``note`` is a plain sentence, or None. ``kept`` was done before, and read from a checkpoint.
     """
 
     name: str
@@ -23,3 +23,4 @@ class MatrixQuantized(Detail):
     bytes: int
     folded_into: str | None = None
     note: str | None = None
+    kept: bool = False

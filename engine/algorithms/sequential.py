@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ class Task:
         return method(self.method) if isinstance(self.method, str) else self.method
 
 
+Packing = Generator[Event, None, dict[str, GroupedWeight]]
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
 
@@ -74,17 +75,33 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = None if checkpoints is None else checkpoints / f"block-{index:04d}.safetensors"
         before = copy.deepcopy(block) if carried else None
-        done = None if path is None else read_block(path, mark, block, found)
-        if done is not None:
+        kept = None if path is None else read_block(path, mark, block, found)
+        if kept is not None:
+            done, told = kept
+            yield from (replace(note, kept=True) for note in told)
             yield from ticker.advance(len(done))
         else:
-            done = yield from _one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker)
+            told = []
+            done = yield from _told(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), told)
             if path is not None:
-                write_block(path, mark, block, found, done)
+                write_block(path, mark, block, found, done, told)
         packed |= done
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
+
+
+def _told(steps: Packing, told: list[MatrixQuantized]) -> Packing:
+    """Pass events on, keeping what they tell of the matrices."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            done: dict[str, GroupedWeight] = end.value
+            return done
+        if isinstance(event, MatrixQuantized):
+            told.append(event)
+        yield event
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.artifact import load_quantized, to_bytes
+from engine.artifact import load_network, to_bytes
 from engine.export.base import Given, Runner
 
 
@@ -17,7 +17,7 @@ def write(given: Given, path: Path) -> None:
 
 def load(path: Path, given: Given, threads: int) -> Runner:
     """On this machine's integer kernels; ``threads`` are torch's own."""
-    model = load_quantized(path, _whole(given))
+    model = load_network(path, _whole(given))
     kernels = ", ".join(sorted({kernel for kernel, _ in model.placement.values()})) or "torch fp32 on stored integers"
     label = f"torch {torch.__version__.partition('+')[0]}"
     return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), model, kernels)

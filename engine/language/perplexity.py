@@ -126,7 +126,7 @@ def _score(
             at += len(several)
             batch = max(min(_ROOM // (context * out.shape[-1]), 8), 1)
             yield from ticker.advance(sum(count for _, count in sums[-len(several) :]))
-    return _perplexity(sums, context, stride, protocol)
+    return perplexity_of(sums, context, stride, protocol)
 
 
 def _filled(several: Sequence[Tensor]) -> Tensor:
@@ -143,7 +143,8 @@ def _nll(logits: Tensor, targets: Tensor) -> float:
     return total
 
 
-def _perplexity(sums: Sequence[tuple[float, int]], context: int, stride: int | None, protocol: str) -> Perplexity:
+def perplexity_of(sums: Sequence[tuple[float, int]], context: int, stride: int | None, protocol: str) -> Perplexity:
+    """From the summed negative log-likelihood, in nats, and the number of tokens of each window."""
     tokens, count = sum(n for _, n in sums), len(sums)
     mean = sum(nll for nll, _ in sums) / tokens
     if count < 2:

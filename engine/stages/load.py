@@ -15,6 +15,9 @@ from engine.data import registry as data_registry
 from engine.data.base import Data
 from engine.errors import UsageError
 from engine.events import Event, Notice
+from engine.language.corpora import ENTRIES as TEXTS
+from engine.language.registry import ENTRIES as LANGUAGE
+from engine.language.registry import is_language
 from engine.models.registry import Stem
 from engine.recipe import Recipe
 from engine.stages import weighted
@@ -60,9 +63,11 @@ def absolute(recipe: Recipe) -> Recipe:
     place, _, factory = recipe.model.rpartition(":")
     if place.endswith(".py"):
         given["model"] = f"{Path(place).resolve()}:{factory}"
+    elif is_language(recipe.model) and recipe.model not in LANGUAGE and Path(recipe.model).expanduser().is_dir():
+        given["model"] = str(Path(recipe.model).expanduser().resolve())
     if recipe.weights:
         given["weights"] = str(Path(recipe.weights).resolve())
-    if recipe.data.name not in data_registry.ENTRIES:
+    if recipe.data.name not in (*data_registry.ENTRIES, *TEXTS):
         given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve())})
     return recipe.model_copy(update=given)
 

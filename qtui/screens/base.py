@@ -102,6 +102,11 @@ class StageScreen(Screen[None]):
             pieces += [(f" {key} ", "key" if can else "dim"), (f"{label}  ", "" if can else "dim")]
         return pieces
 
+    def do_samples(self) -> None:
+        from qtui.screens.samples import samples_panel
+
+        self.app.push_screen(samples_panel(self.state.run, min(self.size.width - 12, 96)))
+
     def label(self, action: actions.Action) -> str:
         """An action's name in the footer; a screen may say it more exactly."""
         return action.label

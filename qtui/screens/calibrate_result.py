@@ -68,6 +68,14 @@ def _pair(before: float | None, after: float, show: Any) -> str:
 
 
 def _latency(before: Figures, after: Figures) -> str:
+    if speed := after.get("tokens_per_second"):
+        earlier = before.get("tokens_per_second") or {}
+        parts = [
+            f"{word} {_pair(number(earlier.get(key)), found, lambda v: f'{v:,.0f} tok/s')}"
+            for word, key in (("writes", "decode"), ("reads", "prefill"))
+            if (found := number(speed.get(key))) is not None
+        ]
+        return "   ".join(parts)
     for key in ("latency_batched_ms", "latency_ms"):
         now = after.get(key) or {}
         p50 = number(now.get("p50"))
@@ -122,15 +130,17 @@ def packed(parts: tuple[str, ...], width: int, gap: str = "   ") -> tuple[str, .
 
 _LIMITS = {
     "drop": lambda v: f"a drop of at most {100 * v:g} points",
+    "rise": lambda v: f"a perplexity at most {100 * v:g} % higher",
     "mse": lambda v: f"an error of at most {_tidy(v)}",
     "sqnr": lambda v: f"an SQNR of at least {v:g} dB",
     "agreement": lambda v: f"an agreement of at least {100 * v:g} %",
 }
 
 
-def limit(threshold: str) -> str:
+def limit(threshold: str, metric: str = "accuracy") -> str:
     """``drop:0.005`` as words."""
     name, _, value = threshold.partition(":")
+    name = "rise" if name == "drop" and metric == "perplexity" else name
     try:
         return _LIMITS[name](float(value))
     except (KeyError, ValueError):
@@ -142,7 +152,7 @@ def headline(run: Run) -> tuple[str, str]:
     verdict = judgement(run)
     if not verdict:
         return ("measured", "") if run.measured.get("ptq") else ("", "")
-    wanted = limit(str(verdict.get("threshold", "")))
+    wanted = limit(str(verdict.get("threshold", "")), str((run.measured.get("baseline") or {}).get("metric", "accuracy")))
     return (f"● met: {wanted}", "good") if verdict.get("met") else (f"✗ not met: {wanted}", "harm")
 
 
@@ -160,6 +170,8 @@ def reason(run: Run) -> str:
         now, was = number(after.get("value")), number(before.get("value"))
         if now is None or was is None:
             return ""
+        if before.get("metric") == "perplexity":
+            return _rise(now / was - 1, bound, met)
         drop = 100 * (was - now)
         if drop < 0.005:
             return "There is no drop" if drop > -0.005 else f"It gained {-drop:.2f} points"
@@ -175,6 +187,13 @@ def reason(run: Run) -> str:
     word, scale, form, unit, good, bad = shown[name]
     shown_value = f"{scale * found:{form}}".replace("e-0", "e-")
     return f"The {word} of {shown_value}{unit} is {_side(met, good, bad, found, bound, _tidy(scale * bound) + unit)}"
+
+
+def _rise(rise: float, bound: float, met: bool) -> str:
+    if rise < 5e-5:
+        return "The perplexity has not risen" if rise > -5e-5 else f"The perplexity has fallen by {-100 * rise:.2f} %"
+    found = f"The perplexity is {100 * rise:.2f} % higher, "
+    return found + _side(met, "under", "over", 100 * rise, 100 * bound, f"{_tidy(100 * bound)} %")
 
 
 def _side(met: bool, good: str, bad: str, found: float, bound: float, shown: str) -> str:

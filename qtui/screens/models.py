@@ -106,7 +106,7 @@ class ModelsScreen(StageScreen):
     def _choice_pieces(self, width: int) -> list[Piece]:
         choice = self.choice
         shown = [
-            ("d", "data", short_name(choice.data)),
+            ("d", "data", short_name(catalog.data_for(choice.data, self._reads_text()))),
             ("v", "device", choice.device),
             ("e", "error", catalog.threshold_text(choice.threshold)),
             ("w", "weights", short_name(choice.weights) or "as listed"),
@@ -122,6 +122,10 @@ class ModelsScreen(StageScreen):
             if used <= width + 3:
                 pieces += [(f"{key} ", "key"), (f"{name} ", "dim"), (f"{value}   ", "strong")]
         return pieces
+
+    def _reads_text(self) -> bool:
+        model = self._model()
+        return model is not None and model.text
 
     @property
     def on_runs(self) -> bool:
@@ -209,6 +213,9 @@ class ModelsScreen(StageScreen):
 
     def do_baseline(self) -> None:
         model = self._model()
+        if model is not None and model.text:
+            self.explain(f"{model.name} comes with its weights: `qtui train gpt2-mini` trains the one of the package anew")
+            return
         if model is None or model.own:
             self.explain("A baseline is trained for a model of the list: your own comes with its weights, or w gives them")
             return
@@ -237,6 +244,10 @@ class ModelsScreen(StageScreen):
         self.say(self._sentence())
 
     def do_data(self) -> None:
+        if self._reads_text():
+            options = [*catalog.texts(), (_FOLDER, "a file or folder of your text")]
+            self.choose("data", options, catalog.data_for(self.choice.data, True), self._text)
+            return
         options = [*catalog.data_sets(), (_FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")]
         self.choose("data", options, self.choice.data, self._data)
 
@@ -246,12 +257,21 @@ class ModelsScreen(StageScreen):
         elif value:
             self._changed(replace(self.choice, data=value))
 
+    def _text(self, value: str | None) -> None:
+        if value == _FOLDER:
+            self.ask("data", "A text file, or a folder of them:", "", catalog.wrong_text, self._folder)
+        elif value:
+            self._changed(replace(self.choice, data=value))
+
     def _folder(self, value: str | None) -> None:
         if value:
             self._changed(replace(self.choice, data=str(Path(value).expanduser())))
 
     def do_own(self) -> None:
-        text = "A callable without arguments that returns an nn.Module.\nIt is your code and runs with your rights."
+        text = (
+            "A callable without arguments that returns an nn.Module: your code,\nwith your rights. "
+            "Or a language model's folder, or OWNER/MODEL."
+        )
         self.ask("your own model", text, "", catalog.wrong_own_model, self._own)
 
     def _own(self, value: str | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qtui import text
-from qtui.catalog import Choice, Model, Place, can_resume, place
+from qtui.catalog import Choice, Model, Place, can_resume, data_for, place
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import matches
@@ -66,7 +66,7 @@ def _model(model: Model, here: Place) -> Row:
 
 def _accuracy(model: Model, value: float | None) -> Cell | str:
     if model.language is not None:
-        return "".join(f"perplexity {text.metric('perplexity', found)}" for found in model.language.perplexity().values())
+        return "".join(f"perplexity {text.metric('perplexity', found)}" for found in model.accuracy.values())
     if value is None and model.published is not None:
         return Cell(f"ImageNet {100 * model.published.top1:.1f} %", "dim")
     return "" if value is None else text.metric("accuracy", value)
@@ -118,7 +118,7 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
             return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
     if model.language is not None:
-        return _language_sentence(model.language)
+        return _language_sentence(model, model.language, short_name(data_for(choice.data, True)))
     where = model.where(here or choice.data)
     if where == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
@@ -130,14 +130,14 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
 
 
-def _language_sentence(entry: LanguageEntry) -> str:
+def _language_sentence(model: Model, entry: LanguageEntry, data: str) -> str:
     told = _sentence(entry.description)
-    if entry.where == "to download":
+    if not entry.folder and not model.cached:
         return f"{told} Its weights ({text.size(entry.download)}) come from the Hugging Face hub."
     measured = "".join(
-        f" Perplexity {text.metric('perplexity', value)} on the test part of {data}." for data, value in entry.perplexity().items()
+        f" Perplexity {text.metric('perplexity', value)} on the test part of {name}." for name, value in model.accuracy.items()
     )
-    return f"{told}{measured}"
+    return f"{told}{measured} n loads it with {data} and shows its modules."
 
 
 def _sentence(words: str) -> str:

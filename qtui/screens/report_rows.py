@@ -48,6 +48,9 @@ def exported_form(run: Run) -> str:
 def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
     wide = width >= _WIDE
     quality = "accuracy %" if metric == "accuracy" else metric
+    first, second = ("p50 ms, batch 1", "p50 ms, batch 64") if wide else ("ms ×1", "ms ×64")
+    if metric == "perplexity":
+        first, second = ("writes tok/s", "reads tok/s") if wide else ("writes/s", "reads/s")
     return (
         Column("form", "", priority=20),
         Column("value", quality, align="right", priority=19),
@@ -55,8 +58,8 @@ def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
         Column("sqnr", "SQNR dB", align="right", priority=3),
         Column("agreement", "agree %", align="right", priority=2),
         Column("size", "size MB", align="right", priority=18),
-        Column("single", "p50 ms, batch 1" if wide else "ms ×1", align="right", priority=16),
-        Column("batched", "p50 ms, batch 64" if wide else "ms ×64", align="right", priority=17),
+        Column("single", first, align="right", priority=16),
+        Column("batched", second, align="right", priority=17),
         Column("kernel", "runs on", min=10, grow=1, cut="end", priority=15),
     )
 
@@ -85,14 +88,22 @@ def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen:
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
             percent(number(found, "error", "agreement")),
             megabytes(number(found, "size_bytes")),
-            Cell(shown(number(found, "latency_ms", "p50"), "{:.2f}"), pace),
-            Cell(shown(number(found, "latency_batched_ms", "p50"), "{:.2f}"), pace),
+            *(Cell(speed, pace) for speed in speeds(found)),
             Cell("simulated, no speed" if simulated else kernel, "change" if simulated else ""),
         ),
         role="title" if chosen else "",
         glyph="▸" if chosen else " ",
         selectable=False,
     )
+
+
+def speeds(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Milliseconds of one image and of a batch; of a language model tokens a second as it writes and reads."""
+    if "tokens_per_second" in found:
+        decode, prefill = (number(found, "tokens_per_second", key) for key in ("decode", "prefill"))
+        return shown(decode, "{:,.0f}"), shown(prefill, "{:,.0f}")
+    single, batched = (number(found, key, "p50") for key in ("latency_ms", "latency_batched_ms"))
+    return shown(single, "{:.2f}"), shown(batched, "{:.2f}")
 
 
 def quality(metric: str, value: float | None, interval: float | None = None) -> str:

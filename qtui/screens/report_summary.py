@@ -16,6 +16,7 @@ from qtui.screens.report_rows import (
     percent,
     quality,
     shown,
+    speeds,
     verdict,
 )
 from qtui.state import Run
@@ -47,11 +48,11 @@ def _figures(run: Run) -> list[str]:
                 shown(number(found, "error", "sqnr_db"), "{:.1f}"),
                 percent(number(found, "error", "agreement")),
                 megabytes(number(found, "size_bytes")),
-                shown(number(found, "latency_ms", "p50"), "{:.2f}"),
-                shown(number(found, "latency_batched_ms", "p50"), "{:.2f}"),
+                *speeds(found),
                 "simulated" if found.get("simulated") else text.kernels(found.get("kernel")),
             ))  # fmt: skip
-    header = ("", f"{metric}{unit}", "SQNR dB", "agreement %", "size MB", "p50 ms, batch 1", "p50 ms, batch 64", "runs on")
+    paces = ("writes tok/s", "reads tok/s") if metric == "perplexity" else ("p50 ms, batch 1", "p50 ms, batch 64")
+    header = ("", f"{metric}{unit}", "SQNR dB", "agreement %", "size MB", *paces, "runs on")
     return [_row(header), _row(["---", *["--:"] * 6, "---"]), *map(_row, rows)]
 
 

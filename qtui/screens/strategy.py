@@ -173,6 +173,13 @@ class StrategyScreen(EditKeys, StageScreen):
             return
         self._change(draft.mark(entry.paths))
 
+    def do_alike(self) -> None:
+        draft, entry = self._draft, self._entry
+        if draft is not None and entry is not None:
+            marked = draft.mark_alike(entry.paths)
+            self._change(marked)
+            self.explain(f"{len(marked.marked)} layers are marked: an edit changes all of them, x takes the marks away")
+
     def do_mark_none(self) -> None:
         if (draft := self._draft) is not None and draft.marked:
             self._change(draft.unmark())

@@ -176,6 +176,8 @@ def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) -> s
     text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short)}"
     if actual.weights != wanted.weights:
         text += f"→{_scheme(actual.weights, True)}"
+    if wanted.weights.method != "nearest":
+        return f"{text} {wanted.weights.method}"
     return f"{text} mse" if wanted.weights.scale == "mse" else text
 
 
@@ -193,6 +195,8 @@ def activations_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) 
     if asked is None or got is None:
         return "fp32"
     bits = f"int{asked.bits}→{got.bits}" if asked.bits != got.bits else f"int{asked.bits}"
+    if got.dynamic:
+        return f"{bits} dyn" if short else f"{bits} dynamic"
     if short:
         return f"{bits} s" if asked.symmetric else bits
     return f"{bits} {mapping(asked)}"

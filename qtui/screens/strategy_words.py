@@ -21,6 +21,18 @@ PRESET_TEXTS: Mapping[str, str] = {
     "w4a4": "4 bits for both: usually needs training",
     "w8": "8-bit weights alone, computed in fp32",
     "w4": "4-bit weights alone, computed in fp32",
+    "w3": "3-bit weights alone: usually needs training",
+}
+
+
+_DECODER_TEXTS: Mapping[str, str] = {
+    "default": "8-bit weights, activations rounded as they come: fast, next to no loss",
+    "w8a8": "the same after SmoothQuant: for models with outlier channels",
+    "w8a8-static": "activations on grids from calibration, after SmoothQuant",
+    "w8": "8-bit weights alone: stored small, computed in floats",
+    "w4a8": "4-bit weights in groups of 64, 8-bit activations: small and fast",
+    "w4": "4-bit weights in groups of 64: small, computed in floats",
+    "w3": "3-bit weights in groups of 64: usually needs training",
 }
 
 
@@ -52,9 +64,10 @@ def total(draft: Draft, width: int) -> str:
 def presets(draft: Draft, own: Sequence[Rule]) -> list[tuple[str, str]]:
     """The presets to choose from, each with the size that it would give."""
     found = []
-    for name, about in PRESET_TEXTS.items():
+    decoder = any(row.decoder for row in draft.plan.layers)
+    for name, about in (_DECODER_TEXTS if decoder else PRESET_TEXTS).items():
         size = text.size(draft.planned_from(name, own).predicted_bytes)
-        found.append((name, f"{name:<8}{size:>9}  {about}"))
+        found.append((name, f"{name:<{12 if decoder else 8}}{size:>9}  {about}"))
     return found
 
 
@@ -69,13 +82,18 @@ def spec_text(spec: LayerSpec) -> str:
     """A spec in words: ``int4 group 32, int8 affine activations``."""
     if spec.weights is None:
         return "fp32"
-    activations = f"int{spec.activations.bits} {mapping(spec.activations)} activations" if spec.activations else "fp32 activations"
+    activations = (
+        f"int{spec.activations.bits} {'dynamic' if spec.activations.dynamic else mapping(spec.activations)} activations"
+        if spec.activations
+        else "fp32 activations"
+    )
     return f"{scheme_text(spec.weights)}, {activations}"
 
 
 def scheme_text(weights: WeightSpec) -> str:
     groups = f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
-    return f"int{weights.bits} {groups}" + (" mse" if weights.scale == "mse" else "")
+    method = "mse" if weights.scale == "mse" else "" if weights.method == "nearest" else weights.method
+    return " ".join(filter(None, (f"int{weights.bits} {groups}", "" if weights.symmetric else "affine", method)))
 
 
 def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False) -> str:
@@ -238,7 +256,11 @@ def _field(name: str, spec: LayerSpec) -> str:
     if name == "granularity":
         return f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
     if name == "weight scale":
-        return weights.scale
+        return weights.scale if weights.method == "nearest" else weights.method
+    if name == "mapping" and (activations is None or activations.dynamic) and not weights.symmetric:
+        return "affine weights"
+    if activations is not None and activations.dynamic and name in ("activations", "mapping", "observer"):
+        return {"activations": f"int{activations.bits} dynamic", "mapping": "per token", "observer": NONE}[name]
     if name == "activations":
         return f"int{activations.bits}" if activations else "fp32"
     return _of_activations(name, activations)

@@ -47,6 +47,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.Ranges(64, 64, (RANGE, replace(RANGE, settled=None)), True),
     ev.Weights((ev.WeightRow("fc", -1.0, 1.0, -0.5, 0.5, 0.1, 1.0, 10, BINS),)),
     ev.Layers("qat", ({"name": "fc", "sqnr_db": None, "own_sqnr_db": 40.5},)),
+    ev.Samples("to be", {"fp32": "or not", "quantized": "or not to"}),
     ev.Judgement("ptq", {"chosen": "ptq", "met": True}),
     ev.Step("qat", 1, 3, 10, 30, None, 0.01),
 )

@@ -223,12 +223,12 @@ def test_after_the_question_a_preset_is_found_here(tmp_path: Path) -> None:
     async def script(d: Driver) -> None:
         await measured(d)
         await d.press("p", "end", "enter")
-        assert draft(d).preset == "w4" and set(draft(d).specs.values()) == {PRESETS["w4"]}
-        assert "Preset w4" in said(d) and "─ w4 ─" in d.text
+        assert draft(d).preset == "w3" and set(draft(d).specs.values()) == {PRESETS["w3"]}
+        assert "Preset w3" in said(d) and "─ w3 ─" in d.text
         await d.press("p", "enter")
         assert "so already" in said(d)
         await d.press("p", "escape")
-        assert draft(d).preset == "w4"
+        assert draft(d).preset == "w3"
 
     play(tmp_path, script)
 

@@ -1,0 +1,123 @@
+"""What the layers of a decoder read: ranges, and the channels that stand out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.cancel import StopToken
+from engine.errors import EngineError
+from engine.events import Bins, Event, RangeRow, Ranges
+from engine.quant.histogram import Histogram
+from engine.quant.numerics import QParams, affine
+from engine.quant.observers import RangeObserver, observer, settled
+from engine.quant.ranges import BINS, ends
+from engine.spec import ActivationSpec
+from engine.ticker import Every, Ticker
+
+# A channel stands out whose largest value is that many times the median channel's. Dettmers et al. 2022 (arXiv:2208.07339,
+# section 4) call values of 6 and more outliers, in models whose values are of the order of one.
+STANDS_OUT = 6.0
+
+
+class Seen:
+    """The input of one layer. ``largest`` (in,) holds the largest magnitude of each channel."""
+
+    def __init__(self, spec: ActivationSpec, counting: bool) -> None:
+        self.spec = spec
+        self.observer: RangeObserver = observer(spec)
+        self.histogram = Histogram() if counting else None
+        self.largest: Tensor | None = None
+        self.low, self.high = math.inf, -math.inf
+
+    def update(self, x: Tensor) -> None:
+        """``x`` (..., in), of tokens that count."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        largest = rows.abs().amax(0)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        low, high = float(rows.min()), float(rows.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.observer.update(rows)
+        if self.histogram is not None:
+            self.histogram.update(rows)
+
+    @property
+    def outliers(self) -> int:
+        assert self.largest is not None
+        return int((self.largest > STANDS_OUT * self.largest.median().clamp_min(1e-30)).sum())
+
+    def grid(self, path: str) -> QParams:
+        """Raises EngineError where the values are not finite."""
+        low, high = settled(self.observer, self.spec.bits, path)
+        return affine(low, high, self.spec.bits, self.spec.symmetric)
+
+
+def observe(
+    model: Any, layers: Mapping[str, ActivationSpec], windows: Sequence[Tensor], batch: int, stop: StopToken, counting: bool,
+) -> Generator[Event, None, dict[str, Seen]]:  # fmt: skip
+    """Run ``windows`` of token ids, 1-D each, through ``model`` and look at what enters ``layers`` (module paths); with ``counting``
+    also ``Ranges`` on the way, in windows. Raises EngineError for inputs that are not finite, Cancelled on stop."""
+    seen = {path: Seen(spec, counting) for path, spec in layers.items()}
+    current: dict[str, Tensor | None] = {"keep": None}
+    hooks = [model.get_submodule(path).register_forward_pre_hook(_look(seen[path], current)) for path in layers]
+    ticker = Ticker("calibrate", len(windows), "windows", clock=stop.clock)
+    due = Every(0.5, stop.clock)
+    done = 0
+    try:
+        with torch.inference_mode():
+            for ids, keep in batches(windows, batch):
+                stop.check()
+                current["keep"] = keep
+                model(input_ids=ids, use_cache=False)
+                done += len(ids)
+                if counting and due():
+                    yield Ranges(done, len(windows), rows(seen))
+                yield from ticker.advance(len(ids))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path, found in seen.items():
+        if found.largest is None:
+            raise EngineError(f"no calibration text reached {path}: keep it in fp32, or calibrate on more text")
+        if not torch.isfinite(found.largest).all():
+            raise EngineError(f"what enters {path} is NaN or infinite on the calibration text: check the weights")
+    if counting:
+        yield Ranges(done, len(windows), rows(seen), final=True)
+    return seen
+
+
+def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+    """Ids (N, T), and what of them counts, None for all: shorter ones are filled up on the right."""
+    for start in range(0, len(windows), batch):
+        some = windows[start : start + batch]
+        longest = max(len(ids) for ids in some)
+        if all(len(ids) == longest for ids in some):
+            yield torch.stack(tuple(some)), None
+            continue
+        filled = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in some])
+        yield filled, torch.arange(longest) < torch.tensor([len(ids) for ids in some])[:, None]
+
+
+def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:
+    found = []
+    for path, it in seen.items():
+        if it.largest is None or it.histogram is None or not (math.isfinite(it.low) and math.isfinite(it.high)):
+            continue
+        clip = ends(affine(it.low, it.high, it.spec.bits, it.spec.symmetric)) if it.observer.quick else (it.low, it.high)
+        counts = it.histogram.over(it.low, it.high, BINS)
+        bins = Bins(it.low, (it.high - it.low) / BINS or 1.0, counts)
+        found.append(RangeRow(path, (path,), it.low, it.high, *clip, bins, None, it.outliers, len(it.largest)))
+    return tuple(found)
+
+
+def _look(seen: Seen, current: Mapping[str, Tensor | None]) -> Any:
+    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        keep = current["keep"]
+        rows = given[0].reshape(-1, given[0].shape[-1])
+        seen.update(rows if keep is None else rows[keep.flatten()])
+
+    return look

@@ -1,0 +1,132 @@
+"""A recipe's words to a language model and its text. Nothing is written before this has succeeded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.cancel import StopToken
+from engine.decoders.measure import Part, parts_of
+from engine.errors import EngineError, UsageError
+from engine.events import Event, Notice
+from engine.language.corpora import ENTRIES as TEXTS
+from engine.language.documents import Split
+from engine.language.load import LanguageModel, load_language
+from engine.language.text import SequenceData, TextData, load_text
+from engine.recipe import DataPart, Recipe
+
+TEXT = "python-docs"
+WINDOWS = 128
+# Windows of the validation split that decide; the test split is measured whole.
+DECIDING = 16
+# Tokens in a batch: their logits are to fit in memory beside the model.
+TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LoadedLanguage:
+    """``context`` is the length of a window in tokens; ``fingerprint`` a hash of the weights."""
+
+    language: LanguageModel
+    data: TextData | SequenceData
+    context: int
+    fingerprint: str
+
+    @property
+    def batch(self) -> int:
+        """Windows that are read at a time."""
+        return max(TOKENS // self.context, 1)
+
+    def calibration(self, count: int, seed: int) -> list[Tensor]:
+        """Windows of the training split, 1-D each: ``count`` of them, fewer where there are no more."""
+        if isinstance(self.data, SequenceData):
+            return [ids for ids in self.data.sequences["train"][:count] if len(ids) > 1]
+        return list(self.data.windows("train", self.context, count, seed))
+
+    def parts(self, split: Split, stride: int, limit: int | None = None) -> list[Part]:
+        """What of a split is scored, and from where; ``limit`` is in tokens. Raises EngineError for a text that is too short."""
+        if isinstance(self.data, SequenceData):
+            found = sorted((ids for ids in self.data.sequences[split] if len(ids) > 1), key=len)
+            return [(ids, 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
+        return parts_of(self.data.streams[split][:limit], self.context, stride)
+
+    @property
+    def protocol(self) -> str:
+        return "sequences" if isinstance(self.data, SequenceData) else "sliding window"
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what a language model takes where nothing was said: text, and a number of windows."""
+    part, given = recipe.data, recipe.data.model_fields_set
+    changed: dict[str, Any] = {}
+    if "name" not in given:
+        changed["name"] = TEXT
+    if "calibration" not in given:
+        changed["calibration"] = WINDOWS
+    # Made anew, so that what is settled counts as said.
+    fields = {**part.model_dump(), **changed}
+    return recipe.model_copy(update={"data": DataPart.model_validate(fields)})
+
+
+def load(recipe: Recipe, stop: StopToken) -> Generator[Event, None, LoadedLanguage]:
+    """``recipe`` is settled. Raises UsageError or EngineError in one line for whatever does not fit together."""
+    _refuse(recipe)
+    torch.manual_seed(recipe.seed)
+    name = recipe.data.name
+    language = load_language(recipe.model, text=not name.endswith(".json"))
+    data = load_text(name, language, stop)
+    context = _context(recipe, language, data)
+    loaded = LoadedLanguage(language, data, context, _fingerprint(language))
+    counts = ", ".join(f"{_tokens(data, split):,} {split}" for split in ("train", "validation", "test"))
+    yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {context:,}")
+    yield Notice(f"{name}: tokens: {counts}")
+    return loaded
+
+
+def _refuse(recipe: Recipe) -> None:
+    from engine.data.registry import ENTRIES as IMAGES
+
+    part = recipe.data
+    if part.name in IMAGES and part.name not in TEXTS:
+        raise UsageError(f"{part.name} are images and {recipe.model} reads text: give --data {TEXT}, a text file or a folder of text")
+    if recipe.weights:
+        raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
+    if part.mean or part.std or part.size:
+        raise UsageError("mean, std and size are for images: take them out of the recipe's data")
+
+
+def _context(recipe: Recipe, language: LanguageModel, data: TextData | SequenceData) -> int:
+    if isinstance(data, SequenceData):
+        return max(len(ids) for some in data.sequences.values() for ids in some)
+    asked = recipe.data.context
+    if asked is not None and not 2 <= asked <= language.context:
+        raise UsageError(f"data.context is {asked}: {recipe.model} reads 2 to {language.context:,} tokens")
+    context = asked or language.window
+    for split, stream in data.streams.items():
+        if len(stream) < context:
+            raise EngineError(f"the {split} part of {data.name} has {len(stream):,} tokens, fewer than a window of {context:,}")
+    return context
+
+
+def _tokens(data: TextData | SequenceData, split: Split) -> int:
+    if isinstance(data, SequenceData):
+        return sum(len(ids) for ids in data.sequences[split])
+    return len(data.streams[split])
+
+
+def tokens(data: TextData | SequenceData) -> dict[str, int]:
+    """Tokens of each split."""
+    found: Sequence[Split] = ("train", "validation", "test")
+    return {split: _tokens(data, split) for split in found}
+
+
+def _fingerprint(language: LanguageModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in language.model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

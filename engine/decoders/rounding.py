@@ -1,0 +1,117 @@
+"""From a plan to integers: the blocks in their order, then what stands outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.algorithms.capture import capture
+from engine.algorithms.onematrix import quantize_matrix
+from engine.algorithms.progress import MatrixQuantized
+from engine.algorithms.registry import method
+from engine.algorithms.sequential import Task, quantize_blocks
+from engine.cancel import StopToken
+from engine.decoders.activations import batches, observe
+from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, duplicate, group_spec
+from engine.events import Event, LayerRow
+from engine.language.linears import blocks_of, weight_of
+from engine.quant.grouped import GroupedWeight
+from engine.spec import ActivationSpec
+
+
+def round_decoder(
+    model: Any, layers: Sequence[LayerRow], windows: Sequence[Tensor], batch: int, stop: StopToken, checkpoints: Path | None = None
+) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
+    """Quantize a copy of ``model`` as ``layers`` say, calibrated on ``windows`` of token ids; and what is known of each matrix.
+
+    Goes block by block: the statistics of one group of layers are in memory at a time, and with ``checkpoints`` each finished
+    block is kept and not done again. Yields Progress and ``MatrixQuantized``. Raises EngineError as its parts do, Cancelled on stop.
+    """
+    twin = duplicate(model)
+    wanted = {row.path: row for row in layers if row.actual.weights is not None}
+    told: dict[str, MatrixQuantized] = {}
+    path, blocks = blocks_of(twin)
+    tasks = {
+        row.path: Task(group_spec(row.actual.weights), row.actual.weights.method)
+        for row in wanted.values() if row.decoder == "block" and row.actual.weights is not None
+    }  # fmt: skip
+    weights: dict[str, GroupedWeight] = {}
+    if tasks:
+        # Without a method that looks at inputs no text is run at all.
+        needed = any(task.how.needs_inputs for task in tasks.values())
+        entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), batches(windows, batch), stop) if needed else []
+        named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
+        steps = quantize_blocks(named, entering, tasks.get, stop, checkpoints)
+        weights = yield from _noting(steps, told)
+    for row in wanted.values():
+        if row.path not in weights and row.tied is None:
+            stop.check()
+            assert row.actual.weights is not None
+            weights[row.path], note = _alone(twin, row)
+            told[row.path] = note
+            yield note
+    grids = yield from _grids(twin, wanted, windows, batch, stop)
+    return QuantizedDecoder(twin, _matrices(wanted, weights, grids)), told
+
+
+def retuned(
+    before: QuantizedDecoder, model: Any, weights: Mapping[str, GroupedWeight], windows: Sequence[Tensor], batch: int, stop: StopToken
+) -> Generator[Event, None, QuantizedDecoder]:
+    """``before`` with ``weights`` and ``model``, its twin, as training has left them; static grids are found anew."""
+    static = {path: m.activations for path, m in before.matrices.items() if m.activations and not m.activations.dynamic}
+    seen = (yield from observe(model, static, windows, batch, stop, counting=False)) if static else {}
+    matrices = {
+        path: replace(matrix, weight=weights.get(path, matrix.weight), grid=seen[path].grid(path) if path in seen else matrix.grid)
+        for path, matrix in before.matrices.items()
+    }
+    return QuantizedDecoder(model, matrices)
+
+
+def _noting(
+    steps: Generator[Event, None, dict[str, GroupedWeight]], told: dict[str, MatrixQuantized]
+) -> Generator[Event, None, dict[str, GroupedWeight]]:
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            found: dict[str, GroupedWeight] = end.value
+            return found
+        if isinstance(event, MatrixQuantized):
+            told[event.name] = event
+        yield event
+
+
+@torch.no_grad()
+def _alone(twin: Any, row: LayerRow) -> tuple[GroupedWeight, MatrixQuantized]:
+    """A matrix outside of the blocks, from its weights alone."""
+    spec = row.actual.weights
+    assert spec is not None
+    how, form = method(spec.method), group_spec(spec)
+    held = weight_of(twin.get_submodule(row.path))
+    found = quantize_matrix(held.float().contiguous(), form, how, None, False)
+    held.copy_(found.weight.dequantize())
+    return found.weight, MatrixQuantized(row.path, str(form), how.title, found.sqnr_db, found.weight.bytes)
+
+
+def _grids(
+    twin: Any, wanted: Mapping[str, LayerRow], windows: Sequence[Tensor], batch: int, stop: StopToken
+) -> Generator[Event, None, dict[str, Any]]:
+    """The grids of static activations, found on the rounded model: scales that were folded have changed what layers read."""
+    static: dict[str, ActivationSpec] = {
+        path: row.actual.activations for path, row in wanted.items() if row.actual.activations and not row.actual.activations.dynamic
+    }
+    if not static:
+        return {}
+    seen = yield from observe(twin, static, windows, batch, stop, counting=False)
+    return {path: it.grid(path) for path, it in seen.items()}
+
+
+def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, GroupedWeight], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
+    return {
+        path: QuantizedMatrix(weights[row.tied or path], row.actual.activations, grids.get(path), row.tied) for path, row in wanted.items()
+    }

@@ -1,0 +1,91 @@
+"""int8 weights that are multiplied with activations in bfloat16 (decode) or float32 (prompts)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.decoders.dynamic import Computed
+from engine.decoders.kernel import Asked
+from engine.decoders.on_int8 import on_int8
+from engine.decoders.quantized import QuantizedMatrix
+from engine.kernels.probe import Machine
+from engine.quant.grouped import GroupedWeight
+
+# With more rows than these, float32 weights made for the call are as fast or faster, and activations keep all their bits.
+ROWS = 16
+# Rows of the weight that are in float32 at a time.
+_SLICE = 4096
+
+
+class WeightOnly:
+    """torch's ``_weight_int8pack_mm``, whose vectorized form takes bfloat16: up to ``ROWS`` tokens at once are rounded to its 8
+    bits of mantissa, and so is the result. Longer inputs are computed in float32, on weights that are widened slice by slice."""
+
+    storage_only = False
+
+    def label(self, asked: Asked, machine: Machine) -> str:
+        return "int8pack bf16"
+
+    def refuses(self, asked: Asked, machine: Machine) -> str | None:
+        if asked.kind == "Embedding" or asked.activations is not None:
+            return "no matrix with float activations"
+        if not asked.int8:
+            bits = "" if asked.weights.bits == 8 else f"{asked.weights.bits}-bit "
+            return f"no fast kernel takes {bits}weights with {_form(asked)} and float activations"
+        if "AVX" not in machine.isa:
+            return f"torch has no vectorized kernel for int8 weights and float activations on {machine.isa}"
+        return _unfit()
+
+    def note(self, asked: Asked, machine: Machine) -> str | None:
+        stored = "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8; "
+        return f"{stored}activations are bfloat16 for up to {ROWS} tokens at once, float32 for more"
+
+    def computed(self, weight: GroupedWeight) -> GroupedWeight:
+        return on_int8(weight)
+
+    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
+        weight = on_int8(matrix.weight)
+        run = Widened(weight.values, weight.scale[:, 0].float(), bias)
+        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int8pack bf16")
+
+
+def _form(asked: Asked) -> str:
+    return "group scales" if asked.weights.groups(asked.shape[1]) > 1 else "affine scales"
+
+
+class Widened:
+    """(..., in) to (..., out) in float32; ``weight`` int8 (out, in), ``scale`` and ``bias`` float32 (out,)."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._scale = weight.contiguous(), scale
+        self._bias = None if bias is None else bias.float()
+        # Scales of bfloat16 would move whole rows: the product is scaled behind the kernel.
+        self._ones = torch.ones(len(weight), dtype=torch.bfloat16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= ROWS:
+            y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._ones).to(torch.float32)
+        else:
+            y = torch.cat([F.linear(rows, some.to(torch.float32)) for some in torch.split(self._weight, _SLICE)], 1)
+        y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
+        return y.view(*x.shape[:-1], -1)
+
+
+@lru_cache(maxsize=1)
+def _unfit() -> str | None:
+    """Why the kernel cannot be used here, or None: its schema is private to torch."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (64, 96), generator=draw, dtype=torch.int8)
+    x = torch.randn(3, 96, generator=draw).to(torch.bfloat16)
+    exact = x.double() @ weight.double().T
+    try:
+        got = torch.ops.aten._weight_int8pack_mm(x, weight, torch.ones(64, dtype=torch.bfloat16))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return "this torch has no kernel for int8 weights and float activations"
+    error = ((got.double() - exact).abs().max() / exact.abs().max()).item()
+    return None if error < 0.01 else f"torch's kernel for int8 weights is off by {error:.0%} here"

@@ -1,0 +1,298 @@
+"""The run of a language model: the order of its stages and the decisions between them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from engine.algorithms.progress import MatrixQuantized
+from engine.artifact import NAME
+from engine.cancel import StopToken
+from engine.changes import with_epochs, with_strategy
+from engine.decisions import Answer, Strategy, Train
+from engine.decoders import figures, file
+from engine.decoders.activations import Seen as Inputs
+from engine.decoders.activations import observe
+from engine.decoders.finetune import TuneSchedule, finetune
+from engine.decoders.layers import labels
+from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
+from engine.decoders.look import Look, look, together
+from engine.decoders.measure import Judged, against
+from engine.decoders.plan import plan
+from engine.decoders.quantized import QuantizedDecoder
+from engine.decoders.rounding import retuned, round_decoder
+from engine.decoders.runtime import running
+from engine.decoders.samples import sampled
+from engine.decoders.speed import Lengths, step_of, tokens_per_second
+from engine.events import (
+    Event,
+    Finished,
+    Graph,
+    Judgement,
+    Layers,
+    Measured,
+    Notice,
+    Planned,
+    Table,
+)  # fmt: skip
+from engine.kernels.probe import Machine
+from engine.language.linears import Anatomy, anatomy
+from engine.quant.numerics import sqnr_db
+from engine.quant.plan import Plan
+from engine.recipe import Recipe
+from engine.report import SCHEMA, Report
+from engine.rundir import RunDir
+from engine.spec import ActivationSpec
+from engine.work import Run, Work, epochs_of
+
+# Windows for ranges that are shown; what the methods and static grids need they take from all of them.
+LOOK = 32
+BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A quantized form with its figures and its file's content."""
+
+    decoder: QuantizedDecoder
+    seen: figures.Seen
+    entry: dict[str, Any]
+    content: bytes
+    layers: list[dict[str, Any]]
+    model: Any
+
+
+class LanguageJob(Work):
+    """The run of a decoder on text."""
+
+    def __init__(self, recipe: Recipe, loaded: LoadedLanguage, machine: Machine, where: RunDir, stop: StopToken, attended: bool = False):
+        super().__init__(recipe, machine, where, stop, attended)
+        self.loaded = loaded
+        self.model = loaded.language.model
+        self.parts: Anatomy = anatomy(self.model)
+        self.size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.halves = 2 * loaded.language.params
+
+    def environment(self) -> dict[str, Any]:
+        import transformers
+
+        return {
+            "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(), "device": "cpu",
+            "isa": self.machine.isa, "vnni": self.machine.vnni, "threads": torch.get_num_threads(), "seed": self.recipe.seed,
+            "recipe": self.recipe.fingerprint(), "weights": f"{self.loaded.language.source} {self.loaded.fingerprint}",
+        }  # fmt: skip
+
+    def run(self) -> Run[Report]:
+        yield self.setting()
+        yield from self.ask("trace", f"Trace {self.recipe.model}?", needed=True)
+        windows = self.loaded.calibration(self.recipe.data.calibration, self.recipe.seed)
+        seen = yield from self.stage("trace", "Looking at the modules", self._trace(windows))
+        made = yield from self._plan(seen)
+        inputs = yield from self.stage(
+            "calibrate", f"Calibrating on {min(len(windows), LOOK)} windows of training text", self._calibrate(made, windows)
+        )
+        decoder, told = yield from self.stage("convert", "Rounding block by block", self._round(made, windows))
+        seconds = self.seconds
+        ptq = yield from self.stage("evaluate", "Measuring on validation and test text", self._measure(made, decoder, told, seconds))
+        baseline = figures.baseline_entry(ptq.seen, self.size, self.halves)
+        yield Measured("baseline", baseline)
+        yield Measured("ptq", ptq.entry)
+        judged = figures.verdict("ptq", ptq.seen, ptq.entry, self.size, self.threshold, None)
+        if self.attended:
+            yield from self._judge("ptq", ptq, judged)
+        trained, entry = yield from self._train(made, ptq, windows)
+        chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
+        verdict = figures.verdict(name, chosen.seen, chosen.entry, self.size, self.threshold, entry["why"] if entry else None)
+        if self.attended and trained and entry:
+            yield from self._judge("qat", trained, verdict)
+        yield self._layer_table(chosen.layers)
+        samples = yield from self._samples(chosen)
+        exported = yield from self.stage("export", "Exporting", self._export(chosen))
+        report = Report({
+            "schema": SCHEMA, "model": self.recipe.model, "data": self._data(windows), "environment": self.environment(),
+            "graph": self._graph(), "layers": chosen.layers, "baseline": baseline, "ptq": ptq.entry, "qat": entry, "verdict": verdict,
+            **exported, "samples": samples, "activations": _channels(inputs),
+        })  # fmt: skip
+        self.where.write("report.md", report.to_markdown())
+        self.where.write("report.json", report.to_json())
+        value = chosen.seen.test.it.value
+        self.where.state(
+            "finished", verdict["text"], chosen=verdict["chosen"], baseline=baseline["value"], value=value, metric="perplexity"
+        )
+        yield Finished(str(self.where.path), verdict["met"], verdict["text"])
+        return report
+
+    def _trace(self, windows: Sequence[torch.Tensor]) -> Generator[Event, None, Look]:
+        seen = look(self.model, self.parts, windows[0][None])
+        columns = ("module", "kind", "matrix", "shape", "parameters")
+        told = [row for row in seen.rows if row.params or row.kwargs or row.time_share]
+        cells = [(row.name, row.target, " ".join((row.args, row.kwargs)).strip(), row.shape, f"{row.params:,}") for row in told]
+        yield Table("graph", f"Modules ─ {len(seen.rows)}", columns, together(cells, self.parts.blocks))
+        yield Graph("traced", seen.rows)
+        if self.parts.tied_head:
+            yield Notice(f"{self.parts.head} shares the matrix of {self.parts.embedding}: it is stored once")
+        return seen
+
+    def _plan(self, seen: Look) -> Run[Plan]:
+        """The plan that was agreed to, made again for each strategy that is asked for."""
+        answer: Answer = None
+        while True:
+            made = yield from self.stage("plan", "Planning", self._planned(seen))
+            if isinstance(answer, Strategy) and answer.go:
+                return made
+            answer = yield from self.ask("quantize", "Quantize?", needed=True)
+            if not isinstance(answer, Strategy):
+                return made
+            yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def _planned(self, seen: Look) -> Generator[Event, None, Plan]:
+        made = plan(self.model, self.parts, self.recipe.preset, self.recipe.layer_rules(), seen.shares, labels(self.machine))
+        for text in made.warnings:
+            yield Notice(text, "warning")
+        cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in made.layers]
+        rows = together(cells, self.parts.blocks)
+        yield Table("plan", f"Plan ─ {len(made.layers)} layers", ("layer", "kind", "becomes", "on", "why"), rows)
+        yield Planned(made.layers, self.recipe.preset, 8, self.size)
+        return made
+
+    def _calibrate(self, made: Plan, windows: list[torch.Tensor]) -> Generator[Event, None, dict[str, Inputs]]:
+        """Ranges of what each linear layer reads, as the model is: for a person to see, and for the report."""
+        asked = {row.path: row.actual.activations or ActivationSpec(8) for row in made.layers if row.decoder and row.kind != "Embedding"}
+        return (yield from observe(self.model, asked, windows[:LOOK], self.loaded.batch, self.stop, counting=self.attended))
+
+    def _round(
+        self, made: Plan, windows: list[torch.Tensor]
+    ) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
+        kept = self.where.path / BLOCKS
+        return (yield from round_decoder(self.model, made.layers, windows, self.loaded.batch, self.stop, kept))
+
+    def _measure(
+        self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float
+    ) -> Generator[Event, None, _Form]:
+        model, placed = running(decoder, self.machine)
+        part = self.recipe.data
+        deciding = self.loaded.parts("validation", self.loaded.context)[:DECIDING]
+        validation = yield from self._against(model, deciding, self.loaded.context)
+        test = yield from self._against(model, self.loaded.parts("test", part.stride, part.limit), part.stride)
+        steps = {"fp32": step_of(self.model), "it": step_of(model)}
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        lengths = Lengths().within(self.loaded.language.context)
+        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop)
+        seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
+        content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
+        entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
+        return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
+
+    def _against(self, model: Any, parts: Any, stride: int | None) -> Generator[Event, None, Judged]:
+        def fp32(ids: torch.Tensor) -> torch.Tensor:
+            return self.loaded.language.logits(ids)
+
+        def it(ids: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+            return found
+
+        protocol = self.loaded.protocol
+        return (yield from against(fp32, it, parts, None if protocol == "sequences" else stride, protocol, self.stop))
+
+    def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
+        yield Layers(which, tuple(form.layers))
+        yield from self._samples(form)
+        yield Judgement(which, verdict)
+
+    def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form | None, dict[str, Any] | None]]:
+        """Fine-tuning where it is due and wanted; nothing otherwise."""
+        part = self.recipe.qat
+        blocks = {row.path for row in made.layers if row.decoder == "block"}
+        start = {path: matrix.weight for path, matrix in ptq.decoder.matrices.items() if path in blocks}
+        met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
+        if part.mode == "never" or not start or (part.mode == "auto" and met and not self.attended):
+            return None, None
+        if part.mode == "auto":
+            if not met:
+                yield Notice(f"threshold {self.threshold} is not met by PTQ")
+            answer = yield from self.ask("qat", f"Fine-tune on rounded weights (QAT, {epochs_of(part.epochs)})?", default=not met)
+            if answer is False:
+                return None, None
+            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
+            # A run that goes on without a person would not ask again where the threshold is met.
+            if met or wanted != part.epochs:
+                yield from self.change(with_epochs(self.recipe, wanted))
+                part = self.recipe.qat
+        began = self.stop.clock()
+        schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
+        mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"
+        tuned = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", finetune(
+            self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop,
+            checkpoint=self.where.path / CHECKPOINT, fingerprint=mark,
+        ))  # fmt: skip
+        seconds = self.stop.clock() - began
+        decoder = yield from self.stage("convert", "Rounding what was trained", retuned(
+            ptq.decoder, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
+        ))  # fmt: skip
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, {}, seconds))
+        kept, why = figures.better(done.seen, ptq.seen)
+        entry = {
+            "epochs": len(tuned.losses), "asked_epochs": part.epochs, "ended_early": len(tuned.losses) < part.epochs,
+            "best_epoch": tuned.epoch, "loss": list(tuned.losses), "validation_values": list(tuned.values),
+            **done.entry, "kept": kept, "why": why,
+        }  # fmt: skip
+        yield Measured("qat", entry)
+        return done, entry
+
+    def _samples(self, form: _Form) -> Run[list[dict[str, Any]]]:
+        """What fp32 and the quantized form say after the same words of the test text."""
+        found = sampled(self.loaded, {"fp32": self.model, "quantized": form.model}, self.stop)
+        yield from found
+        return [{"prompt": sample.prompt, **sample.texts} for sample in found]
+
+    def _layer_table(self, rows: list[dict[str, Any]]) -> Table:
+        columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
+        return Table("layers", f"Layers ─ {len(rows)}", columns, together(figures.tables(rows), self.parts.blocks))
+
+    def _data(self, windows: Sequence[torch.Tensor]) -> dict[str, Any]:
+        part = self.recipe.data
+        return {
+            "name": self.loaded.data.name, "calibration": len(windows), "calibration_tokens": sum(len(ids) for ids in windows),
+            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context, "stride": part.stride,
+        }  # fmt: skip
+
+    def _graph(self) -> dict[str, Any]:
+        return {
+            "nodes": sum(1 for _ in self.model.modules()) - 1, "trace_delta": 0.0, "fused": [], "refused": [], "fuse_delta": 0.0,
+            "order": "fuse-first", "untraced": [], "blocks": self.parts.depth, "tied_head": self.parts.tied_head,
+        }  # fmt: skip
+
+    def _export(self, chosen: _Form) -> Generator[Event, None, dict[str, Any]]:
+        path = self.where.write(NAME, chosen.content)
+        back = file.read(path)
+        ids = self.loaded.parts("test", self.recipe.data.stride)[0][0][None]
+        with torch.inference_mode():
+            before, after = (found.twin(input_ids=ids, use_cache=False).logits for found in (chosen.decoder, back))
+        largest = float((after - before).abs().max())
+        yield Notice(f"{NAME}: {len(chosen.content) / 1e6:.2f} MB, read back: largest difference {largest:.1e}")
+        same = {
+            "max_abs": largest,
+            "sqnr_db": None if largest == 0 else sqnr_db(float(before.square().sum()), float((after - before).square().sum())),
+            "agreement": _agreement(before, after),
+        }
+        return {"exports": [{
+            "format": "safetensors", "path": NAME, "size_bytes": len(chosen.content), "runtime": "qtui", "verified": True,
+            "parity": same, "value": chosen.entry["value"], "latency_ms": chosen.entry["latency_ms"],
+            "latency_batched_ms": chosen.entry["latency_batched_ms"], "kernel": chosen.entry["kernel"],
+        }]}  # fmt: skip
+
+
+def _agreement(before: torch.Tensor, after: torch.Tensor) -> float:
+    return float((before.argmax(-1) == after.argmax(-1)).float().mean())
+
+
+def _channels(inputs: dict[str, Inputs]) -> list[dict[str, Any]]:
+    """Ranges and outlier channels of what each layer reads."""
+    return [
+        {"layer": path, "low": it.low, "high": it.high, "outliers": it.outliers, "channels": 0 if it.largest is None else len(it.largest)}
+        for path, it in inputs.items()
+    ]
