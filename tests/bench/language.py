@@ -8,11 +8,14 @@ train split, and the test split is scored in a sliding window of stride 512. Of 
 index, and those of odd index are scored, from the second token on.
 
 All linear layers of the blocks are quantized; ``--head`` adds the embeddings and the head, int8 with a scale for each row, rounded to
-nearest. Everything else stays in float32. ``KL`` is the mean divergence of the next token's distribution from fp32's on up to 6,000 tokens
-of the test, in nats: it varies less than perplexity does. ``a8`` rounds the inputs of the layers of the blocks to int8, a scale for each
-token, simulated in float32. ``--own N`` adds N sequences that the fp32 model writes itself to the calibration sequences
-(self-calibration: Williams et al. 2024, arXiv:2410.17170). ``--tune`` adds rows that are fine-tuned from GPTQ's with fake-quantized
-weights on the train split and judged on validation.
+nearest. Everything else stays in float32. ``KL`` is the mean divergence of the next token's distribution from fp32's on up to 6,000
+tokens of the test, in nats: it varies less than perplexity does. ``a8`` computes the layers of the blocks on int8 inputs, with a scale
+for each token, on the kernels of this machine. Tokens a second are written one by one with a cache on those kernels; weights that none
+of them takes are float32 there.
+
+``--own N`` adds N sequences that the fp32 model writes itself to the calibration sequences (self-calibration: Williams et al. 2024,
+arXiv:2410.17170). ``--tune`` adds rows that are fine-tuned with fake-quantized weights from those of gptq+: on the train split, or on the
+sequences of calibration, by the epoch that validation finds best.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized, speed
+from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized
 
 from engine.algorithms.registry import METHODS
 from engine.cancel import StopToken
@@ -89,20 +92,20 @@ def table(bench: Bench, asked: argparse.Namespace) -> Iterator[str]:
     yield ""
     yield "| weights | method | perplexity | × fp32 | KL | blocks | model | s to quantize | tokens/s |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, speed(bench.language, None)))
+    yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, bench.speed(bench.language.model)))
     for text, name in chosen(asked):
-        yield bench.line(one(bench, calibration, text, name, asked.head))
+        yield bench.line(one(bench, calibration, text, name))
     for text in (TUNED if asked.specs is None else asked.specs.split(",")) if asked.tune else ():
         since = time.perf_counter()
-        decoder = quantized(bench, calibration, width(text).spec, "gptq+", asked.head)
+        decoder = quantized(bench, calibration, width(text).spec, "gptq+", width(text).dynamic)
         decoder = finetuned(bench, decoder, calibration.lessons, asked.tune, asked.seed)
-        yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since, False))
+        yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since))
 
 
-def one(bench: Bench, calibration: Calibration, text: str, name: str, head: bool) -> Row:
+def one(bench: Bench, calibration: Calibration, text: str, name: str) -> Row:
     since, at = time.perf_counter(), width(text)
-    decoder = quantized(bench, calibration, at.spec, name, head)
-    return bench.judged(str(at), name, decoder, time.perf_counter() - since, at.dynamic)
+    decoder = quantized(bench, calibration, at.spec, name, at.dynamic)
+    return bench.judged(str(at), name, decoder, time.perf_counter() - since)
 
 
 def main() -> None:

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.algorithms.capture import capture
 from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
 from engine.decoders.finetune import TuneSchedule, finetune
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.decoders.runtime import running
+from engine.decoders.speed import Lengths, step_of, tokens_per_second
+from engine.decoders.strategy import DYNAMIC
+from engine.kernels.probe import probe
 from engine.language.linears import anatomy, blocks_of, weight_of
 from engine.language.load import LanguageModel
 from engine.language.perplexity import Perplexity, sequence_perplexity, stream_perplexity
@@ -38,7 +42,7 @@ class Row:
     blocks: int
     model: int
     seconds: float | None
-    speed: float | None
+    speed: float
 
 
 @dataclass(frozen=True)
@@ -105,27 +109,32 @@ class Bench:
             return finished(stream_perplexity(logits, self.data.streams["test"], self.language.window, stop=StopToken()))
         return finished(sequence_perplexity(logits, self.data.sequences["test"], stop=StopToken()))
 
-    def judged(self, weights: str, method: str, decoder: QuantizedDecoder, seconds: float, dynamic: bool) -> Row:
-        hooks = [decoder.twin.get_submodule(m.path).register_forward_pre_hook(rounded) for m in self.blocks] if dynamic else []
+    def judged(self, weights: str, method: str, decoder: QuantizedDecoder, seconds: float) -> Row:
         divergence, count = 0.0, 0
+        run = running(decoder, probe())[0]
+        # What a kernel computes on float activations is what the integers stand for: float32 is the faster way to it.
+        model = run if any(matrix.activations for matrix in decoder.matrices.values()) else decoder.twin
         with torch.inference_mode():
             for (ids, keep), wanted in zip(self._compared, self._reference, strict=True):
-                found = self._told(decoder.twin, ids, keep)
+                found = self._told(model, ids, keep)
                 divergence += float((wanted.exp() * (wanted - found)).double().sum())
                 count += len(found)
-        value = self.perplexity(decoder.twin)
-        for hook in hooks:
-            hook.remove()
+        value = self.perplexity(model)
         blocks = sum(decoder.matrices[m.path].bytes for m in self.blocks)
-        return Row(weights, method, value, divergence / count, blocks, decoder.bytes, seconds, speed(self.language, decoder))
+        return Row(weights, method, value, divergence / count, blocks, decoder.bytes, seconds, self.speed(run))
+
+    def speed(self, model: Any) -> float:
+        """Tokens a second that ``model`` writes with its cache."""
+        lengths = Lengths(prompt=32).within(self.language.context)
+        rows = int(self.language.model.get_input_embeddings().weight.shape[0])
+        return finished(tokens_per_second({"it": step_of(model)}, rows, lengths, StopToken()))["it"].decode
 
     def line(self, row: Row) -> str:
         value = row.perplexity.value
         seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
-        fast = "–" if row.speed is None else f"{row.speed:.0f}"
         return (
             f"| {row.weights} | {row.method} | {value:.3f} | {value / self.base.value:.4f} | {row.divergence:.4f} | {row.blocks / 1e6:.2f} "
-            f"MB | {row.model / 1e6:.2f} MB | {seconds} | {fast} |"
+            f"MB | {row.model / 1e6:.2f} MB | {seconds} | {row.speed:.0f} |"
         )
 
     def block_bytes(self, size: int) -> int:
@@ -154,7 +163,7 @@ class Bench:
         return (out.flatten(0, 1) if keep is None else out[keep[:, 1:]]).log_softmax(-1)
 
 
-def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: str, head: bool) -> QuantizedDecoder:
+def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: str, dynamic: bool) -> QuantizedDecoder:
     twin = duplicate(bench.language.model)
     path, modules = blocks_of(twin)
     blocks = [(f"{path}.{number}", block) for number, block in enumerate(modules)]
@@ -164,8 +173,9 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
 
     with torch.no_grad():
         found = finished(quantize_blocks(blocks, capture(run, list(modules), calibration.texts), lambda _: Task(spec, method)))
-    matrices = {name: QuantizedMatrix(weight) for name, weight in found.items()}
-    for matrix in bench.anatomy.matrices if head else ():
+    activations = DYNAMIC if dynamic else None
+    matrices = {name: QuantizedMatrix(weight, activations) for name, weight in found.items()}
+    for matrix in bench.anatomy.matrices if bench.head else ():
         if matrix.path in matrices:
             continue
         if matrix.tied:
@@ -188,12 +198,6 @@ def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | Seque
     found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
     matrices = {path: QuantizedMatrix(found.weights[path], tied=matrix.tied) for path, matrix in decoder.matrices.items()}
     return QuantizedDecoder(found.model, matrices)
-
-
-def rounded(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A layer's input (..., in) with each row on 127 steps of its largest magnitude."""
-    step = args[0].abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return ((args[0] / step).round() * step, *args[1:])
 
 
 def padded(sequences: Sequence[Tensor], rows: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
@@ -229,13 +233,3 @@ def finished(steps: Generator[Any, None, T]) -> T:
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-
-
-def speed(language: LanguageModel, decoder: QuantizedDecoder | None) -> float | None:
-    """Decoded tokens a second of a decoder, or of fp32; None where nothing here measures it."""
-    try:
-        from engine.decoders.speed import decode_rate
-    except ImportError:
-        return None
-    found: float = decode_rate(language, decoder)
-    return found
