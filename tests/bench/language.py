@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
+    if asked.write and not (asked.write.is_file() and BEGIN in (whole := asked.write.read_text()) and END in whole):
+        sys.exit(f"{asked.write} has no place for the table: put {BEGIN} and {END} into it")
     try:
         sequences = asked.data.lower().endswith(".json")
         language = load_language(asked.model, text=not sequences)
@@ -133,8 +135,7 @@ def main() -> None:
     except EngineError as error:
         sys.exit(str(error))
     if asked.write:
-        whole = asked.write.read_text()
-        before, rest = whole.split(BEGIN)
+        before, rest = asked.write.read_text().split(BEGIN)
         asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 

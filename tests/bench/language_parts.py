@@ -188,10 +188,9 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
 
 
 def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | SequenceData, epochs: int, seed: int) -> QuantizedDecoder:
-    # Few sequences are short: a step of as many tokens as text's would leave few steps.
     short = isinstance(lessons, SequenceData)
     schedule = TuneSchedule(
-        epochs=epochs, context=bench.language.window, windows=10**6 if short else 256, tokens=1024 if short else 2048,
+        epochs=epochs, context=bench.language.window, windows=10**6 if short else 256,
         distill=1.0 if short else 0.5, seed=seed,
     )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
