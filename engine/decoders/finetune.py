@@ -35,8 +35,9 @@ class TuneSchedule:
     An epoch reads ``windows`` windows of ``context`` tokens (or as many sequences), about ``tokens`` of them a step. ``lr`` is that
     of norms and biases; ``places`` times it that of the weights, in steps of their grids, 0 where integers are to stay; ``scales``
     times it that of the scales' logarithms. A gradient's momentum lasts about ten steps: ten times ``lr`` times ``places`` is to stay
-    well below the half step that moves a weight to another integer, or noise moves many at once. ``distill`` is the weight of the fp32 model's answers against the text in the
-    loss. ``judged`` tokens of validation text rank the epochs. ``mixed`` computes in bfloat16 where the device is fast at it.
+    well below the half step that moves a weight to another integer, or noise moves many at once. ``distill`` is the weight of the
+    fp32 model's answers against the text in the loss. ``judged`` tokens of validation text rank the epochs. ``mixed`` computes in
+    bfloat16 where the device is fast at it.
     """
 
     epochs: int = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -195,8 +195,7 @@ def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | Seque
     )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
     found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
-    matrices = {path: QuantizedMatrix(found.weights[path], tied=matrix.tied) for path, matrix in decoder.matrices.items()}
-    return QuantizedDecoder(found.model, matrices)
+    return QuantizedDecoder(found.model, {path: replace(matrix, weight=found.weights[path]) for path, matrix in decoder.matrices.items()})
 
 
 def padded(sequences: Sequence[Tensor], rows: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
