@@ -34,16 +34,18 @@ class TuneSchedule:
 
     An epoch reads ``windows`` windows of ``context`` tokens (or as many sequences), about ``tokens`` of them a step. ``lr`` is that
     of norms and biases; ``places`` times it that of the weights, in steps of their grids, 0 where integers are to stay; ``scales``
-    times it that of the scales' logarithms. ``distill`` is the weight of the fp32 model's answers against the text in the
-    loss. ``judged`` tokens of validation text rank the epochs. ``mixed`` computes in bfloat16 where the device is fast at it.
+    times it that of the scales' logarithms. A gradient's momentum lasts about ten steps: ten times ``lr`` times ``places`` is to stay
+    well below the half step that moves a weight to another integer, or noise moves many at once. ``distill`` is the weight of the
+    fp32 model's answers against the text in the loss. ``judged`` tokens of validation text rank the epochs. ``mixed`` computes in
+    bfloat16 where the device is fast at it.
     """
 
     epochs: int = 4
     context: int = 512
     windows: int = 256
-    tokens: int = 2048
+    tokens: int = 1024
     lr: float = 1e-3
-    places: float = 8.0
+    places: float = 30.0
     scales: float = 1.0
     distill: float = 0.5
     warmup: float = 0.1
@@ -94,11 +96,11 @@ def finetune(
     enough, it ends at the next batch, and the epoch that was begun is dropped, the first one excepted. Raises EngineError for too
     little text and when the loss is not finite, Cancelled on stop.
     """
-    pupil = Student(duplicate(student), weights, teacher)
-    optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
     counts = [steps(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, e)) for e in range(1, schedule.epochs + 1)]
     if not all(counts):
         raise EngineError(f"the text {data.name} has no window of {schedule.context:,} tokens to train on: give a longer text")
+    pupil = Student(duplicate(student), weights)
+    optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
     judged = judge(data, schedule.context, schedule.judged, stop, "judge", device)
     losses: list[float] = []
     values: list[float] = []
@@ -173,7 +175,7 @@ def _tuned(pupil: Student, best: State, start: float, losses: list[float], value
     best.put(pupil.model)
     value = min(start, *values)
     epoch = max((i for i, v in enumerate(values, 1) if v == value), default=0)
-    return Tuned(pupil.model, best.weights, value, epoch, start, tuple(losses), tuple(values))
+    return Tuned(pupil.model.requires_grad_(False), best.weights, value, epoch, start, tuple(losses), tuple(values))
 
 
 def _seed(schedule: TuneSchedule, epoch: int) -> int:

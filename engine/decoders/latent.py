@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.quant.grouped import Grid, GroupedWeight, held, in_groups
+from engine.quant.grouped import LARGEST, SMALLEST, Grid, GroupedWeight, in_groups
 
-# Half a step, and a little less than it: how far a place may begin from its integer, and how far beyond the outermost ones it may go,
-# where it would take long to come back.
+# How far beyond the outermost integers a place may go: further out it would take long to come back.
 MARGIN = 0.49
 
 
@@ -41,15 +40,15 @@ class Latent(nn.Module):
     (out, groups) is the logarithm by which each scale has grown, so that one learning rate serves scales of all sizes (Jain
     et al. 2019, arXiv:1903.08066); the integers held, its gradient is that of the learned step size (Esser et al. 2020,
     arXiv:1902.08153). Zero points stay. In units of steps one learning rate serves the places of all layers, too.
+
+    A place begins in the middle: gradients have to pull the same way for some time to bring a weight to the next integer. From the
+    edge noise would do, and undo what GPTQ has made good.
     """
 
-    def __init__(self, start: GroupedWeight, original: Tensor | None = None) -> None:
+    def __init__(self, start: GroupedWeight) -> None:
         super().__init__()
         self._start = start
         self.place = nn.Parameter(start.values.to(torch.float32))
-        if original is not None:
-            step, zero = start.grid.columns(original.shape[1])
-            self.place.data += (unscaled(original, start.dequantize()) / step + zero - self.place.data).clamp_(-MARGIN, MARGIN)
         self.growth = nn.Parameter(torch.zeros_like(start.scale, dtype=torch.float32))
 
     def forward(self) -> Tensor:
@@ -59,7 +58,7 @@ class Latent(nn.Module):
 
     @torch.no_grad()
     def stored(self) -> GroupedWeight:
-        """The integers and scales that ``forward`` computes with. Raises EngineError where a scale is not finite."""
+        """The integers and scales that ``forward`` computes with."""
         return _stored(self.place.detach(), self.growth.detach(), self._start)
 
     @torch.no_grad()
@@ -70,17 +69,6 @@ class Latent(nn.Module):
 
 def _stored(place: Tensor, growth: Tensor, start: GroupedWeight) -> GroupedWeight:
     spec = start.spec
-    scale = held(start.scale.to(torch.float32) * growth.exp())
+    scale = (start.scale.to(torch.float32) * growth.exp()).clamp_(SMALLEST, LARGEST).to(torch.float16)
     values = place.round().clamp_(spec.low, spec.high).to(start.values.dtype)
     return GroupedWeight(values, Grid(spec, scale, start.zero))
-
-
-def unscaled(original: Tensor, rounded: Tensor, rounds: int = 3) -> Tensor:
-    """``original`` (out, in) with its rows and columns scaled to fit ``rounded`` (out, in) best: the scales that methods fold into a
-    layer are of that form, and are in ``rounded`` already. Least squares for rows and columns in turn."""
-    found = original.to(torch.float32)
-    for _ in range(rounds):
-        for side in (0, 1):
-            scale = (found * rounded).sum(side, keepdim=True) / found.square().sum(side, keepdim=True).clamp_min(1e-12)
-            found = found * torch.where(scale > 0, scale, torch.ones_like(scale))
-    return found

@@ -22,12 +22,13 @@ def batches(data: TextData | SequenceData, context: int, windows: int, tokens: i
     are no more. Sequences of like length go together, filled up on the right.
     """
     if isinstance(data, TextData):
-        for ids in torch.split(data.windows("train", context, windows, seed), max(tokens // context, 1)):
+        found = data.windows("train", context, windows, seed)
+        for ids in torch.split(found, max(tokens // context, 1)) if len(found) else ():
             yield ids, torch.ones_like(ids, dtype=torch.bool)
         return
     draw = torch.Generator().manual_seed(seed)
-    found = data.sequences["train"]
-    some = sorted((found[i] for i in torch.randperm(len(found), generator=draw)[:windows].tolist()), key=len)
+    sequences = data.sequences["train"]
+    some = sorted((sequences[i] for i in torch.randperm(len(sequences), generator=draw)[:windows].tolist()), key=len)
     groups: list[list[Tensor]] = [[]]
     for ids in some:
         if groups[-1] and (len(groups[-1]) + 1) * len(ids) > tokens:

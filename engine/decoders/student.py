@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.decoders.latent import Latent
 from engine.decoders.quantized import apply
 from engine.errors import UsageError
-from engine.language.linears import kind_of, weight_of
+from engine.language.linears import kind_of
 from engine.quant.grouped import GroupedWeight, from_tensors
 
 
@@ -45,9 +45,9 @@ class State:
 
 class Student:
     """``model``, a transformers model that becomes the student's own, with ``weights`` by module path. Paths that share a parameter,
-    as a tied head does, share their integers. ``original`` is the model in floats. Raises UsageError where there are no weights."""
+    as a tied head does, share their integers. Raises UsageError where there are no weights."""
 
-    def __init__(self, model: Any, weights: Mapping[str, GroupedWeight], original: nn.Module) -> None:
+    def __init__(self, model: Any, weights: Mapping[str, GroupedWeight]) -> None:
         if not weights:
             raise UsageError("nothing is quantized: there are no weights to fine-tune")
         self.model = model.eval().requires_grad_(False)
@@ -58,7 +58,7 @@ class Student:
             held = model.get_submodule(path).weight
             self._first[path] = holders.setdefault(id(held), path)
             if self._first[path] == path:
-                self._latents[path] = Latent(weight, weight_of(original.get_submodule(path))).to(held.device)
+                self._latents[path] = Latent(weight).to(held.device)
         self._transposed = {path for path in self._latents if kind_of(model.get_submodule(path)) == "Conv1D"}
         self._others = {name: p.requires_grad_(True) for name, p in model.named_parameters() if p.dim() <= 1}
         self.settle()

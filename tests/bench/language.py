@@ -8,11 +8,14 @@ train split, and the test split is scored in a sliding window of stride 512. Of 
 index, and those of odd index are scored, from the second token on.
 
 All linear layers of the blocks are quantized; ``--head`` adds the embeddings and the head, int8 with a scale for each row, rounded to
-nearest. Everything else stays in float32. ``KL`` is the mean divergence of the next token's distribution from fp32's on up to 6,000 tokens
-of the test, in nats: it varies less than perplexity does. ``a8`` rounds the inputs of the layers of the blocks to int8, a scale for each
-token, simulated in float32. ``--own N`` adds N sequences that the fp32 model writes itself to the calibration sequences
-(self-calibration: Williams et al. 2024, arXiv:2410.17170). ``--tune`` adds rows that are fine-tuned from GPTQ's with fake-quantized
-weights on the train split and judged on validation.
+nearest. Everything else stays in float32. ``KL`` is the mean divergence of the next token's distribution from fp32's on up to 6,000
+tokens of the test, in nats: it varies less than perplexity does. ``a8`` computes the layers of the blocks on int8 inputs, with a scale
+for each token, on the kernels of this machine. Tokens a second are written one by one with a cache on those kernels; weights that none
+of them takes are float32 there.
+
+``--own N`` adds N sequences that the fp32 model writes itself to the calibration sequences (self-calibration: Williams et al. 2024,
+arXiv:2410.17170). ``--tune`` adds rows that are fine-tuned with fake-quantized weights from those of gptq+: on the train split, or on the
+sequences of calibration, by the epoch that validation finds best.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized, speed
+from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized
 
 from engine.algorithms.registry import METHODS
 from engine.cancel import StopToken
@@ -40,11 +43,11 @@ FULL: dict[str, tuple[str, ...]] = {
     "w8a8": ("nearest", "smoothquant"),
     "w4g128": ("nearest", "gptq"),
     "w4g64": MAIN,
-    "w4g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w4g64s": ("nearest", "gptq", "gptq+"),
     "w4g32": ("nearest", "gptq"),
     "w3g128": ("nearest", "gptq"),
     "w3g64": MAIN,
-    "w3g64s": ("nearest", "awq", "gptq", "gptq+"),
+    "w3g64s": ("nearest", "gptq", "gptq+"),
     "w3g32": ("nearest", "gptq"),
 }
 QUICK: dict[str, tuple[str, ...]] = {"w8": ("nearest",), "w4g64": ("nearest", "gptq"), "w3g64": ("nearest", "gptq")}
@@ -74,10 +77,10 @@ def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Width and method of each row."""
     rows = QUICK if asked.quick else FULL
     methods = None if asked.methods is None else asked.methods.split(",")
-    if wrong := [name for name in methods or () if name not in METHODS]:
+    if wrong := [name for name in methods or () if name and name not in METHODS]:
         sys.exit(f"no method {wrong[0]!r}: give some of {', '.join(METHODS)}")
     for text in rows if asked.specs is None else asked.specs.split(","):
-        for name in methods or rows.get(text, MAIN):
+        for name in rows.get(text, MAIN) if methods is None else filter(None, methods):
             yield text, name
 
 
@@ -89,20 +92,20 @@ def table(bench: Bench, asked: argparse.Namespace) -> Iterator[str]:
     yield ""
     yield "| weights | method | perplexity | × fp32 | KL | blocks | model | s to quantize | tokens/s |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, speed(bench.language, None)))
+    yield bench.line(Row("fp32", "", bench.base, 0.0, bench.block_bytes(4), bench.model_bytes, None, bench.speed(bench.language.model)))
     for text, name in chosen(asked):
-        yield bench.line(one(bench, calibration, text, name, asked.head))
-    for text in TUNED if asked.tune else ():
+        yield bench.line(one(bench, calibration, text, name))
+    for text in (TUNED if asked.specs is None else asked.specs.split(",")) if asked.tune else ():
         since = time.perf_counter()
-        decoder = quantized(bench, calibration, width(text).spec, "gptq+", asked.head)
-        decoder = finetuned(bench, decoder, asked.tune, asked.seed)
-        yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since, False))
+        decoder = quantized(bench, calibration, width(text).spec, "gptq+", width(text).dynamic)
+        decoder = finetuned(bench, decoder, calibration.lessons, asked.tune, asked.seed)
+        yield bench.line(bench.judged(str(width(text)), "gptq+, fine-tuned", decoder, time.perf_counter() - since))
 
 
-def one(bench: Bench, calibration: Calibration, text: str, name: str, head: bool) -> Row:
+def one(bench: Bench, calibration: Calibration, text: str, name: str) -> Row:
     since, at = time.perf_counter(), width(text)
-    decoder = quantized(bench, calibration, at.spec, name, head)
-    return bench.judged(str(at), name, decoder, time.perf_counter() - since, at.dynamic)
+    decoder = quantized(bench, calibration, at.spec, name, at.dynamic)
+    return bench.judged(str(at), name, decoder, time.perf_counter() - since)
 
 
 def main() -> None:
@@ -110,7 +113,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="gpt2-mini")
     parser.add_argument("--data", default="python-docs")
     parser.add_argument("--quick", action="store_true", help="five rows")
-    parser.add_argument("--methods", help="some of " + ",".join(METHODS))
+    parser.add_argument("--methods", help="some of " + ",".join(METHODS) + "; empty for none")
     parser.add_argument("--specs", help="such as " + ",".join(FULL))
     parser.add_argument("--windows", type=int, default=32, help="of text to calibrate on")
     parser.add_argument("--own", type=int, default=0)
@@ -119,6 +122,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
+    if asked.write and not (asked.write.is_file() and BEGIN in (whole := asked.write.read_text()) and END in whole):
+        sys.exit(f"{asked.write} has no place for the table: put {BEGIN} and {END} into it")
     try:
         sequences = asked.data.lower().endswith(".json")
         language = load_language(asked.model, text=not sequences)
@@ -130,8 +135,7 @@ def main() -> None:
     except EngineError as error:
         sys.exit(str(error))
     if asked.write:
-        whole = asked.write.read_text()
-        before, rest = whole.split(BEGIN)
+        before, rest = asked.write.read_text().split(BEGIN)
         asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.algorithms.capture import capture
 from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
 from engine.decoders.finetune import TuneSchedule, finetune
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.decoders.runtime import running
+from engine.decoders.speed import Lengths, step_of, tokens_per_second
+from engine.decoders.strategy import DYNAMIC
+from engine.kernels.probe import probe
 from engine.language.linears import anatomy, blocks_of, weight_of
 from engine.language.load import LanguageModel
 from engine.language.perplexity import Perplexity, sequence_perplexity, stream_perplexity
@@ -38,12 +42,15 @@ class Row:
     blocks: int
     model: int
     seconds: float | None
-    speed: float | None
+    speed: float
 
 
 @dataclass(frozen=True)
 class Calibration:
+    """``texts`` are what methods see; ``lessons`` what is fine-tuned on, and judged by on the way."""
+
     texts: Texts
+    lessons: TextData | SequenceData
     about: str
 
 
@@ -61,9 +68,10 @@ class Bench:
 
     def about(self) -> Iterator[str]:
         base, numbers = self.base, sum(m.shape[0] * m.shape[1] for m in self.blocks)
+        name = self.language.path.name if self.language.source == "folder" else self.language.name
         more = ", embeddings and head in int8" if self.head else ""
         yield (
-            f"**{self.language.name}**, {self.language.params / 1e6:.1f} M parameters, on {self.data.name.rpartition('/')[2]}: fp32 "
+            f"**{name}**, {self.language.params / 1e6:.1f} M parameters, on {self.data.name.rpartition('/')[2]}: fp32 "
             f"perplexity {base.value:.3f} on {base.tokens:,} tokens of the test split ({base.protocol}"
             f"{f' of {base.context:,}, stride {base.stride}' if base.stride else ''}; 95 % interval {base.low:.2f} to {base.high:.2f})."
         )
@@ -79,14 +87,18 @@ class Bench:
                 sys.exit("--own is for sequences of token ids: leave it out")
             ids = self.data.windows("train", self.language.window, windows, seed)
             found: Texts = [(some, None) for some in torch.split(ids, 8)]
-            return Calibration(found, f"Calibration: {len(ids)} windows of the train split, {ids.numel():,} tokens.")
-        half = [*self.data.sequences["train"], *self.data.sequences["validation"]]
-        text = f"Calibration: {len(half)} sequences, {sum(map(len, half)):,} tokens"
-        if own:
-            more = written(self.language.model, own, self.language.window, seed)
-            text += f", and {own} written by the fp32 model itself, {sum(map(len, more)):,} tokens"
-            half += more
-        return Calibration([*padded(half)], text + ".")
+            return Calibration(found, self.data, f"Calibration: {len(ids)} windows of the train split, {ids.numel():,} tokens.")
+        parts = self.data.sequences
+        half = [*parts["train"], *parts["validation"]]
+        about = f"Calibration: {len(half)} sequences, {sum(map(len, half)):,} tokens"
+        if not own:
+            return Calibration([*padded(half)], self.data, about + ".")
+        # An eighth more of them judge the epochs of fine-tuning, and nothing else.
+        found = written(self.language.model, own + own // 8, self.language.window, seed)
+        more, judging = found[:own], found[own:]
+        lessons = {**parts, "train": (*parts["train"], *more), "validation": (*parts["validation"], *judging)}
+        about += f", and {own:,} written by the fp32 model itself, {sum(map(len, more)):,} tokens."
+        return Calibration([*padded(half + more)], SequenceData(self.data.name, lessons), about)
 
     def perplexity(self, model: Any) -> Perplexity:
         def logits(ids: Tensor) -> Tensor:
@@ -97,27 +109,32 @@ class Bench:
             return finished(stream_perplexity(logits, self.data.streams["test"], self.language.window, stop=StopToken()))
         return finished(sequence_perplexity(logits, self.data.sequences["test"], stop=StopToken()))
 
-    def judged(self, weights: str, method: str, decoder: QuantizedDecoder, seconds: float, dynamic: bool) -> Row:
-        hooks = [decoder.twin.get_submodule(m.path).register_forward_pre_hook(rounded) for m in self.blocks] if dynamic else []
+    def judged(self, weights: str, method: str, decoder: QuantizedDecoder, seconds: float) -> Row:
         divergence, count = 0.0, 0
+        run = running(decoder, probe())[0]
+        # What a kernel computes on float activations is what the integers stand for: float32 is the faster way to it.
+        model = run if any(matrix.activations for matrix in decoder.matrices.values()) else decoder.twin
         with torch.inference_mode():
             for (ids, keep), wanted in zip(self._compared, self._reference, strict=True):
-                found = self._told(decoder.twin, ids, keep)
+                found = self._told(model, ids, keep)
                 divergence += float((wanted.exp() * (wanted - found)).double().sum())
                 count += len(found)
-        value = self.perplexity(decoder.twin)
-        for hook in hooks:
-            hook.remove()
+        value = self.perplexity(model)
         blocks = sum(decoder.matrices[m.path].bytes for m in self.blocks)
-        return Row(weights, method, value, divergence / count, blocks, decoder.bytes, seconds, speed(self.language, decoder))
+        return Row(weights, method, value, divergence / count, blocks, decoder.bytes, seconds, self.speed(run))
+
+    def speed(self, model: Any) -> float:
+        """Tokens a second that ``model`` writes with its cache."""
+        lengths = Lengths(prompt=32).within(self.language.context)
+        rows = int(self.language.model.get_input_embeddings().weight.shape[0])
+        return finished(tokens_per_second({"it": step_of(model)}, rows, lengths, StopToken()))["it"].decode
 
     def line(self, row: Row) -> str:
         value = row.perplexity.value
         seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
-        fast = "–" if row.speed is None else f"{row.speed:.0f}"
         return (
             f"| {row.weights} | {row.method} | {value:.3f} | {value / self.base.value:.4f} | {row.divergence:.4f} | {row.blocks / 1e6:.2f} "
-            f"MB | {row.model / 1e6:.2f} MB | {seconds} | {fast} |"
+            f"MB | {row.model / 1e6:.2f} MB | {seconds} | {row.speed:.0f} |"
         )
 
     def block_bytes(self, size: int) -> int:
@@ -146,7 +163,7 @@ class Bench:
         return (out.flatten(0, 1) if keep is None else out[keep[:, 1:]]).log_softmax(-1)
 
 
-def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: str, head: bool) -> QuantizedDecoder:
+def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: str, dynamic: bool) -> QuantizedDecoder:
     twin = duplicate(bench.language.model)
     path, modules = blocks_of(twin)
     blocks = [(f"{path}.{number}", block) for number, block in enumerate(modules)]
@@ -156,8 +173,9 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
 
     with torch.no_grad():
         found = finished(quantize_blocks(blocks, capture(run, list(modules), calibration.texts), lambda _: Task(spec, method)))
-    matrices = {name: QuantizedMatrix(weight) for name, weight in found.items()}
-    for matrix in bench.anatomy.matrices if head else ():
+    activations = DYNAMIC if dynamic else None
+    matrices = {name: QuantizedMatrix(weight, activations) for name, weight in found.items()}
+    for matrix in bench.anatomy.matrices if bench.head else ():
         if matrix.path in matrices:
             continue
         if matrix.tied:
@@ -169,18 +187,15 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
     return QuantizedDecoder(twin, matrices)
 
 
-def finetuned(bench: Bench, decoder: QuantizedDecoder, epochs: int, seed: int) -> QuantizedDecoder:
-    schedule = TuneSchedule(epochs=epochs, context=bench.language.window, seed=seed)
+def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | SequenceData, epochs: int, seed: int) -> QuantizedDecoder:
+    short = isinstance(lessons, SequenceData)
+    schedule = TuneSchedule(
+        epochs=epochs, context=bench.language.window, windows=10**6 if short else 256,
+        distill=1.0 if short else 0.5, seed=seed,
+    )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
-    found = finished(finetune(bench.language.model, decoder.twin, weights, bench.data, schedule, stop=StopToken()))
-    matrices = {path: QuantizedMatrix(found.weights[path], tied=matrix.tied) for path, matrix in decoder.matrices.items()}
-    return QuantizedDecoder(found.model, matrices)
-
-
-def rounded(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A layer's input (..., in) with each row on 127 steps of its largest magnitude."""
-    step = args[0].abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return ((args[0] / step).round() * step, *args[1:])
+    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
+    return QuantizedDecoder(found.model, {path: replace(matrix, weight=found.weights[path]) for path, matrix in decoder.matrices.items()})
 
 
 def padded(sequences: Sequence[Tensor], rows: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
@@ -216,13 +231,3 @@ def finished(steps: Generator[Any, None, T]) -> T:
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-
-
-def speed(language: LanguageModel, decoder: QuantizedDecoder | None) -> float | None:
-    """Decoded tokens a second of a decoder, or of fp32; None where nothing here measures it."""
-    try:
-        from engine.decoders.speed import decode_rate
-    except ImportError:
-        return None
-    found: float = decode_rate(language, decoder)
-    return found
