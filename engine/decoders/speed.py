@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,3 +74,13 @@ def of_model(model: Any) -> Step:
         return out.logits, out.past_key_values
 
     return step
+
+
+def as_model(step: Step) -> Any:
+    """A step as ``engine.language.generate.continuation`` takes models."""
+
+    def model(input_ids: Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
+        logits, cache = step(input_ids, past_key_values)
+        return SimpleNamespace(logits=logits, past_key_values=cache)
+
+    return model
