@@ -86,14 +86,14 @@ def architecture(model: Any) -> Architecture:
 def _gpt2(model: Any, config: Any) -> Architecture:
     if config.add_cross_attention:
         raise EngineError("GPT-2 with cross-attention is not written as a graph: its other input is none of a decoder")
-    blocks = []
-    for i, block in enumerate(model.transformer.h):
+    blocks, width = [], config.n_embd // config.n_head
+    for i in range(len(model.transformer.h)):
         at = f"transformer.h.{i}"
+        scale = (width**-0.5 if config.scale_attn_weights else 1.0) / (i + 1 if config.scale_attn_by_inverse_layer_idx else 1)
         blocks.append(
             Block((f"{at}.ln_1", f"{at}.ln_2"), (f"{at}.attn.c_attn",), "parts", f"{at}.attn.c_proj", "", f"{at}.mlp.c_fc",
-                  f"{at}.mlp.c_proj", float(block.attn.scaling))
+                  f"{at}.mlp.c_proj", scale)
         )  # fmt: skip
-    width = config.n_embd // config.n_head
     return Architecture("transformer.wte", "transformer.wpe", 0, "", tuple(blocks), "transformer.ln_f", "", "lm_head", config.n_head,
                         config.n_head, width, _activation(config.activation_function), None)  # fmt: skip
 

@@ -89,8 +89,8 @@ def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
             continue
         if part.kind != "Linear":
             raise EngineError(
-                f"compressed-tensors knows Linear layers, and {part.path} is transformers' Conv1D: no reader would find its weights; "
-                "export this model to onnx or safetensors"
+                f"compressed-tensors passes over transformers' Conv1D, which {part.path} is, and transformers would draw its weights at "
+                "random: export this model to onnx or safetensors"
             )
         found[part.path] = _scheme(part.path, matrix)
     if not found:

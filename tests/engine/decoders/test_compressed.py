@@ -134,7 +134,7 @@ def test_activations_are_rounded_by_the_library(tmp_path: Path) -> None:
 
 
 def test_what_the_format_has_not_is_told_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"transformer\.h\.0\.attn\.c_attn is transformers' Conv1D"):
+    with pytest.raises(EngineError, match=r"Conv1D, which transformer\.h\.0\.attn\.c_attn is"):
         write(family("gpt2"), None, tmp_path)
     with pytest.raises(EngineError, match=r"24 inputs in groups of 16"):
         write(family("llama", FOUR), None, tmp_path)

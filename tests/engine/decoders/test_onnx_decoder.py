@@ -12,11 +12,14 @@ from families import build as plain
 from quantized_families import DYNAMIC, NAMES, decoder_of, family, lively, some_ids
 from tiny_language import gpt2
 
+from engine.cancel import StopToken
 from engine.decoders.loaded import rounding
 from engine.decoders.onnx_graph import build
 from engine.decoders.onnx_matrices import blocked, note
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.decoders.stepping import as_model
 from engine.errors import EngineError
+from engine.language.generate import continuation
 from engine.quant.grouped import GroupSpec, minmax, quantize
 from engine.quant.numerics import QParams
 from engine.quant.packing import unpack
@@ -153,6 +156,13 @@ def test_static_activations_are_rounded_in_the_graph(written: Write) -> None:
     assert ((got - wanted).abs() < 1e-4).float().mean() > 0.9
     dynamic = family("llama", activations=DYNAMIC)
     close(written(dynamic)(some_ids()), dynamic.twin(some_ids()).logits)
+
+
+def test_a_text_is_continued_as_the_twin_continues_it(written: Write) -> None:
+    decoder = family("qwen3")
+    beginning, stop = some_ids(1, 6)[0], StopToken()
+    found = list(continuation(as_model(written(decoder).step), beginning, 20, stop=stop))
+    assert found == list(continuation(decoder.twin, beginning, 20, stop=stop)) and len(set(found)) > 1
 
 
 def test_what_has_no_graph_is_told_in_a_line(tmp_path: Path) -> None:

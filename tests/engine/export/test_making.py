@@ -14,6 +14,7 @@ import driving
 import pytest
 from finished_runs import again, contents, run
 
+from engine.decoders.formats import FORMATS as DECODERS
 from engine.errors import EngineError, UsageError
 from engine.events import Notice, Table
 from engine.export import making, registry
@@ -29,7 +30,7 @@ needs = pytest.mark.skipif(
 
 
 def test_the_recipe_knows_the_formats_of_the_registry() -> None:
-    assert set(registry.FORMATS) == set(ExportFormat.__args__)  # type: ignore[attr-defined]
+    assert {*registry.FORMATS, *DECODERS} == set(ExportFormat.__args__)  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="did you mean onnx"):
         registry.find("onxx")
 
