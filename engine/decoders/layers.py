@@ -46,9 +46,9 @@ def _lacking(asked: Asked, machine: Machine) -> list[str | None]:
     return [kernel.refuses(asked, machine) for kernel in KERNELS if isinstance(kernel, meant)]
 
 
-def label(spec: LayerSpec, kind: Kind, shape: tuple[int, int], machine: Machine) -> str:
-    """The words for what would compute a matrix that becomes ``spec``."""
-    return FP32 if spec.weights is None else choose(asked(spec, kind, shape), machine).label
+def label(spec: LayerSpec, kind: Kind, shape: tuple[int, int], machine: Machine, plain: bool = True) -> str:
+    """The words for what would compute a matrix that becomes ``spec``; ``plain`` as in ``Asked``."""
+    return FP32 if spec.weights is None else choose(asked(spec, kind, shape, plain), machine).label
 
 
 def labels(machine: Machine) -> Callable[[LayerSpec, Kind, tuple[int, int]], str]:
