@@ -20,6 +20,7 @@ from engine.decoders.activations import observe
 from engine.decoders.exports import Given
 from engine.decoders.finetune import TuneSchedule, finetune
 from engine.decoders.formats import find
+from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
 from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
 from engine.decoders.look import Look, look, together
@@ -80,6 +81,8 @@ class LanguageJob(Work):
         super().__init__(recipe, machine, where, stop, attended)
         self.loaded = loaded
         self.model = loaded.language.model
+        # The baseline is the best fp32 form.
+        fuse_activations(self.model)
         self.said: dict[str, tuple[Samples, ...]] = {}
         self.parts: Anatomy = anatomy(self.model)
         self.size = sum(p.numel() * p.element_size() for p in self.model.parameters())
