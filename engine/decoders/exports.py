@@ -21,6 +21,7 @@ from engine.decoders.loaded import rounding
 from engine.decoders.quantized import QuantizedDecoder
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.registry import Format, install
+from engine.language.load import context_of
 from engine.paths import unwritable
 
 Entry = dict[str, Any]
@@ -78,7 +79,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
         with rounding(given.decoder) as twin, torch.inference_mode():
             whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
-        found = speed.speeds({name: ran.step, **given.others}, _prompt(given), stop, given.new, given.repeats)
+        prompt, new = _prompt(given)
+        found = speed.speeds({name: ran.step, **given.others}, prompt, stop, new, given.repeats)
     except Cancelled:
         raise
     except Exception as error:
@@ -185,9 +187,11 @@ _WRITERS: Mapping[str, Callable[[Given, Path], str]] = {"safetensors": _safetens
 _RUNNERS: Mapping[str, Callable[[Path], Ran]] = {"safetensors": _run_file, "onnx": _run_onnx, "compressed-tensors": _run_compressed}
 
 
-def _prompt(given: Given) -> Tensor:
-    ids = max(given.windows, key=len)
-    return ids[: given.prompt]
+def _prompt(given: Given) -> tuple[Tensor, int]:
+    """The prompt and the number of new tokens that fit into the model's context together."""
+    context = context_of(given.decoder.twin.config)
+    new = min(given.new, context // 2)
+    return max(given.windows, key=len)[: min(given.prompt, context - new)], new
 
 
 def _size(folder: Path, entry: Format) -> int:
