@@ -26,12 +26,15 @@ from engine.decoders.skeleton import empty
 from engine.decoders.speed import speeds
 from engine.language.linears import anatomy
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax
+from engine.spec import ActivationSpec
 
 EIGHT = GroupSpec(8, 0, True)
+DYNAMIC = "int8, activations int8 a token"
 # What the matrices of the blocks become, and what the embedding and the head.
 FORMS: Mapping[str, tuple[GroupSpec | None, GroupSpec | None]] = {
     "fp32": (None, None),
     "int8 per-channel": (EIGHT, EIGHT),
+    DYNAMIC: (EIGHT, EIGHT),
     "4 bits g64 symmetric, head int8": (GroupSpec(4, 64, True), EIGHT),
     "4 bits g64 affine, head int8": (GroupSpec(4, 64), EIGHT),
     "4 bits g128 symmetric, head 4 bits": (GroupSpec(4, 128, True), GroupSpec(4, 128, True)),
@@ -45,7 +48,9 @@ def drawn(rows: int, inputs: int, spec: GroupSpec) -> GroupedWeight:
     return GroupedWeight(torch.randint(spec.low, spec.high + 1, (rows, inputs), dtype=kind), grid)
 
 
-def decoder(twin: transformers.PreTrainedModel, inside: GroupSpec | None, outside: GroupSpec | None) -> QuantizedDecoder:
+def decoder(
+    twin: transformers.PreTrainedModel, inside: GroupSpec | None, outside: GroupSpec | None, activations: ActivationSpec | None
+) -> QuantizedDecoder:
     parts = anatomy(twin)
     made: dict[str, QuantizedMatrix] = {}
     for part in parts.matrices:
@@ -55,7 +60,7 @@ def decoder(twin: transformers.PreTrainedModel, inside: GroupSpec | None, outsid
         if part.tied:
             made[part.path] = QuantizedMatrix(made[part.tied].weight, tied=part.tied)
         else:
-            made[part.path] = QuantizedMatrix(drawn(*part.shape, spec))
+            made[part.path] = QuantizedMatrix(drawn(*part.shape, spec), activations if part.block is not None else None)
     return QuantizedDecoder(twin, made)
 
 
@@ -74,7 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (inside, outside) in FORMS.items():
             path = Path(folder) / "model.onnx"
-            write(decoder(twin, inside, outside), path, {})
+            activations = ActivationSpec(symmetric=True, dynamic=True) if name == DYNAMIC else None
+            write(decoder(twin, inside, outside, activations), path, {})
             sizes[name] = sum(file.stat().st_size for file in Path(folder).iterdir())
             runs[name] = OnnxDecoder(path, given.threads)
             for file in Path(folder).iterdir():
