@@ -173,7 +173,7 @@ def _run_onnx(path: Path) -> Ran:
     from engine.decoders.onnx_run import OnnxDecoder
 
     model = OnnxDecoder(path, torch.get_num_threads(), tried=True)
-    return Ran(model.label, "CPUExecutionProvider MatMulNBits, accuracy level 4", model.step)
+    return Ran(model.label, "CPUExecutionProvider integers, accuracy level 4", model.step)
 
 
 def _run_compressed(path: Path) -> Ran:

@@ -19,6 +19,7 @@ from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.decoders.skeleton import empty, skeleton
 from engine.errors import EngineError, one_line
 from engine.language.linears import kind_of, weight_of
+from engine.language.load import quiet
 from engine.quant.grouped import GroupedWeight, from_tensors
 
 Tensors = dict[str, Tensor]
@@ -48,7 +49,8 @@ def read_with_header(path: Path) -> tuple[QuantizedDecoder, dict[str, Any]]:
     try:
         if about.get("schema") != SCHEMA or about.get("kind") != KIND:
             raise EngineError("it is no decoder's file of schema 1 that this program wrote: give the folder of a finished run")
-        return _decoder(about, tensors), about
+        with quiet():
+            return _decoder(about, tensors), about
     except EngineError as error:
         raise EngineError(f"{path}: {one_line(error, 240)}") from error
     except Exception as error:

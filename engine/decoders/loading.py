@@ -19,7 +19,7 @@ from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
 from engine.language.load import LanguageModel, load_language
 from engine.language.text import SequenceData, TextData, load_text
-from engine.recipe import DataPart, Recipe
+from engine.recipe import DataPart, QatPart, Recipe
 
 TEXT = "python-docs"
 WINDOWS = 128
@@ -69,9 +69,10 @@ def settled(recipe: Recipe) -> Recipe:
         changed["name"] = TEXT
     if "calibration" not in given:
         changed["calibration"] = WINDOWS
-    # Made anew, so that what is settled counts as said.
+    # Made anew, so that what is settled counts as said. A small model has read its text often: fp32's answers teach more.
+    qat = {**recipe.qat.model_dump(), **({} if "distill" in recipe.qat.model_fields_set else {"distill": 1.0})}
     fields = {**part.model_dump(), **changed}
-    return recipe.model_copy(update={"data": DataPart.model_validate(fields)})
+    return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": QatPart.model_validate(qat)})
 
 
 def load(recipe: Recipe, stop: StopToken) -> Generator[Event, None, LoadedLanguage]:

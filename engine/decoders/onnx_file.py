@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.decoders.onnx_graph import build
-from engine.decoders.onnx_matrices import note
+from engine.decoders.onnx_matrices import note, per_token
 from engine.decoders.quantized import QuantizedDecoder
 
 # protobuf holds no message of 2 GiB.
@@ -20,8 +20,8 @@ def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accur
 
     Raises EngineError for what has no graph."""
     said = [note({name: matrix.weight for name, matrix in decoder.matrices.items() if not matrix.tied})]
-    if accuracy == 4 and decoder.matrices:
-        said.append("ONNX Runtime rounds what enters its integer kernels to 8 bits in blocks, also where the recipe keeps it in floats")
+    if accuracy == 4 and (blocks := sum(not per_token(matrix) for matrix in decoder.matrices.values())):
+        said.append(f"ONNX Runtime rounds what enters {blocks} matrices to 8 bits in blocks, whatever the recipe says of it")
     save(build(decoder, about, accuracy), path)
     return "; ".join(part for part in said if part)
 

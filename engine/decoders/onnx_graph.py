@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.decoders import onnx_layers as layers
 from engine.decoders.architecture import Architecture, Block, architecture
-from engine.decoders.onnx_matrices import MICROSOFT, Matrices
+from engine.decoders.onnx_matrices import MICROSOFT, Matrices, per_token
 from engine.decoders.quantized import QuantizedDecoder
 from engine.export.graph import IR_VERSION, OPSET, OUTPUT, Graph
 from engine.language.linears import kind_of
@@ -130,6 +130,8 @@ class _Writer:
         """The layer at ``path``: on integers, or in float32 where it is kept."""
         graph, module, matrix = self.graph, self.decoder.twin.get_submodule(path), self.decoder.matrices.get(path)
         bias: Tensor | None = module.bias
+        if matrix is not None and per_token(matrix):
+            return self.matrices.multiply_tokens(x, matrix.weight, bias, path)
         if matrix is not None:
             return self.matrices.multiply(self.on_grid(x, path), matrix.weight, bias, path)
         stored = graph.constant(self.weight(path), f"{path}.weight")
@@ -140,7 +142,7 @@ class _Writer:
         return made if bias is None else graph.node("Add", [made, graph.constant(bias, f"{path}.bias")], path)
 
     def on_grid(self, x: str, path: str) -> str:
-        """``x`` rounded to the grid that calibration found, where there is one. Dynamic activations are the kernel's to round."""
+        """``x`` rounded to the grid that calibration found, where there is one."""
         grid = self.decoder.matrices[path].grid
         if grid is None:
             return x

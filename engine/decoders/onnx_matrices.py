@@ -1,7 +1,8 @@
 """Matrices on integers as ONNX Runtime's kernels read them: MatMulNBits, and rows of the same integers for embeddings.
 
 MatMulNBits (com.microsoft) has blocks of 16, 32, 64, 128 or 256 inputs with one scale each, and integers of 4 or 8 bits. A group
-that is a multiple of a block has its scale once a block; 2 and 3 bits are stored in the nibbles of 4, 5 to 7 in bytes.
+that is a multiple of a block has its scale once a block; 2 and 3 bits are stored in the nibbles of 4, 5 to 7 in bytes. Where the
+recipe rounds activations token by token, MatMulInteger does what it says, and reads long texts faster than MatMulNBits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.decoders.quantized import QuantizedMatrix
 from engine.errors import EngineError
 from engine.export.graph import Graph
 from engine.quant.grouped import GroupedWeight
@@ -75,6 +77,13 @@ def _spread(values: Tensor, size: int, block: int, blocks: int) -> Tensor:
     return values.repeat_interleave(size // block, 1)[:, :blocks].contiguous()
 
 
+def per_token(matrix: QuantizedMatrix) -> bool:
+    """Whether activations are rounded token by token to 8 bits, and the weights are 8 bits with one step an output."""
+    asked, spec = matrix.activations, matrix.weight.spec
+    whole = spec.size(matrix.weight.values.shape[1]) == matrix.weight.values.shape[1]
+    return asked is not None and asked.dynamic and asked.bits == 8 and spec.bits == 8 and spec.symmetric and whole
+
+
 class Matrices:
     """Writes matrices into ``graph``; one that is read as an embedding and as a head is stored once. ``accuracy`` is the kernel's
     ``accuracy_level``: at 4 it rounds activations to 8 bits in each block and multiplies integers, at 1 it computes in float32."""
@@ -95,6 +104,20 @@ class Matrices:
             "MatMulNBits", names, path, domain=MICROSOFT, K=form.inputs, N=form.packed.shape[0], bits=form.bits, block_size=form.block,
             accuracy_level=self.accuracy,
         )  # fmt: skip
+
+    def multiply_tokens(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str) -> str:
+        """``x @ weight.T + bias`` with each row of ``x`` rounded to 127 steps of its largest magnitude, in integers: what
+        ``kernels.dnnl.dynamic`` computes. ``weight`` is as ``per_token`` asks."""
+        graph, kind = self.graph, self.graph.onnx.TensorProto
+        largest = graph.node("ReduceMax", [graph.node("Abs", [x], path), graph.constant([-1])], path, keepdims=1)
+        step = graph.node("Div", [graph.node("Max", [largest, graph.constant(1e-30)], path), graph.constant(127.0)], path)
+        zero = graph.constant(torch.tensor(128, dtype=torch.uint8))
+        integers = graph.node("QuantizeLinear", [graph.node("Div", [x, step], path), graph.constant(1.0), zero], path)
+        stored = graph.constant(weight.values.t().contiguous(), f"{path}.integers")
+        sums = graph.node("Cast", [graph.node("MatMulInteger", [integers, stored, zero], path)], path, to=kind.FLOAT)
+        scale = graph.node("Cast", [graph.constant(weight.scale[:, 0].contiguous(), f"{path}.scale")], f"{path}/step", to=kind.FLOAT)
+        made = graph.node("Mul", [graph.node("Mul", [sums, scale], path), step], path)
+        return made if bias is None else graph.node("Add", [made, graph.constant(bias, f"{path}.bias")], path)
 
     def rows(self, ids: str, weight: GroupedWeight, path: str) -> str:
         """The rows of ``weight`` that ``ids`` (N, T) name, in float32."""

@@ -64,7 +64,7 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     with quiet():
         model = _model(found)
         tokenizer = _tokenizer(found) if found.has_tokenizer else None
-    context = _context(model.config)
+    context = context_of(model.config)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model, place)
     return LanguageModel(name, model, tokenizer, context, source, place)
@@ -148,7 +148,8 @@ def check_vocabulary(tokenizer: Any, model: Any, place: Path) -> None:
         raise EngineError(f"{place}: the tokenizer has {ids:,} tokens and the embedding {rows:,} rows: they belong to different models")
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
+    """Tokens that a model of that configuration reads at most; 2,048 where it does not say."""
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 1:

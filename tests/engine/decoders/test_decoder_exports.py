@@ -60,6 +60,11 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
     assert make(name, it, tmp_path, STOP)["size_bytes"] == found["size_bytes"] and hidden(tmp_path) == []
 
 
+def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:
+    found = make("safetensors", replace(given("gpt2"), windows=[some_ids(1, 32)[0]], prompt=128, new=32), tmp_path, STOP)
+    assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (16, 16)
+
+
 def test_other_forms_are_timed_beside_it(tmp_path: Path) -> None:
     it = given("gpt2")
     found = make("safetensors", replace(it, others={"fp32": step_of(it.decoder.twin)}), tmp_path, STOP)
