@@ -9,6 +9,7 @@ from typing import Any
 from engine.decoders.onnx_graph import build
 from engine.decoders.onnx_matrices import note, per_token
 from engine.decoders.quantized import QuantizedDecoder
+from engine.language.linears import kind_of
 
 # protobuf holds no message of 2 GiB.
 LARGEST = 2**31 - 2**24
@@ -20,7 +21,8 @@ def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accur
 
     Raises EngineError for what has no graph."""
     said = [note({name: matrix.weight for name, matrix in decoder.matrices.items() if not matrix.tied})]
-    if accuracy == 4 and (blocks := sum(not per_token(matrix) for matrix in decoder.matrices.values())):
+    multiplied = [matrix for path, matrix in decoder.matrices.items() if kind_of(decoder.twin.get_submodule(path)) != "Embedding"]
+    if accuracy == 4 and (blocks := sum(not per_token(matrix) for matrix in multiplied)):
         said.append(f"ONNX Runtime rounds what enters {blocks} matrices to 8 bits in blocks, whatever the recipe says of it")
     save(build(decoder, about, accuracy), path)
     return "; ".join(part for part in said if part)

@@ -168,6 +168,16 @@ def test_a_tokenizer_goes_along(tmp_path: Path) -> None:
     assert "outside of the blocks" in found["note"]
 
 
+def test_what_onnx_does_otherwise_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    said = make("onnx", given("gpt2"), tmp_path, STOP)["note"]
+    assert said == "ONNX Runtime rounds what enters 9 matrices to 8 bits in blocks, whatever the recipe says of it"
+    three = replace(given("gpt2"), decoder=family("gpt2", GroupSpec(3, 16), None, DYNAMIC))
+    assert make("onnx", three, tmp_path, STOP)["note"].startswith("8 matrices of 3 bits are stored in 4; ")
+    dynamic = replace(given("gpt2"), decoder=family("gpt2", EIGHT, None, DYNAMIC))
+    assert make("onnx", dynamic, tmp_path, STOP)["note"] == ""
+
+
 def test_the_registry_is_formats_of_the_export_room() -> None:
     assert all(isinstance(entry, Format) and entry.name == name for name, entry in FORMATS.items())
     assert set(FORMATS) == set(exports._WRITERS) == set(exports._RUNNERS)
