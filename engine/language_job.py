@@ -17,6 +17,7 @@ from engine.decisions import Answer, Strategy, Train
 from engine.decoders import figures, file
 from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
+from engine.decoders.exported import exported_rows
 from engine.decoders.exports import Given
 from engine.decoders.finetune import TuneSchedule, finetune
 from engine.decoders.formats import find
@@ -143,7 +144,12 @@ class LanguageJob(Work):
         told = [row for row in seen.rows if row.params or row.kwargs or row.time_share]
         cells = [(row.name, row.target, " ".join((row.args, row.kwargs)).strip(), row.shape, f"{row.params:,}") for row in told]
         yield Table("graph", f"Modules ─ {len(seen.rows)}", columns, together(cells, self.parts.blocks))
-        yield Graph("traced", seen.rows)
+        rows = seen.rows
+        if self.recipe.graph == "export":
+            rows = exported_rows(self.model, windows[0][None])
+            nodes = tuple((row.opcode, row.name, row.target, row.args, row.shape) for row in rows)
+            yield Table("exported", f"torch.export ─ {len(rows)} nodes", ("opcode", "name", "target", "args", "shape"), nodes)
+        yield Graph("traced", rows)
         if self.parts.tied_head:
             yield Notice(f"{self.parts.head} shares the matrix of {self.parts.embedding}: it is stored once")
         return seen

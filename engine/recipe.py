@@ -153,7 +153,8 @@ class Recipe(_Part):
     ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
     is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
     the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
-    and a run writes down what came of it."""
+    and a run writes down what came of it. ``graph`` is what is shown of a language model: its modules, or
+    the operations that ``torch.export`` finds."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     weights: Annotated[_Text | None, Field(description="a path, or null")] = None
@@ -165,6 +166,7 @@ class Recipe(_Part):
         Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
     ] = ()
     quantize_first: _Flag = False
+    graph: Annotated[Literal["modules", "export"], Field(description="one of modules, export")] = "modules"
     slower: Annotated[
         tuple[_Text, ...] | None,
         Field(strict=False, description="a list of layers, such as [fc2]; [] for none, null to measure"),
@@ -229,7 +231,7 @@ class Recipe(_Part):
     def fingerprint(self) -> str:
         """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
         # A key that came later asks, while it has its default, for what a recipe without it asks for.
-        later = {name for name in ("fold_later", "stem") if getattr(self, name) == type(self).model_fields[name].default}
+        later = {name for name in ("fold_later", "stem", "graph") if getattr(self, name) == type(self).model_fields[name].default}
         # Measured or decided, no layer in fp32 is what a recipe without the key gives.
         later |= set() if self.slower else {"slower"}
         asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa"} | later))
@@ -252,6 +254,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
             for key, default in keys.items():
                 if place.get(key) == default:
                     del place[key]
+    if fields.get("graph") == "modules":
+        del fields["graph"]
     return fields
 
 

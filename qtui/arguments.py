@@ -120,6 +120,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--quantize-first", action="store_true", default=None, help="fold BatchNorm while training, not before")
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")
+    run.add_argument("--graph", choices=("modules", "export"), help="of a language model: its modules, or the operations of torch.export")
     run.add_argument("--export", metavar="LIST", type=_names, help="onnx, openvino, pt2, safetensors; with commas between them")
     run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images")
     run.add_argument("--seed", metavar="N", type=_integer)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engine.recipe import Recipe
 
 _TOP = {"model": "model", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
-_TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed"}
+_TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph"}
 _DATA = {"data": "name", "mean": "mean", "std": "std", "limit": "limit"}
 _QAT = {"qat": "mode", "epochs": "epochs"}
 

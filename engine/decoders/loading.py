@@ -98,6 +98,8 @@ def _refuse(recipe: Recipe) -> None:
         raise UsageError(f"{part.name} are images and {recipe.model} reads text: give --data {TEXT}, a text file or a folder of text")
     for name in recipe.export:
         find(name)
+    if recipe.device == "cuda":
+        raise UsageError("--device cuda: language models are calibrated and measured on the processor: use --device auto or cpu")
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
     if part.mean or part.std or part.size:

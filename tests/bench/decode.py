@@ -14,6 +14,7 @@ import ctypes
 import gc
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from engine.decoders.fused import fuse_activations
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.decoders.runtime import running
 from engine.decoders.speed import Lengths, Speed, Step, step_of, tokens_per_second
+from engine.decoders.stepping import last
 from engine.kernels.probe import probe
 from engine.language.linears import anatomy, weight_of
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
@@ -80,6 +82,23 @@ def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Callable
     return form
 
 
+def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Callable[[Any], Form]:
+    """The exported file in ONNX Runtime, with its cache."""
+
+    def form(model: Any) -> Form:
+        from engine.decoders.onnx_file import write
+        from engine.decoders.onnx_run import OnnxDecoder
+
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "model.onnx"
+            write(QuantizedDecoder(model, dict(_matrices(model, weights, activations))), path, {})
+            size = path.stat().st_size
+            run = OnnxDecoder(path, torch.get_num_threads())
+        return Form(last(run.step), size, f"{run.label} MatMulNBits")
+
+    return form
+
+
 def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None) -> Any:
     found: dict[str, GroupedWeight] = {}
     for matrix in anatomy(model).matrices:
@@ -103,6 +122,8 @@ FORMS: dict[str, Callable[[Any], Form]] = {
     "int8, static activations": integers(INT8, STATIC),
     "int4 g64 weight-only": integers(GroupSpec(4, 64, False), None),
     "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
+    "int8 as ONNX": onnx(INT8, None),
+    "int4 g64 as ONNX": onnx(GroupSpec(4, 64, False), None),
 }
 
 

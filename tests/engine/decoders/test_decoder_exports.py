@@ -61,8 +61,8 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
 
 
 def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:
-    found = make("safetensors", replace(given("gpt2"), windows=[some_ids(1, 32)[0]], prompt=128, new=32), tmp_path, STOP)
-    assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (16, 16)
+    found = make("safetensors", replace(given("gpt2"), windows=[some_ids(1, 32)[0]], lengths=Lengths(128, 16, 32)), tmp_path, STOP)
+    assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (32, 16)
 
 
 def test_other_forms_are_timed_beside_it(tmp_path: Path) -> None:

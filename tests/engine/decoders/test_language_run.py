@@ -72,6 +72,15 @@ def test_a_person_at_a_screen_sees_modules_ranges_weights_and_words(place: Path,
     assert final.final and all(row.channels in (16, 64) for row in final.rows)
 
 
+def test_the_graph_of_torch_export_is_shown_on_request(place: Path, tmp_path: Path) -> None:
+    outcome = driving.drive(recipe(place, graph="export"), tmp_path / "run")
+    (graph,) = outcome.of(Graph)
+    targets = [node.target for node in graph.nodes]
+    # Two blocks with four matrices each, and the head.
+    assert sum("addmm" in t or "linear" in t for t in targets) >= 9 and any("layer_norm" in t for t in targets)
+    assert graph.nodes[0].opcode == "placeholder" and graph.nodes[-1].opcode == "output"
+
+
 def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_path: Path) -> None:
     outcome = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}, threshold="drop:0.5"), tmp_path / "run")
     assert outcome.error is None
@@ -99,6 +108,8 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
     [
         ({"data": {"name": "digits"}}, "digits are images and .* reads text: give --data python-docs"),
         ({"weights": "a.safetensors"}, "brings its weights: leave --weights out"),
+        ({"device": "cuda"}, "language models are calibrated and measured on the processor"),
+        ({"export": ("openvino",)}, "export format 'openvino' is not known for language models"),
         ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
         ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),
         ({"data": {"name": "missing.txt"}}, "text missing.txt does not exist"),

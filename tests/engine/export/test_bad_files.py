@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written(finished: Path, capsys: pytest.CaptureF
     def deny(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("engine.exporting.tempfile.TemporaryFile", deny)
+    monkeypatch.setattr("engine.exported.tempfile.TemporaryFile", deny)
     said = refused(finished, "pt2", capsys)
     assert f"{finished} cannot be written (Read-only file system): copy the run" in said
 
