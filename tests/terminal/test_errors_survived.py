@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pty_terminal import PtyTerminal
-from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended
+from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended, reported
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,6 @@ def test_memory_that_gives_out_in_the_calibration_leaves_a_traceback_and_a_run_t
         terminal.press("r")
         terminal.wait_for(MEASURED, LONG)
         terminal.press("n")
-        terminal.wait_for("╭─ Verdict", LONG)
-        terminal.wait_for(lambda t: "working" not in t.text, LONG)
+        terminal.wait_for(lambda t: reported(t.lines), LONG)
         terminal.press("q")
         ended(terminal)

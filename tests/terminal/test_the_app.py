@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pty_terminal import PtyTerminal, python
-from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended, training, until
+from the_app import FOLD, LONG, MEASURED, PLAN, Place, ended, reported, training, until
 from tmux_terminal import Tmux
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_newcomer_comes_to_a_report_with_the_keys_of_the_footer(tmux: Callable
     on("calibrate", "╭─ Layers")
     pane.wait_for("your choice", LONG)
     on("report", "╭─ Verdict")
-    until(lambda: "working" not in pane.screen())
+    until(lambda: reported(pane.screen().splitlines()))
     pane.keys("q")
     assert pane.exit_code(20) == 0
     assert (place.run / "report.json").is_file() and place.state == "finished"
@@ -125,7 +125,7 @@ def test_a_closed_terminal_leaves_a_run_that_goes_on_in_any_window(stopped: Plac
         terminal.wait_for("small")
         terminal.resize(80, 24)
         terminal.wait_for(lambda t: "╭─ QAT" in t.text or "╭─ Verdict" in t.text)
-        terminal.wait_for(lambda t: "╭─ Verdict" in t.text and "working" not in t.text, LONG)
+        terminal.wait_for(lambda t: reported(t.lines), LONG)
         terminal.press("q")
         ended(terminal)
     assert stopped.state == "finished"
@@ -183,8 +183,7 @@ def test_bytes_that_nobody_typed_start_and_stop_nothing_even_on_the_poorest_term
         terminal.press("p")
         terminal.wait_for("● best: epoch", LONG)
         terminal.press("s")
-        terminal.wait_for("╭─ Verdict", LONG)
-        terminal.wait_for(lambda t: "working" not in t.text, LONG)
+        terminal.wait_for(lambda t: reported(t.lines), LONG)
         survives(lambda t: "╭─ Verdict" in t.text)
         terminal.press("q")
         ended(terminal)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,11 @@ def reach_measured(terminal: PtyTerminal) -> None:
     for key, seen in (("enter", FOLD), ("n", PLAN), ("n", MEASURED)):
         terminal.press(key)
         terminal.wait_for(seen, LONG)
+
+
+def reported(lines: Sequence[str]) -> bool:
+    """The report is shown, and the second line tells of no more work: neither words nor a part of it."""
+    return any("╭─ Verdict ─ " in line for line in lines) and not re.search(r"(…|\d %|choice)\s*$", lines[1])
 
 
 def training(terminal: PtyTerminal, key: str) -> None:
