@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.optimizer import Optimizer
 
-class AdamW:
+
+class AdamW(Optimizer):
     """``groups`` hold ``params`` and, where it differs, ``weight_decay``; each gets an ``lr``, which may be changed between
     steps. ``state_dict`` is that of ``torch.optim.AdamW``."""
 
@@ -24,19 +26,6 @@ class AdamW:
             {"weight_decay": 0.0, **group, "params": list(group["params"]), "lr": lr, "betas": betas, "eps": eps} for group in groups
         ]
         self._state: dict[Tensor, dict[str, Tensor]] = {}
-
-    def zero_grad(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step along the gradients; a parameter without one stays."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         state = self._state.get(parameter)
@@ -54,21 +43,12 @@ class AdamW:
 
     def state_dict(self) -> dict[str, Any]:
         """The moments by the parameters' numbers, and the groups with numbers in place of parameters."""
-        numbers = self._numbers()
-        state = {numbers[parameter]: dict(kept) for parameter, kept in self._state.items()}
-        groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": state, "param_groups": groups}
+        return self._written(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises KeyError or ValueError for the state of other parameters."""
-        parameters = list(self._numbers())
-        if [len(group["params"]) for group in state["param_groups"]] != [len(group["params"]) for group in self.param_groups]:
-            raise ValueError("the saved optimizer belongs to other parameters")
+        read = self._read(state)
         self._state = {}
-        for number, kept in state["state"].items():
-            parameter = parameters[number]
+        for parameter, kept in read:
             moments = {name: kept[name].to(parameter, copy=True) for name in ("exp_avg", "exp_avg_sq")}
             self._state[parameter] = {"step": kept["step"].detach().clone().float().cpu(), **moments}
-
-    def _numbers(self) -> dict[Tensor, int]:
-        return {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}

@@ -10,8 +10,8 @@ from torch import fx
 
 from engine.artifact import NAME, to_bytes
 from engine.cancel import StopToken
-from engine.changes import with_epochs, with_fold_later, with_slower, with_strategy
-from engine.decisions import Answer, Fold, Strategy, Train
+from engine.changes import with_fold_later, with_slower, with_strategy
+from engine.decisions import Answer, Fold, Strategy
 from engine.evaluation import Profile, layer_sqnr
 from engine.events import Event, Finished, Judgement, Layers, Measured, Notice, Weights
 from engine.graph.fuse import find_pairs
@@ -205,21 +205,10 @@ class Job(Work):
         ptq: _Quantized,
     ) -> Run[tuple[_Quantized | None, dict[str, Any] | None]]:
         """QAT where it is due and wanted; nothing otherwise."""
-        part = self.recipe.qat
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
-        if part.mode == "never" or not start.weights or (part.mode == "auto" and met and not self.attended):
+        if not start.weights or not (yield from self.wants_training("Train with quantization", met)):
             return None, None
-        if part.mode == "auto":
-            if not met:
-                yield Notice(f"threshold {self.threshold} is not met by PTQ")
-            answer = yield from self.ask("qat", f"Train with quantization (QAT, {epochs_of(part.epochs)})?", default=not met)
-            if answer is False:
-                return None, None
-            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
-            # A run that goes on without a person would not ask again where the threshold is met.
-            if met or wanted != part.epochs:
-                yield from self.change(with_epochs(self.recipe, wanted))
-                part = self.recipe.qat
+        part = self.recipe.qat
         began = self.stop.clock()
         seed = self.recipe.seed
         trained = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", qat.train(

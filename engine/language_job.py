@@ -12,8 +12,8 @@ import torch
 from engine.algorithms.progress import MatrixQuantized
 from engine.artifact import NAME
 from engine.cancel import StopToken
-from engine.changes import with_epochs, with_strategy
-from engine.decisions import Answer, Strategy, Train
+from engine.changes import with_strategy
+from engine.decisions import Answer, Strategy
 from engine.decoders import figures, file
 from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
@@ -224,23 +224,12 @@ class LanguageJob(Work):
 
     def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form | None, dict[str, Any] | None]]:
         """Fine-tuning where it is due and wanted; nothing otherwise."""
-        part = self.recipe.qat
         blocks = {row.path for row in made.layers if row.decoder == "block"}
         start = {path: matrix.weight for path, matrix in ptq.decoder.matrices.items() if path in blocks}
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
-        if part.mode == "never" or not start or (part.mode == "auto" and met and not self.attended):
+        if not start or not (yield from self.wants_training("Fine-tune on rounded weights", met)):
             return None, None
-        if part.mode == "auto":
-            if not met:
-                yield Notice(f"threshold {self.threshold} is not met by PTQ")
-            answer = yield from self.ask("qat", f"Fine-tune on rounded weights (QAT, {epochs_of(part.epochs)})?", default=not met)
-            if answer is False:
-                return None, None
-            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
-            # A run that goes on without a person would not ask again where the threshold is met.
-            if met or wanted != part.epochs:
-                yield from self.change(with_epochs(self.recipe, wanted))
-                part = self.recipe.qat
+        part = self.recipe.qat
         began = self.stop.clock()
         schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
         mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.cancel import StopToken
+from engine.checkpoint import broken
+from engine.checkpoint import read as read_checkpoint
+from engine.checkpoint import write as write_checkpoint
 from engine.data.base import Data, SplitName
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Step
-from engine.paths import save
 from engine.precision import Half, half_type
 from engine.sgd import SGD
 from engine.ticker import Every, Ticker
@@ -119,7 +120,7 @@ def fit(
     scores: list[tuple[float, ...]] = []
     best: dict[str, Tensor] = {}
     half = Half(precision(schedule, device), device)
-    kept = _load(checkpoint, fingerprint)
+    kept = read_checkpoint(checkpoint, fingerprint)
     if kept:
         try:
             model.load_state_dict(kept["model"])
@@ -127,7 +128,7 @@ def fit(
             half.load_state_dict(kept["half"])
             losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
         except Exception as error:
-            raise _no_checkpoint(checkpoint, error) from error
+            raise broken(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
@@ -172,7 +173,7 @@ def fit(
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if checkpoint:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "half": half.state_dict(), "best": best}
-            _save(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
+            write_checkpoint(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
         yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
     return _fitted(best, losses, values, scores)
 
@@ -220,23 +221,3 @@ def accuracy(
             stop.check()
             right += int((model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
     return right / data.count(split, limit)
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    save(path, buffer.getvalue())
-
-
-def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
-    if path is None or not path.exists():
-        return None
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state) if state.get("fingerprint") == fingerprint else None
-    except Exception as error:
-        raise _no_checkpoint(path, error) from error
-
-
-def _no_checkpoint(path: Path | None, error: Exception) -> EngineError:
-    return EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start")

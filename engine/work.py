@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from engine.cancel import StopToken
-from engine.decisions import Answer
+from engine.changes import with_epochs
+from engine.decisions import Answer, Train
 from engine.errors import Cancelled
-from engine.events import Ask, Event, Setting, StageFinished, StageStarted
+from engine.events import Ask, Event, Notice, Setting, StageFinished, StageStarted
 from engine.kernels.probe import Machine
 from engine.recipe import Recipe, Threshold
 from engine.rundir import RunDir
@@ -74,6 +75,24 @@ class Work:
         if needed and answer is False:
             raise Cancelled
         return answer
+
+    def wants_training(self, what: str, met: bool) -> Run[bool]:
+        """Whether to train, as the recipe says or as is answered to the question ``what``; ``met`` is whether PTQ meets the
+        threshold on validation and on test. What was answered is in the recipe then."""
+        part = self.recipe.qat
+        if part.mode == "never" or (part.mode == "auto" and met and not self.attended):
+            return False
+        if part.mode == "auto":
+            if not met:
+                yield Notice(f"threshold {self.threshold} is not met by PTQ")
+            answer = yield from self.ask("qat", f"{what} (QAT, {epochs_of(part.epochs)})?", default=not met)
+            if answer is False:
+                return False
+            wanted = answer.epochs if isinstance(answer, Train) else part.epochs
+            # A run that goes on without a person would not ask again where the threshold is met.
+            if met or wanted != part.epochs:
+                yield from self.change(with_epochs(self.recipe, wanted))
+        return True
 
 
 def epochs_of(count: int) -> str:

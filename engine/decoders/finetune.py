@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Generator, Mapping
 from contextlib import nullcontext
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from engine.adamw import AdamW
 from engine.cancel import StopToken
+from engine.checkpoint import read as read_checkpoint
+from engine.checkpoint import write as write_checkpoint
 from engine.decoders.lessons import batches, judge, steps
 from engine.decoders.quantized import duplicate
 from engine.decoders.student import State, Student
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Step
 from engine.language.text import SequenceData, TextData
-from engine.paths import save
 from engine.precision import half_type
 from engine.quant.grouped import GroupedWeight
 from engine.ticker import Every, Ticker
@@ -104,7 +104,7 @@ def finetune(
     judged = judge(data, schedule.context, schedule.judged, stop, "judge", device)
     losses: list[float] = []
     values: list[float] = []
-    kept = _load(checkpoint, fingerprint)
+    kept = read_checkpoint(checkpoint, fingerprint)
     if kept:
         pupil.load_state_dict(kept["student"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -152,7 +152,7 @@ def finetune(
             best = pupil.state()
         if checkpoint:
             state = {"student": pupil.state_dict(), "optimizer": optimizer.state_dict(), "best": best.write()}
-            _save(checkpoint, {**state, "losses": losses, "values": values, "start": start, "fingerprint": fingerprint})
+            write_checkpoint(checkpoint, {**state, "losses": losses, "values": values, "start": start, "fingerprint": fingerprint})
         rate = schedule.rate(done - 1, sum(counts))
         yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], rate, is_best, stage, "perplexity")
     return _tuned(pupil, best, start, losses, values)
@@ -180,20 +180,3 @@ def _tuned(pupil: Student, best: State, start: float, losses: list[float], value
 
 def _seed(schedule: TuneSchedule, epoch: int) -> int:
     return schedule.seed * 1000 + epoch
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    save(path, buffer.getvalue())
-
-
-def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
-    """None for no checkpoint and for that of another training. Raises EngineError for one that is broken."""
-    if path is None or not path.exists():
-        return None
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state) if state["fingerprint"] == fingerprint else None
-    except Exception as error:
-        raise EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start") from error

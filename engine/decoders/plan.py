@@ -61,7 +61,6 @@ def _row(
     offered, offered_why = proposed(matrix.kind)
     index = next((i for i, rule in enumerate(rules) if _matches(rule, matrix)), None)
     tied = rows.get(matrix.tied) if matrix.tied else None
-    obstacle = None
     if index is not None:
         used.add(index)
         spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
@@ -77,7 +76,7 @@ def _row(
     why = "; ".join(filter(None, (why, limit)))
     return LayerRow(
         matrix.path, matrix.kind, matrix.path, matrix.params, matrix.shape, spec, actual, offered, rule, why, offered_why,
-        shares.get(matrix.path, 0.0), label(actual, matrix.kind, matrix.shape), tied is None, limit if tied else obstacle,
+        shares.get(matrix.path, 0.0), label(actual, matrix.kind, matrix.shape), tied is None, limit if tied else None,
         decoder="block" if in_block else "outside", tied=matrix.tied,
     )  # fmt: skip
 

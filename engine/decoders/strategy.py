@@ -65,6 +65,6 @@ def possible(spec: LayerSpec, kind: str, in_block: bool) -> tuple[LayerSpec, str
         activations = replace(activations, bits=8)
         notes.append("the kernels of decoders take activations of 8 bits")
     if activations is not None and not activations.dynamic and (weights.granularity == "per-group" or not weights.symmetric):
-        activations = replace(DYNAMIC)
+        activations = DYNAMIC
         notes.append("groups and affine grids have no static kernel: activations are rounded as they come")
     return LayerSpec(weights, activations), "; ".join(notes) or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from engine.adamw import AdamW
 from engine.cancel import StopToken
+from engine.checkpoint import read as read_checkpoint
+from engine.checkpoint import write as write_checkpoint
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice, Step
 from engine.language.perplexity import Logits, stream_perplexity
-from engine.paths import save
 from engine.precision import half_type
 from engine.ticker import Every, Ticker
 
@@ -106,7 +106,7 @@ def fit_text(
     losses: list[float] = []
     values: list[float] = []
     best: dict[str, Tensor] = {}
-    kept = _load(checkpoint, fingerprint)
+    kept = read_checkpoint(checkpoint, fingerprint)
     if kept:
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -158,7 +158,7 @@ def fit_text(
             best = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if checkpoint:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-            _save(checkpoint, {**state, "losses": losses, "values": values, "fingerprint": fingerprint})
+            write_checkpoint(checkpoint, {**state, "losses": losses, "values": values, "fingerprint": fingerprint})
         yield EpochFinished(
             epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(done - 1, sum(counts)), is_best, stage, "perplexity"
         )
@@ -177,20 +177,3 @@ def _groups(model: nn.Module, schedule: TextSchedule) -> list[dict[str, Any]]:
 def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float]) -> TextFitted:
     at = min(range(len(values)), key=lambda i: (values[i], -i))
     return TextFitted(best, values[at], at + 1, tuple(losses), tuple(values))
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    save(path, buffer.getvalue())
-
-
-def _load(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
-    """None for no checkpoint and for that of another training. Raises EngineError for one that is broken."""
-    if path is None or not path.exists():
-        return None
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(state) if state["fingerprint"] == fingerprint else None
-    except Exception as error:
-        raise EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start") from error
