@@ -162,7 +162,7 @@ class QtuiApp(App[int]):
             self.go(STAGES[index - 1])
 
     def do_back(self) -> None:
-        if (screen := self.stage_screen) is not None:
+        if (screen := self.stage_screen) is not None and screen.is_mounted:
             screen.back()
 
     def do_halt_run(self) -> None:

@@ -49,5 +49,4 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 
 
 def _value(value: float | None) -> str:
-    # A summary does not name its metric; a perplexity is never below 1.
-    return "" if value is None else text.metric("accuracy" if value <= 1 else "perplexity", value)
+    return "" if value is None else text.summary(value)

@@ -27,6 +27,11 @@ def metric(name: str, value: float) -> str:
     return f"{value:.2%}".replace("%", " %") if name == "accuracy" else f"{value:.2f}"
 
 
+def summary(value: float) -> str:
+    """The figure of a run's summary, which does not name its metric: a perplexity is never below 1."""
+    return metric("accuracy" if value <= 1 else "perplexity", value)
+
+
 def size(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count / 1e3:.2f} kB"
 

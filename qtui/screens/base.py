@@ -141,14 +141,15 @@ class StageScreen(Screen[None]):
         self.query_one(Sentence).say(text)
 
     def explain(self, reason: str) -> None:
-        self.query_one(Sentence).explain(reason)
+        if self.is_mounted:
+            self.query_one(Sentence).explain(reason)
 
     def action_do(self, name: str) -> None:
         """Carry out an action of the table, or say why it cannot be. Keys that were typed before a panel stood in front are
-        not for the screen behind it."""
-        if self.app.screen is not self:
-            return
+        not for the screen behind it, and what works on a screen's contents waits for them."""
         action = next(a for a in actions.of(self.stage) if a.id == name)
+        if self.app.screen is not self or not (self.is_mounted or action.where == actions.EVERYWHERE):
+            return
         reason = action.why_not(self.state)
         if reason is not None:
             self.explain(reason)

@@ -45,10 +45,16 @@ class Panel(ModalScreen[Result]):
     """A panel that gives one result. Of keys that were typed ahead only the first ends it."""
 
     def done(self, value: Result | None) -> None:
-        """End with ``value``, once."""
-        if self.is_current and not self._ended:
+        """End with ``value``, once; not before the panel stands, for one that is taken away while it is made breaks."""
+        if not self.is_mounted:
+            self.call_later(self.done, value)
+        elif self.is_current and not self._ended:
             self._ended = True
             self.dismiss(value)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What works on the panel's contents waits for them: keys typed ahead may arrive before they are composed."""
+        return self.is_mounted or action not in ("scroll", "mark")
 
     _ended = False
 

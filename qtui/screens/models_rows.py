@@ -88,7 +88,9 @@ def run_rows(runs: Sequence[RunSummary], wanted: str = "") -> tuple[Row, ...]:
 
 def _run(run: RunSummary) -> Row:
     glyph, word, role = _STATES[run.state]
-    values = f"{_value(run.baseline)} → {_value(run.value)} %" if run.baseline and run.value else ""
+    values = ""
+    if run.baseline and run.value:
+        values = f"{text.summary(run.baseline).removesuffix(' %')} → {text.summary(run.value)}"
     role_of_row = "dim" if run.state == "failed" else ""
     when = run.started[5:16].replace("T", " ")
     verdict = _verdict(run) if run.state == "finished" else "r resumes it" if can_resume(run) else run.text
@@ -100,10 +102,6 @@ def _verdict(run: RunSummary) -> str:
     """The few words of a verdict that tell runs apart: ``QAT · 7.1× smaller``."""
     size = re.search(r"[\d.]+× (?:smaller|larger)", run.text)
     return " · ".join(filter(None, (f"{(run.chosen or '').upper()}", size[0] if size else ""))).replace("FP32", "fp32 stays")
-
-
-def _value(value: float) -> str:
-    return f"{100 * value:.2f}"
 
 
 def model_sentence(model: Model | None, choice: Choice, here: Place | None = None) -> str:

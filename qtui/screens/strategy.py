@@ -176,6 +176,9 @@ class StrategyScreen(EditKeys, StageScreen):
     def do_alike(self) -> None:
         draft, entry = self._draft, self._entry
         if draft is not None and entry is not None:
+            if not any(path in draft.specs for path in entry.paths):
+                self.explain(draft.edit("weights", entry.paths).note)
+                return
             marked = draft.mark_alike(entry.paths)
             self._change(marked)
             self.explain(f"{len(marked.marked)} layers are marked: an edit changes all of them, x takes the marks away")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from app_driving import Driver, drive
 from scripted_engine import Gate, ScriptedEngine
 
-from qtui.screens.dialogs import Confirm, Reading
+from qtui import actions
+from qtui.app import QtuiApp
+from qtui.screens.dialogs import Choose, Confirm, Panel, Prompt, Reading, Several
+from qtui.state import STAGES, Stage
+from qtui.widgets.table import Column, Row
 
 
 def test_a_panel_stays_until_it_is_closed_and_the_stage_changes_then(runs: Path) -> None:
@@ -46,5 +52,50 @@ def test_the_machine_is_told_from_any_screen(runs: Path) -> None:
         assert "this machine" in shown and "AVX512" in shown and "qconv_pointwise" in shown
         await driver.press("escape")
         assert not isinstance(driver.app.screen, Reading)
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_keys_that_arrive_before_a_panel_is_composed_do_no_harm(runs: Path) -> None:
+    def panels() -> tuple[Panel[Any], ...]:
+        row = Row("a", ("a",))
+        column = Column("text", "", grow=1)
+        return Reading("t", "x"), Several("t", (column,), (row,), (), "h"), Choose("t", (("a", "a"),)), Confirm("t", "x"), Prompt("t", "x")
+
+    async def script(driver: Driver) -> None:
+        for panel in panels():
+            for bindings in panel._bindings.key_to_bindings.values():
+                for binding in bindings:
+                    early = next(fresh for fresh in panels() if type(fresh) is type(panel))
+                    driver.app.push_screen(early)
+                    assert not early.is_mounted
+                    await driver.app.run_action(binding.action, early)
+                    await driver.pilot.pause()
+                    assert driver.app._exception is None
+                    if driver.app.screen is early:
+                        await driver.press("escape")
+        assert driver.app.stage_screen is driver.app.screen
+
+    drive(ScriptedEngine(runs), script)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_keys_that_arrive_before_a_stage_is_composed_do_no_harm(runs: Path, stage: Stage) -> None:
+    async def script(driver: Driver) -> None:
+        for action in actions.of(stage):
+            if action.id in ("quit", "stop"):
+                continue
+            driver.app.go("model")
+            await driver.on("model")
+            await driver.app.remove_mode(stage)
+            driver.app.add_mode(stage, QtuiApp.MODES[stage])
+            driver.app.go(stage)
+            early = driver.app.stage_screen
+            assert early is not None and early.stage == stage and not early.is_mounted
+            early.action_do(action.id)
+            early.explain("too early")
+            await driver.pilot.pause()
+            assert driver.app._exception is None
+            await driver.press("escape")
 
     drive(ScriptedEngine(runs), script)

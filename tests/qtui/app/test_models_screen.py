@@ -415,3 +415,12 @@ def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path:
     sentences = {model.name: model_sentence(model, Choice(model=model.name)) for model in listed}
     assert "Perplexity 61.24 on the test part of python-docs." in sentences["gpt2-mini"]
     assert "548.11 MB" in sentences["gpt2"] and "Hugging Face hub" in sentences["gpt2"]
+
+
+def test_a_run_of_a_language_model_shows_perplexities() -> None:
+    def shown(baseline: float, value: float) -> str:
+        run = RunSummary(Path("r"), "2026-01-02T03:04:05", "m", "d", "finished", "ptq", baseline, value, "")
+        return " ".join(str(getattr(cell, "text", cell)) for cell in run_rows((run,))[0].cells)
+
+    assert "65.13 → 65.23" in shown(65.129, 65.226) and "%" not in shown(65.129, 65.226)
+    assert "99.72 → 99.50 %" in shown(0.9972, 0.995)
