@@ -29,6 +29,7 @@ def examine() -> dict[str, Any]:
 
     from engine.data.cache import data_cache
     from engine.export.registry import install
+    from engine.kernels.gpu import seen_from
     from engine.kernels.probe import probe
     from engine.paths import cache_dir
     from engine.rundir import runs_root
@@ -52,7 +53,8 @@ def examine() -> dict[str, Any]:
         "kernels": machine.kernels,
         "threads": torch.get_num_threads(),
         **processor.cores(),
-        "gpus": gpus.gpus(),
+        "gpus": (there := gpus.gpus()),
+        "gpu_kernels": seen_from(machine, "cuda").kernels if any(gpu.get("capability") for gpu in there) else {},
         "driver": gpus.driver(),
         "cuda": torch.version.cuda,
         "packages": packages,

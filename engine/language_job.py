@@ -47,6 +47,7 @@ from engine.events import (
     Table,
     Weights,
 )  # fmt: skip
+from engine.kernels.gpu import seen_from
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
 from engine.quant.plan import Plan
@@ -82,6 +83,7 @@ class LanguageJob(Work):
         super().__init__(recipe, machine, where, stop, attended)
         self.loaded = loaded
         self.model = loaded.language.model
+        self.kernels = seen_from(machine, loaded.device)
         # The baseline is the best fp32 form.
         fuse_activations(self.model)
         self.said: dict[str, tuple[Samples, ...]] = {}
@@ -93,9 +95,10 @@ class LanguageJob(Work):
         import transformers
 
         return {
-            "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(), "device": "cpu",
-            "isa": self.machine.isa, "vnni": self.machine.vnni, "threads": torch.get_num_threads(), "seed": self.recipe.seed,
-            "recipe": self.recipe.fingerprint(), "weights": f"{self.loaded.language.source} {self.loaded.fingerprint}",
+            "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
+            "device": self.loaded.device, "isa": self.machine.isa, "vnni": self.machine.vnni, "threads": torch.get_num_threads(),
+            "seed": self.recipe.seed, "recipe": self.recipe.fingerprint(),
+            "weights": f"{self.loaded.language.source} {self.loaded.fingerprint}",
         }  # fmt: skip
 
     def run(self) -> Run[Report]:
@@ -167,7 +170,7 @@ class LanguageJob(Work):
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 
     def _planned(self, seen: Look) -> Generator[Event, None, Plan]:
-        made = plan(self.model, self.parts, self.recipe.preset, self.recipe.layer_rules(), seen.shares, labels(self.machine))
+        made = plan(self.model, self.parts, self.recipe.preset, self.recipe.layer_rules(), seen.shares, labels(self.kernels))
         for text in made.warnings:
             yield Notice(text, "warning")
         cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in made.layers]
@@ -192,7 +195,7 @@ class LanguageJob(Work):
     def _measure(
         self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float
     ) -> Generator[Event, None, _Form]:
-        model, placed = running(decoder, self.machine)
+        model, placed = running(decoder, self.kernels)
         part = self.recipe.data
         deciding = self.loaded.parts("validation", self.loaded.context)[:DECIDING]
         validation = yield from self._against(model, deciding, self.loaded.context)
@@ -200,7 +203,7 @@ class LanguageJob(Work):
         steps = {"fp32": step_of(self.model), "it": step_of(model)}
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         lengths = Lengths().within(self.loaded.language.context)
-        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop)
+        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=self.loaded.device)
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
@@ -234,7 +237,7 @@ class LanguageJob(Work):
         schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
         mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"
         tuned = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", finetune(
-            self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop,
+            self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop, device=self.loaded.device,
             checkpoint=self.where.path / CHECKPOINT, fingerprint=mark,
         ))  # fmt: skip
         seconds = self.stop.clock() - began
@@ -285,7 +288,7 @@ class LanguageJob(Work):
         return {"exports": entries, "runtimes": runtimes(entries, baseline, chosen.entry)}
 
     def _given(self, chosen: _Form) -> Given:
-        windows = [ids for ids, _ in self.loaded.parts("test", self.recipe.data.stride)[:COMPARED]]
+        windows = [ids.cpu() for ids, _ in self.loaded.parts("test", self.recipe.data.stride)[:COMPARED]]
         return Given(
             chosen.decoder, windows, self.loaded.language.path, self.recipe.to_yaml(), self.machine.instructions, self.recipe.model
         )

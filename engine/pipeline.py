@@ -125,7 +125,7 @@ def _load(recipe: Recipe, stop: StopToken, language: bool) -> Run[Any]:
         return (yield from load.load(recipe))
     from engine.decoders import loading
 
-    return (yield from loading.load(recipe, stop))
+    return (yield from loading.load(recipe, stop, load.pick_device(recipe.device)))
 
 
 def _job(recipe: Recipe, loaded: Any, machine: Machine, where: RunDir, stop: StopToken, attended: bool) -> Job | LanguageJob:

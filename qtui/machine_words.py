@@ -101,7 +101,9 @@ def _gpus(found: Mapping[str, Any]) -> Lines:
             lines.append(("", f"compute capability {gpu['capability']}, {units}"))
     if lines:
         lines.append(("driver", f"{found.get('driver') or 'unknown'}, torch is built for CUDA {found.get('cuda') or '–'}"))
-        lines.append(("used for", "calibration and training; integer layers run on the processor, and on a GPU through an export"))
+        lines += [(name, "right" if error is None else str(error)) for name, error in (found.get("gpu_kernels") or {}).items()]
+        lines.append(("language", "models run on it as a whole, on the integer kernels that are right"))
+        lines.append(("networks", "calibration and training; integer layers run on the processor, and on a GPU through an export"))
     return lines or [("none", "calibration and training run on the processor")]
 
 

@@ -31,7 +31,8 @@ def write_block(
         tensors |= {f"packed/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()}
         metas[name] = weight.meta()
     notes = json.dumps([asdict(note) for note in told])
-    save_file(path, save(tensors, {"fingerprint": fingerprint, "matrices": json.dumps(metas), "told": notes}))
+    held = {name: tensor.cpu() for name, tensor in tensors.items()}
+    save_file(path, save(held, {"fingerprint": fingerprint, "matrices": json.dumps(metas), "told": notes}))
 
 
 def read_block(

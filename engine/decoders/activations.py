@@ -116,7 +116,7 @@ def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Te
             yield torch.stack(tuple(some)), None
             continue
         filled = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in some])
-        yield filled, torch.arange(longest) < torch.tensor([len(ids) for ids in some])[:, None]
+        yield filled, torch.arange(longest, device=filled.device) < torch.tensor([len(ids) for ids in some], device=filled.device)[:, None]
 
 
 def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:

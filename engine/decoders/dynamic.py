@@ -45,7 +45,8 @@ class Dynamic:
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.activations is not None
-        weight = on_int8(matrix.weight)
+        weight = on_int8(matrix.weight).to(machine.device)
+        bias = None if bias is None else bias.to(machine.device)
         bits, scale = bits_of(matrix.activations.bits, machine), weight.scale[:, 0].float()
         run: Callable[[Tensor], Tensor]
         if machine.runs("dnnl"):

@@ -88,7 +88,7 @@ def finetune(
     """Train ``weights`` (by module path) and the norms and biases of ``student``; embeddings and matrices without integers stay.
 
     ``teacher`` is the fp32 model, ``student`` the one that the weights were rounded in, whose norms and biases may differ from the
-    teacher's; both are transformers models on ``device`` and stay as they are. The loss of a token is ``distill`` times
+    teacher's; both are transformers models and stay as they are, the teacher on ``device``. The loss of a token is ``distill`` times
     KL(teacher, student) and the rest the cross-entropy of the text (Hinton et al. 2015, arXiv:1503.02531, at temperature 1; for
     decoders of few bits Liu et al. 2023, arXiv:2305.17888). Activations are float.
 
@@ -99,7 +99,7 @@ def finetune(
     counts = [steps(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, e)) for e in range(1, schedule.epochs + 1)]
     if not all(counts):
         raise EngineError(f"the text {data.name} has no window of {schedule.context:,} tokens to train on: give a longer text")
-    pupil = Student(duplicate(student), weights)
+    pupil = Student(duplicate(student).to(device), weights)
     optimizer = AdamW(pupil.groups(schedule.places, schedule.scales), schedule.lr, (0.9, 0.95))
     judged = judge(data, schedule.context, schedule.judged, stop, "judge", device)
     losses: list[float] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.decoders.dynamic import Dynamic
+from engine.decoders.int_mm import IntMM
 from engine.decoders.kernel import Asked, MatrixKernel, asked
 from engine.decoders.nibbles import Nibbles
 from engine.decoders.rows import Rows
@@ -18,7 +19,7 @@ from engine.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.
 KERNELS: tuple[MatrixKernel, ...] = (
-    Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(), Dynamic(simulated=True), Static(simulated=True), Stored(),
+    IntMM(), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(), Dynamic(simulated=True), Static(simulated=True), Stored(),
 )  # fmt: skip
 FP32 = "torch fp32"
 

@@ -31,12 +31,14 @@ TOKENS = 2048
 
 @dataclass(frozen=True)
 class LoadedLanguage:
-    """``context`` is the length of a window in tokens; ``fingerprint`` a hash of the weights."""
+    """``context`` is the length of a window in tokens; ``fingerprint`` a hash of the weights; ``device`` where the model is, and what is
+    read from the text."""
 
     language: LanguageModel
     data: TextData | SequenceData
     context: int
     fingerprint: str
+    device: str = "cpu"
 
     @property
     def batch(self) -> int:
@@ -46,15 +48,15 @@ class LoadedLanguage:
     def calibration(self, count: int, seed: int) -> list[Tensor]:
         """Windows of the training split, 1-D each: ``count`` of them, fewer where there are no more."""
         if isinstance(self.data, SequenceData):
-            return [ids for ids in self.data.sequences["train"][:count] if len(ids) > 1]
-        return list(self.data.windows("train", self.context, count, seed))
+            return [ids.to(self.device) for ids in self.data.sequences["train"][:count] if len(ids) > 1]
+        return [ids.to(self.device) for ids in self.data.windows("train", self.context, count, seed)]
 
     def parts(self, split: Split, stride: int, limit: int | None = None) -> list[Part]:
         """What of a split is scored, and from where; ``limit`` is in tokens. Raises EngineError for a text that is too short."""
         if isinstance(self.data, SequenceData):
             found = sorted((ids for ids in self.data.sequences[split] if len(ids) > 1), key=len)
-            return [(ids, 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
-        return parts_of(self.data.streams[split][:limit], self.context, stride)
+            return [(ids.to(self.device), 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
+        return parts_of(self.data.streams[split][:limit].to(self.device), self.context, stride)
 
     @property
     def protocol(self) -> str:
@@ -75,7 +77,7 @@ def settled(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": QatPart.model_validate(qat)})
 
 
-def load(recipe: Recipe, stop: StopToken) -> Generator[Event, None, LoadedLanguage]:
+def load(recipe: Recipe, stop: StopToken, device: str = "cpu") -> Generator[Event, None, LoadedLanguage]:
     """``recipe`` is settled. Raises UsageError or EngineError in one line for whatever does not fit together."""
     _refuse(recipe)
     torch.manual_seed(recipe.seed)
@@ -83,7 +85,8 @@ def load(recipe: Recipe, stop: StopToken) -> Generator[Event, None, LoadedLangua
     language = load_language(recipe.model, text=not name.endswith(".json"))
     data = load_text(name, language, stop)
     context = _context(recipe, language, data)
-    loaded = LoadedLanguage(language, data, context, _fingerprint(language))
+    loaded = LoadedLanguage(language, data, context, _fingerprint(language), device)
+    language.model.to(device)
     counts = ", ".join(f"{_tokens(data, split):,} {split}" for split in ("train", "validation", "test"))
     yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {context:,}")
     yield Notice(f"{name}: tokens: {counts}")
@@ -98,8 +101,6 @@ def _refuse(recipe: Recipe) -> None:
         raise UsageError(f"{part.name} are images and {recipe.model} reads text: give --data {TEXT}, a text file or a folder of text")
     for name in recipe.export:
         find(name)
-    if recipe.device == "cuda":
-        raise UsageError("--device cuda: language models are calibrated and measured on the processor: use --device auto or cpu")
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
     if part.mean or part.std or part.size:

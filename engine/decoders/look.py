@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.device import wait
 from engine.events import NodeRow
 from engine.language.linears import Anatomy
 
@@ -36,6 +37,7 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
 
     def before(name: str) -> Any:
         def note(module: nn.Module, given: Any) -> None:
+            wait(ids.device)
             began[name] = time.perf_counter()
 
         return note
@@ -43,6 +45,7 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     def after(name: str, timed: bool) -> Any:
         def note(module: nn.Module, given: Any, put: Any) -> None:
             if timed:
+                wait(ids.device)
                 times.setdefault(name, []).append(time.perf_counter() - began[name])
             out = put[0] if isinstance(put, tuple) and put else put
             if isinstance(out, Tensor):
@@ -63,6 +66,7 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
             for _ in range(_ROUNDS):
                 start = time.perf_counter()
                 model(input_ids=ids, use_cache=False)
+                wait(ids.device)
                 whole.append(time.perf_counter() - start)
     finally:
         for hook in hooks:

@@ -64,12 +64,13 @@ def against(
     Cancelled on stop."""
     ticker = Ticker(stage, sum(len(ids) - first for ids, first in parts), "tok", clock=stop.clock)
     sums: dict[str, list[tuple[float, int]]] = {"fp32": [], "it": []}
-    total = torch.zeros(5, dtype=torch.float64)  # signal, noise, same answers, divergence, numbers
+    device = parts[0][0].device if parts else None
+    total = torch.zeros(5, dtype=torch.float64, device=device)  # signal, noise, same answers, divergence, numbers
     with torch.inference_mode():
         for ids, first in parts:
             stop.check()
             before, after = fp32(ids[None])[0, first - 1 : -1], it(ids[None])[0, first - 1 : -1]
-            nll = torch.zeros(2, dtype=torch.float64)
+            nll = torch.zeros(2, dtype=torch.float64, device=device)
             for a, b, wanted in zip(*(torch.split(x, _ROWS) for x in (before, after, ids[first:])), strict=True):
                 loss, moved = _compare(a.float(), b.float(), wanted)
                 nll, total = nll + loss, total + moved
@@ -95,6 +96,6 @@ def _compare(before: Tensor, after: Tensor, wanted: Tensor) -> tuple[Tensor, Ten
     moved = after - before
     found: list[Any] = [
         before.double().square().sum(), moved.double().square().sum(), (before.argmax(-1) == after.argmax(-1)).sum().double(),
-        (first.exp() * (first - second)).double().sum(), torch.tensor(float(before.numel()), dtype=torch.float64),
+        (first.exp() * (first - second)).double().sum(), torch.tensor(float(before.numel()), dtype=torch.float64, device=before.device),
     ]  # fmt: skip
     return torch.stack(losses), torch.stack(found)

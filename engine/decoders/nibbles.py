@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.decoders.computed import Computed
 from engine.decoders.kernel import Asked
 from engine.decoders.quantized import QuantizedMatrix
+from engine.kernels.gpu import INT4PACK, nibbles_mm, pack_nibbles
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
 
@@ -20,8 +21,9 @@ _MIDDLE = 8
 
 
 class Nibbles:
-    """torch's ``_weight_int4pack_mm_for_cpu``. Its weights are ``(q - 8) * scale + zero`` with both in bfloat16, whose 8 bits of
-    mantissa the activations and the result have too. Wider groups than it knows, and whole rows, are divided."""
+    """torch's ``_weight_int4pack_mm``, on the processor ``_weight_int4pack_mm_for_cpu``. Its weights are ``(q - 8) * scale + zero``
+    with both in bfloat16, whose 8 bits of mantissa the activations and the result have too. Wider groups than it knows, and
+    whole rows, are divided."""
 
     storage_only = False
 
@@ -36,6 +38,9 @@ class Nibbles:
         if not _size(asked.weights, asked.shape[1]):
             groups = f"groups of {asked.weights.size(asked.shape[1])} in {asked.shape[1]} inputs"
             return f"the kernel for 4-bit weights takes multiples of {_GROUPS[-1]}, not {groups}"
+        if machine.device != "cpu":
+            wrong = machine.kernels.get(INT4PACK, "not probed")
+            return wrong and f"torch's kernel for 4-bit weights does not run on this GPU: {wrong}"
         if "AVX" not in machine.isa:
             return f"torch has no vectorized kernel for 4-bit weights on {machine.isa}"
         return _unfit()
@@ -51,24 +56,27 @@ class Nibbles:
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = matrix.weight
-        run = PackedNibbles(weight, bias)
+        run = PackedNibbles(weight, bias, machine.device)
         return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int4pack bf16")
 
 
 class PackedNibbles:
-    """(..., in) to (..., out) in float32."""
+    """(..., in) to (..., out) in float32, on ``device``."""
 
-    def __init__(self, weight: GroupedWeight, bias: Tensor | None) -> None:
-        self._out, self._bias = weight.values.shape[0], bias
+    def __init__(self, weight: GroupedWeight, bias: Tensor | None, device: str = "cpu") -> None:
+        self._out, self._bias = weight.values.shape[0], None if bias is None else bias.to(device)
         self._size = _size(weight.spec, weight.values.shape[1])
         codes, scales = packed(weight, self._size)
         lacking = -self._out % _OUTPUTS
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(F.pad(codes, (0, 0, 0, lacking)), 1)
-        self._scales = F.pad(scales, (0, 0, 0, lacking)).contiguous()
+        codes = F.pad(codes, (0, 0, 0, lacking)).to(device)
+        self._here = device == "cpu"
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1) if self._here else pack_nibbles(codes)
+        self._scales = F.pad(scales, (0, 0, 0, lacking)).contiguous().to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, self._size, self._scales)
+        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu if self._here else nibbles_mm
+        y: Tensor = multiply(rows, self._packed, self._size, self._scales)
         y = y[:, : self._out].to(torch.float32)
         y = y if self._bias is None else y.add_(self._bias)
         return y.reshape(*x.shape[:-1], self._out)

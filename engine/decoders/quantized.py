@@ -37,7 +37,8 @@ class QuantizedMatrix:
 @dataclass(frozen=True)
 class QuantizedDecoder:
     """``twin`` is a transformers model in float32 whose weights are what the integers stand for, with scales folded into its
-    norms and biases; ``matrices`` are the integers by module path. Paths that are no key of it stay in float32."""
+    norms and biases; ``matrices`` are the integers by module path. Paths that are no key of it stay in float32. All of it is on the
+    processor: ``runtime.running`` brings a copy to another device."""
 
     twin: Any
     matrices: Mapping[str, QuantizedMatrix]

@@ -29,8 +29,9 @@ def round_decoder(
 ) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
     """Quantize a copy of ``model`` as ``layers`` say, calibrated on ``windows`` of token ids; and what is known of each matrix.
 
-    Goes block by block: the statistics of one group of layers are in memory at a time, and with ``checkpoints`` each finished
-    block is kept and not done again. Yields Progress and ``MatrixQuantized``. Raises EngineError as its parts do, Cancelled on stop.
+    ``windows`` are on the model's device; what is returned is on the processor. Goes block by block: the statistics of one group of
+    layers are in memory at a time, and with ``checkpoints`` each finished block is kept and not done again. Yields Progress and
+    ``MatrixQuantized``. Raises EngineError as its parts do, Cancelled on stop.
     """
     twin = duplicate(model)
     wanted = {row.path: row for row in layers if row.actual.weights is not None}
@@ -56,7 +57,7 @@ def round_decoder(
             told[row.path] = note
             yield note
     grids = yield from _grids(twin, wanted, windows, batch, stop)
-    return QuantizedDecoder(twin, _matrices(wanted, weights, grids)), told
+    return QuantizedDecoder(twin.to("cpu"), _matrices(wanted, weights, grids)), told
 
 
 def retuned(
@@ -66,10 +67,12 @@ def retuned(
     static = {path: m.activations for path, m in before.matrices.items() if m.activations and not m.activations.dynamic}
     seen = (yield from observe(model, static, windows, batch, stop, counting=False)) if static else {}
     matrices = {
-        path: replace(matrix, weight=weights.get(path, matrix.weight), grid=seen[path].grid(path) if path in seen else matrix.grid)
+        path: replace(
+            matrix, weight=weights.get(path, matrix.weight).to("cpu"), grid=seen[path].grid(path) if path in seen else matrix.grid
+        )
         for path, matrix in before.matrices.items()
     }
-    return QuantizedDecoder(model, matrices)
+    return QuantizedDecoder(model.to("cpu"), matrices)
 
 
 def _noting(
@@ -113,5 +116,6 @@ def _grids(
 
 def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, GroupedWeight], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
     return {
-        path: QuantizedMatrix(weights[row.tied or path], row.actual.activations, grids.get(path), row.tied) for path, row in wanted.items()
+        path: QuantizedMatrix(weights[row.tied or path].to("cpu"), row.actual.activations, grids.get(path), row.tied)
+        for path, row in wanted.items()
     }

@@ -34,7 +34,7 @@ class Rows:
         return weight.dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
-        return PackedEmbedding(matrix.weight)
+        return PackedEmbedding(matrix.weight.to(machine.device))
 
 
 class PackedEmbedding(nn.Module):

@@ -39,8 +39,8 @@ def as_run(decoder: QuantizedDecoder, machine: Machine) -> dict[str, Tensor]:
 
 
 def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str, Placement]]:
-    """A transformers model on integer kernels, and what computes each matrix. It is a copy, in eval mode, for inference alone:
-    of the twin's float32 weights it holds only those that it computes with."""
+    """A transformers model on integer kernels, and what computes each matrix. It is a copy on the machine's device, in eval mode, for
+    inference alone: of the twin's float32 weights it holds only those that it computes with."""
     found = choices(decoder, machine)
     modules = {
         path: built
@@ -48,7 +48,7 @@ def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str,
         if (built := choice.kernel.build(decoder.matrices[path], _bias(decoder.twin.get_submodule(path)), machine)) is not None
     }
     _share(decoder, modules)
-    model = _without(decoder.twin, modules)
+    model = _without(decoder.twin, modules).to(machine.device)
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, module)

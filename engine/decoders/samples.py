@@ -20,7 +20,7 @@ def sampled(loaded: LoadedLanguage, forms: Mapping[str, Any], stop: StopToken) -
     for ids in _beginnings(loaded):
         texts = {}
         for name, model in forms.items():
-            new = list(continuation(model, ids, NEW, stop=stop, context=loaded.language.context))
+            new = list(continuation(model, ids.to(loaded.device), NEW, stop=stop, context=loaded.language.context))
             texts[name] = _text(loaded, new)
         found.append(Samples(_text(loaded, ids.tolist()), texts))
     return tuple(found)

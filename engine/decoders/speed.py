@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
+from engine.device import wait
 from engine.events import Event
 from engine.ticker import Ticker
 
@@ -57,14 +58,20 @@ def step_of(model: Any) -> Step:
 
 
 def tokens_per_second(
-    steps: Mapping[str, Step], vocabulary: int, lengths: Lengths, stop: StopToken, rounds: int = 5, stage: str = "speed"
+    steps: Mapping[str, Step],
+    vocabulary: int,
+    lengths: Lengths,
+    stop: StopToken,
+    rounds: int = 5,
+    stage: str = "speed",
+    device: str = "cpu",
 ) -> Generator[Event, None, dict[str, Speed]]:
-    """The models by name, in turns and on the threads that torch has. Prompts are random ids, the same for all; the likeliest token
-    is taken. The prompt's time is the median of ``rounds``; a new token's the median of all, which what else the machine does
-    moves little. Raises Cancelled on stop.
+    """The models by name, in turns, on ``device`` and on the threads that torch has. Prompts are random ids, the same for all; the
+    likeliest token is taken. The prompt's time is the median of ``rounds``; a new token's the median of all, which what else the
+    machine does moves little. Raises Cancelled on stop.
     """
     draw = torch.Generator().manual_seed(0)
-    prompt, begin = (torch.randint(vocabulary, (1, count), generator=draw) for count in (lengths.prompt, lengths.begin))
+    prompt, begin = (torch.randint(vocabulary, (1, count), generator=draw).to(device) for count in (lengths.prompt, lengths.begin))
     read: dict[str, list[float]] = {name: [] for name in steps}
     written: dict[str, list[float]] = {name: [] for name in steps}
     # A first round makes primitives and fills caches; it is not counted.
@@ -100,6 +107,8 @@ def _continue(step: Step, begin: Tensor, new: int, stop: StopToken) -> list[floa
 
 
 def _timed(step: Step, ids: Tensor, past: Any, stop: StopToken) -> tuple[float, Tensor, Any]:
+    wait(ids.device)
     start = stop.clock()
     logits, past = step(ids, past)
+    wait(ids.device)
     return max(stop.clock() - start, 1e-9), logits, past

@@ -43,13 +43,13 @@ class Static:
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
-        weight, grid = on_int8(matrix.weight), exact_here(matrix.grid, machine)
+        weight, grid = on_int8(matrix.weight).to(machine.device), exact_here(matrix.grid, machine)
         kernel, scale = kernels_for(machine)[0], weight.scale[:, 0].float()
         run: Callable[[Tensor], Tensor]
         if machine.runs("dnnl"):
             run = GridLinear(weight.values, scale, bias, grid)
         else:
-            added = None if bias is None else bias.float().contiguous()
+            added = None if bias is None else bias.float().contiguous().to(machine.device)
             run = OnGrid(kernel.build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
         return Computed(run, (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
 

@@ -58,7 +58,7 @@ class Student:
             held = model.get_submodule(path).weight
             self._first[path] = holders.setdefault(id(held), path)
             if self._first[path] == path:
-                self._latents[path] = Latent(weight).to(held.device)
+                self._latents[path] = Latent(weight.to(held.device)).to(held.device)
         self._transposed = {path for path in self._latents if kind_of(model.get_submodule(path)) == "Conv1D"}
         self._others = {name: p.requires_grad_(True) for name, p in model.named_parameters() if p.dim() <= 1}
         self.settle()

@@ -13,6 +13,7 @@ from engine.decoders.computed import Computed
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
+from engine.kernels.gpu import INT8PACK
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 
@@ -20,6 +21,8 @@ from engine.quant.grouped import GroupedWeight
 ROWS = 16
 # Rows of the weight that are wide at a time.
 _SLICE = 4096
+# The vectorized kernel reads inputs by sixteens, and reads past the end of others.
+_INPUTS = 16
 
 
 class WeightOnly:
@@ -38,26 +41,31 @@ class WeightOnly:
         if not asked.int8:
             bits = "" if asked.weights.bits == 8 else f"{asked.weights.bits}-bit "
             return f"no fast kernel takes {bits}weights with {_form(asked)} and float activations"
+        if machine.device != "cpu":
+            wrong = machine.kernels.get(INT8PACK, "not probed")
+            return wrong and f"torch's kernel for int8 weights and float activations does not run on this GPU: {wrong}"
         if "AVX" not in machine.isa:
             return f"torch has no vectorized kernel for int8 weights and float activations on {machine.isa}"
         return _unfit()
 
     def note(self, asked: Asked, machine: Machine) -> str | None:
         stored = "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8; "
-        return f"{stored}activations are bfloat16{'' if wide() == torch.bfloat16 else f' for up to {ROWS} tokens at once'}"
+        return f"{stored}activations are bfloat16{'' if wide(machine.device) == torch.bfloat16 else f' for up to {ROWS} tokens at once'}"
 
     def computed(self, weight: GroupedWeight) -> Tensor:
         return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = on_int8(matrix.weight)
-        run = Widened(weight.values, weight.scale[:, 0].float(), bias)
+        run = Widened(weight.values, weight.scale[:, 0].float(), bias, machine.device)
         return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int8pack bf16")
 
 
-@lru_cache(maxsize=1)
-def wide() -> torch.dtype:
-    """What a prompt is computed in: bfloat16 where the processor has instructions for it."""
+@lru_cache(maxsize=4)
+def wide(device: str) -> torch.dtype:
+    """What a prompt is computed in: bfloat16 where ``device`` has instructions for it."""
+    if device != "cpu":
+        return torch.bfloat16
     supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return torch.bfloat16 if supported is not None and supported() else torch.float32
 
@@ -67,20 +75,22 @@ def _form(asked: Asked) -> str:
 
 
 class Widened:
-    """(..., in) to (..., out) in float32; ``weight`` int8 (out, in), ``scale`` and ``bias`` float32 (out,)."""
+    """(..., in) to (..., out) in float32; ``weight`` int8 (out, in), ``scale`` and ``bias`` float32 (out,), brought to ``device``."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._scale = weight.contiguous(), scale
-        self._bias = None if bias is None else bias.float()
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, device: str = "cpu") -> None:
+        self._lacking = -weight.shape[1] % _INPUTS
+        self._weight, self._scale = F.pad(weight, (0, self._lacking)).contiguous().to(device), scale.to(device)
+        self._bias = None if bias is None else bias.float().to(device)
+        self._wide = wide(device)
         # Scales of bfloat16 would move whole rows: the product is scaled behind the kernel.
-        self._ones = torch.ones(len(weight), dtype=torch.bfloat16)
+        self._ones = torch.ones(len(weight), dtype=torch.bfloat16, device=device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = F.pad(x.reshape(-1, x.shape[-1]), (0, self._lacking)) if self._lacking else x.reshape(-1, x.shape[-1])
         if len(rows) <= ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._ones).to(torch.float32)
         else:
-            rows, kind = rows.to(wide()), wide()
+            rows, kind = rows.to(self._wide), self._wide
             y = torch.cat([F.linear(rows, some.to(kind)).to(torch.float32) for some in torch.split(self._weight, _SLICE)], 1)
         y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
         return y.view(*x.shape[:-1], -1)

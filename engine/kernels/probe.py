@@ -36,13 +36,14 @@ class Machine:
     """``isa`` is torch's word for the instruction set; ``saturates`` is measured, None when no kernel ran.
 
     ``isa`` is ``unknown`` where the probe itself failed. ``kernels`` maps each kernel to None when it is exact here, else to
-    what went wrong.
+    what went wrong. ``device`` is where they run: ``gpu.seen_from`` tells of a GPU's.
     """
 
     isa: str
     vnni: bool
     saturates: bool | None
     kernels: dict[str, str | None] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def activation_bits(self) -> int:

@@ -98,6 +98,13 @@ class GroupedWeight:
     def zero(self) -> Tensor | None:
         return self.grid.zero
 
+    def to(self, device: torch.device | str) -> GroupedWeight:
+        """The same on ``device``; itself where it is there already."""
+        if self.values.device == torch.device(device):
+            return self
+        zero = None if self.zero is None else self.zero.to(device)
+        return GroupedWeight(self.values.to(device), Grid(self.spec, self.scale.to(device), zero))
+
     @property
     def bytes(self) -> int:
         """Exact bytes on disk."""

@@ -56,7 +56,10 @@ def test_what_does_not_fit_is_said() -> None:
 
 
 def test_gpus_say_what_they_are_for() -> None:
-    lines = dict(sections({**FULL, "gpus": [GPU], "driver": "580.1", "cuda": "13.2"}))["GPUs"]
+    lines = dict(
+        sections({**FULL, "gpus": [GPU], "driver": "580.1", "cuda": "13.2", "gpu_kernels": {"int_mm": None, "int4pack": "off by 3%"}})
+    )["GPUs"]
+    assert ("int_mm", "right") in lines and ("int4pack", "off by 3%") in lines
     assert lines[0] == ("H", "1.0 of 2.0 GiB free") and lines[1][1] == "compute capability 9.0, matrix units for int8 and bfloat16"
     assert ("driver", "580.1, torch is built for CUDA 13.2") in lines and "through an export" in lines[-1][1]
     assert told(gpus=[{"name": "unusable", "error": "taken"}])["GPUs"]["unusable"] == "taken"

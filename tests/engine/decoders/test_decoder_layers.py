@@ -8,7 +8,7 @@ from engine.decoders.layers import KERNELS, choose, label, labels
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.decoders.rows import PackedEmbedding
-from engine.decoders.weight_only import ROWS, wide
+from engine.decoders.weight_only import ROWS, Widened, wide
 from engine.kernels.probe import KERNELS as PROBED
 from engine.kernels.probe import Machine, probe
 from engine.quant.grouped import GroupSpec, minmax, quantize
@@ -168,7 +168,7 @@ def test_float_activations():
     module, weight = built(INT8, None, FULL, added)
     for rows in (1, ROWS, ROWS + 1):
         x = draw(rows, 64, seed=3)
-        few = rows <= ROWS or wide() == torch.bfloat16
+        few = rows <= ROWS or wide("cpu") == torch.bfloat16
         product = (x.to(torch.bfloat16) if few else x).double() @ weight.T
         error = (module(x).double() - (product + added.double())).abs()
         # The result has bfloat16's 8 bits of mantissa; longer inputs stay in float32.
@@ -207,3 +207,14 @@ def test_rows_that_are_looked_up(spec):
         assert module._look.packed.numel() == weight.to_tensors()["packed"].numel() < weight.values.numel()
     with pytest.raises(IndexError):
         module(torch.tensor([96]))
+
+
+@pytest.mark.parametrize("given", [24, 40, 63, 72])
+def test_inputs_that_no_vector_divides_are_multiplied_right(given: int) -> None:
+    draw = torch.Generator().manual_seed(given)
+    weight = torch.randint(-127, 128, (48, given), generator=draw, dtype=torch.int8)
+    x = torch.randn(3, given, generator=draw)
+    exact = x.to(torch.bfloat16).double() @ weight.double().T
+    for _ in range(20):
+        got = Widened(weight, torch.ones(48), None)(x)
+        assert (got.double() - exact).abs().max() < 0.01 * exact.abs().max()

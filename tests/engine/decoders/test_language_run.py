@@ -108,7 +108,7 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
     [
         ({"data": {"name": "digits"}}, "digits are images and .* reads text: give --data python-docs"),
         ({"weights": "a.safetensors"}, "brings its weights: leave --weights out"),
-        ({"device": "cuda"}, "language models are calibrated and measured on the processor"),
+        ({"device": "cuda"}, "--device cuda: torch sees no GPU here"),
         ({"export": ("openvino",)}, "export format 'openvino' is not known for language models"),
         ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
         ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),

@@ -26,10 +26,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, dict[str, tuple[int, int]], 
 }  # fmt: skip
 
 
-def build(family: str) -> Any:
+def build(family: str, **changes: Any) -> Any:
+    """``changes`` are to the family's options."""
     import transformers
 
-    kind, options, *_ = FAMILIES[family]
+    kind, given, *_ = FAMILIES[family]
+    options = {**given, **changes}
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     return transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**options, **ends))

@@ -1,0 +1,78 @@
+"""What is made of CUDA's integer kernels, with the one that torch has on the processor too; on a GPU all of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from engine.decoders.dynamic import bits_of
+from engine.decoders.int_mm import ScaledSums
+from engine.kernels import gpu
+from engine.kernels.gpu import KERNELS, IntegerMatrix, seen_from
+from engine.kernels.probe import Machine
+from engine.quant.grouped import GroupSpec, minmax, quantize
+from engine.quant.numerics import QParams
+
+HERE = Machine("AVX512", True, False, {})
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 24, 33])
+@pytest.mark.parametrize(("out", "given"), [(8, 16), (50, 100), (3, 24), (257, 64)])
+def test_sums_of_any_shape_are_exact(rows: int, out: int, given: int) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    weight, codes = (torch.randint(-128, 128, shape, generator=draw, dtype=torch.int8) for shape in ((out, given), (rows, given)))
+    got = IntegerMatrix(weight, "cpu")(codes)
+    assert got.shape == (rows, out) and torch.equal(got.double(), codes.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rounding", [8, 7, QParams(0.031, 120), QParams(0.06, 3, 127)])
+def test_rounded_activations_give_what_float64_gives(rounding: int | QParams, bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    floats, added = torch.randn(40, 72, generator=draw), torch.randn(40, generator=draw) if bias else None
+    weight = quantize(floats, minmax(floats, GroupSpec(8, 0, True)))
+    x = torch.randn(2, 3, 72, generator=draw)
+    if isinstance(rounding, int):
+        step = x.double().abs().amax(-1, keepdim=True) / (2 ** (rounding - 1) - 1)
+        seen = (x.double() / step).round() * step
+    else:
+        codes = (x.double() / rounding.scale).round() + rounding.zero_point
+        seen = (codes.clamp(0, rounding.qmax) - rounding.zero_point) * rounding.scale
+    exact = seen @ weight.dequantize().double().T + (0 if added is None else added.double())
+    got = ScaledSums(weight, added, rounding, "cpu")(x)
+    assert got.dtype == torch.float32 and torch.allclose(got.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"int_mm": None, "int8pack": "off by 40%", "int4pack": "crashed the probe (exit code -11)"}
+    asked: list[str] = []
+
+    def child(device: str) -> tuple[dict[str, str | None], bool]:
+        asked.append(device)
+        return dict(found), True
+
+    monkeypatch.setattr(gpu, "_ask_child", child)
+    monkeypatch.setattr(gpu, "_key", lambda device: "a-gpu-of-the-tests")
+    gpu._probe.cache_clear()
+    machine = seen_from(HERE, "cuda")
+    gpu._probe.cache_clear()
+    assert seen_from(HERE, "cuda").kernels == found and asked == ["cuda"], "the second is read from the cache"
+    assert machine.device == "cuda" and not machine.integer and bits_of(8, machine) == 8
+    assert seen_from(HERE, "cpu") is HERE
+
+
+def test_a_probe_that_crashes_is_no_kernel_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.sys, "executable", "/bin/false")
+    found, ended = gpu._ask_child("cuda")
+    assert not ended and set(found) == set(KERNELS) and all("crashed the probe" in (text or "") for text in found.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_kernels_of_this_gpu_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    from engine.kernels.gpu_child import main
+
+    main("cuda")
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {entry["kernel"]: entry["error"] for entry in told}["int_mm"] is None
