@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_rounded_activations_give_what_float64_gives(rounding: int | QParams, bi
     assert got.dtype == torch.float32 and torch.allclose(got.double(), exact, rtol=1e-4, atol=1e-4)
 
 
-def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
     found = {"int_mm": None, "int8pack": "off by 40%", "int4pack": "crashed the probe (exit code -11)"}
     asked: list[str] = []
 
