@@ -14,6 +14,7 @@ from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.base import IntegerLayer, LayerFunction
 from engine.kernels.choose import kernels_for, why_simulated
 from engine.kernels.dnnl.dynamic import TINY, DynamicLinear
+from engine.kernels.gpu import INT_MM
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 from engine.quant.numerics import QParams
@@ -60,7 +61,7 @@ class Dynamic:
 def notes(asked: Asked, machine: Machine) -> str | None:
     """What is to be known of integer activations and weights before they are chosen."""
     assert asked.activations is not None
-    found = [] if (why := why_simulated(machine)) is None else [why]
+    found = [] if machine.kernels.get(INT_MM, "") is None or (why := why_simulated(machine)) is None else [why]
     if not asked.int8:
         found.append("computed as int8 with one scale for each output: the weights are rounded once more")
     elif asked.weights.bits < 8:

@@ -10,11 +10,14 @@ import torch
 
 from engine.decoders.dynamic import bits_of
 from engine.decoders.int_mm import ScaledSums
+from engine.decoders.kernel import asked
+from engine.decoders.layers import choose
 from engine.kernels import gpu
 from engine.kernels.gpu import KERNELS, IntegerMatrix, seen_from
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupSpec, minmax, quantize
 from engine.quant.numerics import QParams
+from engine.spec import ActivationSpec, LayerSpec, WeightSpec
 
 HERE = Machine("AVX512", True, False, {})
 
@@ -63,6 +66,28 @@ def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch,
     assert seen_from(HERE, "cuda").kernels == found and asked == ["cuda"], "the second is read from the cache"
     assert machine.device == "cuda" and not machine.integer and bits_of(8, machine) == 8
     assert seen_from(HERE, "cpu") is HERE
+
+
+RIGHT: dict[str, str | None] = dict.fromkeys(KERNELS)
+WRONG: dict[str, str | None] = dict.fromkeys(KERNELS, "off by 40%")
+FEW = WeightSpec(4, "per-group", 64, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "right", "wrong"),
+    [
+        (LayerSpec(WeightSpec(8), ActivationSpec(8, dynamic=True)), "int_mm dynamic", "simulation dynamic"),
+        (LayerSpec(FEW, ActivationSpec(8, dynamic=True)), "int_mm dynamic on int8", "simulation dynamic on int8"),
+        (LayerSpec(WeightSpec(8), ActivationSpec(8)), "int_mm static", "simulation static"),
+        (LayerSpec(WeightSpec(8)), "int8pack bf16", "torch fp32, int8 stored"),
+        (LayerSpec(FEW), "int4pack bf16", "torch fp32, int4 stored"),
+    ],
+)
+def test_a_layer_on_a_gpu_takes_the_kernel_that_is_right_there(spec: LayerSpec, right: str, wrong: str) -> None:
+    matrix = asked(spec, "Linear", (128, 256))
+    found, lacking = (choose(matrix, Machine("CUDA", False, False, kernels, "cuda")) for kernels in (RIGHT, WRONG))
+    assert found.label == right and not found.storage_only and "simulated" not in (found.reason or "")
+    assert lacking.label == wrong and lacking.storage_only and "off by 40%" in (lacking.reason or "")
 
 
 def test_a_probe_that_crashes_is_no_kernel_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
