@@ -28,6 +28,7 @@ from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.decoders.runtime import running
 from engine.decoders.speed import Lengths, Speed, Step, step_of, tokens_per_second
 from engine.decoders.stepping import last
+from engine.kernels.gpu import seen_from
 from engine.kernels.probe import probe
 from engine.language.linears import anatomy, weight_of
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
@@ -54,6 +55,10 @@ class Form:
     kernels: str
 
 
+# From the model in float32, and the device to run on.
+Make = Callable[[Any, str], Form]
+
+
 def gpt2() -> Any:
     """GPT-2 124M with random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -63,29 +68,29 @@ def gpt2() -> Any:
     return model.eval().requires_grad_(False)
 
 
-def fp32(model: Any) -> Form:
+def fp32(model: Any, device: str) -> Form:
     """transformers' own layers, with GELU in one operation as the other forms have it."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).to(device)
     fuse_activations(model)
     return Form(step_of(model), 4 * sum(p.numel() for p in model.parameters()), "torch fp32")
 
 
-def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Callable[[Any], Form]:
+def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     """The blocks on ``weights``; embeddings have 8 bits a row, and the tied head multiplies with the same integers."""
 
-    def form(model: Any) -> Form:
+    def form(model: Any, device: str) -> Form:
         decoder = QuantizedDecoder(model, dict(_matrices(model, weights, activations)))
-        run, places = running(decoder, probe())
+        run, places = running(decoder, seen_from(probe(), device))
         place = places["transformer.h.0.mlp.c_fc"]
         return Form(step_of(run), decoder.bytes, place.label + (" (storage only)" if place.storage_only else ""))
 
     return form
 
 
-def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Callable[[Any], Form]:
+def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     """The exported file in ONNX Runtime, with its cache."""
 
-    def form(model: Any) -> Form:
+    def form(model: Any, device: str) -> Form:
         from engine.decoders.onnx_file import write
         from engine.decoders.onnx_run import OnnxDecoder
 
@@ -115,7 +120,7 @@ def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None
 
 
 # Another form, or another runtime, is a function that makes a step from the model in float32, and a line here.
-FORMS: dict[str, Callable[[Any], Form]] = {
+FORMS: dict[str, Make] = {
     FP32: fp32,
     "int8 weight-only": integers(INT8, None),
     "int8, dynamic activations": integers(INT8, DYNAMIC),
@@ -127,16 +132,19 @@ FORMS: dict[str, Callable[[Any], Form]] = {
 }
 
 
-def table(names: list[str], lengths: Lengths, rounds: int) -> list[str]:
+def table(names: list[str], lengths: Lengths, rounds: int, device: str) -> list[str]:
     model = gpt2()
     half = 2 * sum(p.numel() for p in model.parameters())
     vocabulary = model.config.vocab_size
-    forms = {name: FORMS[name](model) for name in names}
-    speeds = _finished(tokens_per_second({n: f.step for n, f in forms.items()}, vocabulary, lengths, StopToken(), rounds))
+    forms = {name: FORMS[name](model, device) for name in names}
+    steps = {name: form.step for name, form in forms.items()}
+    speeds = _finished(tokens_per_second(steps, vocabulary, lengths, StopToken(), rounds, device=device))
     base = speeds.get(FP32)
     lines = [
         f"**GPT-2 124M's shapes, random weights**, prompt of {lengths.prompt} tokens, {lengths.new} new tokens after {lengths.begin}, "
-        f"{torch.get_num_threads()} threads",
+        f"{torch.get_num_threads()} threads"
+        if device == "cpu"
+        else torch.cuda.get_device_name(),
         "",
         "| | kernel of the blocks | prefill tok/s | decode tok/s | to fp32 | on disk | of fp16 | resident |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -146,7 +154,7 @@ def table(names: list[str], lengths: Lengths, rounds: int) -> list[str]:
         times = f"{speed.prefill / base.prefill:.2f}× / {speed.decode / base.decode:.2f}×" if base else "–"
         lines.append(
             f"| {name} | {form.kernels} | {speed.prefill:,.0f} | {speed.decode:.1f} | {times} | {form.bytes / 1e6:.1f} MB | {part:.3f} "
-            f"| {resident(name):,.0f} MB |"
+            f"| {resident(name, device):,.0f} MB |"
         )
         if name.startswith("int4") and part >= LIMIT:
             raise SystemExit(f"{name} takes {part:.3f} of fp16's bytes, {LIMIT} at most is wanted")
@@ -162,30 +170,32 @@ def _finished(steps: Any) -> dict[str, Speed]:
             return found
 
 
-def resident(name: str) -> float:
-    """Megabytes that a form adds to a process which has loaded the libraries, after some tokens."""
-    command = [sys.executable, "-W", "ignore", __file__, "--resident", name]
+def resident(name: str, device: str) -> float:
+    """Megabytes that a form adds to a process which has loaded the libraries, after some tokens; on a GPU those of its memory."""
+    command = [sys.executable, "-W", "ignore", __file__, "--resident", name, "--device", device]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1e3
 
 
-def added(name: str) -> int:
-    """Kilobytes: what the process holds once the float32 model is let go, less what it held before."""
+def added(name: str, device: str) -> int:
+    """Kilobytes: what the process, or the GPU, holds once the float32 model is let go, less what it held before."""
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
     probe()
-    before = _resident()
-    step = FORMS[name](gpt2()).step
+    before = _resident(device)
+    step = FORMS[name](gpt2(), device).step
     with torch.inference_mode():
-        logits, past = step(torch.arange(16)[None], None)
+        logits, past = step(torch.arange(16, device=device)[None], None)
         for _ in range(4):
             logits, past = step(logits.argmax().view(1, 1), past)
     del logits, past
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _resident() - before
+    return _resident(device) - before
 
 
-def _resident() -> int:
+def _resident(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.memory_allocated() // 1000
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
@@ -198,16 +208,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--only", help="names, with commas between them: " + "; ".join(FORMS))
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="ONNX Runtime is left out on a GPU")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.resident:
-        print(added(arguments.resident))
+        print(added(arguments.resident, arguments.device))
         return
     # A name may hold a comma itself.
     names = [name for name in FORMS if arguments.only is None or name in arguments.only]
+    names = [name for name in names if arguments.device == "cpu" or "ONNX" not in name]
     machine = probe()
-    lines = table(names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds)
+    lines = table(names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds, arguments.device)
     lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
