@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.cancel import StopToken
 from engine.errors import EngineError
 from engine.events import Event
+from engine.language.batching import filled
 from engine.ticker import Ticker
 
 Logits = Callable[[Tensor], Tensor]
@@ -117,7 +118,7 @@ def _score(
         while at < len(parts):
             stop.check()
             several = parts[at : at + batch]
-            ids = _filled([ids for ids, _ in several]).to(device)
+            ids = filled([ids for ids, _ in several])[0].to(device)
             out = logits(ids)
             for row, (part, first) in enumerate(several):
                 sums.append((_nll(out[row, first - 1 : len(part) - 1], ids[row, first : len(part)]), len(part) - first))
@@ -127,12 +128,6 @@ def _score(
             batch = max(min(_ROOM // (context * out.shape[-1]), 8), 1)
             yield from ticker.advance(sum(count for _, count in sums[-len(several) :]))
     return perplexity_of(sums, context, stride, protocol)
-
-
-def _filled(several: Sequence[Tensor]) -> Tensor:
-    """Token ids as (N, T), shorter ones filled up with their last token: it is in the vocabulary, and no sign of padding."""
-    longest = max(len(ids) for ids in several)
-    return torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in several])
 
 
 def _nll(logits: Tensor, targets: Tensor) -> float:
