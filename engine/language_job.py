@@ -49,6 +49,7 @@ from engine.events import (
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
+from engine.language.text import SequenceData
 from engine.quant.plan import Plan
 from engine.recipe import Recipe
 from engine.report import SCHEMA, Report
@@ -214,8 +215,7 @@ class LanguageJob(Work):
             found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
             return found
 
-        protocol = self.loaded.protocol
-        return (yield from against(fp32, it, parts, None if protocol == "sequences" else stride, protocol, self.stop))
+        return (yield from against(fp32, it, parts, None if isinstance(self.loaded.data, SequenceData) else stride, self.stop))
 
     def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
         yield Layers(which, tuple(form.layers))

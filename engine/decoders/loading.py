@@ -12,12 +12,12 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.formats import find
-from engine.decoders.measure import Part, parts_of
 from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
 from engine.language.load import LanguageModel, load_language
+from engine.language.perplexity import Part, parts_of
 from engine.language.text import SequenceData, TextData, load_text
 from engine.recipe import DataPart, QatPart, Recipe
 
@@ -55,10 +55,6 @@ class LoadedLanguage:
             found = sorted((ids for ids in self.data.sequences[split] if len(ids) > 1), key=len)
             return [(ids, 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
         return parts_of(self.data.streams[split][:limit], self.context, stride)
-
-    @property
-    def protocol(self) -> str:
-        return "sequences" if isinstance(self.data, SequenceData) else "sliding window"
 
 
 def settled(recipe: Recipe) -> Recipe:
