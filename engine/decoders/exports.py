@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,12 +19,10 @@ from engine.decoders.speed import Lengths, Speed, tokens_per_second
 from engine.decoders.speed import Step as Timed
 from engine.decoders.stepping import Step, last, of_model
 from engine.errors import Cancelled, EngineError, one_line
+from engine.export.placing import placed, size_of
 from engine.export.registry import Format, install
-from engine.paths import unwritable
 
 Entry = dict[str, Any]
-# Files that large models have beside the one that is loaded.
-_BESIDE = {"onnx": ("model.onnx.data",)}
 
 
 @dataclass(frozen=True)
@@ -66,13 +60,13 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     """
     entry = find(name)
     try:
-        said = write(entry, given, folder)
+        said = placed(entry, folder, lambda path: _WRITERS[name](given, path))
     except EngineError as error:
         return _entry(entry, "", 0, one_line(error, 300))
-    made = _entry(entry, entry.files[0], _size(folder, entry), "it was not read back: the export was stopped before")
+    made = _entry(entry, entry.files[0], size_of(entry, folder), "it was not read back: the export was stopped before")
     made["note"] = said
     if missing := entry.missing(entry.runs):
-        made["install"] = install(tuple(package.replace("_", "-") for package in missing))
+        made["install"] = install(missing)
         made["reason"] = f"not verified, {' and '.join(missing)} is not installed: {made['install']}, then export again"
         return made
     try:
@@ -90,50 +84,6 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     made["note"] = "; ".join(part for part in (said, ran.note) if part)
     made.pop("reason")
     return made
-
-
-def write(entry: Format, given: Given, folder: Path) -> str:
-    """Put the format's files into ``folder``, all of them or, with EngineError, none: what was there stays. A note for a person."""
-    if missing := entry.missing(entry.writes):
-        raise EngineError(f"{entry.name} needs {' and '.join(missing)}: {install(missing)}, then export again")
-    try:
-        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=f".{entry.name}."))
-    except OSError as error:
-        raise unwritable(folder / entry.files[0], error) from error
-    try:
-        said = _WRITERS[entry.name](given, hidden / entry.files[0])
-        made = list(hidden.iterdir())
-        # The file that is loaded comes last: it names the others.
-        for path in sorted(made, key=lambda path: path.name == entry.files[0]):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-            _place(path, folder / path.name, hidden)
-        for name in _BESIDE.get(entry.name, ()):
-            if all(path.name != name for path in made):
-                (folder / name).unlink(missing_ok=True)
-        return said
-    except (EngineError, Cancelled):
-        raise
-    except OSError as error:
-        raise unwritable(folder / entry.files[0], error) from error
-    except Exception as error:
-        raise EngineError(f"{entry.name} cannot be written ({type(error).__name__}: {one_line(error, 160)})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(hidden)
-
-
-def _place(new: Path, place: Path, hidden: Path) -> None:
-    """``new`` in the place of what is there; a folder is moved aside first, and back where that fails."""
-    if not place.is_dir():
-        os.replace(new, place)
-        return
-    old = hidden / f".{place.name}.before"
-    os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except OSError:
-        os.replace(old, place)
-        raise
 
 
 def _safetensors(given: Given, path: Path) -> str:
@@ -198,12 +148,6 @@ def _timed(steps: Mapping[str, Timed], given: Given, stop: StopToken) -> dict[st
         except StopIteration as end:
             found: dict[str, Speed] = end.value
             return found
-
-
-def _size(folder: Path, entry: Format) -> int:
-    places = [folder / name for name in (*entry.files, *_BESIDE.get(entry.name, ()))]
-    files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _entry(entry: Format, path: str, size: int, reason: str) -> Entry:

@@ -88,7 +88,7 @@ def test_a_runtime_that_is_missing_leaves_a_file_that_is_not_verified(tmp_path: 
     assert found["reason"] == "not verified, no_such_runtime is not installed: uv pip install no-such-runtime, then export again"
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], writes=("no_such_writer",)))
     found = make("onnx", given("gpt2"), tmp_path / "other", STOP)
-    assert found["path"] == "" and "onnx needs no_such_writer: uv pip install no_such_writer" in found["reason"]
+    assert found["path"] == "" and "onnx needs no_such_writer: uv pip install no-such-writer" in found["reason"]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
