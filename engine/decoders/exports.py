@@ -16,7 +16,6 @@ from engine.decoders.formats import find
 from engine.decoders.loaded import rounding
 from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.speed import Lengths, Speed, tokens_per_second
-from engine.decoders.speed import Step as Timed
 from engine.decoders.stepping import Step, last, of_model
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.placing import placed, size_of
@@ -28,7 +27,7 @@ Entry = dict[str, Any]
 @dataclass(frozen=True)
 class Given:
     """What an export is made of. ``source`` is the folder that the model came from, for its tokenizer, None without. ``windows`` of
-    token ids, (T,) each, are what it is compared on; ``others`` are timed in turns with it."""
+    token ids, (T,) each, are what it is compared on."""
 
     decoder: QuantizedDecoder
     windows: Sequence[Tensor]
@@ -38,7 +37,6 @@ class Given:
     name: str = "model"
     lengths: Lengths = field(default_factory=Lengths)
     rounds: int = 3
-    others: Mapping[str, Timed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     """Write the format ``name`` into ``folder``, read it back, compare and time it; contract 2's entry.
 
     ``parity`` is of text read whole, ``parity_cached`` of text read over a cache; ``latency`` holds tokens a second as
-    ``Speed``, and beside them those of ``given.others``, measured in turns. A format that cannot be written, or that nothing here
-    runs, has ``verified`` false and a ``reason``. Raises UsageError for a name that is not known, Cancelled on stop.
+    ``Speed``. A format that cannot be written, or that nothing here runs, has ``verified`` false and a ``reason``. Raises
+    UsageError for a name that is not known, Cancelled on stop.
     """
     entry = find(name)
     try:
@@ -74,13 +72,13 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
         with rounding(given.decoder) as twin, torch.inference_mode():
             whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
-        found = _timed({name: last(ran.step), **given.others}, given, stop)
+        speed = _timed(ran.step, given, stop)
     except Cancelled:
         raise
     except Exception as error:
         made["reason"] = one_line(error, 300) or type(error).__name__
         return made
-    made.update(verified=True, latency=asdict(found.pop(name)), beside={other: asdict(it) for other, it in found.items()})
+    made.update(verified=True, latency=asdict(speed))
     made["note"] = "; ".join(part for part in (said, ran.note) if part)
     made.pop("reason")
     return made
@@ -137,17 +135,17 @@ _WRITERS: Mapping[str, Callable[[Given, Path], str]] = {"safetensors": _safetens
 _RUNNERS: Mapping[str, Callable[[Path], Ran]] = {"safetensors": _run_file, "onnx": _run_onnx, "compressed-tensors": _run_compressed}
 
 
-def _timed(steps: Mapping[str, Timed], given: Given, stop: StopToken) -> dict[str, Speed]:
+def _timed(step: Step, given: Given, stop: StopToken) -> Speed:
     twin = given.decoder.twin
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])
     lengths = given.lengths.within(max(map(len, given.windows)))
-    steps_of = tokens_per_second(steps, vocabulary, lengths, stop, given.rounds)
+    steps = tokens_per_second({"": last(step)}, vocabulary, lengths, stop, given.rounds)
     while True:
         try:
-            next(steps_of)
+            next(steps)
         except StopIteration as end:
             found: dict[str, Speed] = end.value
-            return found
+            return found[""]
 
 
 def _entry(entry: Format, path: str, size: int, reason: str) -> Entry:

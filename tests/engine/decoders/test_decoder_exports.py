@@ -18,7 +18,7 @@ from engine.decoders import exports, onnx_file
 from engine.decoders.exports import Given, make
 from engine.decoders.formats import FORMATS, find
 from engine.decoders.parity import compare
-from engine.decoders.speed import Lengths, step_of
+from engine.decoders.speed import Lengths
 from engine.decoders.stepping import of_model
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.export.registry import Format
@@ -63,12 +63,6 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
 def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:
     found = make("safetensors", replace(given("gpt2"), windows=[some_ids(1, 32)[0]], lengths=Lengths(128, 16, 32)), tmp_path, STOP)
     assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (32, 16)
-
-
-def test_other_forms_are_timed_beside_it(tmp_path: Path) -> None:
-    it = given("gpt2")
-    found = make("safetensors", replace(it, others={"fp32": step_of(it.decoder.twin)}), tmp_path, STOP)
-    assert found["verified"] and found["beside"]["fp32"]["decode"] > 0
 
 
 def test_rounded_activations_are_what_a_file_is_compared_with(tmp_path: Path) -> None:
