@@ -19,7 +19,7 @@ from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
 from engine.decoders.exported import exported_rows
 from engine.decoders.exports import Given
-from engine.decoders.finetune import TuneSchedule, finetune
+from engine.decoders.finetune import finetune
 from engine.decoders.formats import find
 from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
@@ -31,6 +31,7 @@ from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
+from engine.decoders.settings import schedule_of
 from engine.decoders.speed import Lengths, step_of, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
@@ -231,7 +232,7 @@ class LanguageJob(Work):
             return None, None
         part = self.recipe.qat
         began = self.stop.clock()
-        schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
+        schedule = schedule_of(part, self.loaded.context, self.recipe.seed)
         mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"
         tuned = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", finetune(
             self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop,

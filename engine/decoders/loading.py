@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.formats import find
+from engine.decoders.settings import qat_settled, refuse_keys_of_images
 from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
@@ -19,7 +20,7 @@ from engine.language.documents import Split
 from engine.language.load import LanguageModel, load_language
 from engine.language.perplexity import Part, parts_of
 from engine.language.text import SequenceData, TextData, load_text
-from engine.recipe import DataPart, QatPart, Recipe
+from engine.recipe import DataPart, Recipe
 
 TEXT = "python-docs"
 WINDOWS = 128
@@ -65,10 +66,9 @@ def settled(recipe: Recipe) -> Recipe:
         changed["name"] = TEXT
     if "calibration" not in given:
         changed["calibration"] = WINDOWS
-    # Made anew, so that what is settled counts as said. A small model has read its text often: fp32's answers teach more.
-    qat = {**recipe.qat.model_dump(), **({} if "distill" in recipe.qat.model_fields_set else {"distill": 1.0})}
+    # Made anew, so that what is settled counts as said.
     fields = {**part.model_dump(), **changed}
-    return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": QatPart.model_validate(qat)})
+    return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": qat_settled(recipe.qat)})
 
 
 def load(recipe: Recipe, stop: StopToken) -> Generator[Event, None, LoadedLanguage]:
@@ -98,8 +98,7 @@ def _refuse(recipe: Recipe) -> None:
         raise UsageError("--device cuda: language models are calibrated and measured on the processor: use --device auto or cpu")
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
-    if part.mean or part.std or part.size:
-        raise UsageError("mean, std and size are for images: take them out of the recipe's data")
+    refuse_keys_of_images(recipe)
 
 
 def _context(recipe: Recipe, language: LanguageModel, data: TextData | SequenceData) -> int:
