@@ -51,6 +51,6 @@ def label(spec: LayerSpec, kind: Kind, shape: tuple[int, int], machine: Machine,
     return FP32 if spec.weights is None else choose(asked(spec, kind, shape, plain), machine).label
 
 
-def labels(machine: Machine) -> Callable[[LayerSpec, Kind, tuple[int, int]], str]:
+def labels(machine: Machine) -> Callable[[LayerSpec, Kind, tuple[int, int], bool], str]:
     """``label`` on that machine, for a plan."""
-    return lambda spec, kind, shape: label(spec, kind, shape, machine)
+    return lambda spec, kind, shape, plain: label(spec, kind, shape, machine, plain)
