@@ -50,7 +50,6 @@ from engine.events import (
 )  # fmt: skip
 from engine.kernels.probe import Machine
 from engine.language.linears import Anatomy, anatomy
-from engine.language.text import SequenceData
 from engine.quant.plan import Plan
 from engine.recipe import Recipe
 from engine.report import SCHEMA, Report
@@ -208,7 +207,7 @@ class LanguageJob(Work):
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
         return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
 
-    def _against(self, model: Any, parts: Any, stride: int | None) -> Generator[Event, None, Judged]:
+    def _against(self, model: Any, parts: Any, stride: int) -> Generator[Event, None, Judged]:
         def fp32(ids: torch.Tensor) -> torch.Tensor:
             return self.loaded.language.logits(ids)
 
@@ -216,7 +215,7 @@ class LanguageJob(Work):
             found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
             return found
 
-        return (yield from against(fp32, it, parts, None if isinstance(self.loaded.data, SequenceData) else stride, self.stop))
+        return (yield from against(fp32, it, parts, self.loaded.stride(stride), self.stop))
 
     def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
         yield Layers(which, tuple(form.layers))
@@ -268,7 +267,8 @@ class LanguageJob(Work):
         part = self.recipe.data
         return {
             "name": self.loaded.data.name, "calibration": len(windows), "calibration_tokens": sum(len(ids) for ids in windows),
-            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context, "stride": part.stride,
+            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context,
+            "stride": self.loaded.stride(part.stride),
         }  # fmt: skip
 
     def _graph(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.formats import find
-from engine.decoders.settings import qat_settled, refuse_keys_of_images
+from engine.decoders.settings import qat_settled
 from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
@@ -57,6 +57,10 @@ class LoadedLanguage:
             return [(ids, 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
         return parts_of(self.data.streams[split][:limit], self.context, stride)
 
+    def stride(self, asked: int) -> int | None:
+        """Tokens from one window to the next: never more than a window has; None of sequences."""
+        return None if isinstance(self.data, SequenceData) else min(asked, self.context)
+
 
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with what a language model takes where nothing was said: text, and a number of windows."""
@@ -98,7 +102,8 @@ def _refuse(recipe: Recipe) -> None:
         raise UsageError("--device cuda: language models are calibrated and measured on the processor: use --device auto or cpu")
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
-    refuse_keys_of_images(recipe)
+    if part.mean or part.std or part.size:
+        raise UsageError("mean, std and size are for images: take them out of the recipe's data")
 
 
 def _context(recipe: Recipe, language: LanguageModel, data: TextData | SequenceData) -> int:

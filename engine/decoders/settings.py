@@ -1,25 +1,11 @@
-"""A recipe's keys for a language model: what they are where nothing was said, and which are for networks on images alone."""
+"""What a recipe says of training, for a language model: what it is where nothing was said, and the schedule that it asks for."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.decoders.finetune import TuneSchedule
-from engine.errors import UsageError
 from engine.recipe import QatPart, Recipe
 
-_IMAGES = ("data.mean", "data.std", "data.size", "data.batch", "qat.freeze_bn", "stem", "quantize_first", "fold_later", "slower")
 _USUAL = TuneSchedule()
-
-
-def refuse_keys_of_images(recipe: Recipe) -> None:
-    """Raises UsageError where one of them is not as it is when nothing was said."""
-    plain = Recipe.make(model=recipe.model)
-    # An empty list says as little as none.
-    said = [key for key in _IMAGES if _value(recipe, key) not in (_value(plain, key), ())]
-    if said:
-        verb, them = ("is", "it") if len(said) == 1 else ("are", "them")
-        raise UsageError(f"{', '.join(said)} {verb} for networks on images, and {recipe.model} reads text: take {them} out of the recipe")
 
 
 def qat_settled(part: QatPart) -> QatPart:
@@ -40,10 +26,3 @@ def with_batch(recipe: Recipe, context: int) -> Recipe:
 def schedule_of(part: QatPart, context: int, seed: int) -> TuneSchedule:
     """The training that ``part`` asks for, in windows of ``context`` tokens."""
     return TuneSchedule(epochs=part.epochs, context=context, tokens=part.batch * context, lr=part.lr, distill=part.distill, seed=seed)
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    value: Any = recipe
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

@@ -120,7 +120,6 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
         ({"weights": "a.safetensors"}, "brings its weights: leave --weights out"),
         ({"device": "cuda"}, "language models are calibrated and measured on the processor"),
         ({"export": ("openvino",)}, "export format 'openvino' is not known for language models"),
-        ({"quantize_first": True}, "quantize_first is for networks on images, and .* reads text: take it out"),
         ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
         ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),
         ({"data": {"name": "missing.txt"}}, "text missing.txt does not exist"),
