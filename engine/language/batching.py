@@ -13,7 +13,7 @@ def filled(several: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     Shorter ones are filled up on the right, which a causal model does not see, with their last token: it is in the vocabulary, and
     no sign of padding."""
-    lengths = torch.tensor([len(ids) for ids in several])
-    longest = int(lengths.max())
+    longest = max(len(ids) for ids in several)
     rows = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in several])
-    return rows, torch.arange(longest) < lengths[:, None]
+    lengths = torch.tensor([len(ids) for ids in several], device=rows.device)
+    return rows, torch.arange(longest, device=rows.device) < lengths[:, None]

@@ -124,7 +124,7 @@ def _score(
             out = logits(ids)
             for row, (part, first) in enumerate(several):
                 sums.append((_nll(out[row, first - 1 : len(part) - 1], ids[row, first : len(part)]), len(part) - first))
-            if not math.isfinite(sums[-1][0]):
+            if not all(math.isfinite(nll) for nll, _ in sums[at:]):
                 raise EngineError("the model's output on the text is NaN or infinite: check the weights")
             at += len(several)
             batch = max(min(_ROOM // (context * out.shape[-1]), 8), 1)
