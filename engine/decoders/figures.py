@@ -87,9 +87,16 @@ def speeds(speed: Speed) -> dict[str, Any]:
         "tokens_per_second": {
             "prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new,
         },
-        "latency_ms": {"p50": 1e3 / speed.decode, "p95": 1e3 / speed.decode, "batch": 1},
-        "latency_batched_ms": {"p50": 1e3 * speed.prompt / speed.prefill, "p95": 1e3 * speed.prompt / speed.prefill, "batch": 1},
+        **latencies(speed),
     }  # fmt: skip
+
+
+def latencies(speed: Speed) -> dict[str, Any]:
+    """Milliseconds of a token that is written, and of the prompt that is read."""
+    return {
+        "latency_ms": {"p50": 1e3 / speed.decode, "p95": speed.token_p95, "batch": 1},
+        "latency_batched_ms": {"p50": 1e3 * speed.prompt / speed.prefill, "p95": speed.prompt_p95, "batch": 1},
+    }
 
 
 def layers(plan: Plan, told: Mapping[str, MatrixQuantized], placed: Mapping[str, Placement]) -> list[dict[str, Any]]:
