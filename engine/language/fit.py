@@ -18,9 +18,10 @@ from engine.cancel import StopToken
 from engine.checkpoint import read as read_checkpoint
 from engine.checkpoint import write as write_checkpoint
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice, Step
+from engine.events import EpochFinished, Event, Notice
 from engine.language.perplexity import Logits, stream_perplexity
 from engine.precision import half_type
+from engine.running_loss import RunningLoss
 from engine.ticker import Every, Ticker
 
 
@@ -117,7 +118,7 @@ def fit_text(
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         # Dropout draws from the generator of all torch; an epoch is the same whether or not it was resumed.
         torch.manual_seed(schedule.seed * 1000 + epoch)
-        done, total, since, running = sum(counts[: epoch - 1]), 0.0, 0, torch.zeros((), dtype=torch.float64, device=device)
+        done, running = sum(counts[: epoch - 1]), RunningLoss(device)
         last = done + counts[epoch - 1]
         ticker = Ticker(stage, counts[epoch - 1] * schedule.tokens, "tok", clock=stop.clock)
         model.train()
@@ -136,22 +137,16 @@ def fit_text(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             optimizer.step()
-            running += loss.detach()
-            done, since = done + 1, since + 1
+            running.add(loss)
+            done += 1
             if due() or done == last:
-                seen = running.item()
-                if not math.isfinite(seen):
-                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
-                total += seen
-                yield Step(stage, epoch, schedule.epochs, done, sum(counts), seen / since, schedule.rate(done - 1, sum(counts)))
-                running.zero_()
-                since = 0
+                yield running.step(stage, epoch, schedule, done, sum(counts))
             yield from ticker.advance(ids.numel() - len(ids))
         model.eval()
         judged = yield from stream_perplexity(
             logits, validation, schedule.context, schedule.context, stop=stop, stage="judge", device=device
         )
-        losses.append(total / counts[epoch - 1])
+        losses.append(running.total / counts[epoch - 1])
         values.append(judged.value)
         is_best = values[-1] <= min(values)
         if is_best:
