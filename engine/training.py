@@ -19,6 +19,7 @@ from engine.checkpoint import write as write_checkpoint
 from engine.data.base import Data, SplitName
 from engine.events import EpochFinished, Event, Notice
 from engine.precision import Half, half_type
+from engine.rates import warm_cosine
 from engine.running_loss import RunningLoss
 from engine.sgd import SGD
 from engine.ticker import Every, Ticker
@@ -45,10 +46,7 @@ class Schedule:
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
-        rising = max(int(self.warmup * steps), 1)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        return warm_cosine(self.lr, self.warmup, step, steps)
 
 
 @dataclass(frozen=True)

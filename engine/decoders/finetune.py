@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from engine.decoders.student import State, Student
 from engine.errors import EngineError
 from engine.events import EpochFinished, Event, Notice
 from engine.language.text import SequenceData, TextData
-from engine.precision import half_type
+from engine.precision import unscaled
 from engine.quant.grouped import GroupedWeight
+from engine.rates import warm_cosine
 from engine.running_loss import RunningLoss
 from engine.ticker import Every, Ticker
 
@@ -57,14 +57,11 @@ class TuneSchedule:
 
     def precision(self, device: str) -> str:
         """``bfloat16`` where training computes in it, else ``float32``."""
-        return "bfloat16" if self.mixed and half_type(device) == torch.bfloat16 else "float32"
+        return unscaled(self.mixed, device)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
-        rising = max(int(self.warmup * steps), 1)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        return warm_cosine(self.lr, self.warmup, step, steps)
 
 
 @dataclass(frozen=True)
