@@ -53,7 +53,7 @@ class LoadedLanguage:
     def parts(self, split: Split, stride: int, limit: int | None = None) -> list[Part]:
         """What of a split is scored, and from where; ``limit`` is in tokens. Raises EngineError for a text that is too short."""
         if isinstance(self.data, SequenceData):
-            found = sorted((ids for ids in self.data.sequences[split] if len(ids) > 1), key=len)
+            found = [ids for ids in self.data.sequences[split] if len(ids) > 1]
             return [(ids, 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
         return parts_of(self.data.streams[split][:limit], self.context, stride)
 
