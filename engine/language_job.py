@@ -19,7 +19,7 @@ from engine.decoders.activations import Seen as Inputs
 from engine.decoders.activations import observe
 from engine.decoders.exported import exported_rows
 from engine.decoders.exports import Given
-from engine.decoders.finetune import TuneSchedule, finetune
+from engine.decoders.finetune import finetune
 from engine.decoders.formats import find
 from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
@@ -31,6 +31,7 @@ from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
+from engine.decoders.settings import schedule_of
 from engine.decoders.speed import Lengths, step_of, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
@@ -209,7 +210,7 @@ class LanguageJob(Work):
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
         return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
 
-    def _against(self, model: Any, parts: Any, stride: int | None) -> Generator[Event, None, Judged]:
+    def _against(self, model: Any, parts: Any, stride: int) -> Generator[Event, None, Judged]:
         def fp32(ids: torch.Tensor) -> torch.Tensor:
             return self.loaded.language.logits(ids)
 
@@ -217,8 +218,7 @@ class LanguageJob(Work):
             found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
             return found
 
-        protocol = self.loaded.protocol
-        return (yield from against(fp32, it, parts, None if protocol == "sequences" else stride, protocol, self.stop))
+        return (yield from against(fp32, it, parts, self.loaded.stride(stride), self.stop))
 
     def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
         yield Layers(which, tuple(form.layers))
@@ -234,7 +234,7 @@ class LanguageJob(Work):
             return None, None
         part = self.recipe.qat
         began = self.stop.clock()
-        schedule = TuneSchedule(epochs=part.epochs, context=self.loaded.context, distill=part.distill, seed=self.recipe.seed)
+        schedule = schedule_of(part, self.loaded.context, self.recipe.seed)
         mark = f"{self.recipe.fingerprint()} {self.loaded.fingerprint}"
         tuned = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", finetune(
             self.model, ptq.decoder.twin, start, self.loaded.data, schedule, stop=self.stop, device=self.loaded.device,
@@ -270,7 +270,8 @@ class LanguageJob(Work):
         part = self.recipe.data
         return {
             "name": self.loaded.data.name, "calibration": len(windows), "calibration_tokens": sum(len(ids) for ids in windows),
-            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context, "stride": part.stride,
+            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context,
+            "stride": self.loaded.stride(part.stride),
         }  # fmt: skip
 
     def _graph(self) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
     language = is_language(recipe.model)
     if language:
         from engine.decoders.loading import settled
+        from engine.decoders.settings import with_batch
 
         recipe = settled(recipe)
     seen: list[Event] = []
@@ -82,10 +83,12 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         raise
     except Exception as error:
         text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
-        raise EngineError(f"{text}: {_hint(error)}check the model and the data") from error
+        raise EngineError(f"{text}: {_hint(error, language)}check the model and the data") from error
     machine = probe()
     moved = machine.moved_from(recipe.isa)
     recipe = recipe.model_copy(update={"isa": machine.instructions})
+    if language:
+        recipe = with_batch(recipe, loaded.context)
     model = loaded.language.model if language else loaded.model
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
@@ -114,7 +117,7 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         text = traceback.format_exc()
         kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
         raise EngineError(
-            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error)}the traceback is in {kept}"
+            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, language)}the traceback is in {kept}"
         ) from error
     finally:
         where.close()
@@ -146,9 +149,9 @@ def _cause(error: Exception) -> str:
     return one_line(Exception(str(error).partition("While executing %")[0]), 160)
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, language: bool) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
-        return "lower data.batch in the recipe; "
+        return f"lower {'data.context' if language else 'data.batch'} in the recipe; "
     return ""
 
 

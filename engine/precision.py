@@ -21,6 +21,12 @@ def half_type(device: str) -> torch.dtype | None:
     return torch.bfloat16 if supported is not None and supported() else None
 
 
+def unscaled(mixed: bool, device: str) -> str:
+    """What a training without scaled gradients computes in: ``bfloat16`` where it is ``mixed`` and the device is fast at it, else
+    ``float32``; float16 has too few small numbers."""
+    return "bfloat16" if mixed and half_type(device) == torch.bfloat16 else "float32"
+
+
 class Half:
     """Mixed precision, or nothing of it where ``name`` is None. float16 has so few small numbers that its gradients are scaled."""
 

@@ -136,8 +136,9 @@ class RulePart(_Part):
 
 
 class QatPart(_Part):
-    """Quantization-aware training. ``freeze_bn`` is the part of training after which BatchNorm statistics are frozen,
-    ``distill`` the weight of the fp32 model's answers against the labels in the loss."""
+    """Quantization-aware training. ``batch`` counts images, of a text windows. ``freeze_bn`` is the part of training after which
+    BatchNorm statistics are frozen, ``distill`` the weight of the fp32 model's answers against the labels, or the text, in the
+    loss."""
 
     mode: Annotated[QatMode, Field(description=_one_of(QatMode))] = "auto"
     epochs: Annotated[int, Field(ge=1, le=1000, description="1 to 1000")] = 5

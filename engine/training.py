@@ -17,9 +17,10 @@ from engine.checkpoint import broken
 from engine.checkpoint import read as read_checkpoint
 from engine.checkpoint import write as write_checkpoint
 from engine.data.base import Data, SplitName
-from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice, Step
+from engine.events import EpochFinished, Event, Notice
 from engine.precision import Half, half_type
+from engine.rates import warm_cosine
+from engine.running_loss import RunningLoss
 from engine.sgd import SGD
 from engine.ticker import Every, Ticker
 
@@ -45,10 +46,7 @@ class Schedule:
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
-        rising = max(int(self.warmup * steps), 1)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        return warm_cosine(self.lr, self.warmup, step, steps)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def fit(
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         ticker = Ticker(stage, images, "img", clock=stop.clock)
-        running, step = _Running(device), (epoch - 1) * batches
+        running, step = RunningLoss(device), (epoch - 1) * batches
         seed = schedule.seed * 1000 + epoch
         # Dropout draws from here: a training that goes on draws what it would have drawn.
         torch.manual_seed(seed)
@@ -154,10 +152,7 @@ def fit(
             running.add(value, len(x))
             step += 1
             if due() or step % batches == 0:
-                mean = running.read()
-                if not math.isfinite(mean):
-                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
-                yield Step(stage, epoch, schedule.epochs, step, steps, mean, schedule.rate(step - 1, steps))
+                yield running.step(stage, epoch, schedule, step, steps)
             yield from ticker.advance(len(x))
         losses.append(running.total / images)
         if judge is None:
@@ -186,28 +181,6 @@ def _whole(images: int, batch: int) -> int:
 def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float], scores: list[tuple[float, ...]]) -> Fitted:
     last = max(range(len(scores)), key=lambda i: (scores[i], i))
     return Fitted(best, values[last], last + 1, tuple(losses), tuple(values))
-
-
-class _Running:
-    """The loss of an epoch, summed on the device that computes it: reading it at every step would make a GPU wait.
-
-    ``total`` is the sum over the images as of the last ``read``, as doubles add it.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.total = 0.0
-        self._sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._images = 0
-
-    def add(self, mean: Tensor, images: int) -> None:
-        self._sum += mean.detach().double() * images
-        self._images += images
-
-    def read(self) -> float:
-        """The mean over the images since the last call."""
-        before, self.total = self.total, self._sum.item()
-        images, self._images = self._images, 0
-        return (self.total - before) / images
 
 
 def accuracy(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from engine.events import Detail
+from engine.events import Detail, Event
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -12,8 +16,9 @@ class MatrixQuantized(Detail):
     """One matrix is at its final bits.
 
     ``sqnr_db`` is of the layer's output on the calibration text: the signal is W x, the noise (W - Ŵ) x, less its mean where
-    the layer's bias takes that up; of the weights alone where ``method`` needs no text. ``folded_into`` names the layer that
-    took the input's scale back. ``note`` is a plain sentence, or None. ``kept`` was done before, and read from a checkpoint.
+    the layer's bias takes that up; of the weights alone where ``method`` needs no text. Where errors are propagated, the noise is
+    told from the weights as they were moved for it. ``folded_into`` names the layer that took the input's scale back. ``note`` is
+    a plain sentence, or None. ``kept`` was done before, and read from a checkpoint.
     """
 
     name: str
@@ -24,3 +29,15 @@ class MatrixQuantized(Detail):
     folded_into: str | None = None
     note: str | None = None
     kept: bool = False
+
+
+def noted(steps: Generator[Event, None, T], note: Callable[[MatrixQuantized], None]) -> Generator[Event, None, T]:
+    """Pass events on; ``note`` is told of each matrix."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(event, MatrixQuantized):
+            note(event)
+        yield event

@@ -20,7 +20,7 @@ from engine.algorithms.folding import Group, groups_of
 from engine.algorithms.gram import Gram
 from engine.algorithms.linear import Linear, linears
 from engine.algorithms.onematrix import quantize_matrix
-from engine.algorithms.progress import MatrixQuantized
+from engine.algorithms.progress import MatrixQuantized, noted
 from engine.algorithms.registry import Method, method
 from engine.algorithms.statistics import statistics
 from engine.cancel import StopToken
@@ -41,7 +41,6 @@ class Task:
         return method(self.method) if isinstance(self.method, str) else self.method
 
 
-Packing = Generator[Event, None, dict[str, GroupedWeight]]
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
 
@@ -82,26 +81,13 @@ def quantize_blocks(
             yield from ticker.advance(len(done))
         else:
             told = []
-            done = yield from _told(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), told)
+            done = yield from noted(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), told.append)
             if path is not None:
                 write_block(path, mark, block, found, done, told)
         packed |= done
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
-
-
-def _told(steps: Packing, told: list[MatrixQuantized]) -> Packing:
-    """Pass events on, keeping what they tell of the matrices."""
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            done: dict[str, GroupedWeight] = end.value
-            return done
-        if isinstance(event, MatrixQuantized):
-            told.append(event)
-        yield event
 
 
 @torch.no_grad()

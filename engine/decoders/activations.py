@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.cancel import StopToken
 from engine.errors import EngineError
 from engine.events import Bins, Event, RangeRow, Ranges
+from engine.language.batching import filled
 from engine.quant.histogram import Histogram
 from engine.quant.numerics import QParams, affine
 from engine.quant.observers import RangeObserver, observer, settled
@@ -110,13 +111,8 @@ def observe(
 def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Tensor | None], None, None]:
     """Ids (N, T), and what of them counts, None for all: shorter ones are filled up on the right."""
     for start in range(0, len(windows), batch):
-        some = windows[start : start + batch]
-        longest = max(len(ids) for ids in some)
-        if all(len(ids) == longest for ids in some):
-            yield torch.stack(tuple(some)), None
-            continue
-        filled = torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in some])
-        yield filled, torch.arange(longest, device=filled.device) < torch.tensor([len(ids) for ids in some], device=filled.device)[:, None]
+        ids, keep = filled(windows[start : start + batch])
+        yield ids, None if keep.all() else keep
 
 
 def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:

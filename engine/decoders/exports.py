@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,21 +16,18 @@ from engine.decoders.formats import find
 from engine.decoders.loaded import rounding
 from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.speed import Lengths, Speed, tokens_per_second
-from engine.decoders.speed import Step as Timed
 from engine.decoders.stepping import Step, last, of_model
 from engine.errors import Cancelled, EngineError, one_line
+from engine.export.placing import placed, size_of
 from engine.export.registry import Format, install
-from engine.paths import unwritable
 
 Entry = dict[str, Any]
-# Files that large models have beside the one that is loaded.
-_BESIDE = {"onnx": ("model.onnx.data",)}
 
 
 @dataclass(frozen=True)
 class Given:
     """What an export is made of. ``source`` is the folder that the model came from, for its tokenizer, None without. ``windows`` of
-    token ids, (T,) each, are what it is compared on; ``others`` are timed in turns with it."""
+    token ids, (T,) each, are what it is compared on."""
 
     decoder: QuantizedDecoder
     windows: Sequence[Tensor]
@@ -44,7 +37,6 @@ class Given:
     name: str = "model"
     lengths: Lengths = field(default_factory=Lengths)
     rounds: int = 3
-    others: Mapping[str, Timed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,18 +53,18 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     """Write the format ``name`` into ``folder``, read it back, compare and time it; contract 2's entry.
 
     ``parity`` is of text read whole, ``parity_cached`` of text read over a cache; ``latency`` holds tokens a second as
-    ``Speed``, and beside them those of ``given.others``, measured in turns. A format that cannot be written, or that nothing here
-    runs, has ``verified`` false and a ``reason``. Raises UsageError for a name that is not known, Cancelled on stop.
+    ``Speed``. A format that cannot be written, or that nothing here runs, has ``verified`` false and a ``reason``. Raises
+    UsageError for a name that is not known, Cancelled on stop.
     """
     entry = find(name)
     try:
-        said = write(entry, given, folder)
+        said = placed(entry, folder, lambda path: _WRITERS[name](given, path))
     except EngineError as error:
         return _entry(entry, "", 0, one_line(error, 300))
-    made = _entry(entry, entry.files[0], _size(folder, entry), "it was not read back: the export was stopped before")
+    made = _entry(entry, entry.files[0], size_of(entry, folder), "it was not read back: the export was stopped before")
     made["note"] = said
     if missing := entry.missing(entry.runs):
-        made["install"] = install(tuple(package.replace("_", "-") for package in missing))
+        made["install"] = install(missing)
         made["reason"] = f"not verified, {' and '.join(missing)} is not installed: {made['install']}, then export again"
         return made
     try:
@@ -80,60 +72,16 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
         with rounding(given.decoder) as twin, torch.inference_mode():
             whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
-        found = _timed({name: last(ran.step), **given.others}, given, stop)
+        speed = _timed(ran.step, given, stop)
     except Cancelled:
         raise
     except Exception as error:
         made["reason"] = one_line(error, 300) or type(error).__name__
         return made
-    made.update(verified=True, latency=asdict(found.pop(name)), beside={other: asdict(it) for other, it in found.items()})
+    made.update(verified=True, latency=asdict(speed))
     made["note"] = "; ".join(part for part in (said, ran.note) if part)
     made.pop("reason")
     return made
-
-
-def write(entry: Format, given: Given, folder: Path) -> str:
-    """Put the format's files into ``folder``, all of them or, with EngineError, none: what was there stays. A note for a person."""
-    if missing := entry.missing(entry.writes):
-        raise EngineError(f"{entry.name} needs {' and '.join(missing)}: {install(missing)}, then export again")
-    try:
-        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=f".{entry.name}."))
-    except OSError as error:
-        raise unwritable(folder / entry.files[0], error) from error
-    try:
-        said = _WRITERS[entry.name](given, hidden / entry.files[0])
-        made = list(hidden.iterdir())
-        # The file that is loaded comes last: it names the others.
-        for path in sorted(made, key=lambda path: path.name == entry.files[0]):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-            _place(path, folder / path.name, hidden)
-        for name in _BESIDE.get(entry.name, ()):
-            if all(path.name != name for path in made):
-                (folder / name).unlink(missing_ok=True)
-        return said
-    except (EngineError, Cancelled):
-        raise
-    except OSError as error:
-        raise unwritable(folder / entry.files[0], error) from error
-    except Exception as error:
-        raise EngineError(f"{entry.name} cannot be written ({type(error).__name__}: {one_line(error, 160)})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(hidden)
-
-
-def _place(new: Path, place: Path, hidden: Path) -> None:
-    """``new`` in the place of what is there; a folder is moved aside first, and back where that fails."""
-    if not place.is_dir():
-        os.replace(new, place)
-        return
-    old = hidden / f".{place.name}.before"
-    os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except OSError:
-        os.replace(old, place)
-        raise
 
 
 def _safetensors(given: Given, path: Path) -> str:
@@ -187,23 +135,17 @@ _WRITERS: Mapping[str, Callable[[Given, Path], str]] = {"safetensors": _safetens
 _RUNNERS: Mapping[str, Callable[[Path], Ran]] = {"safetensors": _run_file, "onnx": _run_onnx, "compressed-tensors": _run_compressed}
 
 
-def _timed(steps: Mapping[str, Timed], given: Given, stop: StopToken) -> dict[str, Speed]:
+def _timed(step: Step, given: Given, stop: StopToken) -> Speed:
     twin = given.decoder.twin
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])
     lengths = given.lengths.within(max(map(len, given.windows)))
-    steps_of = tokens_per_second(steps, vocabulary, lengths, stop, given.rounds)
+    steps = tokens_per_second({"": last(step)}, vocabulary, lengths, stop, given.rounds)
     while True:
         try:
-            next(steps_of)
+            next(steps)
         except StopIteration as end:
             found: dict[str, Speed] = end.value
-            return found
-
-
-def _size(folder: Path, entry: Format) -> int:
-    places = [folder / name for name in (*entry.files, *_BESIDE.get(entry.name, ()))]
-    files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-    return sum(path.stat().st_size for path in files if path.is_file())
+            return found[""]
 
 
 def _entry(entry: Format, path: str, size: int, reason: str) -> Entry:

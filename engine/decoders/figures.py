@@ -12,9 +12,11 @@ from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.runtime import Placement
 from engine.decoders.speed import Speed
 from engine.events import LayerRow
+from engine.kernels.simulate import Simulate
 from engine.language.perplexity import Perplexity
 from engine.quant.plan import Plan
 from engine.recipe import Threshold
+from engine.stages.compare import times
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def quantized_entry(
     seen: Seen, decoder: QuantizedDecoder, placed: Mapping[str, Placement], size: int, halves: int, seconds: float
 ) -> dict[str, Any]:
     """Contract 2's ``ptq``, and the measured part of ``qat``."""
-    labels = sorted({label for label, _, stored in placed.values() if not stored})
+    simulated = {label for label, _, _ in placed.values() if label.startswith(Simulate.name)}
+    labels = sorted({label for label, _, stored in placed.values() if not stored} | simulated)
     stored = sum(alone for _, _, alone in placed.values())
     labels += ["torch fp32 on stored integers"] if stored and not labels else []
     found = seen.test.it
@@ -73,7 +76,7 @@ def quantized_entry(
             "decode": round(seen.speed.decode / seen.fp32_speed.decode, 2),
             "prefill": round(seen.speed.prefill / seen.fp32_speed.prefill, 2),
         },
-        "simulated": False, "integer_layers": len(placed) - stored, "stored_layers": stored, "seconds": round(seconds, 3),
+        "simulated": bool(simulated), "integer_layers": len(placed) - stored, "stored_layers": stored, "seconds": round(seconds, 3),
         "perplexity": perplexity(found),
         "validation": {
             "value": seen.validation.it.value, "baseline": seen.validation.fp32.value, "error": seen.validation.closeness.error(),
@@ -87,9 +90,16 @@ def speeds(speed: Speed) -> dict[str, Any]:
         "tokens_per_second": {
             "prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new,
         },
-        "latency_ms": {"p50": 1e3 / speed.decode, "p95": 1e3 / speed.decode, "batch": 1},
-        "latency_batched_ms": {"p50": 1e3 * speed.prompt / speed.prefill, "p95": 1e3 * speed.prompt / speed.prefill, "batch": 1},
+        **latencies(speed),
     }  # fmt: skip
+
+
+def latencies(speed: Speed) -> dict[str, Any]:
+    """Milliseconds of a token that is written, and of the prompt that is read."""
+    return {
+        "latency_ms": {"p50": 1e3 / speed.decode, "p95": speed.token_p95, "batch": 1},
+        "latency_batched_ms": {"p50": 1e3 * speed.prompt / speed.prefill, "p95": speed.prompt_p95, "batch": 1},
+    }
 
 
 def layers(plan: Plan, told: Mapping[str, MatrixQuantized], placed: Mapping[str, Placement]) -> list[dict[str, Any]]:
@@ -119,7 +129,10 @@ def verdict(which: str, seen: Seen, entry: Mapping[str, Any], size: int, thresho
         "the same as fp32" if abs(rise) < 5e-5 else f"{100 * abs(rise):.2f} % {'over' if rise > 0 else 'under'} fp32's {before.value:.2f}"
     )
     speed = entry["speedup"]
-    pace = f"{_pace(speed['decode'])} at one token after the other, {_pace(speed['prefill'])} at reading"
+    alone, together = (times(speed[key], "faster", "slower") for key in ("decode", "prefill"))
+    pace = f"{alone} at one token after the other, {together} at reading"
+    if entry["simulated"]:
+        pace = "simulated, so no speed is claimed"
     facts = f"perplexity {found.value:.2f} on the test split, {side}; {_smaller(size / entry['size_bytes'])} than fp32; {pace}"
     name = which.upper()
     if not entry["integer_layers"] + entry["stored_layers"]:
@@ -142,12 +155,6 @@ def verdict(which: str, seen: Seen, entry: Mapping[str, Any], size: int, thresho
 
 def _smaller(ratio: float) -> str:
     return f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / ratio:.1f}× larger"
-
-
-def _pace(ratio: float) -> str:
-    if 1 / 1.1 < ratio < 1.1:
-        return "about as fast as fp32"
-    return f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"
 
 
 def better(qat: Seen, ptq: Seen) -> tuple[bool, str]:

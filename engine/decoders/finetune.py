@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from engine.decoders.lessons import batches, judge, steps
 from engine.decoders.quantized import duplicate
 from engine.decoders.student import State, Student
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice, Step
+from engine.events import EpochFinished, Event, Notice
 from engine.language.text import SequenceData, TextData
-from engine.precision import half_type
+from engine.precision import unscaled
 from engine.quant.grouped import GroupedWeight
+from engine.rates import warm_cosine
+from engine.running_loss import RunningLoss
 from engine.ticker import Every, Ticker
 
 
@@ -56,14 +57,11 @@ class TuneSchedule:
 
     def precision(self, device: str) -> str:
         """``bfloat16`` where training computes in it, else ``float32``."""
-        return "bfloat16" if self.mixed and half_type(device) == torch.bfloat16 else "float32"
+        return unscaled(self.mixed, device)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
-        rising = max(int(self.warmup * steps), 1)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        return warm_cosine(self.lr, self.warmup, step, steps)
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def finetune(
     mixed = schedule.precision(device) == "bfloat16"
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
-        done, total, since, running = sum(counts[: epoch - 1]), 0.0, 0, torch.zeros((), dtype=torch.float64, device=device)
+        done, running = sum(counts[: epoch - 1]), RunningLoss(device)
         last = done + counts[epoch - 1]
         ticker = Ticker(stage, counts[epoch - 1], "steps", clock=stop.clock)
         for ids, keep in batches(data, schedule.context, schedule.windows, schedule.tokens, _seed(schedule, epoch)):
@@ -133,18 +131,12 @@ def finetune(
             nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), schedule.clip)
             optimizer.step()
             pupil.bound()
-            running += loss.detach()
-            done, since = done + 1, since + 1
+            running.add(loss)
+            done += 1
             if due() or done == last:
-                seen = running.item()
-                if not math.isfinite(seen):
-                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
-                total += seen
-                yield Step(stage, epoch, schedule.epochs, done, sum(counts), seen / since, schedule.rate(done - 1, sum(counts)))
-                running.zero_()
-                since = 0
+                yield running.step(stage, epoch, schedule, done, sum(counts))
             yield from ticker.advance()
-        losses.append(total / counts[epoch - 1])
+        losses.append(running.total / counts[epoch - 1])
         pupil.settle()
         values.append((yield from judged(pupil.logits)).value)
         is_best = values[-1] <= min(start, *values)

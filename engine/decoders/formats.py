@@ -9,7 +9,7 @@ FORMATS = {
     entry.name: entry
     for entry in (
         Format("safetensors", "engine.decoders.file", ("model.safetensors",), "qtui"),
-        Format("onnx", "engine.decoders.onnx_file", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",)),
+        Format("onnx", "engine.decoders.onnx_file", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",), ("model.onnx.data",)),
         Format("compressed-tensors", "engine.decoders.compressed", ("compressed-tensors",), "transformers", (), ("compressed_tensors",)),
     )
 }

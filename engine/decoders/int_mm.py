@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
 
-from engine.decoders.computed import Computed
-from engine.decoders.dynamic import bits_of, notes
+import torch
+from torch import Tensor
+
+from engine.decoders.integers import Integers, bits_of
 from engine.decoders.kernel import Asked
-from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.dnnl.dynamic import TINY
 from engine.kernels.gpu import INT_MM, IntegerMatrix
@@ -19,36 +19,28 @@ from engine.quant.numerics import QParams, quantize
 _MIDDLE = 128
 
 
-class IntMM:
+class IntMM(Integers):
     """torch's ``_int_mm``. It takes more than 16 rows: a single token is computed among rows of zeros."""
 
-    storage_only = False
+    def __init__(self, dynamic: bool) -> None:
+        super().__init__()
+        self.word, self.dynamic = "dynamic" if dynamic else "static", dynamic
 
-    def label(self, asked: Asked, machine: Machine) -> str:
-        dynamic = asked.activations is not None and asked.activations.dynamic
-        return f"int_mm {'dynamic' if dynamic else 'static'}{'' if asked.int8 else ' on int8'}"
+    def name(self, machine: Machine) -> str:
+        return INT_MM
 
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
-        if asked.kind == "Embedding" or asked.activations is None:
-            return "activations are floats"
         if machine.device == "cpu":
             return "the model is on the processor"
-        return machine.kernels.get(INT_MM, "not probed")
+        wrong = self.unasked(asked)
+        return machine.kernels.get(INT_MM, "not probed") if wrong is None else wrong
 
-    def note(self, asked: Asked, machine: Machine) -> str | None:
-        return notes(asked, machine)
-
-    def computed(self, weight: GroupedWeight) -> Tensor:
-        return on_int8(weight).dequantize()
-
-    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
-        weight, grid = on_int8(matrix.weight), matrix.grid
-        dynamic = matrix.activations is not None and matrix.activations.dynamic
-        assert dynamic or grid is not None, "a matrix whose activations are not dynamic has their grid"
-        bits = bits_of(matrix.activations.bits, machine) if matrix.activations else 8
-        run = ScaledSums(weight, bias, bits if dynamic or grid is None else grid, machine.device)
-        label = f"int_mm {'dynamic' if dynamic else 'static'}"
-        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), label)
+    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
+        if self.dynamic:
+            assert matrix.activations is not None
+            return ScaledSums(weight, bias, bits_of(matrix.activations.bits, machine), machine.device)
+        assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
+        return ScaledSums(weight, bias, matrix.grid, machine.device)
 
 
 class ScaledSums:

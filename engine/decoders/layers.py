@@ -19,7 +19,8 @@ from engine.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.
 KERNELS: tuple[MatrixKernel, ...] = (
-    IntMM(), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(), Dynamic(simulated=True), Static(simulated=True), Stored(),
+    IntMM(dynamic=True), IntMM(dynamic=False), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(),
+    Dynamic(simulated=True), Static(simulated=True), Stored(),
 )  # fmt: skip
 FP32 = "torch fp32"
 
@@ -52,6 +53,6 @@ def label(spec: LayerSpec, kind: Kind, shape: tuple[int, int], machine: Machine,
     return FP32 if spec.weights is None else choose(asked(spec, kind, shape, plain), machine).label
 
 
-def labels(machine: Machine) -> Callable[[LayerSpec, Kind, tuple[int, int]], str]:
+def labels(machine: Machine) -> Callable[[LayerSpec, Kind, tuple[int, int], bool], str]:
     """``label`` on that machine, for a plan."""
-    return lambda spec, kind, shape: label(spec, kind, shape, machine)
+    return lambda spec, kind, shape, plain: label(spec, kind, shape, machine, plain)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.events import Event
+from engine.language.batching import filled
 from engine.language.perplexity import Logits, Perplexity, sequence_perplexity, stream_perplexity
 from engine.language.text import SequenceData, TextData
 
@@ -35,7 +36,7 @@ def batches(data: TextData | SequenceData, context: int, windows: int, tokens: i
             groups.append([])
         groups[-1].append(ids)
     for at in torch.randperm(len(groups), generator=draw).tolist():
-        yield _filled(groups[at])
+        yield filled(groups[at])
 
 
 def steps(data: TextData | SequenceData, context: int, windows: int, tokens: int, seed: int) -> int:
@@ -49,11 +50,3 @@ def judge(data: TextData | SequenceData, context: int, limit: int | None, stop: 
         stream = data.streams["validation"]
         return lambda logits: stream_perplexity(logits, stream, context, context, stop=stop, stage=stage, device=device, limit=limit)
     return lambda logits: sequence_perplexity(logits, data.sequences["validation"], stop=stop, stage=stage, device=device)
-
-
-def _filled(several: list[Tensor]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, several))
-    keep = torch.zeros(len(several), longest, dtype=torch.bool)
-    for row, ids in enumerate(several):
-        keep[row, : len(ids)] = True
-    return torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in several]), keep

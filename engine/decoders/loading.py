@@ -12,14 +12,15 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.formats import find
-from engine.decoders.measure import Part, parts_of
+from engine.decoders.settings import qat_settled
 from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
 from engine.language.load import LanguageModel, load_language
+from engine.language.perplexity import Part, parts_of
 from engine.language.text import SequenceData, TextData, load_text
-from engine.recipe import DataPart, QatPart, Recipe
+from engine.recipe import DataPart, Recipe
 
 TEXT = "python-docs"
 WINDOWS = 128
@@ -54,13 +55,13 @@ class LoadedLanguage:
     def parts(self, split: Split, stride: int, limit: int | None = None) -> list[Part]:
         """What of a split is scored, and from where; ``limit`` is in tokens. Raises EngineError for a text that is too short."""
         if isinstance(self.data, SequenceData):
-            found = sorted((ids for ids in self.data.sequences[split] if len(ids) > 1), key=len)
+            found = [ids for ids in self.data.sequences[split] if len(ids) > 1]
             return [(ids.to(self.device), 1) for ids in found][: None if limit is None else max(limit // self.context, 1)]
         return parts_of(self.data.streams[split][:limit].to(self.device), self.context, stride)
 
-    @property
-    def protocol(self) -> str:
-        return "sequences" if isinstance(self.data, SequenceData) else "sliding window"
+    def stride(self, asked: int) -> int | None:
+        """Tokens from one window to the next: never more than a window has; None of sequences."""
+        return None if isinstance(self.data, SequenceData) else min(asked, self.context)
 
 
 def settled(recipe: Recipe) -> Recipe:
@@ -71,10 +72,9 @@ def settled(recipe: Recipe) -> Recipe:
         changed["name"] = TEXT
     if "calibration" not in given:
         changed["calibration"] = WINDOWS
-    # Made anew, so that what is settled counts as said. A small model has read its text often: fp32's answers teach more.
-    qat = {**recipe.qat.model_dump(), **({} if "distill" in recipe.qat.model_fields_set else {"distill": 1.0})}
+    # Made anew, so that what is settled counts as said.
     fields = {**part.model_dump(), **changed}
-    return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": QatPart.model_validate(qat)})
+    return recipe.model_copy(update={"data": DataPart.model_validate(fields), "qat": qat_settled(recipe.qat)})
 
 
 def load(recipe: Recipe, stop: StopToken, device: str = "cpu") -> Generator[Event, None, LoadedLanguage]:

@@ -19,12 +19,10 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Look:
-    """``rows`` in the order of the modules, ``shares`` the part (0..1) of the time of the modules that hold no others; ``ms`` the
-    milliseconds of the window as a whole."""
+    """``rows`` in the order of the modules, ``shares`` the part (0..1) of the window's time of the modules that hold no others."""
 
     rows: tuple[NodeRow, ...]
     shares: Mapping[str, float]
-    ms: float
 
 
 def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
@@ -73,7 +71,7 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
             hook.remove()
     least = min(whole)
     shares = {name: min(seen) / least for name, seen in times.items()}
-    return Look(_rows(model, parts, shapes, shares), shares, 1e3 * least)
+    return Look(_rows(model, parts, shapes, shares), shares)
 
 
 def together(cells: Sequence[tuple[str, ...]], blocks: str) -> tuple[tuple[str, ...], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,9 @@ from torch import Tensor
 from engine.cancel import StopToken
 from engine.errors import EngineError
 from engine.events import Event
-from engine.language.perplexity import STRIDE, Perplexity, perplexity_of, windows
+from engine.language.perplexity import Logits, Part, Perplexity, perplexity_of
 from engine.ticker import Ticker
 
-Logits = Callable[[Tensor], Tensor]
-Part = tuple[Tensor, int]
 _ROWS = 256
 
 
@@ -49,19 +47,11 @@ class Judged:
         return self.it.value / self.fp32.value - 1
 
 
-def parts_of(stream: Tensor, context: int, stride: int | None) -> list[Part]:
-    """The windows of a stream with the place from which their tokens count."""
-    step = min(stride or STRIDE, context)
-    if len(stream) < context:
-        raise EngineError(f"the text has {len(stream):,} tokens, fewer than the context of {context:,}: give a longer text")
-    return [(stream[w.begin : w.end], w.first - w.begin) for w in windows(len(stream), context, step)]
-
-
 def against(
-    fp32: Logits, it: Logits, parts: Sequence[Part], stride: int | None, protocol: str, stop: StopToken, stage: str = "evaluate"
+    fp32: Logits, it: Logits, parts: Sequence[Part], stride: int | None, stop: StopToken, stage: str = "evaluate"
 ) -> Generator[Event, None, Judged]:
-    """Both forms on ``parts``, ids (tokens,) and the first place that counts. Raises EngineError for logits that are not finite,
-    Cancelled on stop."""
+    """Both forms on ``parts``, which ``parts_of`` cut at ``stride``, or which are sequences where it is None. Raises EngineError for
+    logits that are not finite, Cancelled on stop."""
     ticker = Ticker(stage, sum(len(ids) - first for ids, first in parts), "tok", clock=stop.clock)
     sums: dict[str, list[tuple[float, int]]] = {"fp32": [], "it": []}
     device = parts[0][0].device if parts else None
@@ -85,7 +75,7 @@ def against(
     signal, noise, same, divergence, numbers = total.tolist()
     sqnr = math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
     close = Closeness(noise / numbers, sqnr, same / count, divergence / count)
-    fp32_found, found = (perplexity_of(sums[name], context, stride, protocol) for name in ("fp32", "it"))
+    fp32_found, found = (perplexity_of(sums[name], context, stride) for name in ("fp32", "it"))
     return Judged(fp32_found, found, close)
 
 

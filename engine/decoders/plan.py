@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
+from engine.decoders.kernel import is_plain
 from engine.decoders.strategy import asked, possible, proposed
 from engine.events import LayerRow
 from engine.language.linears import Anatomy, Kind, Matrix
 from engine.quant.plan import Plan
 from engine.spec import FP32, LayerSpec, Rule
 
-# The words for what computes a matrix, from what it is to become, its kind and its shape (out, in).
-Label = Callable[[LayerSpec, Kind, tuple[int, int]], str]
+# The words for what computes a matrix, from what it is to become, its kind, its shape (out, in), and whether it is ``plain``.
+Label = Callable[[LayerSpec, Kind, tuple[int, int], bool], str]
 
 
 def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares: Mapping[str, float], label: Label) -> Plan:
@@ -25,26 +28,13 @@ def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares:
     used: set[int] = set()
     rows: dict[str, LayerRow] = {}
     for matrix in parts.matrices:
-        rows[matrix.path] = _row(matrix, preset, rules, shares, label, rows, used)
+        rows[matrix.path] = _row(matrix, model.get_submodule(matrix.path), preset, rules, shares, label, rows, used)
     for path, count in _others(parts).items():
         module = model.get_submodule(path) if path else model
         why = "holds no matrix: it stays in fp32"
+        share = shares.get(path, 0.0)
         rows[path] = LayerRow(
-            path,
-            type(module).__name__,
-            path,
-            count,
-            (),
-            FP32,
-            FP32,
-            FP32,
-            "kind",
-            why,
-            why,
-            shares.get(path, 0.0),
-            "torch fp32",
-            False,
-            why,
+            path, type(module).__name__, path, count, (), FP32, FP32, FP32, "kind", why, why, share, "torch fp32", False, why
         )
     ordered = [name for name, _ in model.named_modules() if name in rows]
     unused = [rule for i, rule in enumerate(rules) if i not in used]
@@ -54,8 +44,8 @@ def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares:
 
 
 def _row(
-    matrix: Matrix, preset: str, rules: Sequence[Rule], shares: Mapping[str, float], label: Label, rows: Mapping[str, LayerRow],
-    used: set[int],
+    matrix: Matrix, module: nn.Module, preset: str, rules: Sequence[Rule], shares: Mapping[str, float], label: Label,
+    rows: Mapping[str, LayerRow], used: set[int],
 ) -> LayerRow:  # fmt: skip
     in_block = matrix.block is not None
     offered, offered_why = proposed(matrix.kind)
@@ -76,7 +66,7 @@ def _row(
     why = "; ".join(filter(None, (why, limit)))
     return LayerRow(
         matrix.path, matrix.kind, matrix.path, matrix.params, matrix.shape, spec, actual, offered, rule, why, offered_why,
-        shares.get(matrix.path, 0.0), label(actual, matrix.kind, matrix.shape), tied is None, limit if tied else None,
+        shares.get(matrix.path, 0.0), label(actual, matrix.kind, matrix.shape, is_plain(module)), tied is None, limit if tied else None,
         decoder="block" if in_block else "outside", tied=matrix.tied,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.algorithms.capture import capture
 from engine.algorithms.onematrix import quantize_matrix
-from engine.algorithms.progress import MatrixQuantized
+from engine.algorithms.progress import MatrixQuantized, noted
 from engine.algorithms.registry import method
 from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
@@ -48,7 +48,7 @@ def round_decoder(
         entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), batches(windows, batch), stop) if needed else []
         named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
         steps = quantize_blocks(named, entering, tasks.get, stop, checkpoints)
-        weights = yield from _noting(steps, told)
+        weights = yield from noted(steps, lambda note: told.update({note.name: note}))
     for row in wanted.values():
         if row.path not in weights and row.tied is None:
             stop.check()
@@ -73,20 +73,6 @@ def retuned(
         for path, matrix in before.matrices.items()
     }
     return QuantizedDecoder(model.to("cpu"), matrices)
-
-
-def _noting(
-    steps: Generator[Event, None, dict[str, GroupedWeight]], told: dict[str, MatrixQuantized]
-) -> Generator[Event, None, dict[str, GroupedWeight]]:
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            found: dict[str, GroupedWeight] = end.value
-            return found
-        if isinstance(event, MatrixQuantized):
-            told[event.name] = event
-        yield event
 
 
 @torch.no_grad()

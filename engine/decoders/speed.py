@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second. ``prefill`` is for ``prompt`` tokens read at once, whose last logits alone are computed; ``decode`` for
-    ``new`` tokens written one by one after ``begin`` tokens."""
+    """Tokens a second. ``prefill`` is for ``prompt`` tokens read at once, of which the last one's logits alone are computed where the
+    step can do so; ``decode`` for ``new`` tokens written one by one after ``begin`` tokens. Both are of the median time; of a
+    hundred prompts and tokens 95 took ``prompt_p95`` and ``token_p95`` milliseconds at most."""
 
     prefill: float
     decode: float
     prompt: int
     new: int
     begin: int
+    prompt_p95: float
+    token_p95: float
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,15 @@ def tokens_per_second(
     return {
         name: Speed(
             lengths.prompt / statistics.median(read[name]), 1 / statistics.median(written[name]), lengths.prompt, lengths.new,
-            lengths.begin,
+            lengths.begin, 1e3 * _p95(read[name]), 1e3 * _p95(written[name]),
         )
         for name in steps
     }  # fmt: skip
+
+
+def _p95(times: list[float]) -> float:
+    """The least of ``times`` that 95 in a hundred do not exceed; of a few, the greatest."""
+    return sorted(times)[math.ceil(0.95 * len(times)) - 1]
 
 
 def _continue(step: Step, begin: Tensor, new: int, stop: StopToken) -> list[float]:

@@ -4,54 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.decoders.computed import Computed
-from engine.decoders.dynamic import bits_of, notes
-from engine.decoders.kernel import Asked
-from engine.decoders.on_int8 import on_int8
+from engine.decoders.integers import Integers, bits_of, first
 from engine.decoders.quantized import QuantizedMatrix
 from engine.kernels.base import IntegerLayer, LayerFunction
-from engine.kernels.choose import kernels_for
 from engine.kernels.dnnl.dynamic import GridLinear
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 from engine.quant.numerics import QParams, affine, quantize
 
 
-class Static:
-    """On the first integer kernel that runs here, or simulated."""
+class Static(Integers):
+    word, dynamic = "static", False
 
-    def __init__(self, simulated: bool = False) -> None:
-        self.storage_only = simulated
-
-    def label(self, asked: Asked, machine: Machine) -> str:
-        return f"{kernels_for(machine)[0].name} static{'' if asked.int8 else ' on int8'}"
-
-    def refuses(self, asked: Asked, machine: Machine) -> str | None:
-        if asked.kind == "Embedding" or asked.activations is None or asked.activations.dynamic:
-            return "activations have no fixed grid"
-        if machine.integer == self.storage_only:
-            return "integer kernels run here" if machine.integer else "no integer kernel runs here"
-        return None
-
-    def note(self, asked: Asked, machine: Machine) -> str | None:
-        return notes(asked, machine)
-
-    def computed(self, weight: GroupedWeight) -> Tensor:
-        return on_int8(weight).dequantize()
-
-    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
+    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
-        weight, grid = on_int8(matrix.weight).to(machine.device), exact_here(matrix.grid, machine)
-        kernel, scale = kernels_for(machine)[0], weight.scale[:, 0].float()
-        run: Callable[[Tensor], Tensor]
+        grid, scale = exact_here(matrix.grid, machine), weight.scale[:, 0].float()
         if machine.runs("dnnl"):
-            run = GridLinear(weight.values, scale, bias, grid)
-        else:
-            added = None if bias is None else bias.float().contiguous().to(machine.device)
-            run = OnGrid(kernel.build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
-        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), f"{kernel.name} static")
+            return GridLinear(weight.values, scale, bias, grid)
+        added = None if bias is None else bias.float().contiguous()
+        return OnGrid(first(machine).build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
 
 
 class OnGrid:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -30,13 +29,3 @@ def last(step: Step) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
         return logits[0, -1], cache
 
     return only
-
-
-def as_model(step: Step) -> Any:
-    """A step as ``engine.language.generate.continuation`` takes models."""
-
-    def model(input_ids: Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
-        logits, cache = step(input_ids, past_key_values)
-        return SimpleNamespace(logits=logits, past_key_values=cache)
-
-    return model

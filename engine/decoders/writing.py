@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.cancel import StopToken
+from engine.decoders import figures
 from engine.decoders.exports import Entry, Given, make
 from engine.decoders.formats import find
+from engine.decoders.speed import Speed
 from engine.events import Event, Notice, Progress, Table
 from engine.export.making import fingerprint
 
@@ -33,11 +35,7 @@ def latencies(speed: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens a second as milliseconds: of a token that is written, and of the prompt that is read."""
     if not speed:
         return {"latency_ms": {}, "latency_batched_ms": {}}
-    single, prompt = 1e3 / speed["decode"], 1e3 * speed["prompt"] / speed["prefill"]
-    return {
-        "latency_ms": {"p50": single, "p95": single, "batch": 1}, "latency_batched_ms": {"p50": prompt, "p95": prompt, "batch": 1},
-        "tokens_per_second": {key: round(speed[key], 1) for key in ("prefill", "decode")},
-    }  # fmt: skip
+    return {**figures.latencies(Speed(**speed)), "tokens_per_second": {key: round(speed[key], 1) for key in ("prefill", "decode")}}
 
 
 def runtimes(entries: Sequence[Entry], baseline: Mapping[str, Any], native: Mapping[str, Any]) -> list[Entry]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -21,8 +17,8 @@ from engine.errors import Cancelled, EngineError, one_line
 from engine.events import Event, Notice, Table
 from engine.export import parity, timing
 from engine.export.base import Given, Runner
+from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
-from engine.paths import unwritable
 
 Entry = dict[str, Any]
 # Below this part of equal answers a file is no longer the model that was measured.
@@ -94,7 +90,7 @@ def timed(
 def _made(entry: Format, directory: Path) -> Entry:
     """The entry of a file that nothing was done with yet."""
     return {
-        "format": entry.name, "path": entry.files[0], "size_bytes": sum((directory / name).stat().st_size for name in entry.files),
+        "format": entry.name, "path": entry.files[0], "size_bytes": size_of(entry, directory),
         "sha256": fingerprint(directory, entry), "runtime": entry.title, "kernel": "", "parity": None, "value": None, "verified": False,
         "latency_ms": {}, "latency_batched_ms": {}, "reason": "it was not read back: the export was stopped before",
     }  # fmt: skip
@@ -136,28 +132,8 @@ def _read_back(
 
 
 def write(entry: Format, given: Given, directory: Path) -> None:
-    """Put the format's files into ``directory``, all of them or, with EngineError, none: what was there stays."""
-    if missing := entry.missing(entry.writes):
-        raise EngineError(f"{entry.name} needs {' and '.join(missing)}: {install(missing)}, then export again")
-    try:
-        hidden = Path(tempfile.mkdtemp(dir=directory, prefix=f".{entry.name}."))
-    except OSError as error:
-        raise unwritable(directory / entry.files[0], error) from error
-    try:
-        import_module(entry.module).write(given, hidden / entry.files[0])
-        # The file that is loaded comes last: it names the others.
-        for name in reversed(entry.files):
-            (hidden / name).chmod(0o644)
-            os.replace(hidden / name, directory / name)
-    except (EngineError, Cancelled):
-        raise
-    except OSError as error:
-        raise unwritable(directory / entry.files[0], error) from error
-    except Exception as error:
-        raise EngineError(f"{entry.name} cannot be written ({type(error).__name__}: {one_line(error, 160)})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(hidden)
+    """Put the format's files into ``directory``. Raises EngineError as ``placed`` does."""
+    placed(entry, directory, lambda path: import_module(entry.module).write(given, path))
 
 
 def failed(entry: Format, reason: str) -> Entry:

@@ -14,8 +14,9 @@ from engine.errors import UsageError, nearest
 
 @dataclass(frozen=True)
 class Format:
-    """``files`` are the names in the run's folder, the first of them the one to load. ``writes`` and ``runs`` are the packages
-    that writing and running need beyond this program's own; ``title`` is the runtime's name."""
+    """``files`` are the names in the run's folder, the first of them the one to load; ``optional`` those that large models have
+    beside them. ``writes`` and ``runs`` are the packages that writing and running need beyond this program's own; ``title`` is the
+    runtime's name."""
 
     name: str
     module: str
@@ -23,6 +24,7 @@ class Format:
     title: str
     writes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def missing(self, packages: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``packages`` that are not installed."""
@@ -48,5 +50,5 @@ def find(name: str) -> Format:
 
 
 def install(packages: tuple[str, ...]) -> str:
-    """The command that installs ``packages``."""
-    return f"uv pip install {' '.join(packages)}"
+    """The command that installs ``packages``, which are named as they are imported."""
+    return f"uv pip install {' '.join(packages).replace('_', '-')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from engine.cancel import StopToken
 from engine.checkpoint import read as read_checkpoint
 from engine.checkpoint import write as write_checkpoint
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Notice, Step
+from engine.events import EpochFinished, Event, Notice
 from engine.language.perplexity import Logits, stream_perplexity
-from engine.precision import half_type
+from engine.precision import unscaled
+from engine.rates import warm_cosine
+from engine.running_loss import RunningLoss
 from engine.ticker import Every, Ticker
 
 
@@ -47,7 +48,7 @@ class TextSchedule:
 
     def precision(self, device: str) -> str:
         """``bfloat16`` where training computes in it, else ``float32``."""
-        return "bfloat16" if self.mixed and half_type(device) == torch.bfloat16 else "float32"
+        return unscaled(self.mixed, device)
 
     def length(self, epoch: int) -> int:
         """Tokens in a window of epoch 1, 2, …"""
@@ -60,10 +61,7 @@ class TextSchedule:
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0..``steps`` - 1."""
-        rising = max(int(self.warmup * steps), 1)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))))
+        return warm_cosine(self.lr, self.warmup, step, steps, 0.1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def fit_text(
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
         # Dropout draws from the generator of all torch; an epoch is the same whether or not it was resumed.
         torch.manual_seed(schedule.seed * 1000 + epoch)
-        done, total, since, running = sum(counts[: epoch - 1]), 0.0, 0, torch.zeros((), dtype=torch.float64, device=device)
+        done, running = sum(counts[: epoch - 1]), RunningLoss(device)
         last = done + counts[epoch - 1]
         ticker = Ticker(stage, counts[epoch - 1] * schedule.tokens, "tok", clock=stop.clock)
         model.train()
@@ -136,22 +134,16 @@ def fit_text(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             optimizer.step()
-            running += loss.detach()
-            done, since = done + 1, since + 1
+            running.add(loss)
+            done += 1
             if due() or done == last:
-                seen = running.item()
-                if not math.isfinite(seen):
-                    raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
-                total += seen
-                yield Step(stage, epoch, schedule.epochs, done, sum(counts), seen / since, schedule.rate(done - 1, sum(counts)))
-                running.zero_()
-                since = 0
+                yield running.step(stage, epoch, schedule, done, sum(counts))
             yield from ticker.advance(ids.numel() - len(ids))
         model.eval()
         judged = yield from stream_perplexity(
             logits, validation, schedule.context, schedule.context, stop=stop, stage="judge", device=device
         )
-        losses.append(total / counts[epoch - 1])
+        losses.append(running.total / counts[epoch - 1])
         values.append(judged.value)
         is_best = values[-1] <= min(values)
         if is_best:

@@ -13,9 +13,12 @@ from torch import Tensor
 from engine.cancel import StopToken
 from engine.errors import EngineError
 from engine.events import Event
+from engine.language.batching import filled
 from engine.ticker import Ticker
 
 Logits = Callable[[Tensor], Tensor]
+# Ids (tokens,), and the first place of them that is scored.
+Part = tuple[Tensor, int]
 STRIDE = 512
 # Numbers in the logits of a batch: 2**27 are half a gibibyte in float32.
 _ROOM = 2**27
@@ -81,14 +84,14 @@ def stream_perplexity(
     ``stride`` is 512 by default and never over ``context``; ``limit`` ends the stream after so many tokens. Raises
     EngineError for fewer tokens than the context and for logits that are not finite, Cancelled on stop.
     """
-    stream = stream[:limit]
-    step = min(stride or STRIDE, context)
+    return (yield from _score(logits, parts_of(stream[:limit], context, stride), stride or STRIDE, stop, stage, device))
+
+
+def parts_of(stream: Tensor, context: int, stride: int | None = None) -> list[Part]:
+    """The windows of a stream, ``stride`` as ``stream_perplexity`` takes it. Raises EngineError for fewer tokens than the context."""
     if len(stream) < context:
         raise EngineError(f"the text has {len(stream):,} tokens, fewer than the context of {context:,}: give a longer text")
-    plan = windows(len(stream), context, step)
-    parts = [(stream[w.begin : w.end], w.first - w.begin) for w in plan]
-    name = "non-overlapping windows" if step == context else "sliding window"
-    return (yield from _score(logits, parts, context, step, name, stop, stage, device))
+    return [(stream[w.begin : w.end], w.first - w.begin) for w in windows(len(stream), context, min(stride or STRIDE, context))]
 
 
 def sequence_perplexity(
@@ -102,14 +105,14 @@ def sequence_perplexity(
         raise EngineError("no sequence has two tokens or more: there is nothing to score")
     # Of like length, so that little is filled up.
     parts.sort(key=lambda part: len(part[0]))
-    return (yield from _score(logits, parts, len(parts[-1][0]), None, "sequences", stop, stage, device))
+    return (yield from _score(logits, parts, None, stop, stage, device))
 
 
 def _score(
-    logits: Logits, parts: Sequence[tuple[Tensor, int]], context: int, stride: int | None, protocol: str, stop: StopToken, stage: str,
-    device: str,
-) -> Generator[Event, None, Perplexity]:  # fmt: skip
+    logits: Logits, parts: Sequence[Part], stride: int | None, stop: StopToken, stage: str, device: str
+) -> Generator[Event, None, Perplexity]:
     """Each part is read whole and scored from the given place on."""
+    context = max(len(ids) for ids, _ in parts)
     ticker = Ticker(stage, sum(len(ids) - first for ids, first in parts), "tok", clock=stop.clock)
     sums: list[tuple[float, int]] = []
     batch, at = 1, 0
@@ -117,22 +120,16 @@ def _score(
         while at < len(parts):
             stop.check()
             several = parts[at : at + batch]
-            ids = _filled([ids for ids, _ in several]).to(device)
+            ids = filled([ids for ids, _ in several])[0].to(device)
             out = logits(ids)
             for row, (part, first) in enumerate(several):
                 sums.append((_nll(out[row, first - 1 : len(part) - 1], ids[row, first : len(part)]), len(part) - first))
-            if not math.isfinite(sums[-1][0]):
+            if not all(math.isfinite(nll) for nll, _ in sums[at:]):
                 raise EngineError("the model's output on the text is NaN or infinite: check the weights")
             at += len(several)
             batch = max(min(_ROOM // (context * out.shape[-1]), 8), 1)
             yield from ticker.advance(sum(count for _, count in sums[-len(several) :]))
-    return perplexity_of(sums, context, stride, protocol)
-
-
-def _filled(several: Sequence[Tensor]) -> Tensor:
-    """Token ids as (N, T), shorter ones filled up with their last token: it is in the vocabulary, and no sign of padding."""
-    longest = max(len(ids) for ids in several)
-    return torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in several])
+    return perplexity_of(sums, context, stride)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> float:
@@ -143,8 +140,11 @@ def _nll(logits: Tensor, targets: Tensor) -> float:
     return total
 
 
-def perplexity_of(sums: Sequence[tuple[float, int]], context: int, stride: int | None, protocol: str) -> Perplexity:
-    """From the summed negative log-likelihood, in nats, and the number of tokens of each window."""
+def perplexity_of(sums: Sequence[tuple[float, int]], context: int, stride: int | None) -> Perplexity:
+    """From the summed negative log-likelihood, in nats, and the number of tokens of each window. ``stride`` is what was asked, None
+    for sequences: windows begin ``context`` tokens after each other at most."""
+    stride = None if stride is None else min(stride, context)
+    protocol = "sequences" if stride is None else "non-overlapping windows" if stride == context else "sliding window"
     tokens, count = sum(n for _, n in sums), len(sums)
     mean = sum(nll for nll, _ in sums) / tokens
     if count < 2:

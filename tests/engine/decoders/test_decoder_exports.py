@@ -18,7 +18,7 @@ from engine.decoders import exports, onnx_file
 from engine.decoders.exports import Given, make
 from engine.decoders.formats import FORMATS, find
 from engine.decoders.parity import compare
-from engine.decoders.speed import Lengths, step_of
+from engine.decoders.speed import Lengths
 from engine.decoders.stepping import of_model
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.export.registry import Format
@@ -65,12 +65,6 @@ def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:
     assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (32, 16)
 
 
-def test_other_forms_are_timed_beside_it(tmp_path: Path) -> None:
-    it = given("gpt2")
-    found = make("safetensors", replace(it, others={"fp32": step_of(it.decoder.twin)}), tmp_path, STOP)
-    assert found["verified"] and found["beside"]["fp32"]["decode"] > 0
-
-
 def test_rounded_activations_are_what_a_file_is_compared_with(tmp_path: Path) -> None:
     decoder = family("llama", EIGHT, activations=DYNAMIC)
     found = make("safetensors", Given(decoder, [some_ids(1, 20)[0]], lengths=Lengths(4, 2, 1), rounds=1), tmp_path, STOP)
@@ -88,7 +82,7 @@ def test_a_runtime_that_is_missing_leaves_a_file_that_is_not_verified(tmp_path: 
     assert found["reason"] == "not verified, no_such_runtime is not installed: uv pip install no-such-runtime, then export again"
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], writes=("no_such_writer",)))
     found = make("onnx", given("gpt2"), tmp_path / "other", STOP)
-    assert found["path"] == "" and "onnx needs no_such_writer: uv pip install no_such_writer" in found["reason"]
+    assert found["path"] == "" and "onnx needs no_such_writer: uv pip install no-such-writer" in found["reason"]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

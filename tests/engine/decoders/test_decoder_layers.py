@@ -56,7 +56,7 @@ def rounded(spec, shape=SHAPE):
     ],
 )
 def test_what_a_plan_says(spec, kind, machine, expected):
-    assert label(spec, kind, (96, 256), machine) == labels(machine)(spec, kind, (96, 256)) == expected
+    assert label(spec, kind, (96, 256), machine) == labels(machine)(spec, kind, (96, 256), True) == expected
 
 
 def test_what_is_only_stored_says_so_before_anything_is_rounded():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,25 +13,21 @@ import tiny_language
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from trainings import OnEvent, check_checkpoints_are_told_apart, ended_early, nothing, resumed_and_straight, stream, watched
 
 from engine.cancel import StopToken
 from engine.decoders.finetune import Tuned, TuneSchedule, finetune
 from engine.decoders.lessons import batches
 from engine.decoders.quantized import apply
 from engine.decoders.student import State, Student
-from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import EpochFinished, Event, Notice, Progress, Step
+from engine.errors import EngineError, UsageError
+from engine.events import EpochFinished, Event, Step
 from engine.language.linears import anatomy, weight_of
 from engine.language.text import SequenceData, TextData
-from engine.language.tokens import encode
 from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
 
 SCHEDULE = TuneSchedule(epochs=3, context=32, windows=24, tokens=128, lr=3e-3, places=3, judged=None, mixed=False)
 SPEC = GroupSpec(2, 8)
-
-
-def stream(count: int, seed: int) -> Tensor:
-    return encode(tiny_language.tokenizer(), [tiny_language.Document("x", tiny_language.sentences(count, seed))])
 
 
 TEXT = TextData("tiny", {"train": stream(60, 1), "validation": stream(12, 2), "test": stream(12, 3)}, {})
@@ -72,18 +67,10 @@ def rounded() -> tuple[Any, Any, dict[str, GroupedWeight]]:
 
 
 def tuned(
-    schedule: TuneSchedule = SCHEDULE, on_event: Callable[[Event, StopToken], None] = lambda event, stop: None,
-    data: TextData | SequenceData = TEXT, **options: Any,
-) -> tuple[Tuned, list[Event]]:  # fmt: skip
-    stop, seen = StopToken(), []
-    steps = finetune(*rounded(), data, schedule, stop=stop, **options)
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            return end.value, seen
-        seen.append(event)
-        on_event(event, stop)
+    schedule: TuneSchedule = SCHEDULE, on_event: OnEvent = nothing, data: TextData | SequenceData = TEXT, **options: Any
+) -> tuple[Tuned, list[Event]]:
+    stop = StopToken()
+    return watched(finetune(*rounded(), data, schedule, stop=stop, **options), stop, on_event)
 
 
 def answers(model: Any, ids: Tensor) -> Tensor:
@@ -152,34 +139,20 @@ def test_it_keeps_the_start_where_training_does_harm() -> None:
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
-    def stop_in_the_third(event: Event, stop: StopToken) -> None:
-        if isinstance(event, Progress) and event.stage == "qat" and len(done) == 2:
-            stop.set()
-        if isinstance(event, EpochFinished):
-            done.append(event)
-
-    done: list[Event] = []
-    options = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
-    with pytest.raises(Cancelled):
-        tuned(on_event=stop_in_the_third, **options)
-    resumed, seen = tuned(**options)
-    straight, _ = tuned()
-    assert seen[0] == Notice("continuing after epoch 2 of 3")
+    resumed, straight = resumed_and_straight(tuned, "qat", SCHEDULE.epochs, tmp_path)
     assert (resumed.losses, resumed.values, resumed.start) == (straight.losses, straight.values, straight.start)
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
     for path, weight in straight.weights.items():
         assert torch.equal(weight.values, resumed.weights[path].values) and torch.equal(weight.scale, resumed.weights[path].scale)
-    _, seen = tuned(replace(SCHEDULE, epochs=1), checkpoint=tmp_path / "c.pt", fingerprint="b")
-    assert not any(isinstance(event, Notice) for event in seen)
-    (tmp_path / "c.pt").write_bytes(b"rubbish")
-    with pytest.raises(EngineError, match=r"cannot be continued .*: remove it"):
-        tuned(**options)
+
+
+def test_a_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None:
+    check_checkpoints_are_told_apart(tuned, replace(SCHEDULE, epochs=1), tmp_path)
 
 
 def test_enough_keeps_what_there_is() -> None:
-    found, seen = tuned(on_event=lambda event, stop: stop.enough() if isinstance(event, EpochFinished) else None)
-    assert len(found.values) == 1 and any(isinstance(event, Notice) and "ended after epoch 1" in event.text for event in seen)
+    assert len(ended_early(tuned).values) == 1
 
 
 def test_what_cannot_be_trained_on() -> None:

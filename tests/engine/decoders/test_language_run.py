@@ -16,7 +16,7 @@ from engine import Recipe, load_quantized
 from engine.algorithms.progress import MatrixQuantized
 from engine.decisions import Strategy
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import Graph, Layers, Planned, Ranges, Samples, Setting, Weights
+from engine.events import Graph, Layers, Planned, Ranges, Samples, Setting, Step, Weights
 from engine.spec import FP32, Rule
 
 
@@ -89,6 +89,16 @@ def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_pat
     assert ("QAT is kept" in report["qat"]["why"]) == report["qat"]["kept"]
     better = report["qat"]["validation"]["value"] < report["ptq"]["validation"]["value"]
     assert better or not report["qat"]["kept"]
+    kept = Recipe.load(tmp_path / "run" / "recipe.yaml").qat
+    assert (kept.batch, kept.lr, kept.distill) == (1024 // tiny_language.CONTEXT, 1e-3, 1.0)
+
+
+def test_the_recipe_decides_how_fast_it_is_trained_and_in_what_batches(place: Path, tmp_path: Path) -> None:
+    qat = {"mode": "always", "epochs": 1, "lr": 1e-6, "batch": 4}
+    outcome = driving.drive(recipe(place, preset="w3", qat=qat), tmp_path / "run")
+    steps = [event for event in outcome.events if isinstance(event, Step)]
+    windows = outcome.data["data"]["train"] // tiny_language.CONTEXT
+    assert steps[-1].total == -(-min(windows, 256) // 4) and max(step.lr for step in steps) <= 1e-6
 
 
 def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None:

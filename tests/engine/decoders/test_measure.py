@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
-from engine.decoders.measure import Judged, against, parts_of
+from engine.decoders.measure import Judged, against
 from engine.errors import Cancelled, EngineError
+from engine.language.perplexity import parts_of
 
 
 def logits(seed: int) -> object:
@@ -25,7 +26,7 @@ def stream(tokens: int) -> Tensor:
 
 def judged(ids: Tensor, stride: int = 16) -> Judged:
     parts = parts_of(ids, tiny_language.CONTEXT, stride)
-    return tiny_language.finished(against(logits(0), logits(1), parts, stride, "sliding window", StopToken()))  # type: ignore[arg-type]
+    return tiny_language.finished(against(logits(0), logits(1), parts, stride, StopToken()))  # type: ignore[arg-type]
 
 
 def test_every_figure_is_that_of_a_plain_computation() -> None:
@@ -52,10 +53,18 @@ def test_every_figure_is_that_of_a_plain_computation() -> None:
     assert found.rise == pytest.approx(found.it.value / found.fp32.value - 1)
 
 
+def test_the_protocol_is_the_one_that_was_measured_by() -> None:
+    ids, context = stream(81), tiny_language.CONTEXT
+    told = [(found.protocol, found.stride) for stride in (16, 32, 512) for found in (judged(ids, stride).it,)]
+    assert told == [("sliding window", 16), *[("non-overlapping windows", context)] * 2]
+    sequences = tiny_language.finished(against(logits(0), logits(1), [(ids[:9], 1)], None, StopToken()))  # type: ignore[arg-type]
+    assert (sequences.it.protocol, sequences.it.stride, sequences.it.context) == ("sequences", None, 9)
+
+
 def test_the_same_form_is_exactly_the_same() -> None:
     same = logits(0)
     parts = parts_of(stream(40), tiny_language.CONTEXT, None)
-    found = tiny_language.finished(against(same, same, parts, None, "p", StopToken()))  # type: ignore[arg-type]
+    found = tiny_language.finished(against(same, same, parts, None, StopToken()))  # type: ignore[arg-type]
     assert found.rise == 0 and found.closeness.sqnr_db == math.inf and found.closeness.agreement == 1
 
 
@@ -65,10 +74,8 @@ def test_what_is_wrong_is_one_line_and_stop_stops() -> None:
     stop = StopToken()
     stop.set()
     with pytest.raises(Cancelled):
-        tiny_language.finished(against(logits(0), logits(0), [(stream(9), 1)], None, "p", stop))  # type: ignore[arg-type]
+        tiny_language.finished(against(logits(0), logits(0), [(stream(9), 1)], None, stop))  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="NaN or infinite"):
         tiny_language.finished(
-            against(
-                logits(0), lambda ids: torch.full((1, ids.shape[1], tiny_language.ROWS), math.nan), [(stream(9), 1)], None, "p", StopToken()
-            )  # type: ignore[arg-type]
+            against(logits(0), lambda ids: torch.full((1, ids.shape[1], tiny_language.ROWS), math.nan), [(stream(9), 1)], None, StopToken())  # type: ignore[arg-type]
         )

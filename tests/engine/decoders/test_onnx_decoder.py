@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from engine.decoders.loaded import rounding
 from engine.decoders.onnx_graph import build
 from engine.decoders.onnx_matrices import blocked, note
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.decoders.stepping import as_model
+from engine.decoders.stepping import Step
 from engine.errors import EngineError
 from engine.language.generate import continuation
 from engine.quant.grouped import GroupSpec, minmax, quantize
@@ -170,6 +171,16 @@ def test_activations_are_rounded_token_by_token_where_the_recipe_says(name: str,
     # With 4 bits the kernel rounds by itself.
     four = family(name, activations=DYNAMIC)
     close(written(four)(some_ids()), four.twin(some_ids()).logits)
+
+
+def as_model(step: Step) -> Any:
+    """A step as ``continuation`` takes models."""
+
+    def model(input_ids: torch.Tensor, past_key_values: Any = None, use_cache: bool = True) -> Any:
+        logits, cache = step(input_ids, past_key_values)
+        return SimpleNamespace(logits=logits, past_key_values=cache)
+
+    return model
 
 
 def test_a_text_is_continued_as_the_twin_continues_it(written: Write) -> None:

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import families
 import pytest
+import tiny_language
 
+from engine.cancel import StopToken
+from engine.decoders.layers import labels
 from engine.decoders.plan import plan
+from engine.decoders.rounding import round_decoder
+from engine.decoders.runtime import running
 from engine.decoders.strategy import DYNAMIC, PRESETS, ROWS, possible
 from engine.errors import UsageError
+from engine.kernels.probe import probe
 from engine.language.linears import anatomy
 from engine.quant.plan import Plan
 from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
@@ -19,7 +25,7 @@ INT8 = LayerSpec(ROWS, DYNAMIC)
 
 def planned(family: str = "gpt2", preset: str = "default", *rules: Rule) -> Plan:
     model = families.build(family)
-    return plan(model, anatomy(model), preset, rules, {}, lambda spec, kind, shape: f"{kind} {shape}")
+    return plan(model, anatomy(model), preset, rules, {}, lambda spec, kind, shape, plain: f"{kind} {shape}")
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
@@ -63,6 +69,17 @@ def test_each_preset_asks_for_what_it_says() -> None:
         assert rows["transformer.wpe"].actual == LayerSpec(ROWS)
     with pytest.raises(UsageError, match="preset w4a4 is for networks on images"):
         planned("gpt2", "w4a4")
+
+
+@pytest.mark.parametrize(("family", "path"), [("gpt2", ""), ("opt", "embed_positions"), ("gemma3", "embed_tokens")])
+def test_a_plan_promises_what_the_run_computes_on(family: str, path: str) -> None:
+    model = families.build(family)
+    made = plan(model, anatomy(model), "w8", (), {}, labels(probe()))
+    decoder, _ = tiny_language.finished(round_decoder(model, made.layers, [], 1, StopToken()))
+    _, placed = running(decoder, probe())
+    assert {row.path: row.kernel for row in made.layers if row.path in placed} == {path: it.label for path, it in placed.items()}
+    stored = {row.path.rpartition(".")[2] for row in made.layers if row.kind == "Embedding" and row.kernel != "int8 rows"}
+    assert stored == ({path} if path else set())
 
 
 @pytest.mark.parametrize(

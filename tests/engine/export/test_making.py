@@ -105,7 +105,7 @@ def test_a_missing_runtime_leaves_a_file_that_is_not_verified(
         monkeypatch.setitem(sys.modules, module, None)
     outcome = again(finished, name)
     found = outcome.data["exports"][1]
-    command = f"uv pip install {module}"
+    command = f"uv pip install {module.replace('_', '-')}"
     assert (found["verified"], found["parity"], found["value"], found["install"]) == (False, None, None, command)
     assert all((finished / file).is_file() for file in entry.files) and command in found["reason"]
     report = (finished / "report.md").read_text()

@@ -24,13 +24,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, dict[str, tuple[int, int]], 
                {"attention.query_key_value": (48, 16), "attention.dense": (16, 16), "mlp.dense_h_to_4h": (24, 16),
                 "mlp.dense_4h_to_h": (16, 24)}, False),
 }  # fmt: skip
+# Those whose embeddings do more than look rows up, besides OPT's positions, which begin at the third row.
+SCALED: dict[str, tuple[str, dict[str, Any]]] = {"gemma3": ("Gemma3TextConfig", {**SHARED_KEYS, "head_dim": 8})}
 
 
 def build(family: str, **changes: Any) -> Any:
     """``changes`` are to the family's options."""
     import transformers
 
-    kind, given, *_ = FAMILIES[family]
+    kind, given, *_ = SCALED.get(family) or FAMILIES[family]
     options = {**given, **changes}
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,36 +9,23 @@ from typing import Any
 import pytest
 import tiny_language
 import torch
-from torch import Tensor
+from trainings import OnEvent, check_checkpoints_are_told_apart, ended_early, nothing, resumed_and_straight, stream, watched
 
 from engine.cancel import StopToken
-from engine.errors import Cancelled, EngineError
-from engine.events import EpochFinished, Event, Notice, Progress, Step
+from engine.errors import EngineError
+from engine.events import EpochFinished, Event, Progress, Step
 from engine.language.fit import TextFitted, TextSchedule, batches, fit_text
-from engine.language.tokens import encode
 
 SCHEDULE = TextSchedule(epochs=4, context=32, short=2, tokens=128, lr=1e-2, mixed=False)
-
-
-def stream(count: int, seed: int) -> Tensor:
-    return encode(tiny_language.tokenizer(), [tiny_language.Document("x", tiny_language.sentences(count, seed))])
 
 
 TRAIN, VALIDATION = stream(90, 1), stream(20, 2)
 
 
-def fitted(
-    schedule: TextSchedule = SCHEDULE, on_event: Callable[[Event, StopToken], None] = lambda event, stop: None, **options: Any
-) -> tuple[TextFitted, list[Event]]:
-    model, stop, seen = tiny_language.gpt2(seed=5), StopToken(), []
+def fitted(schedule: TextSchedule = SCHEDULE, on_event: OnEvent = nothing, **options: Any) -> tuple[TextFitted, list[Event]]:
+    model, stop = tiny_language.gpt2(seed=5), StopToken()
     steps = fit_text(model, lambda ids: model(input_ids=ids, use_cache=False).logits, TRAIN, VALIDATION, schedule, stop=stop, **options)
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            return end.value, seen
-        seen.append(event)
-        on_event(event, stop)
+    return watched(steps, stop, on_event)
 
 
 def test_it_learns_and_keeps_the_best_epoch() -> None:
@@ -54,36 +40,17 @@ def test_it_learns_and_keeps_the_best_epoch() -> None:
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
-    def stop_in_the_third(event: Event, stop: StopToken) -> None:
-        if isinstance(event, Progress) and event.stage == "train" and len(done) == 2:
-            stop.set()
-        if isinstance(event, EpochFinished):
-            done.append(event)
-
-    done: list[Event] = []
-    options = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
-    with pytest.raises(Cancelled):
-        fitted(on_event=stop_in_the_third, **options)
-    resumed, seen = fitted(**options)
-    straight, _ = fitted()
-    assert seen[0] == Notice("continuing after epoch 2 of 4")
+    resumed, straight = resumed_and_straight(fitted, "train", SCHEDULE.epochs, tmp_path)
     assert resumed.losses == straight.losses and resumed.values == straight.values
     assert all(torch.equal(resumed.best[name], straight.best[name]) for name in straight.best)
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None:
-    options = {"checkpoint": tmp_path / "c.pt"}
-    fitted(replace(SCHEDULE, epochs=1), fingerprint="a", **options)
-    _, seen = fitted(replace(SCHEDULE, epochs=1), fingerprint="b", **options)
-    assert not any(isinstance(event, Notice) for event in seen)
-    (tmp_path / "c.pt").write_bytes(b"rubbish")
-    with pytest.raises(EngineError, match=r"cannot be continued .*: remove it"):
-        fitted(**options, fingerprint="a")
+    check_checkpoints_are_told_apart(fitted, replace(SCHEDULE, epochs=1), tmp_path)
 
 
 def test_enough_keeps_what_there_is() -> None:
-    found, seen = fitted(on_event=lambda event, stop: stop.enough() if isinstance(event, EpochFinished) else None)
-    assert len(found.values) == 1 and any(isinstance(event, Notice) and "ended after epoch 1" in event.text for event in seen)
+    assert len(ended_early(fitted).values) == 1
 
 
 def test_an_epoch_reads_windows_that_do_not_overlap_and_lie_elsewhere_the_next_time() -> None:

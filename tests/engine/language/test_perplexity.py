@@ -96,6 +96,14 @@ def test_a_short_text_and_output_that_is_not_a_number_are_refused() -> None:
     )
     with pytest.raises(EngineError, match="NaN or infinite"):
         tiny_language.finished(broken)
+
+    def breaks_in_the_middle(ids: Tensor) -> Tensor:
+        found = torch.zeros(*ids.shape, tiny_language.ROWS)
+        found[len(ids) // 2, :, 0] = float("nan") if len(ids) > 1 else 0.0
+        return found
+
+    with pytest.raises(EngineError, match="NaN or infinite"):
+        tiny_language.finished(stream_perplexity(breaks_in_the_middle, stream(32 * 4), 32, stop=StopToken()))
     with pytest.raises(EngineError, match="two tokens"):
         tiny_language.finished(sequence_perplexity(lambda ids: ids, [stream(1)], stop=StopToken()))
 
