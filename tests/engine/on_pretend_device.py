@@ -13,8 +13,7 @@ import driving
 import pretend_device
 import torch
 
-from engine import Recipe
-from engine.decoders import finetune
+from engine import Recipe, precision
 from engine.kernels import gpu, gpu_child
 from engine.stages import load
 
@@ -35,7 +34,7 @@ def main(folder: str) -> None:
     load.pick_device = lambda name: pretend_device.NAME  # type: ignore[assignment]
     gpu._ask_child = probe
     # Autocast is the GPU's own matter, and tensors of Python's making know no inference mode.
-    finetune.half_type = lambda device: None  # type: ignore[assignment]
+    precision.half_type = lambda device: None  # type: ignore[assignment]
     torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]
     for recipe in sorted(Path(folder).glob("*.yaml")):
         outcome = driving.drive(Recipe.load(recipe), recipe.with_suffix(""), {"qat": True})

@@ -17,8 +17,7 @@ import tiny_language
 import torch
 from safetensors.torch import load_file
 
-from engine import Recipe
-from engine.decoders import finetune
+from engine import Recipe, precision
 
 HERE = Path(__file__).parent
 _UNKNOWN = not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend")
@@ -54,7 +53,7 @@ KERNELS = {
 @pytest.mark.slow
 @pytest.mark.skipif(_UNKNOWN, reason="this torch knows no device in Python")
 def test_a_run_on_a_device_gives_what_the_processor_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "half_type", lambda device: None)
+    monkeypatch.setattr(precision, "half_type", lambda device: None)
     asked = recipes(tmp_path)
     (tmp_path / "away").mkdir()
     for name, recipe in asked.items():
