@@ -75,7 +75,7 @@ def test_a_run_on_a_device_gives_what_the_processor_gives(tmp_path: Path, monkey
             assert there["ptq"]["kernel"] == KERNELS[name]
         for form in ("baseline", "ptq", "qat"):
             if here.data[form]:
-                assert there[form]["value"] == pytest.approx(here.data[form]["value"], rel=0.01), (name, form)
+                assert there[form]["value"] == pytest.approx(here.data[form]["value"], rel=0.03 if form == "qat" else 0.01), (name, form)
 
 
 def _same_integers(here: Path, there: Path) -> None:
