@@ -187,7 +187,11 @@ class LanguageJob(Work):
         self, made: Plan, windows: list[torch.Tensor]
     ) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
         kept = self.where.path / BLOCKS
-        return (yield from round_decoder(self.model, made.layers, windows, self.loaded.batch, self.stop, kept))
+        decoder, told = yield from round_decoder(self.model, made.layers, windows, self.loaded.batch, self.stop, kept)
+        before = sum(matrix.kept for matrix in told.values())
+        if before:
+            yield Notice(f"{before} of {len(told)} matrices were rounded before the run was stopped, and are taken from {BLOCKS}")
+        return decoder, told
 
     def _measure(
         self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float
@@ -206,7 +210,7 @@ class LanguageJob(Work):
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
         return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
 
-    def _against(self, model: Any, parts: Any, stride: int | None) -> Generator[Event, None, Judged]:
+    def _against(self, model: Any, parts: Any, stride: int) -> Generator[Event, None, Judged]:
         def fp32(ids: torch.Tensor) -> torch.Tensor:
             return self.loaded.language.logits(ids)
 
@@ -214,8 +218,7 @@ class LanguageJob(Work):
             found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
             return found
 
-        protocol = self.loaded.protocol
-        return (yield from against(fp32, it, parts, None if protocol == "sequences" else stride, protocol, self.stop))
+        return (yield from against(fp32, it, parts, self.loaded.stride(stride), self.loaded.protocol(stride), self.stop))
 
     def _judge(self, which: Literal["ptq", "qat"], form: _Form, verdict: dict[str, Any]) -> Run[None]:
         yield Layers(which, tuple(form.layers))
@@ -267,7 +270,8 @@ class LanguageJob(Work):
         part = self.recipe.data
         return {
             "name": self.loaded.data.name, "calibration": len(windows), "calibration_tokens": sum(len(ids) for ids in windows),
-            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context, "stride": part.stride,
+            **tokens(self.loaded.data), "unit": "tokens", "context": self.loaded.context,
+            "stride": self.loaded.stride(part.stride),
         }  # fmt: skip
 
     def _graph(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine import recipe_fits
 from engine.cancel import StopToken
 from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
@@ -70,6 +71,7 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
     language = is_language(recipe.model)
+    recipe_fits.check(recipe, language)
     if language:
         from engine.decoders.loading import settled
 
