@@ -26,7 +26,7 @@ def _of_images(recipe: Recipe) -> Iterator[str]:
     asked = {
         "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
         "data.mean": part.mean, "data.std": part.std, "data.size": part.size, "data.batch": part.batch != _DATA.batch,
-        "qat.batch": qat.batch != _QAT.batch, "qat.lr": qat.lr != _QAT.lr, "qat.freeze_bn": qat.freeze_bn != _QAT.freeze_bn,
+        "qat.freeze_bn": qat.freeze_bn != _QAT.freeze_bn,
     }  # fmt: skip
     yield from (f"{key} is for networks on images" for key, given in asked.items() if given)
 

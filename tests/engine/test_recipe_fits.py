@@ -30,8 +30,6 @@ def rule(**weights: Any) -> dict[str, Any]:
         ({"data": {"mean": (0, 0, 0), "std": (1, 1, 1)}}, "data.mean"),
         ({"data": {"size": 32}}, "data.size"),
         ({"data": {"batch": 8}}, "data.batch"),
-        ({"qat": {"batch": 8}}, "qat.batch"),
-        ({"qat": {"lr": 0.1}}, "qat.lr"),
         ({"qat": {"freeze_bn": 0.1}}, "qat.freeze_bn"),
     ],
 )

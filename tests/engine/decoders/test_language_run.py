@@ -98,7 +98,7 @@ def test_the_report_speaks_of_text(place: Path, tmp_path: Path) -> None:
     text = (tmp_path / "run" / "report.md").read_text()
     assert not re.search(r"accuracy|images|nodes traced", text)
     (export,) = outcome.data["exports"]
-    assert f"| exact | {export['value']:.2f} (+0.00) |" in text and "perplexity on what is compared" in text
+    assert f" | {export['value']:.2f} (+0.00) |" in text and "perplexity on what is compared" in text
     assert "Calibration text: 8 windows of the training split, 256 tokens" in text
     assert "Speed: one sequence; a prompt of 32 tokens read at once, 16 tokens written one by one with a cache." in text
     (row,) = (line for line in text.splitlines() if line.startswith("| PTQ |"))
