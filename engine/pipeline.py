@@ -18,7 +18,6 @@ from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job
 from engine.kernels.probe import Machine, probe
-from engine.language.registry import ENTRIES as LANGUAGE
 from engine.language.registry import is_language
 from engine.models.registry import Stem, find
 from engine.recipe import Recipe
@@ -178,7 +177,7 @@ def train(
 
     A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
     """
-    if model in LANGUAGE:
+    if is_language(model):
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     place = folder or data
     if place is None:

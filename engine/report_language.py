@@ -45,7 +45,7 @@ def _told(d: dict[str, Any]) -> list[str]:
 def _row(name: str, e: dict[str, Any], halves: int | None) -> tuple[str, ...]:
     error, speed = e.get("error") or {}, e.get("tokens_per_second") or {}
     return (
-        name, f"{e['value']:.2f} ±{e['interval']:.2f}", number(error.get("divergence"), "{:.4f}"),
+        name, number(e["value"], "{:.2f}") + number(e["interval"], " ±{:.2f}"), number(error.get("divergence"), "{:.4f}"),
         number(error.get("sqnr_db"), "{:.1f} dB"),
         number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
         number(e["size_bytes"] / halves if halves else None, "{:.3f}"), number(speed.get("prefill"), "{:,.0f} tok/s"),
@@ -76,4 +76,5 @@ def samples(d: dict[str, Any]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    return " ".join(text.split())
+    """On one line, without what would steer a terminal: a model may write any bytes."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))

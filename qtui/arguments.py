@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from engine.language.registry import ENTRIES as LANGUAGE
+from engine.language.registry import is_language
 
 PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
 DEVICES = ("auto", "cpu", "cuda")
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.command == "run" and not (args.model or args.recipe):
             self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
-        if args.command == "train" and args.data is None and args.model not in LANGUAGE:
+        if args.command == "train" and args.data is None and not is_language(args.model):
             self.commands["train"].error("the following arguments are required: --data")
         return args
 
