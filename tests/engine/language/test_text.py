@@ -305,15 +305,22 @@ def test_an_archive_that_is_another_is_refused(tmp_path: Path, harm: Callable[[P
             wikitext.read(tmp_path / "w.zip", hashlib.sha256((tmp_path / "w.zip").read_bytes()).hexdigest())
 
 
-def test_without_a_network_wikitext_names_what_needs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("no route"), "cannot be reached: connect to a network, use --data python-docs"),
+        (OSError(28, "No space left on device"), "cannot be kept .No space left on device.: free some space"),
+    ],
+)
+def test_without_a_network_wikitext_names_what_needs_none(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(EngineError, match="cannot be reached: connect to a network, use --data python-docs"):
+    with pytest.raises(EngineError, match=said):
         loaded("wikitext2")
 
 
