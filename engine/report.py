@@ -101,18 +101,16 @@ def _exports(d: dict[str, Any]) -> list[str]:
     known = runtimes(d)
     if len(known) > 2:
         first, second = paces(d).heads
-        # Of text a rate was measured, which has no percentiles.
-        percentiles = "" if text else " p50 / p95"
-        header = ("runtime", "file", "computes with", f"{first}{percentiles}", f"{second}{percentiles}", f"speedup, {first}", second)
-        lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known), text) for one in known]), ""]
+        header = ("runtime", "file", "computes with", f"{first} p50 / p95", f"{second} p50 / p95", f"speedup, {first}", second)
+        lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known)) for one in known]), ""]
         if not all(one.together for one in known):
             lines += ["fp32 was timed in the run, the others together at another hour.", ""]
         lines += [fastest(d), ""]
     return lines
 
 
-def _runtime_row(one: Runtime, fp32: Runtime | None, text: bool) -> tuple[str, ...]:
-    times = [f"{t[0]:.2f}{'' if text else f' / {t[1]:.2f}'} ms" if t else "" for t in (one.single, one.batched)]
+def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
+    times = [f"{t[0]:.2f} / {t[1]:.2f} ms" if t else "" for t in (one.single, one.batched)]
     return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
 
 

@@ -18,8 +18,6 @@ from engine.quant.grouped import GroupedWeight
 
 # With more tokens at once than these, weights that are widened for the call are as fast or faster.
 ROWS = 16
-# The kernel reads a row's inputs by so many, also beyond the row's end.
-_INPUTS = 16
 # Rows of the weight that are wide at a time.
 _SLICE = 4096
 
@@ -40,8 +38,6 @@ class WeightOnly:
         if not asked.int8:
             bits = "" if asked.weights.bits == 8 else f"{asked.weights.bits}-bit "
             return f"no fast kernel takes {bits}weights with {_form(asked)} and float activations"
-        if asked.shape[1] % _INPUTS:
-            return f"torch's kernel for int8 weights takes inputs in multiples of {_INPUTS}, not {asked.shape[1]}"
         if "AVX" not in machine.isa:
             return f"torch has no vectorized kernel for int8 weights and float activations on {machine.isa}"
         return _unfit()

@@ -59,21 +59,6 @@ def test_what_a_plan_says(spec, kind, machine, expected):
     assert label(spec, kind, (96, 256), machine) == labels(machine)(spec, kind, (96, 256)) == expected
 
 
-@pytest.mark.parametrize("inputs", [8, 24, 40, 48, 80, 104])
-def test_rows_that_the_int8_kernel_would_read_beyond_are_not_given_to_it(inputs):
-    spec = LayerSpec(W8)
-    assert (label(spec, "Linear", (16, inputs), FULL) == "int8pack bf16") == (inputs % 16 == 0)
-    weight = rounded(INT8, (16, inputs))
-    module = torch.nn.Linear(inputs, 16, bias=False)
-    with torch.no_grad():
-        module.weight.copy_(weight.dequantize())
-    x = draw(3, inputs)
-    built = choose(asked(spec, "Linear", (16, inputs)), probe()).kernel.build(QuantizedMatrix(weight), None, probe())
-    exact = x.double() @ weight.dequantize().double().T
-    got = (built or module)(x).double()
-    assert (got - exact).norm() < 0.01 * exact.norm()
-
-
 def test_what_is_only_stored_says_so_before_anything_is_rounded():
     for weights, why in ((WeightSpec(3, "per-group", 24), "groups of 24 in 64 inputs"), (WeightSpec(8, "per-group", 32), "group scales")):
         few = choose(asked(LayerSpec(weights), "Linear", SHAPE), FULL)
