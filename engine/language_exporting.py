@@ -31,6 +31,10 @@ def export(
     for name in names:
         find(name)
     check_unchanged(directory, report.data)
+    asked = [name for name in names if name != "safetensors"]
+    if not asked:
+        yield Finished(str(directory), report.met, f"{NAME} is there as the run wrote it")
+        return report
     if not overwrite:
         check_new(directory, names, FORMATS)
     check_writable(directory)
@@ -40,7 +44,7 @@ def export(
     loaded = yield from loading.load(loading.settled(recipe), stop)
     windows = [ids for ids, _ in loaded.parts("test", recipe.data.stride)[:COMPARED]]
     given = Given(decoder, windows, loaded.language.path, recipe.to_yaml(), probe().instructions, recipe.model)
-    made = yield from written([name for name in names if name != "safetensors"], given, directory, stop)
+    made = yield from written(asked, given, directory, stop)
     trained = report.data.get("qat") or {}
     native = trained if trained.get("kept") else report.data["ptq"]
     exports = merged(report.data["exports"], made)

@@ -191,7 +191,11 @@ class LanguageJob(Work):
         self, made: Plan, windows: list[torch.Tensor]
     ) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
         kept = self.where.path / BLOCKS
-        return (yield from round_decoder(self.model, made.layers, windows, self.loaded.batch, self.stop, kept))
+        decoder, told = yield from round_decoder(self.model, made.layers, windows, self.loaded.batch, self.stop, kept)
+        before = sum(matrix.kept for matrix in told.values())
+        if before:
+            yield Notice(f"{before} of {len(told)} matrices were rounded before the run was stopped, and are taken from {BLOCKS}")
+        return decoder, told
 
     def _measure(
         self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine import recipe_fits
 from engine.cancel import StopToken
 from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job
 from engine.kernels.probe import Machine, probe
-from engine.language.registry import ENTRIES as LANGUAGE
 from engine.language.registry import is_language
 from engine.models.registry import Stem, find
 from engine.recipe import Recipe
@@ -70,6 +70,7 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
     language = is_language(recipe.model)
+    recipe_fits.check(recipe, language)
     if language:
         from engine.decoders.loading import settled
         from engine.decoders.settings import with_batch
@@ -179,7 +180,7 @@ def train(
 
     A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
     """
-    if model in LANGUAGE:
+    if is_language(model):
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     place = folder or data
     if place is None:

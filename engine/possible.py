@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.spec import LayerSpec
+from engine.spec import LayerSpec, WeightSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
@@ -30,6 +30,13 @@ def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | No
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the
     machine multiplies without saturating."""
     notes = []
+    of_decoders = WeightSpec().method, WeightSpec().symmetric
+    if spec.weights and (spec.weights.method, spec.weights.symmetric) != of_decoders:
+        spec = replace(spec, weights=replace(spec.weights, method=of_decoders[0], symmetric=of_decoders[1]))
+        notes.append("methods and affine weights are for language models: symmetric, rounded to the nearest")
+    if spec.activations and spec.activations.dynamic:
+        spec = replace(spec, activations=replace(spec.activations, dynamic=False))
+        notes.append("a scale for each token is for language models: one for the tensor")
     if spec.weights and spec.weights.granularity == "per-group" and spec.weights.bits > 6:
         spec = replace(spec, weights=replace(spec.weights, granularity="per-channel"))
         notes.append("groups need 6 bits or fewer, so one scale per channel")

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.markdown import number, table
-from engine.report_language import perplexities, samples
+from engine.report_language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
 
 SCHEMA = 1
@@ -47,7 +47,9 @@ class Report:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise EngineError(f"{directory} holds no report.json ({error.strerror}): the run has not finished") from error
+            raise EngineError(
+                f"{directory} holds no report.json ({error.strerror}): the run has not finished, `qtui resume {directory}` goes on with it"
+            ) from error
         except ValueError as error:
             raise EngineError(f"{path} is not JSON ({error}): run it again") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
@@ -68,7 +70,7 @@ def finite(value: Any) -> Any:
 
 
 def _figures(d: dict[str, Any]) -> list[str]:
-    if d["baseline"]["metric"] == "perplexity":
+    if _reads_text(d):
         return perplexities(d)
     rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
     return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
@@ -83,11 +85,19 @@ def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _reads_text(d: dict[str, Any]) -> bool:
+    return bool(d["baseline"]["metric"] == "perplexity")
+
+
 def _exports(d: dict[str, Any]) -> list[str]:
     if not d["exports"]:
         return []
-    rows = [_export_row(e) for e in d["exports"]]
-    lines = ["## Exports", "", *table(("format", "file", "size", "read back by", "same answer", "SQNR", "accuracy"), rows), ""]
+    text = _reads_text(d)
+    rows = [_export_row(e, text) for e in d["exports"]]
+    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", "accuracy")
+    lines = ["## Exports", "", *table(("format", "file", "size", "read back by", answer, "SQNR", value), rows), ""]
+    if text:
+        lines += [PERPLEXITY_THERE, ""]
     known = runtimes(d)
     if len(known) > 2:
         first, second = paces(d).heads
@@ -104,13 +114,14 @@ def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
     return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
 
 
-def _export_row(e: dict[str, Any]) -> tuple[str, ...]:
+def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
     same = e.get("parity") or {}
     read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
     sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
     exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
-    return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, number(e.get("value"), "{:.2%}"))
+    value = exported(e) if text else number(e.get("value"), "{:.2%}")
+    return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, value)
 
 
 def _layers(d: dict[str, Any]) -> list[str]:
@@ -128,6 +139,8 @@ def _operations(d: dict[str, Any]) -> list[str]:
 
 def _graph(d: dict[str, Any]) -> list[str]:
     g = d["graph"]
+    if _reads_text(d):
+        return [graph(g)]
     lines = [f"{g['nodes']} nodes traced, differing from the model by at most {g['trace_delta']:.1e}."]
     lines += [f"- {p['conv']} + {p['bn']}: folded, largest change {p['max_abs_delta']:.1e}" for p in g["fused"]]
     lines += [f"- {p['conv']} + {p['bn']}: not folded: {p['reason']}" for p in g["refused"]]

@@ -26,6 +26,9 @@ from engine.report import finite
 _EXPORTS = tuple(dict.fromkeys(name for entry in (*FORMATS.values(), *DECODERS.values()) for name in entry.files))
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
 
+# Characters of a folder's name behind its time: systems take 255.
+_LONGEST = 120
+
 State = Literal["running", "finished", "cancelled", "failed"]
 
 
@@ -168,8 +171,11 @@ def runs_root() -> Path:
 
 
 def new_directory(model: str, data: str) -> Path:
+    """A folder below ``runs_root()`` that is not there, named by time, model and data: of a folder by its own name alone."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{model.rpartition(':')[2]}-{Path(data).name}")
+    name = model.rpartition(":")[2]
+    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{name}-{Path(data).name}")[:_LONGEST]
     base = runs_root() / f"{stamp}-{stem}"
     path, n = base, 2
     while path.exists():

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from engine.language.registry import ENTRIES as LANGUAGE
+from engine.language.registry import is_language
 
 PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
+_MODEL = "a name, package.module:factory, path/file.py:factory, or a language model's folder or OWNER/MODEL"
+_DATA = "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text"
+_THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
+_FORMATS = "onnx, openvino, pt2, safetensors, for language models compressed-tensors; with commas between them"
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
 _TRAINED_STEM = "first layers of a torchvision model (default: by the size of the images; as published for digits)"
 
@@ -38,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.command == "run" and not (args.model or args.recipe):
             self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
-        if args.command == "train" and args.data is None and args.model not in LANGUAGE:
+        if args.command == "train" and args.data is None and not is_language(args.model):
             self.commands["train"].error("the following arguments are required: --data")
         return args
 
@@ -94,9 +98,7 @@ def build_parser() -> Parser:
     show.add_argument("--json", action="store_true", help="the report as JSON")
     export = command("export", "write a finished run's model for other runtimes, and check each file")
     export.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
-    export.add_argument(
-        "--to", metavar="LIST", type=_names, required=True, help="onnx, openvino, pt2, safetensors; with commas between them"
-    )
+    export.add_argument("--to", metavar="LIST", type=_names, required=True, help=_FORMATS)
     export.add_argument("--force", action="store_true", help="write files again that are there already")
     export.add_argument("--json", action="store_true", help="the report on stdout, everything else on stderr")
     resume = command("resume", "go on with a run that was stopped")
@@ -106,14 +108,23 @@ def build_parser() -> Parser:
 
 
 def _run(run: Parser) -> None:
-    run.add_argument("model", metavar="MODEL", nargs="?", help="a name, package.module:factory or path/file.py:factory")
-    run.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class")
+    run.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help=_MODEL,
+    )
+    run.add_argument("--data", metavar="NAME|DIR", help=_DATA)
     run.add_argument("--weights", metavar="FILE", help="trained weights: safetensors, or a PyTorch state_dict")
     run.add_argument("--recipe", metavar="FILE", help="a YAML recipe; options given here win over it")
     run.add_argument("--stem", choices=STEMS, help=_STEM)
     run.add_argument("--device", choices=DEVICES)
     run.add_argument("--out", metavar="DIR", help="where the run is written (default: a new folder in ./runs)")
-    run.add_argument("--threshold", metavar="METRIC:VALUE", help="drop:0.005, mse:1e-7, sqnr:30 or agreement:0.99")
+    run.add_argument(
+        "--threshold",
+        metavar="METRIC:VALUE",
+        help=_THRESHOLD,
+    )
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)
@@ -121,8 +132,8 @@ def _run(run: Parser) -> None:
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")
     run.add_argument("--graph", choices=("modules", "export"), help="of a language model: its modules, or the operations of torch.export")
-    run.add_argument("--export", metavar="LIST", type=_names, help="onnx, openvino, pt2, safetensors; with commas between them")
-    run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images")
+    run.add_argument("--export", metavar="LIST", type=_names, help=_FORMATS)
+    run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images, or tokens of the test split")
     run.add_argument("--seed", metavar="N", type=_integer)
     _answers(run)
 

@@ -45,11 +45,14 @@ def resume(args: Namespace) -> int:
 
 def export(args: Namespace) -> int:
     """``qtui export``: write the model of a finished run for other runtimes."""
+    from engine.decoders.formats import FORMATS as DECODERS
     from engine.export.registry import find
     from engine.rundir import find_run
 
+    # Which of them the run's own kind of model has is known when its report has been read.
     for name in args.to:
-        find(name)
+        if name not in DECODERS:
+            find(name)
     directory = find_run(args.run)
     from engine import exporting
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from engine import events as ev
+from engine.report_language import protocol
 from qtui import text
 from qtui.bars import Bars
 from qtui.prompts import Prompts
@@ -75,6 +76,9 @@ class Console:
                 screen.line("  ".join(text.epoch(event, event.metric or self._metric)), "", 2)
             case ev.Measured():
                 self._metric = str(event.figures.get("metric") or self._metric)
+                how = event.figures.get("perplexity")
+                if how and event.which == "baseline":
+                    screen.line(f"perplexity: {protocol(how)}", "", 2)
                 screen.pieces(event.which, text.figures(event.figures, self._metric))
             case ev.Finished():
                 screen.line(event.text, "bold green" if event.met else "bold yellow")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import UsageError
+from engine.errors import EngineError, UsageError
 from qtui import text
 from qtui.listing import print_json, print_table
 
@@ -37,8 +37,14 @@ def show(args: Namespace) -> int:
     from engine.report import Report
     from engine.rundir import find_run
 
-    report = Report.load(find_run(args.run))
-    print(report.to_json() if args.json else text.plain(report.to_markdown().rstrip("\n")), flush=True)
+    directory = find_run(args.run)
+    report = Report.load(directory)
+    try:
+        told = report.to_json() if args.json else text.plain(report.to_markdown().rstrip("\n"))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        place = directory / "report.json"
+        raise EngineError(f"{place} lacks figures or holds odd ones ({text.one_line(error)}): run it again, or see --json") from error
+    print(told, flush=True)
     return 0
 
 

@@ -72,7 +72,8 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
     error, latency, speed = (found.get(key) or {} for key in ("error", "latency_ms", "tokens_per_second"))
     shown: tuple[tuple[Any, Callable[[Any], str]], ...] = (
         (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
-        (error.get("mse"), lambda v: f"error {v:.1e}"),
+        (error.get("divergence"), lambda v: f"KL {v:.4f}"),
+        (None if "divergence" in error else error.get("mse"), lambda v: f"error {v:.1e}"),
         (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
         (found.get("size_bytes"), size),

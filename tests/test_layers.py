@@ -93,7 +93,8 @@ WITHOUT_TEXTUAL = [
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
-    "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.rundir", "engine.replay",
+    "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.report_language",
+    "engine.rundir", "engine.replay",
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
     "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",

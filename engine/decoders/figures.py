@@ -139,7 +139,8 @@ def verdict(which: str, seen: Seen, entry: Mapping[str, Any], size: int, thresho
         text = "fp32 stays: nothing was quantized, see the layers and their reasons."
         return {"chosen": "fp32", "threshold": str(threshold), "met": False, "text": text}
     if entry["stored_layers"]:
-        facts += f"; {entry['stored_layers']} matrices are stored in few bits and computed in fp32 here"
+        count = "1 matrix is" if entry["stored_layers"] == 1 else f"{entry['stored_layers']} matrices are"
+        facts += f"; {count} stored in few bits and computed in fp32 here"
     good = seen.met(threshold, "test")
     if good:
         text = f"{name} is chosen: {facts}. Threshold {threshold} is met."

@@ -13,10 +13,11 @@ from torch import Tensor
 from engine.cancel import StopToken
 from engine.decoders.formats import find
 from engine.decoders.settings import qat_settled
-from engine.errors import EngineError, UsageError
+from engine.errors import UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
+from engine.language.linears import kind_of, linears
 from engine.language.load import LanguageModel, load_language
 from engine.language.perplexity import Part, parts_of
 from engine.language.text import SequenceData, TextData, load_text
@@ -82,13 +83,16 @@ def load(recipe: Recipe, stop: StopToken, device: str = "cpu") -> Generator[Even
     _refuse(recipe)
     torch.manual_seed(recipe.seed)
     name = recipe.data.name
-    language = load_language(recipe.model, text=not name.endswith(".json"))
-    data = load_text(name, language, stop)
-    context = _context(recipe, language, data)
-    loaded = LoadedLanguage(language, data, context, _fingerprint(language), device)
+    language = load_language(recipe.model, text=not name.lower().endswith(".json"))
+    _refuse_export(recipe, language)
+    window = language.window if name.lower().endswith(".json") else _window(recipe, language)
+    data = load_text(name, language, stop, window)
+    if isinstance(data, SequenceData):
+        window = max(len(ids) for some in data.sequences.values() for ids in some)
+    loaded = LoadedLanguage(language, data, window, _fingerprint(language), device)
     language.model.to(device)
     counts = ", ".join(f"{_tokens(data, split):,} {split}" for split in ("train", "validation", "test"))
-    yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {context:,}")
+    yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {window:,}")
     yield Notice(f"{name}: tokens: {counts}")
     return loaded
 
@@ -103,21 +107,26 @@ def _refuse(recipe: Recipe) -> None:
         find(name)
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
-    if part.mean or part.std or part.size:
-        raise UsageError("mean, std and size are for images: take them out of the recipe's data")
 
 
-def _context(recipe: Recipe, language: LanguageModel, data: TextData | SequenceData) -> int:
-    if isinstance(data, SequenceData):
-        return max(len(ids) for some in data.sequences.values() for ids in some)
-    asked = recipe.data.context
-    if asked is not None and not 2 <= asked <= language.context:
-        raise UsageError(f"data.context is {asked}: {recipe.model} reads 2 to {language.context:,} tokens")
-    context = asked or language.window
-    for split, stream in data.streams.items():
-        if len(stream) < context:
-            raise EngineError(f"the {split} part of {data.name} has {len(stream):,} tokens, fewer than a window of {context:,}")
-    return context
+def _refuse_export(recipe: Recipe, language: LanguageModel) -> None:
+    """What is known before any work about an export that cannot be made."""
+    other = next((path for path, module in linears(language.model) if kind_of(module) == "Conv1D"), None)
+    if other is not None and "compressed-tensors" in recipe.export:
+        raise UsageError(f"export to compressed-tensors: its readers pass over transformers' Conv1D, which {other} is: give onnx instead")
+
+
+def _window(recipe: Recipe, language: LanguageModel) -> int:
+    """Tokens in a window of text."""
+    part = recipe.data
+    if part.context is not None and not 2 <= part.context <= language.context:
+        raise UsageError(f"data.context is {part.context}: {recipe.model} reads 2 to {language.context:,} tokens")
+    window = part.context or language.window
+    if part.stride > window and part.stride != DataPart().stride:
+        raise UsageError(f"data.stride is {part.stride:,}: a window has {window:,} tokens, and a longer step would leave text out")
+    if part.limit is not None and part.limit < window:
+        raise UsageError(f"the limit is {part.limit:,} tokens of the test split: give {window:,} or more, one window")
+    return window
 
 
 def _tokens(data: TextData | SequenceData, split: Split) -> int:

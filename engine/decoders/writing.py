@@ -18,15 +18,16 @@ from engine.export.making import fingerprint
 def written(names: Sequence[str], given: Given, folder: Path, stop: StopToken) -> Generator[Event, None, list[Entry]]:
     """The entries of ``names``, each file read back, compared and timed. What cannot be written has no ``path`` and a ``reason``."""
     found: list[Entry] = []
+    unit = "format" if len(names) == 1 else "formats"
     for count, name in enumerate(names):
         stop.check()
-        yield Progress("export", count, len(names), "formats")
+        yield Progress("export", count, len(names), unit)
         made = make(name, given, folder, stop)
         found.append({**made, **latencies(made.get("latency") or {})})
         if made["path"] and (folder / made["path"]).is_file():
             found[-1]["sha256"] = fingerprint(folder, find(name))
         yield Notice(_told(made), "info" if made["verified"] else "warning")
-    yield Progress("export", len(names), len(names), "formats")
+    yield Progress("export", len(names), len(names), unit)
     yield Table("exports", f"Exports ─ {len(found)}", _COLUMNS, tuple(_row(made) for made in found))
     return found
 

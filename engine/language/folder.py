@@ -13,7 +13,7 @@ from engine.errors import EngineError
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_AGAIN = "copy or download it again"
+AGAIN = "copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EngineError(f"{folder} is no language model: it has no {file.name}; give a folder that save_pretrained wrote") from error
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{file} cannot be read as JSON ({type(error).__name__}): {_AGAIN}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(f"{file} cannot be read as JSON ({type(error).__name__}): {AGAIN}") from error
     if not isinstance(found, dict):
-        raise EngineError(f"{file} is not a JSON object: {_AGAIN}")
+        raise EngineError(f"{file} is not a JSON object: {AGAIN}")
     return found
 
 
@@ -60,13 +60,13 @@ def _weights(path: Path) -> tuple[Path, ...]:
         if (path / index).is_file():
             placed = _json(path / index, path).get("weight_map")
             if not isinstance(placed, dict) or not placed:
-                raise EngineError(f"{path / index} has no weight_map: {_AGAIN}")
+                raise EngineError(f"{path / index} has no weight_map: {AGAIN}")
             names = sorted({str(name) for name in placed.values()})
             if any(Path(name).name != name for name in names):
                 raise EngineError(f"{path / index} names files outside its folder: use another copy of the model")
             missing = [name for name in names if not (path / name).is_file()]
             if missing:
-                raise EngineError(f"{path} lacks {len(missing)} of {len(names)} files of weights, {missing[0]} first: {_AGAIN}")
+                raise EngineError(f"{path} lacks {len(missing)} of {len(names)} files of weights, {missing[0]} first: {AGAIN}")
             return tuple(path / name for name in names)
     raise EngineError(f"{path} has no weights: it needs model.safetensors or pytorch_model.bin beside config.json")
 
@@ -81,19 +81,21 @@ def whole_safetensors(file: Path) -> None:
                 raise ValueError("no header")
             header = json.loads(stream.read(length))
         wanted = 8 + length + max((part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise EngineError(f"{file} is not a whole safetensors file: {_AGAIN}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise EngineError(f"{file} is not a whole safetensors file: {AGAIN}") from error
     if wanted != size:
-        raise EngineError(f"{file} has {size:,} of {wanted:,} bytes: {_AGAIN}")
+        raise EngineError(f"{file} has {size:,} of {wanted:,} bytes: {AGAIN}")
 
 
 def _decoder(path: Path, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "another tool")
+        asked = config["quantization_config"]
+        method = asked.get("quant_method", "another tool") if isinstance(asked, dict) else asked
         raise EngineError(f"{path} is quantized already ({method}): give the model in fp32 or 16 bits that it was made from")
     if not isinstance(kind, str):
         raise EngineError(f"{path / 'config.json'} names no model_type: give a folder that save_pretrained wrote")
     made_of = config.get("architectures") or []
+    made_of = made_of if isinstance(made_of, list) else [made_of]
     if made_of and not any(str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in made_of):
         raise EngineError(f"{path} holds {made_of[0]}, which does not predict the next token: give a decoder such as GPT-2")

@@ -34,8 +34,6 @@ def fetch(repo: str) -> Path:
         raise EngineError(f"{repo} is not on the Hugging Face hub, or is private: check the id, {_FOLDER}") from error
     except HfHubHTTPError as error:
         raise EngineError(f"{repo} cannot be downloaded ({one_line(error, 120)}): try again, {_FOLDER}") from error
-    except OSError as error:
-        raise _failed(repo, error) from error
     except Exception as error:
         # The client's own network layer is not part of its interface, and its errors are no OSErrors.
         raise _failed(repo, error) from error
@@ -72,7 +70,13 @@ def _cached(repo: str) -> Path | None:
     return place if found.has_tokenizer else None
 
 
+def disk_trouble(error: Exception) -> str | None:
+    """What a disk said that cannot keep a download; None for trouble of another kind."""
+    ours = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)
+    return str(getattr(error, "strerror", None) or error) if ours else None
+
+
 def _failed(repo: str, error: Exception) -> EngineError:
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
-        return EngineError(f"{repo} cannot be kept ({error.strerror or error}): free some space or set HF_HOME elsewhere, {_FOLDER}")
+    if trouble := disk_trouble(error):
+        return EngineError(f"{repo} cannot be kept ({trouble}): free some space or set HF_HOME elsewhere, {_FOLDER}")
     return EngineError(f"{repo} is not in the cache and the Hugging Face hub cannot be reached: connect to a network, {_FOLDER}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.language import hub
 from engine.language.folder import Folder, look
 from engine.language.registry import ENTRIES, is_hub_id
+from engine.language.sound import check_decoder, unloadable
 
 # Windows longer than this make perplexities of different models hard to compare, and attention slow.
 LONGEST = 2048
@@ -64,7 +66,8 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     with quiet():
         model = _model(found)
         tokenizer = _tokenizer(found) if found.has_tokenizer else None
-    context = context_of(model.config)
+        context = context_of(model.config)
+        check_decoder(model, place, context)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model, place)
     return LanguageModel(name, model, tokenizer, context, source, place)
@@ -72,6 +75,8 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
 
 def _place(name: str) -> tuple[str, Path]:
     entry = ENTRIES.get(name)
+    if "://" in name:
+        raise UsageError(f"{name} is an address: give the model's id, such as openai-community/gpt2, or its folder")
     if entry is not None and entry.folder:
         place = entry.place
         if place is None:
@@ -100,9 +105,7 @@ def _model(found: Folder) -> Any:
     try:
         model, info = _read(found.path)
     except Exception as error:
-        raise EngineError(
-            f"{found.path} cannot be loaded ({one_line(error, 160) or type(error).__name__}): copy or download it again"
-        ) from error
+        raise unloadable(found, error) from error
     for what, names in (("lacks", info["missing_keys"]), ("has the wrong shape for", info["mismatched_keys"])):
         if names:
             some = sorted(str(name) for name in names)
@@ -167,7 +170,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity(50)  # CRITICAL
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

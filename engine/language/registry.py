@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.models.registry import ENTRIES as NETWORKS
 from engine.models.registry import WEIGHTS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -79,10 +80,11 @@ ENTRIES: dict[str, LanguageEntry] = {
 
 
 def is_language(name: str) -> bool:
-    """Whether a model's name stands for a language model: one of the registry, a folder with a ``config.json``, or a Hugging Face id."""
-    if name in ENTRIES:
+    """Whether a model's name stands for a language model: one of the registry, a folder with a ``config.json``, a Hugging Face id, or
+    the address of one. A network's name wins over a folder that is called so."""
+    if name in ENTRIES or "://" in name:
         return True
-    if ":" in name or name.endswith(".py"):
+    if name in NETWORKS or ":" in name or name.endswith(".py"):
         return False
     place = Path(name).expanduser()
     return (place / "config.json").is_file() or (not place.exists() and is_hub_id(name))

@@ -20,7 +20,9 @@ def read_sequences(path: Path, rows: int, context: int) -> tuple[Tensor, ...]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror or error}): check the path given to --data") from error
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{path} cannot be read as JSON ({type(error).__name__}): give a list of lists of token ids") from error
     if not isinstance(found, list) or not found or not all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in found):
         raise EngineError(f"{path} is not a list of lists of token ids: write it as [[2, 17, 3], [2, 5, 3]]")

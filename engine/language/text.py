@@ -46,35 +46,34 @@ class SequenceData:
     sequences: Mapping[Split, tuple[Tensor, ...]]
 
 
-def load_text(name: str, model: LanguageModel, stop: StopToken) -> TextData | SequenceData:
+def load_text(name: str, model: LanguageModel, stop: StopToken, window: int | None = None) -> TextData | SequenceData:
     """The text of that ``name``: of the registry, a text file, a folder of text files, or a ``.json`` file of token ids.
 
     Train, validation and test are told by document where there are documents; a single text is cut in three. Raises UsageError
-    for a name that is nothing of that; EngineError, in one line, for text that cannot be read or where a split is shorter than the
-    model's window, and for a hub that cannot be reached; Cancelled on stop.
+    for a name that is nothing of that; EngineError, in one line, for text that cannot be read or where a split is shorter than a
+    ``window`` (tokens; the model's by default), and for a hub that cannot be reached; Cancelled on stop.
     """
+    window = window or model.window
     if name not in ENTRIES and name.lower().endswith(".json"):
         rows = int(model.model.get_input_embeddings().weight.shape[0])
         found = sequences.read_sequences(Path(name).expanduser(), rows, model.context)
         return SequenceData(name, sequences.halves(found))
     if model.tokenizer is None:
         raise EngineError(f"{model.name} has no tokenizer and cannot read {name}: give a .json file of token ids")
-    data = _python_docs(model, stop) if name == "python-docs" else _other(name, model, stop)
-    check_length(data, model.window)
+    data = _python_docs(model, stop) if name == "python-docs" else _other(name, model, stop, window)
+    check_length(data, window)
     return data
 
 
-def check_length(data: TextData, context: int) -> None:
-    """Raises EngineError where a split is shorter than one window of ``context`` tokens."""
+def check_length(data: TextData, window: int) -> None:
+    """Raises EngineError where a split is shorter than one window of ``window`` tokens."""
     total = sum(len(stream) for stream in data.streams.values())
-    if total < context:
-        raise EngineError(f"the text {data.name} has {total:,} tokens, fewer than the model's context of {context:,}: give a longer text")
+    advice = f"give a longer text, {3 * window:,} tokens or more, or a smaller data.context in a recipe"
+    if total < window:
+        raise EngineError(f"the text {data.name} has {total:,} tokens, fewer than a window of {window:,}: {advice}")
     for split, stream in data.streams.items():
-        if len(stream) < context:
-            raise EngineError(
-                f"the {split} part of {data.name} has {len(stream):,} tokens, fewer than the model's context of {context:,}: give a longer "
-                f"text, {3 * context:,} tokens or more"
-            )
+        if len(stream) < window:
+            raise EngineError(f"the {split} part of {data.name} has {len(stream):,} tokens, fewer than a window of {window:,}: {advice}")
 
 
 def _python_docs(model: LanguageModel, stop: StopToken) -> TextData:
@@ -92,7 +91,7 @@ def _python_docs(model: LanguageModel, stop: StopToken) -> TextData:
     return data
 
 
-def _other(name: str, model: LanguageModel, stop: StopToken) -> TextData:
+def _other(name: str, model: LanguageModel, stop: StopToken, window: int) -> TextData:
     place = Path(name).expanduser()
     if name == "wikitext2":
         parts = {split: [doc] for split, doc in wikitext.wikitext2().items()}
@@ -100,9 +99,9 @@ def _other(name: str, model: LanguageModel, stop: StopToken) -> TextData:
     if place.is_dir():
         found = read_folder(place)
         divided = divide(found)
-        return _encoded(name, divided, model, stop) if divided else _cut(name, found, model, stop)
+        return _encoded(name, divided, model, stop) if divided else _cut(name, found, model, stop, window)
     if place.exists():
-        return _cut(name, [read_file(place)], model, stop)
+        return _cut(name, [read_file(place)], model, stop, window)
     if "/" in name or "." in name:
         raise EngineError(f"text {name} does not exist: check the path given to --data")
     raise UsageError(f"unknown text {name!r}: {nearest(name, list(ENTRIES))}; or give a text file or a folder of text files")
@@ -113,10 +112,10 @@ def _encoded(name: str, parts: Mapping[Split, Sequence[Document]], model: Langua
     return TextData(name, streams, {split: len(parts[split]) for split in SPLITS})
 
 
-def _cut(name: str, found: Sequence[Document], model: LanguageModel, stop: StopToken) -> TextData:
+def _cut(name: str, found: Sequence[Document], model: LanguageModel, stop: StopToken, window: int) -> TextData:
     """One text in three: its last tenths, a window at least, are for validation and for test."""
     stream = tokens.encode(model.tokenizer, found, ends=len(found) > 1, check=stop.check)
-    held = min(max(int(HELD_OUT * len(stream)), model.window), len(stream) // 3)
+    held = min(max(int(HELD_OUT * len(stream)), window), len(stream) // 3)
     streams = torch.split(stream, [len(stream) - 2 * held, held, held])
     return TextData(name, dict(zip(SPLITS, streams, strict=True)), dict.fromkeys(SPLITS, 0))
 

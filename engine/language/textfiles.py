@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from engine.language.documents import Document, Split
 SUFFIXES = (".txt", ".md", ".rst", ".text", ".raw", ".tokens")
 _NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 HELD_OUT = 0.1
+_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def read_file(path: Path) -> Document:
@@ -23,6 +25,9 @@ def read_file(path: Path) -> Document:
         raise EngineError(f"text {path} cannot be read ({error.strerror or error}): check the path and its permissions") from error
     if not content.strip():
         raise EngineError(f"text {path} is empty: give a file with text in it")
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            raise EngineError(f"text {path} is in {encoding}: convert it, for example with iconv -f {encoding} -t utf-8")
     # More control characters than a text has, whatever its encoding.
     controls = sum(content[:65536].count(code) for code in (*range(9), *range(14, 27), *range(28, 32)))
     if controls > 0.001 * min(len(content), 65536):

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.errors import EngineError, one_line
 from engine.language.corpora import ENTRIES
 from engine.language.documents import Document, Split
-from engine.language.hub import be_quiet
+from engine.language.hub import be_quiet, disk_trouble
 
 REVISION = "927b3642933080f1b0e811e2f916e14c292992f9"
 SHA256 = "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11"
@@ -55,6 +55,8 @@ def _archive() -> Path:
         HfApi().dataset_info(repository, revision=REVISION)
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=REVISION))
     except Exception as error:
+        if trouble := disk_trouble(error):
+            raise EngineError(f"WikiText-2 cannot be kept ({trouble}): free some space or set HF_HOME elsewhere") from error
         # The client's own network layer is not part of its interface, and its errors are no OSErrors.
         raise EngineError(
             "WikiText-2 is not in the cache and the Hugging Face hub cannot be reached: connect to a network, use --data python-docs, "

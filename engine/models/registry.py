@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine.errors import UsageError, nearest
+from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
 
 if TYPE_CHECKING:
@@ -78,13 +79,25 @@ ENTRIES: dict[str, ModelEntry] = {
 
 
 def find(name: str) -> ModelEntry:
-    """The entry of that name. Raises UsageError with the nearest names when there is none."""
-    if name not in ENTRIES:
-        raise UsageError(f"model {name!r} is not known: {_near(name)}; your own is package.module:factory or path/file.py:factory")
-    return ENTRIES[name]
+    """The entry of that name. Raises UsageError with the nearest names when there is none, EngineError for a path that leads to no
+    model."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    place = Path(name).expanduser()
+    if place.is_dir():
+        raise EngineError(f"{name} is a folder without config.json: give the folder of a language model, as save_pretrained writes it")
+    if os.sep in name:
+        raise EngineError(f"model {name} does not exist: give path/file.py:factory, a language model's folder, or OWNER/MODEL")
+    raise UsageError(
+        f"model {name!r} is not known: {_near(name)}; your own is package.module:factory, path/file.py:factory, or a language model's "
+        "folder or OWNER/MODEL"
+    )
 
 
 def _near(name: str) -> str:
-    hint = nearest(name.lower(), list(ENTRIES))
-    own = ", ".join(entry.name for entry in ENTRIES.values() if entry.published is None)
+    # It imports this module.
+    from engine.language.registry import ENTRIES as LANGUAGE
+
+    hint = nearest(name.lower(), [*ENTRIES, *LANGUAGE])
+    own = ", ".join((*(entry.name for entry in ENTRIES.values() if entry.published is None), *LANGUAGE))
     return f"known: {own} and torchvision's classifiers, which `qtui models` lists" if hint.startswith("known:") else hint

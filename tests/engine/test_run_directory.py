@@ -138,6 +138,14 @@ def test_new_folders_never_meet(runs: Path) -> None:
     assert len(seen) == 3
 
 
+def test_a_folder_gives_its_own_name_alone_and_no_name_is_too_long(runs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "models" / "my-gpt2"
+    place.mkdir(parents=True)
+    assert new_directory(f"{place}/", "/text/my.txt").name.partition("-")[2].partition("-")[2] == "my-gpt2-my-txt"
+    assert new_directory("openai-community/gpt2", "wikitext2").name.endswith("-openai-community-gpt2-wikitext2")
+    new_directory("simplecnn", "x" * 255).mkdir()
+
+
 def test_the_root_is_runs_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QTUI_RUNS", raising=False)
     assert runs_root() == Path("runs")

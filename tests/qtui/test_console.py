@@ -82,6 +82,18 @@ def test_the_baseline_names_the_metric_of_what_follows() -> None:
     assert out.getvalue() == "  baseline  perplexity 23.41\n  ptq       perplexity 24.00\n"
 
 
+def test_a_perplexity_comes_with_its_protocol_and_a_divergence_in_place_of_an_error() -> None:
+    out = io.StringIO()
+    screen = Screen(out)
+    console = Console(screen, Bars(None), Prompts(screen, None))
+    how = {"protocol": "sliding window", "context": 1024, "stride": 512, "tokens": 9999}
+    console(ev.Measured("baseline", {"metric": "perplexity", "value": 23.412, "perplexity": how}))
+    console(ev.Measured("ptq", {"value": 24.001, "error": {"mse": 0.5, "divergence": 0.01234}, "perplexity": how}))
+    first, *rest = out.getvalue().splitlines()
+    assert first == "  perplexity: sliding window, context 1,024, stride 512, 9,999 tokens of the test split"
+    assert [line.split()[-2:] for line in rest] == [["perplexity", "23.41"], ["KL", "0.0123"]]
+
+
 @pytest.mark.parametrize(("value", "said"), [(0.312, "0.31 s"), (1.19, "1.2 s"), (59.9, "59.9 s"), (125, "2 min 05 s")])
 def test_seconds(value: float, said: str) -> None:
     assert text.seconds(value) == said

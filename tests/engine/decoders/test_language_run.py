@@ -16,7 +16,7 @@ from engine import Recipe, load_quantized
 from engine.algorithms.progress import MatrixQuantized
 from engine.decisions import Strategy
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import Graph, Layers, Planned, Ranges, Samples, Setting, Step, Weights
+from engine.events import Graph, Layers, Notice, Planned, Ranges, Samples, Setting, Step, Weights
 from engine.spec import FP32, Rule
 
 
@@ -81,6 +81,31 @@ def test_the_graph_of_torch_export_is_shown_on_request(place: Path, tmp_path: Pa
     assert graph.nodes[0].opcode == "placeholder" and graph.nodes[-1].opcode == "output"
 
 
+def test_windows_that_do_not_overlap_are_called_that(place: Path, tmp_path: Path) -> None:
+    # The default stride is longer than this model's windows.
+    data = {"name": str(place / "text.txt"), "calibration": 8, "limit": 320}
+    outcome = driving.drive(recipe(place, data=data), tmp_path / "run")
+    report = outcome.data
+    for how in (report["baseline"]["perplexity"], report["ptq"]["perplexity"]):
+        assert (how["protocol"], how["context"], how["stride"]) == ("non-overlapping windows", 32, 32)
+    assert report["data"]["stride"] == 32
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "Perplexity: non-overlapping windows, context 32, stride 32, 310 tokens of the test split; " in text
+
+
+def test_the_report_speaks_of_text(place: Path, tmp_path: Path) -> None:
+    outcome = driving.drive(recipe(place), tmp_path / "run")
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert not re.search(r"accuracy|images|nodes traced", text)
+    (export,) = outcome.data["exports"]
+    assert f" | {export['value']:.2f} (+0.00) |" in text and "perplexity on what is compared" in text
+    assert "Calibration text: 8 windows of the training split, 256 tokens" in text
+    assert "Speed: one sequence; a prompt of 32 tokens read at once, 16 tokens written one by one with a cache." in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| PTQ |"))
+    assert f"| {outcome.data['ptq']['to_fp16']:.3f} |" in row and f"| {outcome.data['ptq']['error']['divergence']:.4f} |" in row
+    assert f"{outcome.data['graph']['nodes']} modules, 2 blocks; the head shares the matrix of the embedding." in text
+
+
 def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_path: Path) -> None:
     outcome = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}, threshold="drop:0.5"), tmp_path / "run")
     assert outcome.error is None
@@ -123,6 +148,11 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
         ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
         ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),
         ({"data": {"name": "missing.txt"}}, "text missing.txt does not exist"),
+        ({"data": {"name": "TEXT", "stride": 33}}, "data.stride is 33: a window has 32 tokens, and a longer step would leave text out"),
+        ({"data": {"name": "TEXT", "context": 8, "stride": 16}}, "data.stride is 16: a window has 8 tokens"),
+        ({"data": {"name": "TEXT", "limit": 31}}, "the limit is 31 tokens of the test split: give 32 or more"),
+        ({"export": ("compressed-tensors",)}, "export to compressed-tensors: its readers pass over transformers' Conv1D"),
+        ({"stem": "small"}, "stem is for networks on images, and .* reads text: leave it out"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -146,5 +176,6 @@ def test_a_run_that_was_stopped_between_blocks_goes_on_with_the_next(place: Path
     assert [path.name for path in (tmp_path / "run" / "checkpoints" / "blocks").iterdir()] == ["block-0000.safetensors"]
     again = driving.resumed(tmp_path / "run")
     assert again.error is None and any(event.kept for event in again.of(MatrixQuantized))
+    assert any("4 of 10 matrices were rounded before the run was stopped" in event.text for event in again.of(Notice))
     assert again.data["ptq"]["value"] == whole.data["ptq"]["value"]
     assert [row["sqnr_db"] for row in again.data["layers"]] == [row["sqnr_db"] for row in whole.data["layers"]]

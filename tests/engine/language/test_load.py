@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from engine.errors import EngineError, UsageError
 from engine.language import hub
 from engine.language.load import check_vocabulary, load_language
 from engine.language.registry import ENTRIES, LanguageEntry, hub_cache, is_language
+from engine.models.registry import find
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +114,20 @@ def evil(place: Path) -> None:
     torch.save({"transformer.wte.weight": Evil()}, place / "pytorch_model.bin")
 
 
+def torch_file_of_a_list(place: Path) -> None:
+    (place / "model.safetensors").unlink()
+    torch.save([1, 2, 3], place / "pytorch_model.bin")
+
+
+def sees_ahead(place: Path) -> None:
+    """An encoder whose head is that of a decoder, as transformers offers it."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertLMHeadModel(BertConfig(vocab_size=tiny_language.ROWS, **shape)).save_pretrained(place)
+
+
 def without_tokenizer(place: Path) -> None:
     for path in place.glob("token*"):
         path.unlink()
@@ -138,12 +154,20 @@ def remote(place: Path) -> None:
         (many_rows, "300 tokens and the embedding 2,000 rows"),
         (drop_tensor, "lacks 1 of the model's tensors, transformer.h.1.mlp.c_fc.weight first"),
         (not_finite, "NaN or infinity in transformer.wpe.weight"),
-        (lambda p: tiny_language.edit_config(p, n_embd=20), "wrong shape|cannot be loaded"),
+        (lambda p: tiny_language.edit_config(p, n_embd=20), "has the shape 48, and config.json asks for 60"),
         (lambda p: tiny_language.edit_config(p, model_type="unheard-of"), "knows no decoder of type 'unheard-of'"),
         (lambda p: tiny_language.edit_config(p, architectures=["GPT2ForSequenceClassification"]), "does not predict the next token"),
         (lambda p: tiny_language.edit_config(p, quantization_config={"quant_method": "gptq"}), r"quantized already \(gptq\)"),
+        (lambda p: (p / "config.json").write_text("[" * 100_000), "cannot be read as JSON"),
+        (lambda p: tiny_language.edit_config(p, quantization_config="gptq"), r"quantized already \(gptq\)"),
+        (lambda p: tiny_language.edit_config(p, architectures="BertModel"), "holds BertModel, which does not predict"),
+        (lambda p: tiny_language.edit_config(p, n_layer=0), "has no sequence of blocks"),
+        (lambda p: tiny_language.edit_config(p, n_head=3), "cannot be loaded|cannot be run"),
+        (lambda p: tiny_language.edit_config(p, vocab_size=2_000_000_000), "wte.weight has the shape 300 × 16, and config.json asks for"),
+        (sees_ahead, "sees the tokens that it is to predict"),
+        (torch_file_of_a_list, "holds a list, not a state_dict"),
         (remote, "asks to run code that comes with it, which qtui never does"),
-        (evil, "cannot be loaded"),
+        (evil, "holds more than weights and was not opened"),
     ],
 )
 def test_a_broken_folder_is_one_clear_line(folder: Path, harm: Callable[[Path], Any], said: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +192,14 @@ def test_an_index_cannot_reach_outside_its_folder(sharded: Path) -> None:
         load_language(str(sharded))
 
 
+def test_a_torch_file_that_is_no_weights_leaves_no_warning(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Evil()}, protocol=4))
+    with pytest.raises(EngineError, match="was not opened, so that it cannot run code"):
+        load_language(str(folder))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_data_of_token_ids_needs_no_tokenizer(folder: Path) -> None:
     without_tokenizer(folder)
     assert load_language(str(folder), text=False).tokenizer is None
@@ -184,6 +216,7 @@ def test_rows_of_padding_are_no_mismatch() -> None:
         ("./nowhere", EngineError, "does not exist"),
         ("a/b/c", EngineError, "does not exist"),
         (__file__, EngineError, "is a file"),
+        ("https://huggingface.co/openai-community/gpt2", UsageError, "is an address: give the model's id"),
     ],
 )
 def test_a_name_that_is_no_model(name: str, kind: type[EngineError], said: str) -> None:
@@ -289,6 +322,26 @@ def test_where_a_model_of_the_hub_lies(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_which_names_are_language_models(folder: Path) -> None:
     assert all(is_language(name) for name in ("gpt2", "gpt2-mini", "Qwen/Qwen3-0.6B", str(folder)))
     assert not any(is_language(name) for name in ("simplecnn", "models.net:make", "nets/mine.py", str(folder.parent), "a/b/c"))
+
+
+def test_a_networks_name_wins_over_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.rename(folder.with_name("resnet18"))
+    monkeypatch.chdir(folder.parent)
+    assert not is_language("resnet18") and is_language("./resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("gtp2", UsageError, "did you mean gpt2"),
+        ("", EngineError, "is a folder without config.json"),
+        ("nowhere", EngineError, "nowhere does not exist: give .* a language model's folder, or OWNER/MODEL"),
+    ],
+)
+def test_a_name_of_no_kind_of_model_is_told_what_there_is(name: str, kind: type[EngineError], said: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=said) as raised:
+        find(name if kind is UsageError else str(tmp_path / name))
+    assert raised.type is kind
 
 
 def test_a_record_that_cannot_be_read_tells_nothing() -> None:

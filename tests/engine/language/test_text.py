@@ -206,8 +206,13 @@ def test_windows_for_calibration_are_of_the_split_and_do_not_overlap(tmp_path: P
         (b"\x7fELF\x02\x01\x01\x00\x00\x00" * 30, "binary data"),
         (bytes(range(256)) * 9, "binary data"),
         ("Zum Gruße, es läuft.".encode("latin-1") * 9, "is not UTF-8 .byte 0xdf at 7.: convert it"),
-        (b"the fox", "[0-9]+ tokens, fewer than the model's context of 32: give a longer text"),
-        (tiny_language.sentences(3).encode(), "part of .* fewer than the model's context of 32: give a longer text, 96 tokens or more"),
+        ("Zum Gruß".encode("utf-16"), "is in UTF-16: convert it, for example with iconv -f UTF-16 -t utf-8"),
+        ("Zum Gruß".encode("utf-32"), "is in UTF-32: convert it"),
+        (b"the fox", "[0-9]+ tokens, fewer than a window of 32: give a longer text"),
+        (
+            tiny_language.sentences(3).encode(),
+            "part of .* fewer than a window of 32: give a longer text, 96 tokens or more, or a smaller data.context",
+        ),
     ],
 )
 def test_what_is_no_text_is_one_clear_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -217,11 +222,19 @@ def test_what_is_no_text_is_one_clear_line(tmp_path: Path, content: bytes, said:
     assert "\n" not in str(raised.value) and raised.value.exit_code == 1
 
 
+def test_a_text_is_long_enough_for_the_windows_that_it_is_read_in(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text(tiny_language.sentences(3))
+    found = load_text(str(tmp_path / "my.txt"), tiny_language.language(), StopToken(), window=16)
+    assert isinstance(found, TextData) and all(len(stream) >= 16 for stream in found.streams.values())
+
+
 def test_names_that_are_nothing_and_models_without_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean python-docs"):
         loaded("python-dogs")
     with pytest.raises(EngineError, match="does not exist"):
         loaded(tmp_path / "none.txt")
+    with pytest.raises(EngineError, match="none.json cannot be read .No such file or directory.: check the path"):
+        loaded(tmp_path / "none.json")
     with pytest.raises(EngineError, match="holds no text files"):
         loaded(tmp_path)
     with pytest.raises(EngineError, match="has no tokenizer"):
@@ -249,6 +262,7 @@ def test_sequences_are_halved_and_each_is_in_one_split(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("[[1, 2", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ({"a": 1}, "not a list of lists"),
         ([], "not a list of lists"),
         ([[1, "2"]], "not a list of lists"),
@@ -291,15 +305,22 @@ def test_an_archive_that_is_another_is_refused(tmp_path: Path, harm: Callable[[P
             wikitext.read(tmp_path / "w.zip", hashlib.sha256((tmp_path / "w.zip").read_bytes()).hexdigest())
 
 
-def test_without_a_network_wikitext_names_what_needs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("no route"), "cannot be reached: connect to a network, use --data python-docs"),
+        (OSError(28, "No space left on device"), "cannot be kept .No space left on device.: free some space"),
+    ],
+)
+def test_without_a_network_wikitext_names_what_needs_none(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(EngineError, match="cannot be reached: connect to a network, use --data python-docs"):
+    with pytest.raises(EngineError, match=said):
         loaded("wikitext2")
 
 
