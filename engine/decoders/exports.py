@@ -20,6 +20,7 @@ from engine.decoders.stepping import Step, last, of_model
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, install
+from engine.language.load import context_of
 
 Entry = dict[str, Any]
 
@@ -138,7 +139,7 @@ _RUNNERS: Mapping[str, Callable[[Path], Ran]] = {"safetensors": _run_file, "onnx
 def _timed(step: Step, given: Given, stop: StopToken) -> Speed:
     twin = given.decoder.twin
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])
-    lengths = given.lengths.within(max(map(len, given.windows)))
+    lengths = given.lengths.within(context_of(twin.config))
     steps = tokens_per_second({"": last(step)}, vocabulary, lengths, stop, given.rounds)
     while True:
         try:
