@@ -82,9 +82,9 @@ class Bins:
 @dataclass(frozen=True)
 class RangeRow:
     """Values that share one grid: seen extremes, the ends of the grid that the observer would give now, and the paths of the
-    layers that read them. ``bins`` counts all values or an even sample of them. ``settled`` is the number of images after
-    which the range moved by less than 1 %, None while it moves. ``outliers`` counts channels whose largest value is many times
-    that of the median channel, of ``channels``; None where channels are not told apart."""
+    layers that read them. ``bins`` counts all values or an even sample of them. ``settled`` is the number of images, or windows of
+    text, after which the range moved by less than 1 %, None while it moves. ``outliers`` counts channels whose largest value is
+    many times that of the median channel, of ``channels``; None where channels are not told apart."""
 
     name: str
     layers: tuple[str, ...]

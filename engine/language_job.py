@@ -15,8 +15,7 @@ from engine.cancel import StopToken
 from engine.changes import with_strategy
 from engine.decisions import Answer, Strategy
 from engine.decoders import figures, file
-from engine.decoders.activations import Seen as Inputs
-from engine.decoders.activations import observe
+from engine.decoders.activations import Inputs, observe
 from engine.decoders.exported import exported_rows
 from engine.decoders.exports import Given
 from engine.decoders.finetune import finetune

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from engine.language.linears import kind_of
+from engine.language.linears import linears as linears_of
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -46,9 +49,4 @@ class Linear:
 
 def linears(block: nn.Module, prefix: str = "") -> list[Linear]:
     """Every ``nn.Linear`` and ``Conv1D`` below ``block``, in the order of its modules; ``prefix`` goes before their names."""
-    found = []
-    for name, module in block.named_modules():
-        conv1d = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-        if (isinstance(module, nn.Linear) or conv1d) and module.weight.dim() == 2:
-            found.append(Linear(f"{prefix}.{name}" if prefix else name, module, conv1d))
-    return found
+    return [Linear(f"{prefix}.{name}" if prefix else name, module, kind_of(module) == "Conv1D") for name, module in linears_of(block)]

@@ -25,7 +25,7 @@ from engine.ticker import Every, Ticker
 STANDS_OUT = 6.0
 
 
-class Seen:
+class Inputs:
     """The input of one layer. ``largest`` (in,) holds the largest magnitude of each channel."""
 
     def __init__(self, spec: ActivationSpec, counting: bool) -> None:
@@ -74,10 +74,10 @@ class Seen:
 
 def observe(
     model: Any, layers: Mapping[str, ActivationSpec], windows: Sequence[Tensor], batch: int, stop: StopToken, counting: bool,
-) -> Generator[Event, None, dict[str, Seen]]:  # fmt: skip
+) -> Generator[Event, None, dict[str, Inputs]]:  # fmt: skip
     """Run ``windows`` of token ids, 1-D each, through ``model`` and look at what enters ``layers`` (module paths); with ``counting``
     also ``Ranges`` on the way, in windows. Raises EngineError for inputs that are not finite, Cancelled on stop."""
-    seen = {path: Seen(spec, counting) for path, spec in layers.items()}
+    seen = {path: Inputs(spec, counting) for path, spec in layers.items()}
     current: dict[str, Tensor | None] = {"keep": None}
     hooks = [model.get_submodule(path).register_forward_pre_hook(_look(seen[path], current)) for path in layers]
     ticker = Ticker("calibrate", len(windows), "windows", clock=stop.clock)
@@ -115,7 +115,7 @@ def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Te
         yield ids, None if keep.all() else keep
 
 
-def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:
+def rows(seen: Mapping[str, Inputs]) -> tuple[RangeRow, ...]:
     found = []
     for path, it in seen.items():
         if it.largest is None or it.histogram is None or not (math.isfinite(it.low) and math.isfinite(it.high)):
@@ -127,7 +127,7 @@ def rows(seen: Mapping[str, Seen]) -> tuple[RangeRow, ...]:
     return tuple(found)
 
 
-def _look(seen: Seen, current: Mapping[str, Tensor | None]) -> Any:
+def _look(seen: Inputs, current: Mapping[str, Tensor | None]) -> Any:
     def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         keep = current["keep"]
         rows = given[0].reshape(-1, given[0].shape[-1])

@@ -164,4 +164,3 @@ def _activation(name: str) -> str:
 _FAMILIES: dict[str, Callable[[Any, Any], Architecture]] = {
     "gpt2": _gpt2, "llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama, "opt": _opt, "gpt_neox": _neox,
 }  # fmt: skip
-FAMILIES = tuple(_FAMILIES)

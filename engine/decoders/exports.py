@@ -15,11 +15,13 @@ from engine.decoders import parity
 from engine.decoders.formats import find
 from engine.decoders.loaded import rounding
 from engine.decoders.quantized import QuantizedDecoder
-from engine.decoders.speed import Lengths, Speed, tokens_per_second
+from engine.decoders.speed import Lengths, Speed, step_of, tokens_per_second
+from engine.decoders.speed import Step as Timed
 from engine.decoders.stepping import Step, last, of_model
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, install
+from engine.language.load import context_of
 
 Entry = dict[str, Any]
 
@@ -41,11 +43,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Ran:
-    """A file in its runtime. ``note`` is for a person."""
+    """A file in its runtime: ``step`` gives all logits, ``timed`` the last ones, and computes no others where it can. ``note`` is
+    for a person."""
 
     label: str
     kernel: str
     step: Step
+    timed: Timed
     note: str = ""
 
 
@@ -72,7 +76,7 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
         with rounding(given.decoder) as twin, torch.inference_mode():
             whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
-        speed = _timed(ran.step, given, stop)
+        speed = _timed(ran.timed, given, stop)
     except Cancelled:
         raise
     except Exception as error:
@@ -108,38 +112,41 @@ def _run_file(path: Path) -> Ran:
     from engine.decoders.loaded import load
 
     decoder = load(path).decoder
-    plain = of_model(decoder.twin)
 
-    def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        with rounding(decoder):
-            return plain(ids, cache)
+    def rounded(plain: Step) -> Step:
+        def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+            with rounding(decoder):
+                return plain(ids, cache)
 
-    return Ran(f"torch {torch.__version__.partition('+')[0]}", "float32 on stored integers", step)
+        return step
+
+    label = f"torch {torch.__version__.partition('+')[0]}"
+    return Ran(label, "float32 on stored integers", rounded(of_model(decoder.twin)), rounded(step_of(decoder.twin)))
 
 
 def _run_onnx(path: Path) -> Ran:
     from engine.decoders.onnx_run import OnnxDecoder
 
     model = OnnxDecoder(path, torch.get_num_threads(), tried=True)
-    return Ran(model.label, "CPUExecutionProvider integers, accuracy level 4", model.step)
+    return Ran(model.label, "CPUExecutionProvider integers, accuracy level 4", model.step, last(model.step))
 
 
 def _run_compressed(path: Path) -> Ran:
     from engine.decoders.compressed_run import CompressedDecoder
 
     model = CompressedDecoder(path)
-    return Ran(model.label, "float32 on unpacked integers", model.step, model.note)
+    return Ran(model.label, "float32 on unpacked integers", model.step, step_of(model.model), model.note)
 
 
 _WRITERS: Mapping[str, Callable[[Given, Path], str]] = {"safetensors": _safetensors, "onnx": _onnx, "compressed-tensors": _compressed}
 _RUNNERS: Mapping[str, Callable[[Path], Ran]] = {"safetensors": _run_file, "onnx": _run_onnx, "compressed-tensors": _run_compressed}
 
 
-def _timed(step: Step, given: Given, stop: StopToken) -> Speed:
+def _timed(step: Timed, given: Given, stop: StopToken) -> Speed:
     twin = given.decoder.twin
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])
-    lengths = given.lengths.within(max(map(len, given.windows)))
-    steps = tokens_per_second({"": last(step)}, vocabulary, lengths, stop, given.rounds)
+    lengths = given.lengths.within(context_of(twin.config))
+    steps = tokens_per_second({"": step}, vocabulary, lengths, stop, given.rounds)
     while True:
         try:
             next(steps)

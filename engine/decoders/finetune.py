@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.adamw import AdamW
 from engine.cancel import StopToken
+from engine.checkpoint import broken
 from engine.checkpoint import read as read_checkpoint
 from engine.checkpoint import write as write_checkpoint
 from engine.decoders.lessons import batches, judge, steps
@@ -104,9 +105,12 @@ def finetune(
     values: list[float] = []
     kept = read_checkpoint(checkpoint, fingerprint)
     if kept:
-        pupil.load_state_dict(kept["student"])
-        optimizer.load_state_dict(kept["optimizer"])
-        losses, values, start, best = kept["losses"], kept["values"], kept["start"], State.read(kept["best"])
+        try:
+            pupil.load_state_dict(kept["student"])
+            optimizer.load_state_dict(kept["optimizer"])
+            losses, values, start, best = kept["losses"], kept["values"], kept["start"], State.read(kept["best"])
+        except Exception as error:
+            raise broken(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     else:
         best = pupil.state()

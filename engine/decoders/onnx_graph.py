@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.decoders import onnx_layers as layers
-from engine.decoders.architecture import Architecture, Block, architecture
+from engine.decoders.architecture import Block, architecture
 from engine.decoders.onnx_matrices import MICROSOFT, Matrices, per_token
 from engine.decoders.quantized import QuantizedDecoder
 from engine.export.graph import IR_VERSION, OPSET, OUTPUT, Graph
@@ -148,7 +149,7 @@ class _Writer:
             return x
         graph = self.graph
         ends = [graph.constant(float((n - grid.zero_point) * grid.scale)) for n in (0, grid.qmax)]
-        step, zero = graph.constant(float(grid.scale)), graph.constant(_byte(grid.zero_point))
+        step, zero = graph.constant(float(grid.scale)), graph.constant(torch.tensor(grid.zero_point, dtype=torch.uint8))
         rounded = graph.node("QuantizeLinear", [graph.node("Clip", [x, *ends], path), step, zero], path)
         return graph.node("DequantizeLinear", [rounded, step, zero], path)
 
@@ -170,12 +171,3 @@ class _Writer:
         model = helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name="qtui")
         helper.set_model_props(model, dict(about))
         return model
-
-
-def _byte(number: int) -> Tensor:
-    import torch
-
-    return torch.tensor(number, dtype=torch.uint8)
-
-
-__all__ = ["IDS", "OUTPUT", "Architecture", "build", "past", "present"]

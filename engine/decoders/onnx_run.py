@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.decoders.onnx_graph import IDS, OUTPUT
+from engine.decoders.onnx_graph import IDS
 from engine.errors import EngineError, one_line
+from engine.export.graph import OUTPUT
 
 _PATIENCE = 600
 _TRIAL = """

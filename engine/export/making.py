@@ -145,9 +145,9 @@ def failed(entry: Format, reason: str) -> Entry:
 
 
 def fingerprint(directory: Path, entry: Format) -> str:
-    """A hash of the format's files."""
+    """A hash of the format's files, and of the optional ones that are there."""
     digest = hashlib.sha256()
-    for name in entry.files:
+    for name in (*entry.files, *(name for name in entry.optional if (directory / name).is_file())):
         with (directory / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.adamw import AdamW
 from engine.cancel import StopToken
+from engine.checkpoint import broken
 from engine.checkpoint import read as read_checkpoint
 from engine.checkpoint import write as write_checkpoint
 from engine.errors import EngineError
@@ -106,9 +107,12 @@ def fit_text(
     best: dict[str, Tensor] = {}
     kept = read_checkpoint(checkpoint, fingerprint)
     if kept:
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        losses, values, best = kept["losses"], kept["values"], kept["best"]
+        try:
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            losses, values, best = kept["losses"], kept["values"], kept["best"]
+        except Exception as error:
+            raise broken(checkpoint, error) from error
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     mixed = schedule.precision(device) == "bfloat16"
     due = Every(0.25, stop.clock)

@@ -61,8 +61,33 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
 
 
 def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:
-    found = make("safetensors", replace(given("gpt2"), windows=[some_ids(1, 32)[0]], lengths=Lengths(128, 16, 32)), tmp_path, STOP)
-    assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (32, 16)
+    # However short the text is that it is compared on: fp32 reads a prompt of that length too.
+    for length in (32, 9):
+        it = replace(given("gpt2"), windows=[some_ids(1, length)[0]], lengths=Lengths(128, 16, 32))
+        found = make("safetensors", it, tmp_path, STOP)
+        assert found["verified"] and (found["latency"]["prompt"], found["latency"]["new"]) == (32, 16)
+
+
+@pytest.mark.parametrize("name", ["safetensors", "compressed-tensors"])
+def test_a_prompt_is_timed_without_logits_that_nobody_reads(name: str, tmp_path: Path) -> None:
+    for package in NEEDED[name]:
+        pytest.importorskip(package)
+    exports.placed(find(name), tmp_path, lambda path: exports._WRITERS[name](given(), path))
+    ran = exports._RUNNERS[name](tmp_path / find(name).files[0])
+    seen: list[int] = []
+
+    def note(module: torch.nn.Module, args: object, out: object) -> None:
+        if isinstance(out, torch.Tensor) and out.shape[-1] == 96:
+            seen.append(out.shape[1])
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        with torch.inference_mode():
+            quick, whole = ran.timed(some_ids(1, 9), None)[0], ran.step(some_ids(1, 9), None)[0]
+    finally:
+        hook.remove()
+    assert seen == [1, 9]
+    torch.testing.assert_close(quick, whole[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_rounded_activations_are_what_a_file_is_compared_with(tmp_path: Path) -> None:

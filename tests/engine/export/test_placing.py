@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import Cancelled, EngineError
 from engine.export import placing
+from engine.export.making import fingerprint
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format
 
@@ -33,6 +34,9 @@ def test_files_come_whole_and_optional_ones_go_with_the_model_that_had_them(tmp_
     assert placed(TWO, tmp_path, writes("a.xml", "a.bin", "a.data", "between")) == 7
     assert contents(tmp_path) == dict.fromkeys(("a.xml", "a.bin", "a.data"), b"new") and size_of(TWO, tmp_path) == 9
     assert (tmp_path / "a.xml").stat().st_mode & 0o777 == 0o644
+    whole = fingerprint(tmp_path, TWO)
+    (tmp_path / "a.data").write_bytes(b"old")
+    assert fingerprint(tmp_path, TWO) != whole
     placed(TWO, tmp_path, writes("a.xml", "a.bin", content=b"later"))
     assert contents(tmp_path) == {"a.xml": b"later", "a.bin": b"later"}
 

@@ -22,23 +22,9 @@ def test_greedy_tokens_are_those_of_a_model_without_a_cache() -> None:
     assert got == ids[5:].tolist() and len(set(got)) > 3
 
 
-def test_drawn_tokens_are_the_same_for_a_seed_and_among_the_likeliest() -> None:
-    model = tiny_language.gpt2()
-
-    def drawn(seed: int, top_k: int) -> list[int]:
-        return list(continuation(model, IDS, 8, stop=StopToken(), temperature=2.0, top_k=top_k, seed=seed))
-
-    assert drawn(1, 0) == drawn(1, 0) != drawn(2, 0)
-    assert drawn(3, 1) == list(continuation(model, IDS, 8, stop=StopToken()))
-    first = {drawn(seed, 3)[0] for seed in range(40)}
-    likeliest = set(model(input_ids=IDS[None]).logits[0, -1].topk(3).indices.tolist())
-    assert first == likeliest
-
-
-def test_it_ends_at_the_end_of_text_at_a_full_context_and_on_stop() -> None:
+def test_it_ends_at_a_full_context_and_on_stop() -> None:
     model, stop = tiny_language.gpt2(), StopToken()
     greedy = list(continuation(model, IDS, 6, stop=stop))
-    assert list(continuation(model, IDS, 6, stop=stop, end=greedy[2])) == greedy[: greedy.index(greedy[2]) + 1]
     assert len(list(continuation(model, IDS, 100, stop=stop, context=32))) == 27
     steps = continuation(model, IDS, 6, stop=stop)
     assert next(steps) == greedy[0]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import tiny_language
+import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
@@ -66,6 +67,9 @@ def check_checkpoints_are_told_apart(train: Train[T], short: Any, place: Path) -
     _, seen = train(short, fingerprint="b", **options)
     assert not any(isinstance(event, Notice) for event in seen)
     (place / "c.pt").write_bytes(b"rubbish")
+    with pytest.raises(EngineError, match=r"cannot be continued .*: remove it"):
+        train(fingerprint="a", **options)
+    torch.save({"fingerprint": "a", "losses": []}, place / "c.pt")
     with pytest.raises(EngineError, match=r"cannot be continued .*: remove it"):
         train(fingerprint="a", **options)
 
