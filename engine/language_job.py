@@ -111,7 +111,7 @@ class LanguageJob(Work):
             "calibrate", f"Calibrating on {min(len(windows), LOOK)} windows of training text", self._calibrate(made, windows)
         )
         decoder, told = yield from self.stage("convert", "Rounding block by block", self._round(made, windows))
-        seconds = self.seconds
+        seconds = self.seconds + sum(matrix.seconds for matrix in told.values() if matrix.kept)
         ptq = yield from self.stage("evaluate", "Measuring on validation and test text", self._measure(made, decoder, told, seconds))
         baseline = figures.baseline_entry(ptq.seen, self.size, self.halves)
         yield Measured("baseline", baseline)

@@ -20,7 +20,7 @@ from engine.algorithms.folding import Group, groups_of
 from engine.algorithms.gram import Gram
 from engine.algorithms.linear import Linear, linears
 from engine.algorithms.onematrix import quantize_matrix
-from engine.algorithms.progress import MatrixQuantized, noted
+from engine.algorithms.progress import MatrixQuantized, noted, timed
 from engine.algorithms.registry import Method, method
 from engine.algorithms.statistics import statistics
 from engine.cancel import StopToken
@@ -81,7 +81,8 @@ def quantize_blocks(
             yield from ticker.advance(len(done))
         else:
             told = []
-            done = yield from noted(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), told.append)
+            steps = timed(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), stop.clock)
+            done = yield from noted(steps, told.append)
             if path is not None:
                 write_block(path, mark, block, found, done, told)
         packed |= done

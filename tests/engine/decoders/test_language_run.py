@@ -177,5 +177,8 @@ def test_a_run_that_was_stopped_between_blocks_goes_on_with_the_next(place: Path
     again = driving.resumed(tmp_path / "run")
     assert again.error is None and any(event.kept for event in again.of(MatrixQuantized))
     assert any("4 of 10 matrices were rounded before the run was stopped" in event.text for event in again.of(Notice))
+    # What was done before counts: the first block's seconds are those of the run that was stopped.
+    first, second = ({e.name: e.seconds for e in run.of(MatrixQuantized) if ".h.0." in e.name} for run in (stopped, again))
+    assert first == second and again.data["ptq"]["seconds"] > sum(first.values()) > 0
     assert again.data["ptq"]["value"] == whole.data["ptq"]["value"]
     assert [row["sqnr_db"] for row in again.data["layers"]] == [row["sqnr_db"] for row in whole.data["layers"]]
