@@ -9,11 +9,11 @@ from typing import Any
 from engine.artifact import NAME
 from engine.cancel import StopToken
 from engine.decoders import loading
-from engine.decoders.exports import Given
+from engine.decoders.exports import Entry, Given
 from engine.decoders.file import read
 from engine.decoders.formats import FORMATS, find
 from engine.decoders.writing import runtimes, written
-from engine.errors import EngineError
+from engine.errors import Cancelled, EngineError
 from engine.events import Event, Finished, StageFinished, StageStarted
 from engine.exported import check_new, check_unchanged, check_writable, merged
 from engine.kernels.probe import probe
@@ -27,7 +27,7 @@ def export(
     directory: Path, report: Report, recipe: Recipe, names: Sequence[str], stop: StopToken, overwrite: bool
 ) -> Generator[Event, Any, Report]:
     """Write ``names`` into the folder of the run and enter them in its report. Raises UsageError for a format that language models
-    do not have, and EngineError as ``exporting.export`` does."""
+    do not have, and EngineError as ``exporting.export`` does. Stopped, it enters what is finished and raises Cancelled."""
     for name in names:
         find(name)
     check_unchanged(directory, report.data)
@@ -44,7 +44,23 @@ def export(
     loaded = yield from loading.load(loading.settled(recipe), stop)
     windows = [ids for ids, _ in loaded.parts("test", recipe.data.stride)[:COMPARED]]
     given = Given(decoder, windows, loaded.language.path, recipe.to_yaml(), probe().instructions, recipe.model)
-    made = yield from written(asked, given, directory, stop)
+    made: list[Entry] = []
+    try:
+        yield from written(asked, given, directory, stop, made)
+    except (Cancelled, GeneratorExit, KeyboardInterrupt):
+        _entered(directory, report, made)
+        raise
+    changed = _entered(directory, report, made)
+    yield StageFinished("export", round(stop.clock() - start, 3))
+    broken = [entry for entry in made if not entry["path"]]
+    if broken:
+        raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
+    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made)}")
+    return changed
+
+
+def _entered(directory: Path, report: Report, made: Sequence[Entry]) -> Report:
+    """The report with ``made`` in it, written where there is any."""
     trained = report.data.get("qat") or {}
     native = trained if trained.get("kept") else report.data["ptq"]
     exports = merged(report.data["exports"], made)
@@ -52,9 +68,4 @@ def export(
     if made:
         save(directory / "report.json", changed.to_json().encode())
         save(directory / "report.md", changed.to_markdown().encode())
-    yield StageFinished("export", round(stop.clock() - start, 3))
-    broken = [entry for entry in made if not entry["path"]]
-    if broken:
-        raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
-    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made)}")
     return changed

@@ -15,9 +15,12 @@ from engine.events import Event, Notice, Progress, Table
 from engine.export.making import fingerprint
 
 
-def written(names: Sequence[str], given: Given, folder: Path, stop: StopToken) -> Generator[Event, None, list[Entry]]:
-    """The entries of ``names``, each file read back, compared and timed. What cannot be written has no ``path`` and a ``reason``."""
-    found: list[Entry] = []
+def written(
+    names: Sequence[str], given: Given, folder: Path, stop: StopToken, done: list[Entry] | None = None
+) -> Generator[Event, None, list[Entry]]:
+    """The entries of ``names``, each file read back, compared and timed; ``done`` has those that are finished, also when it is
+    stopped. What cannot be written has no ``path`` and a ``reason``. Raises Cancelled on stop."""
+    found: list[Entry] = [] if done is None else done
     unit = "format" if len(names) == 1 else "formats"
     for count, name in enumerate(names):
         stop.check()

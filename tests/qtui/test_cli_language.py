@@ -10,7 +10,10 @@ import driving
 import families
 import pytest
 
-from engine import Recipe
+from engine import Recipe, exporting
+from engine.cancel import StopToken
+from engine.errors import Cancelled
+from engine.events import Notice
 from qtui.__main__ import main
 
 
@@ -45,6 +48,18 @@ def test_a_format_that_language_models_alone_have_is_exported(run: Path, capsys:
     assert main(["export", str(run), "--to", "gguf"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: export format 'pt2' is not known for language models") and "'gguf' is not known" in second
+
+
+def test_an_export_that_is_stopped_enters_what_is_finished(run: Path) -> None:
+    def stop_it(event: object, stop: StopToken) -> None:
+        if isinstance(event, Notice) and event.text.startswith("compressed-tensors"):
+            stop.set()
+
+    stop = StopToken()
+    with driving.one_thread():
+        steps = exporting.export(run, ("compressed-tensors", "onnx"), stop, False)
+        assert isinstance(driving.consume(steps, stop, on_event=stop_it).error, Cancelled)
+    assert [entry["format"] for entry in json.loads((run / "report.json").read_text())["exports"]] == ["safetensors", "compressed-tensors"]
 
 
 def test_the_runs_own_file_is_not_written_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
