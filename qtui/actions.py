@@ -54,11 +54,12 @@ def _models() -> tuple[Action, ...]:
     where = ("model",)
     return (
         Action("filter", ("slash",), "filter", "Show only the lines that hold a text; Esc shows all.", where, 2),
-        Action("data", ("d",), "data", "Choose the data set, or give a folder of images.", where, 3, reasons.busy),
-        Action("own", ("o",), "your own", "Give your own model as file.py:factory or package.module:factory.", where, 0, reasons.busy),
+        Action("data", ("d",), "data", "Choose the data set or text, or give a folder of your own.", where, 3, reasons.busy),
+        Action("own", ("o",), "your own", "Give your own model: file.py:factory, package.module:factory, or a language model's folder or OWNER/MODEL.", where, 0, reasons.busy),
         Action("weights", ("w",), "weights", "Give a weights file (.safetensors or .pt) for the model.", where, 0, reasons.busy),
         Action("device", ("v",), "device", "Choose the device that calibrates and trains.", where, 0, reasons.busy),
         Action("threshold", ("e",), "threshold", "Set the error that the quantized model may have.", where, 0, reasons.busy),
+        Action("graph", ("m",), "graph", "Of a language model: show its modules, or every operation that torch.export sees.", where, 0, reasons.busy),
         Action("recipe", ("O",), "open recipe", "Start from a recipe file.", where, 0, reasons.busy),
         Action("baseline", ("t",), "train", "Train a baseline for this model on this data.", where, 0, reasons.busy),
         Action("resume", ("r",), "resume", "Go on with the stopped run under the cursor, or the latest one.", where, 4, reasons.cannot_resume),
