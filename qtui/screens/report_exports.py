@@ -107,6 +107,8 @@ def runtime_sentence(run: Run, key: str | None) -> str:
         parts.append(f"the same answer on {percent(agreement, 2)} % of the test {'images' if of is IMAGES else 'tokens'}")
         parts += [f"largest difference {worst:.1e}"] if worst else ["exact"]
         parts += [f"top-1 {percent(top, 2)} %" if of is IMAGES else f"perplexity {top:.2f} on what was compared"] if top is not None else []
+    if one == reference(known):
+        parts.append("what the others are compared with")
     if not one.together:
         parts.append("timed in the run, the others together at another hour")
     return "; ".join(parts) + "."
@@ -117,7 +119,7 @@ def runtime_panel(run: Run, key: str) -> Text:
     out = Text()
     said = runtime_sentence(run, key)
     entry = next((e for e in exports_of(run) if key in (e.get("path"), e.get("format"))), None)
-    for line in export_lines(entry, _PANEL) if entry else ():
+    for line in export_lines(entry, _PANEL, paces(run.report or {})) if entry else ():
         for part, role in line:
             out.append(part, {"title": "bold", "dim": "dim"}.get(role, ""))
         out.append("\n")
