@@ -106,8 +106,8 @@ async def language(camera: Camera) -> None:
     await camera.until(lambda s: s.asking == "quantize")
     await press("p", *["down"] * 5, "enter")
     await camera.until(lambda s: s.asking == "quantize" and s.run.plan.preset == "w4")
-    # The output of attention in all blocks keeps eight bits.
-    await press(*["j"] * 9, "b", "w", "w", "w", "w")
+    # Larger groups for one matrix of all blocks.
+    await press(*["j"] * 9, "b", "c", "k", "j")
     await camera.shot("language-strategy")
     await press("n")
     await camera.until(lambda s: s.asking == "qat")

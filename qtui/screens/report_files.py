@@ -81,6 +81,9 @@ def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> li
     else:
         top = shown(value, "perplexity {:.2f}")
         first, second = shown(single, f"{{:.2f}} ms {of.short[0]}"), shown(batched, f", {{:.2f}} ms {of.short[1]}")
+        if entry.get("format") == "safetensors":
+            # To be compared it is read back in float32: its speed is the table's, of the form that it holds.
+            first = second = ""
     pace = first + second if width >= _ROOMY else first
     top = top if width >= _ROOMY else ""
     about = [text.size(size) if size else "", str(entry.get("runtime") or ""), pace, top]
@@ -178,6 +181,8 @@ def graph_facts(run: Run) -> list[str]:
         return []
     nodes, fused, refused, untraced = (graph.get(key) for key in ("nodes", "fused", "refused", "untraced"))
     lines = [f"{nodes} nodes traced"] if nodes is not None else []
+    if nodes is not None and (blocks := graph.get("blocks")):
+        lines = [f"{nodes} modules, {blocks} blocks"]
     if fused:
         delta = number(graph, "fuse_delta")
         lines.append(f"{_count(fused, 'pair')} folded" + shown(delta, ", output changed by {:.1e}"))

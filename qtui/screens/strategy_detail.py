@@ -55,6 +55,11 @@ def detail(draft: Draft, row: LayerRow) -> tuple[Row, ...]:
     for name, edit, key in FIELDS:
         after = field(name, draft.edit(edit, [row.path]).draft.specs[row.path])
         now, proposed = field(name, spec), field(name, row.proposed)
+        if name == "mapping" and row.decoder:
+            # The key is for the weights of a decoder, whatever becomes of its activations.
+            now, proposed, after = (
+                _of_weights(found) for found in (spec, row.proposed, draft.edit(edit, [row.path]).draft.specs[row.path])
+            )
         if name == "activations" and row.kind == "Embedding":
             # It reads token ids.
             now = proposed = after = NONE
@@ -90,10 +95,14 @@ def field(name: str, spec: LayerSpec) -> str:
     if name == "mapping" and (activations is None or activations.dynamic) and not weights.symmetric:
         return "affine weights"
     if activations is not None and activations.dynamic and name in ("activations", "mapping", "observer"):
-        return {"activations": f"int{activations.bits} dynamic", "mapping": "per token", "observer": NONE}[name]
+        return {"activations": f"int{activations.bits} dynamic", "mapping": "symmetric", "observer": NONE}[name]
     if name == "activations":
         return f"int{activations.bits}" if activations else "fp32"
     return _of_activations(name, activations)
+
+
+def _of_weights(spec: LayerSpec) -> str:
+    return NONE if spec.weights is None else "symmetric weights" if spec.weights.symmetric else "affine weights"
 
 
 def _of_activations(name: str, activations: ActivationSpec | None) -> str:

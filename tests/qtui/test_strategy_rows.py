@@ -17,7 +17,7 @@ from qtui.drawing.rows import Cell
 from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
-from qtui.screens.strategy_presets import presets
+from qtui.screens.strategy_presets import preset_texts, presets
 from qtui.screens.strategy_rows import columns, kernel_of, rows, runs_on, weights_text
 from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
 from qtui.state import Run
@@ -290,3 +290,31 @@ def test_what_was_measured_alone_is_part_of_a_layers_details() -> None:
     said = words.sentence(edited, tree(draft.plan.layers, "n")[1], 300)
     assert "int6 weights instead of int8. Slower here than fp32, alone, one image: 0.300 ms" in said
     assert "lower" not in words.sentence(draft.edit("keep", ["a"]).draft, tree(draft.plan.layers, "n")[1], 300)
+
+
+def decoder(path: str, kind: str = "Conv1D", **fields: Any) -> LayerRow:
+    spec = LayerSpec(WeightSpec(8, "per-channel"), None if kind == "Embedding" else ActivationSpec(8, dynamic=True))
+    return row(path, (512, 256), spec, kind=kind, decoder="block", kernel="dnnl dynamic", **fields)
+
+
+def test_an_embedding_has_no_activations_to_round() -> None:
+    made = decoder("wte", "Embedding")
+    draft = Draft.of(plan(made, decoder("h.0.c_fc")))
+    shown = lines(draft)
+    assert shown["wte"][2] == "–" and shown["h.0.c_fc"][2] == "int8 dynamic"
+    assert detail.detail_title(draft, made) == "wte ─ Embedding ─ 512 rows of 256 ─ 1,000 parameters"
+    assert {line.key: line.cells[1] for line in detail.detail(draft, made)}["activations"] == Cell("–", "")
+    block = draft.layer("h.0.c_fc")
+    assert block and {line.key: line.cells[3] for line in detail.detail(draft, block)}["mapping"] == "s affine weights"
+
+
+def test_a_decoders_layer_that_was_edited_names_no_kernel_that_was_not_planned() -> None:
+    first, second = decoder("h.0.c_fc"), decoder("h.1.c_fc")
+    draft = Draft.of(plan(first, second)).edit("activations", ["h.0.c_fc"]).draft
+    assert kernel_of(draft, first) == "told when it is planned" and kernel_of(draft, second) == "dnnl dynamic"
+
+
+def test_every_preset_of_a_language_model_has_words_that_fit_eighty_columns() -> None:
+    draft = Draft.of(plan(decoder("h.0.c_fc")))
+    assert "w8a8-static" in preset_texts(draft)
+    assert max(len(shown) for _, shown in presets(draft, ())) <= 66
