@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.events import Bins, RangeRow, WeightRow
 from qtui import text
@@ -24,7 +24,10 @@ COLUMNS = (
 
 def columns(run: Run) -> tuple[Column, ...]:
     """Outlier channels are told of decoders alone."""
-    return COLUMNS if _decodes(run) else tuple(column for column in COLUMNS if column.key != "outliers")
+    if not _decodes(run):
+        return tuple(column for column in COLUMNS if column.key != "outliers")
+    first = {"outliers": 6, "high": 3}
+    return tuple(replace(column, priority=first.get(column.key, column.priority)) for column in COLUMNS)
 
 
 EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
@@ -168,7 +171,7 @@ def sentence(run: Run, key: str | None) -> str:
     if place.values is None:
         said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."
         return f"{said} {_spread(place.weights)}".rstrip()
-    return f"{_values(place.values)} {_outliers(place.values) or _state(run, place.values)}"
+    return f"{_values(place.values, _decodes(run))} {_outliers(place.values) or _state(run, place.values)}"
 
 
 def _outliers(row: RangeRow) -> str:
@@ -179,8 +182,8 @@ def _outliers(row: RangeRow) -> str:
     return f"{several} over 6 times as far as the median one."
 
 
-def _values(row: RangeRow) -> str:
-    readers = _several(row.layers)
+def _values(row: RangeRow, decodes: bool = False) -> str:
+    readers = _several(tuple(map(text.in_block, row.layers)) if decodes else row.layers)
     name = f"{readers} reads" if len(row.layers) == 1 else f"{readers} read" if readers else f"{row.name} has"
     over = cut_off(row)
     ends = f"{name} values from {figure(row.low)} to {figure(row.high)}"

@@ -16,7 +16,7 @@ from qtui.screens.report_files import export_lines, exports_of
 from qtui.screens.report_rows import number, percent, shown
 from qtui.state import Run
 
-_WIDE = 100
+_MEDIUM, _WIDE = 60, 100
 _PANEL = 68
 NO_RUNTIMES = "No runtime is timed yet: x writes the model for other runtimes, and times them."
 CHOICE = (Column("format", "format"), Column("file", "file"), Column("state", "", grow=1, cut="end"))
@@ -26,7 +26,7 @@ def runtime_columns(width: int, of: Paces = IMAGES) -> tuple[Column, ...]:
     wide = width >= _WIDE
     first, second = of.short
     return (
-        Column("runtime", "runtime", min=26, grow=1, cut="end", priority=20),
+        Column("runtime", "runtime", min=26 if width >= _MEDIUM else 12, grow=1, cut="end", priority=20),
         Column("file", "file", priority=3),
         Column("single", f"ms {first}", align="right", priority=19),
         *((Column("single95", f"p95 {first}", align="right", priority=1),) if wide else ()),

@@ -31,8 +31,9 @@ def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, 
     were timed alone: a narrow window then tells of the slower ones where it says what they run on."""
     narrow = width < _NARROW
     shown = [
-        Column("name", "layer", min=14 if width < 60 else 20, grow=1, priority=100),
-        Column("weights", "weights", priority=90),
+        Column("name", "layer", min=20, grow=1, priority=100),
+        # A deep module leaves little room for what stands beside it.
+        Column("weights", "weights", min=8 if width < 60 else 0, cut="end", priority=90),
         Column("activations", "act." if narrow else "activations", priority=80),
     ]
     if width >= _WIDE:

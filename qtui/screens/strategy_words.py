@@ -82,16 +82,17 @@ def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
 
 def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
     """What a layer is to become and why; and what to know of that."""
+    name = text.in_block(row.path) if row.decoder else row.path
     if row.path not in draft.specs:
-        return f"{row.path}: {row.kind}, {row.obstacle or 'it stays as it is'}.", ""
+        return f"{name}: {row.kind}, {row.obstacle or 'it stays as it is'}.", ""
     wanted, limit = draft.specs[row.path], draft.actual(row.path)[1]
     if wanted == row.requested:
-        return _ended(f"{row.path}: {row.why or spec_text(wanted)}"), ""
+        return _ended(f"{name}: {row.why or spec_text(wanted)}"), ""
     if wanted == row.proposed:
-        return f"{row.path}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
-    changes = [f"{_named(name, wanted)} instead of {field(name, row.proposed)}" for name in _changed(wanted, row.proposed)]
+        return f"{name}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
+    changes = [f"{_named(one, wanted)} instead of {field(one, row.proposed)}" for one in _changed(wanted, row.proposed)]
     slower = f"slower here than fp32, {alone(row)}" if row.slower and wanted.weights and wanted.activations else ""
-    return f"{row.path}: {', '.join(changes)}.", _sentence(slower or _effect(wanted, row) or limit or "")
+    return f"{name}: {', '.join(changes)}.", _sentence(slower or _effect(wanted, row) or limit or "")
 
 
 def _sentence(said: str) -> str:

@@ -13,7 +13,8 @@ from engine.presets import PRESETS
 from engine.recipe import Recipe
 from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 from qtui.draft import Draft
-from qtui.drawing.rows import Cell
+from qtui.drawing.columns import arrange
+from qtui.drawing.rows import Cell, measure
 from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
@@ -318,3 +319,14 @@ def test_every_preset_of_a_language_model_has_words_that_fit_eighty_columns() ->
     draft = Draft.of(plan(decoder("h.0.c_fc")))
     assert "w8a8-static" in preset_texts(draft)
     assert max(len(shown) for _, shown in presets(draft, ())) <= 66
+
+
+def test_a_deep_layer_of_forty_columns_still_shows_its_weights() -> None:
+    spec = LayerSpec(WeightSpec(4, "per-group", 64, method="gptq+", symmetric=False))
+    paths = [f"transformer.h.{block}.{part}.{name}" for block in (0, 1) for part in ("attn", "mlp") for name in ("c_fc", "c_proj")]
+    draft = Draft.of(plan(*(replace(decoder(path), requested=spec, actual=spec) for path in paths)))
+    made = rows(draft, tree(draft.plan.layers, "gpt2-mini"), (), {}, 40)
+    found = columns(40, {})
+    shown = [found[place.index].key for place in arrange(found, measure(found, made), 36).places]
+    assert "weights" in shown
+    assert words.sentence(draft, tree(draft.plan.layers, "gpt2-mini")[-1], 150).startswith("1.mlp.c_proj: ")
