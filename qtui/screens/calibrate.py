@@ -111,6 +111,7 @@ class CalibrateScreen(StageScreen):
             grid.move_to(grid.rows[0].key)
         done, of = ranges.settled(state.run)
         self.query_one("#ranges-pane").border_title = f"Ranges ─ {done} of {of} settled" if of else "Ranges"
+        self.query_one("#ranges-pane").border_subtitle = "stopped: 1, then r goes on" if state.run.stopped else ""
         place = ranges.find(state.run, grid.cursor)
         values, weights = (place.values, place.weights) if place else (None, None)
         self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
@@ -122,7 +123,8 @@ class CalibrateScreen(StageScreen):
     def _due(self, state: State, cursor: str | None) -> bool:
         """Growing charts are drawn less often than figures: each costs kilobytes over a connection."""
         seen, now = state.run.ranges, time.monotonic()
-        first = seen is None or seen.final or (cursor, self.logarithmic) != self._drawn_for
+        # What a run that was stopped saw last is drawn too.
+        first = seen is None or seen.final or not state.busy or (cursor, self.logarithmic) != self._drawn_for
         if not first and now - self._drawn_at < _TICKS_A_CHART / self.qtui.hertz:
             return False
         self._drawn_for, self._drawn_at = (cursor, self.logarithmic), now
