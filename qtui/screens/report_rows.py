@@ -143,14 +143,15 @@ def layers_of(run: Run) -> tuple[Layer, ...]:
 
 
 def layer_columns(rows: Iterable[Layer], width: int = 80) -> tuple[Column, ...]:
-    """Without the columns that would say nothing; what a layer runs as is cut on the narrowest screens alone."""
+    """Without the columns that would say nothing; what a layer runs as is cut where it is long."""
     rows = tuple(rows)
     without = {
         "asked": not any(differs(row) for row in rows),
         "own": not any(number(row, "own_sqnr_db") is not None for row in rows) or own_alone(rows),
     }
     kept = (column for column in LAYER_COLUMNS if not without.get(column.key))
-    return tuple(replace(column, min=12) if column.key == "actual" and width < _MEDIUM else column for column in kept)
+    least = 12 if width < _MEDIUM else 26
+    return tuple(replace(column, min=least) if column.key == "actual" else column for column in kept)
 
 
 def own_alone(rows: Iterable[Layer]) -> bool:
