@@ -9,6 +9,7 @@ from typing import Any
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
+_TIMES = ("latency_ms", "latency_batched_ms")
 _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 
@@ -35,7 +36,19 @@ def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
     first = []
     if isinstance(baseline, Mapping):
         first = [replace(_runtime({**baseline, "runtime": baseline.get("kernel") or "fp32", "kernel": "fp32"}), together=not rows)]
-    return _measured([*first, *(timed or (_runtime(entry) for entry in _rows(report.get("exports"))))])
+    entries = _rows(report.get("exports"))
+    if paces(report) is TEXT:
+        entries = [_as_run(entry, report) if entry.get("format") == "safetensors" else entry for entry in entries]
+    return _measured([*first, *(timed or map(_runtime, entries))])
+
+
+def _as_run(entry: Mapping[str, Any], report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The file of a language model with the speed of the form that it holds: to be compared it is read back in float32."""
+    qat = report.get("qat")
+    form = qat if isinstance(qat, Mapping) and qat.get("kept") else report.get("ptq")
+    return (
+        {**entry, **{key: form.get(key) for key in ("kernel", "latency_ms", "latency_batched_ms")}} if isinstance(form, Mapping) else entry
+    )
 
 
 @dataclass(frozen=True)

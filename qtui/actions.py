@@ -54,11 +54,12 @@ def _models() -> tuple[Action, ...]:
     where = ("model",)
     return (
         Action("filter", ("slash",), "filter", "Show only the lines that hold a text; Esc shows all.", where, 2),
-        Action("data", ("d",), "data", "Choose the data set, or give a folder of images.", where, 3, reasons.busy),
-        Action("own", ("o",), "your own", "Give your own model as file.py:factory or package.module:factory.", where, 0, reasons.busy),
+        Action("data", ("d",), "data", "Choose the data set or text, or give a folder of your own.", where, 3, reasons.busy),
+        Action("own", ("o",), "your own", "Give your own model: file.py:factory, package.module:factory, or a language model's folder or OWNER/MODEL.", where, 0, reasons.busy),
         Action("weights", ("w",), "weights", "Give a weights file (.safetensors or .pt) for the model.", where, 0, reasons.busy),
         Action("device", ("v",), "device", "Choose the device that calibrates and trains.", where, 0, reasons.busy),
         Action("threshold", ("e",), "threshold", "Set the error that the quantized model may have.", where, 0, reasons.busy),
+        Action("graph", ("m",), "graph", "Of a language model: show its modules, or every operation that torch.export sees.", where, 0, reasons.busy),
         Action("recipe", ("O",), "open recipe", "Start from a recipe file.", where, 0, reasons.busy),
         Action("baseline", ("t",), "train", "Train a baseline for this model on this data.", where, 0, reasons.busy),
         Action("resume", ("r",), "resume", "Go on with the stopped run under the cursor, or the latest one.", where, 4, reasons.cannot_resume),
@@ -85,11 +86,11 @@ def _strategy() -> tuple[Action, ...]:
     where, edit = ("strategy",), reasons.no_plan
     return (
         Action("weights", ("w",), "weights", "Next number of weight bits: 8, 6, 4, 3, 2.", where, 2, edit, "edit"),
-        Action("activations", ("a",), "activations", "Next number of activation bits: 8, 7, 6, 4, or none (weight-only).", where, 3, edit, "edit"),
+        Action("activations", ("a",), "activations", "Next number of activation bits: 8, 7, 6, 4, or none (weight-only); of a language model dynamic, static, or none.", where, 3, edit, "edit"),
         Action("granularity", ("c",), "channels/groups", "One scale per tensor, per channel, or per group of 32, 64 or 128 inputs.", where, 0, edit, "edit"),
-        Action("rounding", ("m",), "weight scale", "Weight scale from the largest weight, or of least squared error.", where, 0, edit, "edit"),
+        Action("rounding", ("m",), "rounding", "Weight scale from the largest weight, or of least squared error; of a language model the next method: GPTQ, AWQ …", where, 0, edit, "edit"),
         Action("observer", ("r",), "observer", "Next observer of activation ranges.", where, 0, edit, "edit"),
-        Action("symmetric", ("s",), "symmetric", "Symmetric or affine activations.", where, 0, edit, "edit"),
+        Action("symmetric", ("s",), "symmetric", "Symmetric or affine activations; of a language model, weights.", where, 0, edit, "edit"),
         Action("keep", ("f",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),
         Action("reset", ("z",), "as proposed", "Back to what was proposed for the layer.", where, 0, edit, "edit"),
         Action("mark", ("space",), "mark", "Mark the layer, or all of a module: edits then change all marked layers.", where, 0, edit, "edit"),
@@ -157,7 +158,7 @@ def _report() -> tuple[Action, ...]:
 def _compare() -> tuple[Action, ...]:
     where = ("compare",)
     return (
-        Action("axis", ("x",), "size/latency", "Compare by size, by latency of one image, or by latency of a batch of 64.", where, 3),
+        Action("axis", ("x",), "size/latency", "Compare by size, or by latency: of one image or a batch of 64, of a token or a prompt.", where, 3),
         Action("all", ("a",), "all runs", "Runs of all models and data, or of this model on this data alone.", where, 4),
         Action("back", ("escape", "c"), "back", "Go back to the report.", where, 5),
         Action("open", ("enter", "n"), "open ▸", "Open the run under the cursor: its report takes the place of this one.", where, 9, reasons.busy),

@@ -87,7 +87,7 @@ def data_name(data: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is to be asked, as far as a person has said."""
+    """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model."""
 
     model: str = "simplecnn"
     data: str = "digits"
@@ -95,11 +95,16 @@ class Choice:
     device: str = "auto"
     threshold: str = DEFAULT_THRESHOLD
     recipe: str = ""
+    graph: str = "modules"
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
-        data = data_for(self.data, is_language(self.model))
+        reads_text = is_language(self.model)
+        data = data_for(self.data, reads_text)
         asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
+        if reads_text:
+            # The processor computes decoders; a GPU may have been chosen for another model.
+            asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
         given = {name: value for name, value in (("weights", self.weights), ("file", self.recipe)) if value}
         return {**asked, **given}
 
@@ -251,7 +256,7 @@ def from_recipe(path: str) -> Choice:
 
     place = str(Path(path).expanduser())
     recipe = Recipe.load(place)
-    return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place)
+    return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place, recipe.graph)
 
 
 def threshold_text(value: str, text: bool = False) -> str:

@@ -50,12 +50,22 @@ def fold_not_open(state: State) -> str | None:
         return "Folding is done for this run: a new run can fold otherwise (1)"
     if no_graph(state):
         return no_graph(state)
+    if decodes(state):
+        return "A language model has no batch normalization: there is nothing to fold"
     if state.busy and state.run.status("graph") == "running":
         return "Folding goes on: its effect stands here in a moment" if state.run.pairs else "Pairs are being looked for: in a moment"
     return "Folding is not open for this run: a new run can fold otherwise (1)"
 
 
+def decodes(state: State) -> bool:
+    """Whether the run is of a language model, as far as is known."""
+    traced, plan = state.run.traced, state.run.plan
+    return bool(traced and traced[0].opcode == "module") or bool(plan and any(row.decoder for row in plan.layers))
+
+
 def not_folded(state: State) -> str | None:
+    if not state.run.fused and decodes(state):
+        return "A language model has no batch normalization: there is nothing to fold"
     return None if state.run.fused else "Nothing is folded yet: f folds the marked pairs"
 
 

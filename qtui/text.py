@@ -101,8 +101,9 @@ def kernels(label: Any) -> str:
 
 
 def in_block(path: str) -> str:
-    """A decoder's layer without what the paths of all blocks have in common: ``11.attn.c_proj`` for ``transformer.h.11.attn.c_proj``."""
-    return _BLOCKS.sub("", path)
+    """A decoder's layer without what all paths have in common: ``11.attn.c_proj`` for ``transformer.h.11.attn.c_proj``, and ``wte``
+    for ``transformer.wte``."""
+    return _BLOCKS.sub("", path) if any(map(str.isdigit, path)) else path.rpartition(".")[2]
 
 
 def count(number: int) -> str:

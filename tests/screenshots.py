@@ -1,6 +1,6 @@
 """Pictures of every screen from a real run of the app, and the README's table of keys.
 
-    uv run python tests/screenshots.py [--size 110x32] [--out screenshots] [--keys README.md]
+    uv run python tests/screenshots.py [--size 110x32] [--out screenshots] [--only vision|language] [--keys README.md]
 
 Each picture is an SVG that needs no network: the terminal's text in the reader's monospace font.
 """
@@ -98,13 +98,37 @@ async def again(camera: Camera, preset: tuple[str, ...]) -> None:
     await camera.until(lambda s: s.run.report and not s.job)
 
 
-async def take(size: tuple[int, int], out: Path) -> None:
+async def language(camera: Camera) -> None:
+    """gpt2-mini in four bits, from the list of models to the report."""
+    press = camera.pilot.press
+    await camera.until(lambda s: s.machine)
+    await press("slash", *"gpt2-mini", "enter", "enter")
+    await camera.until(lambda s: s.asking == "quantize")
+    await press("p", *["down"] * 5, "enter")
+    await camera.until(lambda s: s.asking == "quantize" and s.run.plan.preset == "w4")
+    # Larger groups for one matrix of all blocks.
+    await press(*["j"] * 9, "b", "c", "k", "j")
+    await camera.shot("language-strategy")
+    await press("n")
+    await camera.until(lambda s: s.asking == "qat")
+    await camera.shot("language-measured")
+    await press("w")
+    await camera.shot("language-samples")
+    await press("escape", "n")
+    await camera.until(lambda s: s.run.report and not s.job)
+    await camera.shot("language-report")
+
+
+TOURS = {"vision": tour, "language": language}
+
+
+async def take(size: tuple[int, int], out: Path, name: str) -> None:
     from qtui.app import QtuiApp
 
     app = QtuiApp()
     try:
         async with app.run_test(size=size) as pilot:
-            await tour(Camera(app, pilot, out))
+            await TOURS[name](Camera(app, pilot, out))
     finally:
         app.close_session()
 
@@ -125,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="110x32")
     parser.add_argument("--out", type=Path, default=ROOT / "screenshots")
+    parser.add_argument("--only", choices=tuple(TOURS), action="append", help="a tour alone; without it all are made")
     parser.add_argument("--keys", type=Path)
     args = parser.parse_args()
     if args.keys:
@@ -137,10 +162,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out.resolve()
     os.environ.pop("QTUI_RUNS", None)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
-        asyncio.run(take((width, height), out))
-        os.chdir(ROOT)
+    for name in args.only or TOURS:
+        # Each in a folder of its own: runs of one tour are no part of the other's pictures.
+        with tempfile.TemporaryDirectory() as place:
+            os.chdir(place)
+            asyncio.run(take((width, height), out, name))
+            os.chdir(ROOT)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class CalibrateScreen(StageScreen):
             yield ProgressLine(id="bar")
         with Container(id="ranges-view"):
             with Vertical(id="ranges-pane", classes="pane"):
-                yield Grid(id="ranges", empty=ranges.WAITING)
+                yield Grid(id="ranges")
             with Vertical(id="histograms"):
                 with Vertical(id="values-pane", classes="pane"):
                     yield Chart(id="values")
@@ -103,14 +103,19 @@ class CalibrateScreen(StageScreen):
         grid = self.query_one("#ranges", Grid)
         if not self._due(state, grid.cursor):
             return
-        grid.empty = ranges.WAITING if state.busy else ranges.EMPTY
+        grid.empty = ranges.waiting(state.run) if state.busy else ranges.EMPTY
+        at_top = bool(grid.rows) and grid.cursor == grid.rows[0].key
         grid.show(ranges.columns(state.run), ranges.rows(state.run))
+        if at_top and grid.rows:
+            # Weights are known before the ranges: who looks at the first line goes on doing so.
+            grid.move_to(grid.rows[0].key)
         done, of = ranges.settled(state.run)
         self.query_one("#ranges-pane").border_title = f"Ranges ─ {done} of {of} settled" if of else "Ranges"
+        self.query_one("#ranges-pane").border_subtitle = "stopped: 1, then r goes on" if state.run.stopped else ""
         place = ranges.find(state.run, grid.cursor)
         values, weights = (place.values, place.weights) if place else (None, None)
         self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
-        self._pane("#weights-pane", ranges.weights_title(weights) if weights else "weights")
+        self._pane("#weights-pane", ranges.weights_title(state.run, weights) if weights else "weights")
         why = ranges.no_values(state.run, place)
         self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, why))
         self.query_one("#weights", Chart).show(lambda width, height: self._histogram(weights, width, height, "no weights"))
@@ -118,7 +123,8 @@ class CalibrateScreen(StageScreen):
     def _due(self, state: State, cursor: str | None) -> bool:
         """Growing charts are drawn less often than figures: each costs kilobytes over a connection."""
         seen, now = state.run.ranges, time.monotonic()
-        first = seen is None or seen.final or (cursor, self.logarithmic) != self._drawn_for
+        # What a run that was stopped saw last is drawn too.
+        first = seen is None or seen.final or not state.busy or (cursor, self.logarithmic) != self._drawn_for
         if not first and now - self._drawn_at < _TICKS_A_CHART / self.qtui.hertz:
             return False
         self._drawn_for, self._drawn_at = (cursor, self.logarithmic), now
@@ -148,7 +154,7 @@ class CalibrateScreen(StageScreen):
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
         grid = self.query_one("#layers", Grid)
-        grid.show(layers.COLUMNS, rows)
+        grid.show(layers.columns(run), rows)
         if self._begin and rows:
             # The layer that does the most harm is what to look at first.
             self._begin = False
@@ -207,7 +213,7 @@ class CalibrateScreen(StageScreen):
 
     def do_epochs(self) -> None:
         asked = result.asked_epochs(self.state.run)
-        text = "How often training goes through all training images (1 to 1000)."
+        text = "How often training goes through all training data (1 to 1000)."
         self.app.push_screen(Prompt("train for how many epochs?", text, str(asked or 5), check=result.wrong_epochs), self._train_for)
 
     def _train_for(self, value: str | None) -> None:

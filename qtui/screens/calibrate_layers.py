@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -22,6 +23,17 @@ COLUMNS = (
     Column("params", "params %", min=8, align="right", priority=6),
     Column("time", "time %", min=6, align="right", priority=5),
 )
+
+
+def columns(run: Run) -> tuple[Column, ...]:
+    """Without the noise from before a layer where only its own was measured, as of a language model."""
+    found = run.layers.get(form(run), ())
+    both = any(row.get("own_sqnr_db") != row.get("sqnr_db") for row in found)
+    if both or not found:
+        return COLUMNS
+    return tuple(replace(column, title="SQNR dB") if column.key == "own" else column for column in COLUMNS if column.key != "sqnr")
+
+
 EMPTY = "No layer figures are kept of this run.\nA run started here measures each layer: 1, then n."
 NOT_MEASURED = "Nothing is measured yet: that comes after the calibration."
 HARMFUL_DB = 20.0
@@ -41,7 +53,9 @@ def rows(run: Run, order: Order, bars: bool = False) -> tuple[Row, ...]:
     ordered = sorted(found, key=_harm) if order == "harm" else found
     worst = max((_noise(row) or 0.0 for row in found), default=0.0)
     decodes = (run.measured.get("baseline") or {}).get("metric") == "perplexity"
-    found_rows = (_row(row, total, worst, decodes) for row in ordered)
+    keys = {column.key for column in columns(run)}
+    kept = [index for index, column in enumerate(COLUMNS) if column.key in keys]
+    found_rows = (_chosen(_row(row, total, worst, decodes), kept) for row in ordered)
     return tuple(found_rows) if bars else tuple(_without_bars(row) for row in found_rows)
 
 
@@ -68,6 +82,10 @@ def _row(row: Figures, total: int, worst: float, decodes: bool) -> Row:
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),
     )  # fmt: skip
     return Row(name, cells, role="dim" if kept else "", glyph="✗" if harm else "–" if kept else "●")
+
+
+def _chosen(row: Row, kept: Sequence[int]) -> Row:
+    return replace(row, cells=tuple(row.cells[index] for index in kept))
 
 
 def _without_bars(row: Row) -> Row:
@@ -101,7 +119,9 @@ def sentence(run: Run, key: str | None) -> str:
         return f"{name} runs as {row.get('actual')} on {text.kernels(row.get('kernel'))}; how much noise it adds was not measured."
     if own is None:
         return f"{name} has {whole:.1f} dB at its output, with the noise of the layers before it; its own was not measured."
-    said = f"{name} alone adds noise of {_percent(_noise(row) or 0.0)} of its output"
+    decodes = (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+    who = f"Rounding the weights of {text.in_block(name)}" if decodes else f"{name} alone"
+    said = f"{who} adds noise of {_percent(_noise(row) or 0.0)} of its output"
     if row is min(found, key=_harm) and len(found) > 1:
         said += ", the most of all layers: e changes its strategy"
     elif own < HARMFUL_DB:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.events import Bins, RangeRow, WeightRow
 from qtui import text
@@ -24,11 +24,18 @@ COLUMNS = (
 
 def columns(run: Run) -> tuple[Column, ...]:
     """Outlier channels are told of decoders alone."""
-    return COLUMNS if _decodes(run) else tuple(column for column in COLUMNS if column.key != "outliers")
+    if not _decodes(run):
+        return tuple(column for column in COLUMNS if column.key != "outliers")
+    first = {"outliers": 6, "high": 3}
+    return tuple(replace(column, priority=first.get(column.key, column.priority)) for column in COLUMNS)
 
 
 EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
-WAITING = "Nothing is calibrated yet. The first batch of images brings the ranges here."
+
+
+def waiting(run: Run) -> str:
+    """What stands where there are no ranges yet."""
+    return f"Nothing is calibrated yet. The first {'windows of text bring' if _decodes(run) else 'batch of images brings'} the ranges here."
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,11 @@ Spread = RangeRow | WeightRow
 """What has bins and clips."""
 
 
-def weights_title(row: WeightRow) -> str:
-    """``conv2 ─ weights ─ 64 channels``."""
-    return f"{row.path} ─ weights ─ {row.channels:,} channel{'' if row.channels == 1 else 's'}"
+def weights_title(run: Run, row: WeightRow) -> str:
+    """``conv2 ─ weights ─ 64 channels``, of an embedding ``wte ─ weights ─ 2,048 rows``."""
+    name = text.in_block(row.path) if _decodes(run) else row.path
+    word = "row" if _looks_up(run, row.path) else "channel"
+    return f"{name} ─ weights ─ {row.channels:,} {word}{'' if row.channels == 1 else 's'}"
 
 
 def cut_low(row: Spread) -> float | None:
@@ -75,6 +84,8 @@ def cut_low(row: Spread) -> float | None:
 def no_values(run: Run, place: Place | None) -> str:
     """Why there is no histogram of activations."""
     only = run.ranges is not None and place is not None and place.values is None
+    if only and place is not None and place.weights and _looks_up(run, place.weights.path):
+        return "it reads token ids: no values to round"
     return "stay fp32: weights only" if only else "come with the first batch"
 
 
@@ -152,11 +163,15 @@ def sentence(run: Run, key: str | None) -> str:
     """About the line under the cursor."""
     place = find(run, key)
     if place is None or run.ranges is None:
-        return "Calibration runs some training images through the model and notes which range each layer's input takes."
+        what = "windows of training text" if _decodes(run) else "training images"
+        return f"Calibration runs some {what} through the model and notes which range each layer's input takes."
+    if place.values is None and place.weights and _looks_up(run, place.weights.path):
+        said = f"{place.label} looks rows up by their number: there is no range to find, only its rows become integers."
+        return f"{said} {_spread(place.weights, 'row')}".rstrip()
     if place.values is None:
         said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."
         return f"{said} {_spread(place.weights)}".rstrip()
-    return f"{_values(place.values)} {_outliers(place.values) or _state(run, place.values)}"
+    return f"{_values(place.values, _decodes(run))} {_outliers(place.values) or _state(run, place.values)}"
 
 
 def _outliers(row: RangeRow) -> str:
@@ -167,8 +182,8 @@ def _outliers(row: RangeRow) -> str:
     return f"{several} over 6 times as far as the median one."
 
 
-def _values(row: RangeRow) -> str:
-    readers = _several(row.layers)
+def _values(row: RangeRow, decodes: bool = False) -> str:
+    readers = _several(tuple(map(text.in_block, row.layers)) if decodes else row.layers)
     name = f"{readers} reads" if len(row.layers) == 1 else f"{readers} read" if readers else f"{row.name} has"
     over = cut_off(row)
     ends = f"{name} values from {figure(row.low)} to {figure(row.high)}"
@@ -201,13 +216,18 @@ def _decodes(run: Run) -> bool:
     return bool(run.plan and any(row.decoder for row in run.plan.layers))
 
 
+def _looks_up(run: Run, path: str) -> bool:
+    """Whether a layer is an embedding."""
+    return bool(run.plan and any(row.path == path and row.kind == "Embedding" for row in run.plan.layers))
+
+
 def _several(names: tuple[str, ...]) -> str:
     if len(names) <= 2:
         return " and ".join(names)
     return f"{names[0]} and {len(names) - 1} others"
 
 
-def _spread(row: WeightRow | None) -> str:
+def _spread(row: WeightRow | None, word: str = "channel") -> str:
     if row is None or row.channels < 2 or not row.narrowest > 0:
         return ""
-    return f"Its widest channel is {row.widest / row.narrowest:.0f} times as wide as its narrowest."
+    return f"The widest {word} is {row.widest / row.narrowest:.0f} times the narrowest."

@@ -35,7 +35,10 @@ def facts(run: Run) -> tuple[str, ...]:
     metric = str(before.get("metric", "accuracy"))
     error = after.get("error") or {}
     found = [_value(metric, before, after)]
-    if (mse := number(error.get("mse"))) is not None:
+    if metric == "perplexity" and (divergence := number(error.get("divergence"))) is not None:
+        # How far the next token's distribution moved says more of a language model than its logits do.
+        found.append(f"KL {divergence:.4f}")
+    elif (mse := number(error.get("mse"))) is not None:
         found.append(f"error {mse:.1e}".replace("e-0", "e-"))
     if (sqnr := number(error.get("sqnr_db"))) is not None:
         found.append(f"SQNR {sqnr:.1f} dB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from qtui.drawing.rows import Cell, Column, Row
@@ -14,6 +14,12 @@ from qtui.subject import short_name
 
 AXES = (("size", "size in MB"), ("single", "p50 in ms, batch 1"), ("batched", "p50 in ms, batch 64"))
 CURSOR, THIS, FP32 = "◆", "▸", "□"
+
+
+def axis_words(axis: str, metric: str) -> str:
+    """What an axis measures: a language model is timed at a token and at a prompt."""
+    of_text = {"single": "ms a token", "batched": "ms a prompt"}
+    return of_text.get(axis, dict(AXES)[axis]) if metric == "perplexity" else dict(AXES)[axis]
 
 
 def same_task(runs: Sequence[PastRun], model: str, data: str) -> tuple[PastRun, ...]:
@@ -61,17 +67,23 @@ def unbeaten(runs: Sequence[PastRun], axis: str) -> frozenset[str]:
     return frozenset(name for name, one in placed if one in best)
 
 
-def columns(axis: str, all_tasks: bool) -> tuple[Column, ...]:
+_HEADS = {"accuracy": ("accuracy %", "ms ×1", "ms ×64"), "perplexity": ("perplexity", "ms token", "ms prompt")}
+_MIXED = ("value", "ms ×1/token", "ms ×64/prompt")
+
+
+def columns(axis: str, metrics: Collection[str] = ("accuracy",), all_tasks: bool = False) -> tuple[Column, ...]:
+    """``metrics`` are those of the runs that are shown; ``all_tasks`` is whether they are of several models or data."""
+    value, first, second = _HEADS[next(iter(metrics))] if len(set(metrics)) == 1 else _MIXED
     chosen = {"size": 0, "single": 0, "batched": 0, axis: 10}
     return (
         Column("run", "run", priority=9),
         *((Column("task", "model · data", min=18, priority=12),) if all_tasks else ()),
         Column("strategy", "strategy", min=8, grow=1, cut="end", priority=13),
         Column("chosen", "chosen", priority=6),
-        Column("value", "accuracy %" if not all_tasks else "value", align="right", priority=20),
+        Column("value", value, align="right", priority=20),
         Column("size", "size MB", align="right", priority=5 + chosen["size"]),
-        Column("single", "ms ×1", align="right", priority=3 + chosen["single"]),
-        Column("batched", "ms ×64", align="right", priority=4 + chosen["batched"]),
+        Column("single", first, align="right", priority=3 + chosen["single"]),
+        Column("batched", second, align="right", priority=4 + chosen["batched"]),
     )
 
 

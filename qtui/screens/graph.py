@@ -12,6 +12,7 @@ from qtui.actions import Action
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Reading
 from qtui.screens.graph_look import Look
+from qtui.screens.graph_modules import by_path, module_table
 from qtui.screens.graph_rows import Kind, Table, aligned, chosen, table
 from qtui.screens.graph_text import details, effect, empty, sentence, subtitle, title
 from qtui.state import State
@@ -127,7 +128,8 @@ class GraphScreen(StageScreen):
         key = self._kept(grid.cursor)
         tables = self._built(look, width)
         for shown, made in zip((grid, second), tables, strict=False):
-            shown.show(made.columns, chosen(look, made.rows, wanted, self._before))
+            left = chosen(look, made.rows, wanted, self._before)
+            shown.show(made.columns, by_path(left) if wanted and look.modular else left)
         total, count = len(tables[0].rows), len(grid.rows)
         if self._begin and grid.rows:
             self._begin = False
@@ -149,6 +151,9 @@ class GraphScreen(StageScreen):
             kind: Kind = "wide" if width >= _WIDE else "narrow"
             nodes = look.traced if before else look.fused
             # What borders, the cursor's sign and a scrollbar leave.
+            if look.modular:
+                self._tables = (module_table(nodes),)
+                return self._tables
             self._tables = aligned(look, width // 2 - 6) if self._both else (table(look, nodes, kind, width - 6, before),)
         return self._tables
 

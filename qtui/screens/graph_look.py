@@ -18,6 +18,8 @@ Phase = Literal["open", "working", "closed"]
 GLYPHS: Mapping[Fate, str] = {"fold": "◆", "later": "◇", "refused": "✗", "folded": "●"}
 WORDS: Mapping[Fate, str] = {"fold": "folds", "later": "later", "refused": "refused", "folded": "folded"}
 ROLES: Mapping[Fate, str] = {"fold": "change", "later": "", "refused": "harm", "folded": "good"}
+MODULE = "module"
+"""The opcode of a row that is a module of a language model."""
 LANES = 3
 """Brackets that run side by side at most; further pairs have their glyph alone."""
 
@@ -48,6 +50,16 @@ class Look:
     def folded(self) -> bool:
         """Whether there is a folded graph, and its change is measured as far as it will be."""
         return bool(self.fused) and (self.phase == "closed" or (self.pairs is not None and self.pairs.change is not None))
+
+    @property
+    def modular(self) -> bool:
+        """Whether the rows are the modules of a language model and not the nodes of a graph."""
+        return bool(self.traced) and self.traced[0].opcode == MODULE
+
+    @cached_property
+    def exported(self) -> bool:
+        """Whether the rows are what torch.export sees: operations on tensors alone, none of them timed."""
+        return bool(self.traced) and self.pairs is None and not any(n.opcode in ("call_module", MODULE) for n in self.traced)
 
     @property
     def rows(self) -> tuple[PairRow, ...]:

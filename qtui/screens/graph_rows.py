@@ -54,7 +54,8 @@ def table(look: Look, nodes: Sequence[NodeRow], kind: Kind, room: int, before: b
     indent = _indent(look, drawn)
     style = _style(look, kind, before, nodes, room - indent)
     rows = tuple(_row(look, node, drawn, style) for node in nodes)
-    return Table(_columns(style, indent, rows, look.folded and not before), rows)
+    columns = _columns(style, indent, rows, look.folded and not before)
+    return Table(tuple(column for column in columns if column.key != "time") if look.exported else columns, rows)
 
 
 def aligned(look: Look, room: int) -> tuple[Table, Table]:

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from engine.events import NodeRow, PairRow
 from qtui.drawing.text import middle
-from qtui.screens.graph_look import GLYPHS, Look
+from qtui.screens.graph_look import GLYPHS, MODULE, Look
+from qtui.screens.graph_modules import module_details, module_sentence
 from qtui.screens.graph_rows import delta, share
 from qtui.state import State
 from qtui.subject import short_name
@@ -31,7 +32,9 @@ def title(look: Look, count: str, width: int, before: bool = False) -> str:
     """The border's title; ``count`` is how many nodes are shown."""
     if look.folded:
         return fitting((f"Graph {'before' if before else 'after'} folding", f"{count} nodes"), width)
-    parts = ["Graph", f"{count} nodes"]
+    if look.modular:
+        return fitting(("Graph", f"{count} modules", "nothing to fold"), width)
+    parts = ["Graph", f"{count} nodes", "of torch.export" if look.exported else ""]
     if look.phase == "working":
         parts.append("folding …")
     elif look.pairs is not None:
@@ -110,10 +113,13 @@ def _short(path: str) -> str:
 
 
 def _node_sentence(look: Look, node: NodeRow) -> str:
+    if node.opcode == MODULE:
+        return module_sentence(look, node)
     size = f" ({node.shape})" if node.shape else ""
     if node.opcode == "placeholder":
-        hint = " ◆ marks a pair that will be folded into one layer." if look.with_fate("fold") else ""
-        return f"{node.name} is what goes into the model{size}; N stands for the batch.{hint}"
+        hint = "; N stands for the batch." if node.shape.startswith("N") else "."
+        hint += " ◆ marks a pair that will be folded into one layer." if look.with_fate("fold") else ""
+        return f"{node.name} is what goes into the model{size}{hint}"
     if node.opcode == "output":
         return f"The model gives back {' and '.join(look.inputs(node)) or node.args}."
     about = [f"{share(node.time_share)} % of the fp32 time"] if node.time_share is not None else []
@@ -133,6 +139,8 @@ def _node_sentence(look: Look, node: NodeRow) -> str:
 
 def details(look: Look, node: NodeRow, before: bool = True) -> Text:
     """All fields in full, what reads it in the graph as traced or as folded, and what becomes of its pair."""
+    if node.opcode == MODULE:
+        return module_details(look, node)
     lines = [
         ("opcode", node.opcode), ("name", node.name), ("target", node.target), ("args", node.args), ("kwargs", node.kwargs),
         ("shape", node.shape), ("parameters", _parameters(look, node)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
@@ -12,8 +11,9 @@ from textual.widget import Widget
 
 from qtui import catalog
 from qtui.catalog import Choice, Model
-from qtui.screens.base import StageScreen, bindings
-from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, model_rows, model_sentence, run_rows, run_sentence
+from qtui.screens.base import bindings
+from qtui.screens.models_asks import Asking
+from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, choice_parts, model_rows, model_sentence, run_rows, run_sentence
 from qtui.state import State
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import FilterBar
@@ -24,10 +24,8 @@ from qtui.widgets.table import Grid
 if TYPE_CHECKING:
     from engine.rundir import RunSummary
 
-_FOLDER = "+folder"
 
-
-class ModelsScreen(StageScreen):
+class ModelsScreen(Asking):
     """``choice`` is what a run would be asked; it belongs to the screen until the run begins."""
 
     stage = "model"
@@ -104,20 +102,9 @@ class ModelsScreen(StageScreen):
         pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, status=status))
 
     def _choice_pieces(self, width: int) -> list[Piece]:
-        choice = self.choice
-        shown = [
-            ("d", "data", short_name(catalog.data_for(choice.data, self._reads_text()))),
-            ("v", "device", choice.device),
-            ("e", "error", catalog.threshold_text(choice.threshold, self._reads_text())),
-            ("w", "weights", short_name(choice.weights) or "as listed"),
-            ("O", "recipe", short_name(choice.recipe) or "none"),
-        ]
-        # What was given comes before what stands by itself.
-        given = {"w": bool(choice.weights), "O": bool(choice.recipe)}
-        shown.sort(key=lambda part: not given.get(part[0], False))
         pieces: list[Piece] = []
         used = 0
-        for key, name, value in shown:
+        for key, name, value in choice_parts(self.choice, self._reads_text()):
             used += len(key) + len(name) + len(value) + 5
             if used <= width + 3:
                 pieces += [(f"{key} ", "key"), (f"{name} ", "dim"), (f"{value}   ", "strong")]
@@ -242,77 +229,3 @@ class ModelsScreen(StageScreen):
         self._list(self.state)
         self._show(self.state)
         self.say(self._sentence())
-
-    def do_data(self) -> None:
-        if self._reads_text():
-            options = [*catalog.texts(), (_FOLDER, "a file or folder of your text")]
-            self.choose("data", options, catalog.data_for(self.choice.data, True), self._text)
-            return
-        options = [*catalog.data_sets(), (_FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")]
-        self.choose("data", options, self.choice.data, self._data)
-
-    def _data(self, value: str | None) -> None:
-        if value == _FOLDER:
-            self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder)
-        elif value:
-            self._changed(replace(self.choice, data=value))
-
-    def _text(self, value: str | None) -> None:
-        if value == _FOLDER:
-            self.ask("data", "A text file, or a folder of them:", "", catalog.wrong_text, self._folder)
-        elif value:
-            self._changed(replace(self.choice, data=value))
-
-    def _folder(self, value: str | None) -> None:
-        if value:
-            self._changed(replace(self.choice, data=str(Path(value).expanduser())))
-
-    def do_own(self) -> None:
-        text = (
-            "A callable without arguments that returns an nn.Module: your code,\nwith your rights. "
-            "Or a language model's folder, or OWNER/MODEL."
-        )
-        self.ask("your own model", text, "", catalog.wrong_own_model, self._own)
-
-    def _own(self, value: str | None) -> None:
-        if value:
-            self._given = tuple(dict.fromkeys((*self._given, value)))
-            self._changed(self.choice.with_model(value))
-            self.query_one("#models", Grid).move_to(value)
-
-    def do_weights(self) -> None:
-        text = "A file of weights (.safetensors, or .pt that holds tensors only);\nempty takes those of the list."
-        self.ask("weights", text, self.choice.weights, catalog.wrong_file, self._weights)
-
-    def _weights(self, value: str | None) -> None:
-        if value is not None:
-            self._changed(replace(self.choice, weights=str(Path(value).expanduser()) if value else ""))
-
-    def do_device(self) -> None:
-        self.choose("device", catalog.devices(self.state.machine), self.choice.device, self._device)
-
-    def _device(self, value: str | None) -> None:
-        if value:
-            self._changed(replace(self.choice, device=value))
-
-    def do_threshold(self) -> None:
-        text = "What the quantized model may lose, as METRIC:VALUE:\ndrop of the accuracy, agreement, sqnr in dB, or mse."
-        self.ask("threshold", text, self.choice.threshold, catalog.wrong_threshold, self._threshold)
-
-    def _threshold(self, value: str | None) -> None:
-        if value:
-            self._changed(replace(self.choice, threshold=value))
-
-    def do_recipe(self) -> None:
-        text = "A recipe file (recipe.yaml of a run, or your own); empty takes none."
-        self.ask("recipe", text, self.choice.recipe, catalog.wrong_recipe, self._recipe)
-
-    def _recipe(self, value: str | None) -> None:
-        if value == "":
-            self._changed(replace(self.choice, recipe=""))
-        elif value:
-            choice = catalog.from_recipe(value)
-            if choice.model not in [model.name for model in self._models]:
-                self._given = (*self._given, choice.model)
-            self._changed(choice)
-            self.query_one("#models", Grid).move_to(choice.model)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qtui import text
-from qtui.catalog import Choice, Model, Place, can_resume, data_for, place
+from qtui.catalog import Choice, Model, Place, can_resume, data_for, place, threshold_text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import matches
@@ -22,7 +22,7 @@ MODEL_COLUMNS = (
     Column("params", "params", align="right", priority=3),
     Column("size", "fp32", align="right", priority=2),
     Column("weights", "weights", priority=4),
-    Column("accuracy", "accuracy", align="right", priority=2),
+    Column("accuracy", "quality", align="right", priority=2),
     Column("input", "input", priority=1),
 )
 RUN_COLUMNS = (
@@ -104,6 +104,20 @@ def _verdict(run: RunSummary) -> str:
     return " · ".join(filter(None, (f"{(run.chosen or '').upper()}", size[0] if size else ""))).replace("FP32", "fp32 stays")
 
 
+def choice_parts(choice: Choice, reads_text: bool) -> tuple[tuple[str, str, str], ...]:
+    """(key, name, value) of what a run would be asked, in the order in which a narrow window shows it: what was given comes before
+    what stands by itself. A language model has a choice of graphs, and none of devices or weights."""
+    data = ("d", "data", short_name(data_for(choice.data, reads_text)))
+    device = ("v", "device", choice.device)
+    error = ("e", "error", threshold_text(choice.threshold, reads_text))
+    weights = ("w", "weights", short_name(choice.weights) or "as listed")
+    recipe = ("O", "recipe", short_name(choice.recipe) or "none")
+    graph = ("m", "graph", choice.graph)
+    shown = [data, error, graph, recipe] if reads_text else [data, device, error, weights, recipe]
+    given = {"w": bool(choice.weights), "O": bool(choice.recipe)}
+    return tuple(sorted(shown, key=lambda part: not given.get(part[0], False)))
+
+
 def model_sentence(model: Model | None, choice: Choice, here: Place | None = None) -> str:
     """About the model under the cursor, and what a key would do; ``here`` is the choice's data as it was looked at."""
     if model is None:
@@ -111,12 +125,14 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     data = short_name(choice.data)
     if choice.recipe:
         return f"The recipe {short_name(choice.recipe)} decides the strategy. n loads {short_name(model.name)} on {data}."
+    if model.own and model.text:
+        return f"{model.name}: your own language model. n loads it with {short_name(data_for(choice.data, True))}; d gives other text."
     if model.own:
         if choice.weights:
             return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
     if model.language is not None:
-        return _language_sentence(model, model.language, short_name(data_for(choice.data, True)))
+        return _language_sentence(model, model.language, short_name(data_for(choice.data, True)), choice.graph)
     where = model.where(here or choice.data)
     if where == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
@@ -128,14 +144,16 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
 
 
-def _language_sentence(model: Model, entry: LanguageEntry, data: str) -> str:
+def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str) -> str:
     told = _sentence(entry.description)
     if not entry.folder and not model.cached:
         return f"{told} Its weights ({text.size(entry.download)}) come from the Hugging Face hub."
     measured = "".join(
         f" Perplexity {text.metric('perplexity', value)} on the test part of {name}." for name, value in model.accuracy.items()
     )
-    return f"{told}{measured} n loads it with {data} and shows its modules."
+    if graph == "export":
+        return f"{told} n loads it; its graph (2) will be every operation that torch.export sees, without their times."
+    return f"{told}{measured} n loads it with {data}; its graph (2) will be its modules."
 
 
 def _sentence(words: str) -> str:

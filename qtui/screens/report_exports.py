@@ -16,7 +16,7 @@ from qtui.screens.report_files import export_lines, exports_of
 from qtui.screens.report_rows import number, percent, shown
 from qtui.state import Run
 
-_WIDE = 100
+_MEDIUM, _WIDE = 60, 100
 _PANEL = 68
 NO_RUNTIMES = "No runtime is timed yet: x writes the model for other runtimes, and times them."
 CHOICE = (Column("format", "format"), Column("file", "file"), Column("state", "", grow=1, cut="end"))
@@ -26,7 +26,7 @@ def runtime_columns(width: int, of: Paces = IMAGES) -> tuple[Column, ...]:
     wide = width >= _WIDE
     first, second = of.short
     return (
-        Column("runtime", "runtime", min=26, grow=1, cut="end", priority=20),
+        Column("runtime", "runtime", min=26 if width >= _MEDIUM else 12, grow=1, cut="end", priority=20),
         Column("file", "file", priority=3),
         Column("single", f"ms {first}", align="right", priority=19),
         *((Column("single95", f"p95 {first}", align="right", priority=1),) if wide else ()),
@@ -107,6 +107,8 @@ def runtime_sentence(run: Run, key: str | None) -> str:
         parts.append(f"the same answer on {percent(agreement, 2)} % of the test {'images' if of is IMAGES else 'tokens'}")
         parts += [f"largest difference {worst:.1e}"] if worst else ["exact"]
         parts += [f"top-1 {percent(top, 2)} %" if of is IMAGES else f"perplexity {top:.2f} on what was compared"] if top is not None else []
+    if one == reference(known):
+        parts.append("what the others are compared with")
     if not one.together:
         parts.append("timed in the run, the others together at another hour")
     return "; ".join(parts) + "."
@@ -117,7 +119,7 @@ def runtime_panel(run: Run, key: str) -> Text:
     out = Text()
     said = runtime_sentence(run, key)
     entry = next((e for e in exports_of(run) if key in (e.get("path"), e.get("format"))), None)
-    for line in export_lines(entry, _PANEL) if entry else ():
+    for line in export_lines(entry, _PANEL, paces(run.report or {})) if entry else ():
         for part, role in line:
             out.append(part, {"title": "bold", "dim": "dim"}.get(role, ""))
         out.append("\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from engine.runtimes import fastest
+from engine.runtimes import IMAGES, Paces, fastest, paces
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.drawing.text import end, middle
@@ -26,7 +26,7 @@ _PURPOSES = {
     "events.jsonl": ("its log", "what the run said; it is reopened from this"),
     "state.json": ("its state", "how far the run came"),
     "traceback.txt": ("what failed", "where it failed, for a bug report"),
-    "checkpoints": ("training", "training so far, to be resumed"),
+    "checkpoints": ("so far", "the work so far, to be resumed"),
     "previous": ("earlier runs", "earlier runs in this folder"),
 }
 _PANEL = 68
@@ -65,8 +65,8 @@ def exports_of(run: Run) -> tuple[Mapping[str, Any], ...]:
     return tuple(entry for entry in (run.report or {}).get("exports") or () if isinstance(entry, Mapping))
 
 
-def export_lines(entry: Mapping[str, Any], width: int) -> list[Line]:
-    """One export in three lines: what it is, whether it was read back, how fast it is."""
+def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> list[Line]:
+    """One export in three lines: what it is, whether it was read back, how fast it is; ``of`` images or text."""
     agreement, worst = number(entry, "parity", "agreement"), number(entry, "parity", "max_abs")
     checked = bool(entry.get("verified", agreement is not None or worst is not None)) and entry.get("parity") is not None
     unread = ("○", "change", "not verified") if entry.get("path") else ("✗", "harm", "not exported")
@@ -75,8 +75,17 @@ def export_lines(entry: Mapping[str, Any], width: int) -> list[Line]:
     facts.append("exact" if worst == 0 else shown(worst, "Δ ≤ {:.1e}"))
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")
     value, batched = number(entry, "value"), number(entry, "latency_batched_ms", "p50")
-    pace = shown(single, "{:.2f} ms") + shown(batched, " (×64 {:.2f})") if width >= _ROOMY else shown(single, "{:.2f} ms")
-    top = "" if value is None or width < _ROOMY else f"top-1 {percent(value, 2)} %"
+    if of is IMAGES:
+        top = shown(value, f"top-1 {percent(value, 2)} %")
+        first, second = shown(single, "{:.2f} ms"), shown(batched, " (×64 {:.2f})")
+    else:
+        top = shown(value, "perplexity {:.2f}")
+        first, second = shown(single, f"{{:.2f}} ms {of.short[0]}"), shown(batched, f", {{:.2f}} ms {of.short[1]}")
+        if entry.get("format") == "safetensors":
+            # To be compared it is read back in float32: its speed is the table's, of the form that it holds.
+            first = second = ""
+    pace = first + second if width >= _ROOMY else first
+    top = top if width >= _ROOMY else ""
     about = [text.size(size) if size else "", str(entry.get("runtime") or ""), pace, top]
     kind = f"  {entry.get('format') or ''}"
     name = end(str(entry.get("path") or entry.get("format") or "?"), max(width - 2 - len(kind), 8))
@@ -93,7 +102,7 @@ def side_lines(run: Run, files: Sequence[File], width: int, height: int) -> list
     """The pane beside the layers: exports, files, and the graph's part where there is room."""
     lines: list[Line] = []
     for entry in exports_of(run):
-        lines += export_lines(entry, width)
+        lines += export_lines(entry, width, paces(run.report or {}))
     if not lines:
         lines.append([("No export yet", "dim")])
     if files:
@@ -120,7 +129,7 @@ def files_panel(run: Run, files: Sequence[File]) -> Text:
         out.append("\n".join(textwrap.wrap(said, _PANEL)) + "\n\n")
     _title(out, "Exports")
     for entry in exports_of(run):
-        for line in export_lines(entry, _PANEL):
+        for line in export_lines(entry, _PANEL, paces(run.report or {})):
             for part, role in line:
                 out.append(part, {"title": "bold", "dim": "dim"}.get(role, ""))
             out.append("\n")
@@ -137,7 +146,7 @@ def files_panel(run: Run, files: Sequence[File]) -> Text:
     if not files:
         out.append("the folder cannot be read\n", "dim")
     _title(out, "\nUse them")
-    for command, what in commands(run.directory):
+    for command, what in commands(run.directory, paces(run.report or {}) is not IMAGES):
         out.append(f"{what}\n", "dim")
         out.append(f"  {command}\n")
     if graph := graph_facts(run):
@@ -153,13 +162,14 @@ def _title(out: Text, title: str) -> None:
     out.append(f"{title}\n", "bold")
 
 
-def commands(directory: str) -> tuple[tuple[str, str], ...]:
+def commands(directory: str, decodes: bool = False) -> tuple[tuple[str, str], ...]:
     """Shell and Python lines that use a run's folder, each with what it does."""
     path = text.plain(directory)
+    formats = "onnx,compressed-tensors" if decodes else "onnx,openvino,pt2"
     return (
         (f"qtui show {shlex.quote(path)}", "print this report"),
         (f"qtui run --recipe {shlex.quote(f'{path}/recipe.yaml')}", "run it again, here or on another machine"),
-        (f"qtui export {shlex.quote(path)} --to onnx,openvino,pt2", "write it for other runtimes, and check the files"),
+        (f"qtui export {shlex.quote(path)} --to {formats}", "write it for other runtimes, and check the files"),
         (f"model = engine.load_quantized({path!r})", "use the model in Python (import engine)"),
     )
 
@@ -171,6 +181,8 @@ def graph_facts(run: Run) -> list[str]:
         return []
     nodes, fused, refused, untraced = (graph.get(key) for key in ("nodes", "fused", "refused", "untraced"))
     lines = [f"{nodes} nodes traced"] if nodes is not None else []
+    if nodes is not None and (blocks := graph.get("blocks")):
+        lines = [f"{nodes} modules, {blocks} blocks"]
     if fused:
         delta = number(graph, "fuse_delta")
         lines.append(f"{_count(fused, 'pair')} folded" + shown(delta, ", output changed by {:.1e}"))

@@ -54,7 +54,7 @@ def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
     return (
         Column("form", "", priority=20),
         Column("value", quality, align="right", priority=19),
-        Column("error", "error (mse)", align="right", priority=1),
+        Column("error", "KL" if metric == "perplexity" else "error (mse)", align="right", priority=1),
         Column("sqnr", "SQNR dB", align="right", priority=3),
         Column("agreement", "agree %", align="right", priority=2),
         Column("size", "size MB", align="right", priority=18),
@@ -84,7 +84,7 @@ def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen:
         (
             Cell(name, "title"),
             quality(metric, number(found, "value"), number(found, "interval")),
-            shown(number(found, "error", "mse"), "{:.1e}"),
+            shown(number(found, "error", "divergence"), "{:.4f}") or shown(number(found, "error", "mse"), "{:.1e}"),
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
             percent(number(found, "error", "agreement")),
             megabytes(number(found, "size_bytes")),
@@ -143,14 +143,20 @@ def layers_of(run: Run) -> tuple[Layer, ...]:
 
 
 def layer_columns(rows: Iterable[Layer], width: int = 80) -> tuple[Column, ...]:
-    """Without the columns that would say nothing; what a layer runs as is cut on the narrowest screens alone."""
+    """Without the columns that would say nothing; what a layer runs as is cut where it is long."""
     rows = tuple(rows)
     without = {
         "asked": not any(differs(row) for row in rows),
-        "own": not any(number(row, "own_sqnr_db") is not None for row in rows),
+        "own": not any(number(row, "own_sqnr_db") is not None for row in rows) or own_alone(rows),
     }
     kept = (column for column in LAYER_COLUMNS if not without.get(column.key))
-    return tuple(replace(column, min=12) if column.key == "actual" and width < _MEDIUM else column for column in kept)
+    least = 12 if width < _MEDIUM else 26
+    return tuple(replace(column, min=least) if column.key == "actual" else column for column in kept)
+
+
+def own_alone(rows: Iterable[Layer]) -> bool:
+    """Whether only the noise of each layer itself was measured, as of a language model."""
+    return all(row.get("own_sqnr_db") == row.get("sqnr_db") for row in rows)
 
 
 def layer_rows(rows: Sequence[Layer], by_harm: bool = False, decodes: bool = False) -> tuple[Row, ...]:

@@ -12,7 +12,7 @@ from qtui import text
 from qtui.drawing.bars import progress
 from qtui.drawing.spans import Line, Span, merged
 from qtui.drawing.text import end, safe
-from qtui.screens.report_rows import Layer, differs, form, layers_of, noise, number, percent, shown, total_params, verdict
+from qtui.screens.report_rows import Layer, differs, form, layers_of, noise, number, own_alone, percent, shown, total_params, verdict
 from qtui.state import Run, Stage, State
 from qtui.subject import TITLES
 
@@ -117,6 +117,8 @@ def layer_sentence(row: Layer, rows: Sequence[Layer]) -> str:
         head = f"{name} adds the most noise ({noise(row):.1f} dB)"
     else:
         head = name
+    if reason.startswith("preset ") and kind != "fp32" and not differs(row):
+        reason = f"{row.get('actual')} on {text.kernels(row.get('kernel'))}, as {reason} asks"
     return f"{head}: {reason}."
 
 
@@ -138,6 +140,8 @@ def layer_lines(row: Layer, run: Run, width: int) -> list[Line]:
     path = str(row.get("name") or "")
     planned = next((layer for layer in run.plan.layers if layer.path == path), None) if run.plan else None
     share = f" ({percent(params / total)} %)" if params is not None and total else ""
+    alone = own_alone(rows)
+    noisy = "of its rounded weights" if alone else "that this layer adds itself"
     facts = [
         ("kind", str(row.get("kind") or "")),
         ("shape", "×".join(map(str, planned.weight_shape)) if planned else ""),
@@ -147,8 +151,8 @@ def layer_lines(row: Layer, run: Run, width: int) -> list[Line]:
         ("on", str(row.get("kernel") or "")),
         ("parameters", shown(params, "{:,.0f}") + share),
         ("fp32 time", shown(number(row, "time_share"), "{:.1%}").replace("%", " %")),
-        ("SQNR", shown(number(row, "sqnr_db"), "{:.1f} dB, the noise of all layers up to here")),
-        ("own SQNR", shown(number(row, "own_sqnr_db"), "{:.1f} dB, the noise that this layer adds itself")),
+        ("SQNR", "" if alone else shown(number(row, "sqnr_db"), "{:.1f} dB, the noise of all layers up to here")),
+        ("own SQNR", shown(number(row, "own_sqnr_db"), f"{{:.1f}} dB, the noise {noisy}")),
         ("rule", str(row.get("rule") or "")),
         *_seen(path, run),
         ("why", text.one_line(row.get("reason") or "no reason is recorded")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -13,11 +12,13 @@ from engine.decisions import Strategy
 from qtui.actions import Action
 from qtui.draft import Draft
 from qtui.edits import EditName
+from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
-from qtui.screens.base import StageScreen, bindings
+from qtui.screens.base import bindings
 from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
+from qtui.screens.strategy_recipes import Recipes
 from qtui.screens.strategy_tree import Entry
 from qtui.state import State
 from qtui.strategy_rules import rules_of
@@ -30,7 +31,7 @@ _DETAILED = 32
 """Rows of a window that leaves room for everything about a layer beneath the table."""
 
 
-class StrategyScreen(EditKeys, StageScreen):
+class StrategyScreen(EditKeys, Recipes):
     """Which modules are closed belongs to the screen; what is edited is the run's draft."""
 
     stage = "strategy"
@@ -91,8 +92,8 @@ class StrategyScreen(EditKeys, StageScreen):
             grid.show((), ())
             pane.border_title = "layer"
             return
-        pane.border_title = words.detail_title(draft, row)
-        grid.show(words.DETAIL_COLUMNS, words.detail(draft, row))
+        pane.border_title = detail.detail_title(draft, row)
+        grid.show(detail.DETAIL_COLUMNS, detail.detail(draft, row))
 
     @property
     def _pane(self) -> StrategyPane:
@@ -212,72 +213,17 @@ class StrategyScreen(EditKeys, StageScreen):
             from qtui.screens.dialogs import Reading
 
             figures = words.figures_of(self.state.run.layers).get(row.path, {})
-            self.app.push_screen(Reading(words.detail_title(draft, row), words.reading(draft, row, figures)))
+            self.app.push_screen(Reading(detail.detail_title(draft, row), detail.reading(draft, row, figures)))
 
     def do_diff(self) -> None:
         from qtui.screens.dialogs import Reading
 
         if (draft := self._draft) is not None:
             count = len(draft.diff())
-            self.app.push_screen(Reading(f"against the proposal ─ {count} differ", words.diff_text(draft)))
+            self.app.push_screen(Reading(f"against the proposal ─ {count} differ", detail.diff_text(draft)))
 
     def do_filter(self) -> None:
         self._pane.bar.open()
-
-    def do_preset(self) -> None:
-        if (draft := self._draft) is not None:
-            self.choose("preset ─ all layers anew", words.presets(draft, rules_of(self.state.run.recipe)), draft.preset, self._preset)
-
-    def _preset(self, name: str | None) -> None:
-        if name:
-            self._replan(name, rules_of(self.state.run.recipe), f"Preset {name}: {words.PRESET_TEXTS[name]}. u takes it back.")
-
-    def _replan(self, preset: str, rules: files.Rules, news: str) -> None:
-        """All layers as preset and rules ask: by the engine where its question is open, found here where it is not."""
-        draft = self._draft
-        if draft is None:
-            return
-        if draft.planned_from(preset, rules) is draft:
-            self.explain("Every layer is so already")
-        elif self.state.asking == "quantize":
-            self._news = news
-            self.session.answer(Strategy(preset, tuple(rules), go=False))
-        else:
-            self._change(draft.planned_from(preset, rules), news=news)
-        self.qtui.refresh_state()
-
-    def do_open(self) -> None:
-        self.ask("open a recipe", "A recipe file; its preset and rules are taken, nothing else:", "", files.wrong_source, self._open)
-
-    def _open(self, value: str | None) -> None:
-        if value:
-            preset, rules = files.load(value)
-            self._replan(preset, rules, f"The strategy of {value}: preset {preset}, {len(rules)} rules. u takes it back.")
-
-    def do_save(self) -> None:
-        if not self.state.run.recipe:
-            self.explain("What this run was asked is not in its files: its strategy alone is no recipe")
-            return
-        text = "The file to write; qtui run --recipe FILE does it again:"
-        self.ask("save the recipe", text, files.default_name(self.state.run), files.wrong_target, self._save)
-
-    def _save(self, value: str | None) -> None:
-        if not value:
-            return
-        path = Path(value).expanduser()
-        if path.exists():
-            self.confirm("replace?", f"{path} exists.", "replace it", "keep it", lambda yes: self._write(path) if yes else None)
-        else:
-            self._write(path)
-
-    def _write(self, path: Path) -> None:
-        if (draft := self._draft) is None:
-            return
-        if wrong := files.save(path, self.state.run, draft):
-            self.explain(wrong)
-        else:
-            self._news = f"Saved as {path}: qtui run --recipe {path} does it again."
-            self.say(self._news)
 
     def do_next(self) -> None:
         state, draft = self.state, self._draft

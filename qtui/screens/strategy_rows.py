@@ -22,6 +22,7 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 _NARROW, _WIDE = 80, 100
 _PLAIN = "plain"
+_LATER = "told when it is planned"
 _OBSERVERS = {"moving-average": "moving avg", "histogram-mse": "hist. mse"}
 
 
@@ -30,8 +31,9 @@ def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, 
     were timed alone: a narrow window then tells of the slower ones where it says what they run on."""
     narrow = width < _NARROW
     shown = [
-        Column("name", "layer", min=14 if width < 60 else 20, grow=1, priority=100),
-        Column("weights", "weights", priority=90),
+        Column("name", "layer", min=20, grow=1, priority=100),
+        # A deep module leaves little room for what stands beside it.
+        Column("weights", "weights", min=8 if width < 60 else 0, cut="end", priority=90),
         Column("activations", "act." if narrow else "activations", priority=80),
     ]
     if width >= _WIDE:
@@ -42,7 +44,7 @@ def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, 
     ]
     if figures:
         shown.append(Column("sqnr", "SQNR dB", align="right", priority=70))
-        if width >= _WIDE:
+        if width >= _WIDE and any(row.get("own_sqnr_db") != row.get("sqnr_db") for row in figures.values()):
             shown.append(Column("own", "own dB", align="right", priority=20))
     if timed and width >= _WIDE:
         shown.append(Column("alone", "int8 alone", align="right", priority=45))
@@ -106,8 +108,9 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
     if change:
         cells["name"] = Cell(str(cells["name"]), change)
     cells["weights"] = Cell(weights_text(wanted, actual, short), change if wanted.weights != proposed.weights else "")
-    activations = Cell(activations_text(wanted, actual, short), change if _axes(wanted) != _axes(proposed) else "")
-    cells["activations"] = activations
+    # An embedding reads token ids: there is nothing to round.
+    reads = NONE if row.kind == "Embedding" else activations_text(wanted, actual, short)
+    cells["activations"] = Cell(reads, change if _axes(wanted) != _axes(proposed) else "")
     observer = wanted.activations.observer if wanted.activations else NONE
     differs = wanted.activations and proposed.activations and observer != proposed.activations.observer
     cells["observer"] = Cell(_OBSERVERS.get(observer, observer), change if differs else "")
@@ -115,20 +118,22 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
 
 
 def _axes(spec: LayerSpec) -> tuple[object, ...]:
-    return (spec.activations.bits, spec.activations.symmetric) if spec.activations else (spec.weights is None,)
+    found = spec.activations
+    return (found.bits, found.symmetric, found.dynamic) if found else (spec.weights is None,)
 
 
 def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: int, total: int) -> dict[str, str | Cell]:
     inside = [row for path in entry.paths if (row := draft.layer(path))]
     short = width < _NARROW
     asked = [(draft.specs[row.path], draft.actual(row.path)[0]) for row in inside if row.editable]
+    reading = [pair for pair, row in zip(asked, (row for row in inside if row.editable), strict=True) if row.kind != "Embedding"]
     # What its open lines say needs no second place.
     says = closed and asked
     figured = [figures[path] for path in entry.paths if path in figures]
     return {
         "name": f"{'▸' if closed else '▾'} {entry.name}",
         "weights": _alike(weights_text(*pair, short) for pair in asked) if says else "",
-        "activations": _alike(activations_text(*pair, short) for pair in asked) if says else "",
+        "activations": _alike(activations_text(*pair, short) for pair in reading) if says and reading else "",
         "observer": "",
         "params": _share(sum(row.params for row in inside) / total, width, "dim"),
         "time": _share(sum(row.time_share for row in inside), width, "dim"),
@@ -210,6 +215,9 @@ def kernel_of(draft: Draft, row: LayerRow) -> str:
     """What the layer would run on: as planned, or where it was edited since, as layers like it were planned."""
     actual = draft.actual(row.path)[0]
     planned = _class(row.actual)
+    if row.decoder and actual.weights is not None and actual != row.actual:
+        alike = (other for other in draft.plan.layers if other.editable and other.kind == row.kind)
+        return next((other.kernel for other in alike if _arithmetic(other.actual) == _arithmetic(actual)), _LATER)
     if not row.editable or _class(actual) == planned == "integers" or actual == row.actual:
         return row.kernel
     if actual.weights is None:
@@ -217,7 +225,13 @@ def kernel_of(draft: Draft, row: LayerRow) -> str:
     if actual.activations is None:
         return f"torch fp32 on weights stored in {actual.weights.bits} bits"
     like = [other for other in draft.plan.layers if _class(other.actual) == "integers" and other.editable]
-    return next((other.kernel for other in sorted(like, key=lambda other: other.kind != row.kind)), "told when it is planned")
+    return next((other.kernel for other in sorted(like, key=lambda other: other.kind != row.kind)), _LATER)
+
+
+def _arithmetic(spec: LayerSpec) -> tuple[object, ...]:
+    """What decides which kernel computes a decoder's matrix."""
+    weights, activations = spec.weights, spec.activations
+    return (weights and (weights.bits, weights.granularity, weights.symmetric), activations and (activations.bits, activations.dynamic))
 
 
 def _class(spec: LayerSpec) -> str:
@@ -229,4 +243,4 @@ def runs_on(draft: Draft, row: LayerRow) -> str:
     kernel = kernel_of(draft, row)
     if kernel.startswith("torch fp32 on weights"):
         return "torch fp32"
-    return {"simulation": "simulated", "told when it is planned": "?"}.get(kernel) or text.kernels(kernel)
+    return {"simulation": "simulated", _LATER: "?"}.get(kernel) or text.kernels(kernel)

@@ -13,9 +13,12 @@ from engine.presets import PRESETS
 from engine.recipe import Recipe
 from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 from qtui.draft import Draft
-from qtui.drawing.rows import Cell
+from qtui.drawing.columns import arrange
+from qtui.drawing.rows import Cell, measure
+from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
+from qtui.screens.strategy_presets import preset_texts, presets
 from qtui.screens.strategy_rows import columns, kernel_of, rows, runs_on, weights_text
 from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
 from qtui.state import Run
@@ -199,7 +202,7 @@ def test_title_and_total() -> None:
 
 def test_every_preset_has_its_sentence_and_size() -> None:
     draft = Draft.of(plan(*resnet(2)))
-    shown = words.presets(draft, ())
+    shown = presets(draft, ())
     assert {name for name, _ in shown} == {"default", *PRESETS} - {"w8a8-static"}
     assert all(len(line) <= 72 and "B  " in line for _, line in shown)
 
@@ -207,23 +210,23 @@ def test_every_preset_has_its_sentence_and_size() -> None:
 def test_detail_and_reading() -> None:
     draft = Draft.of(plan(row("a"), row("bn", (), FP32, editable=False, obstacle="folded into a"))).edit("weights", ["a"]).draft
     a, bn = draft.plan.layers
-    cells = {line.key: [cell.text if isinstance(cell, Cell) else cell for cell in line.cells] for line in words.detail(draft, a)}
+    cells = {line.key: [cell.text if isinstance(cell, Cell) else cell for cell in line.cells] for line in detail.detail(draft, a)}
     assert cells["weight bits"][1:4] == ["int6", "int8", "w int4"] and cells["granularity"][3] == "c group 32"
     assert cells["runs on"][1] == "onednn.qconv_pointwise" and cells["runs on"][3].startswith("f fp32, +")
-    assert words.detail(draft, bn)[0].cells[1] == "folded into a"
-    text = words.reading(draft, a, {"sqnr_db": 30.04, "own_sqnr_db": 33.0, "actual": "w8"})
+    assert detail.detail(draft, bn)[0].cells[1] == "folded into a"
+    text = detail.reading(draft, a, {"sqnr_db": 30.04, "own_sqnr_db": 33.0, "actual": "w8"})
     assert "why a" in text and "proposed int8" in text and "measured as w8: SQNR 30.0 dB, 33.0 dB of its own" in text
-    assert words.reading(draft, bn, {})
-    assert words.detail_title(draft, a) == "a ─ Conv2d ─ 72 inputs to each of 16 outputs ─ 1,000 parameters"
+    assert detail.reading(draft, bn, {})
+    assert detail.detail_title(draft, a) == "a ─ Conv2d ─ 72 inputs to each of 16 outputs ─ 1,000 parameters"
     fp32 = draft.edit("keep", ["a"]).draft
-    assert {line.key: line.cells[3] for line in words.detail(fp32, a)}["observer"] == "–"
+    assert {line.key: line.cells[3] for line in detail.detail(fp32, a)}["observer"] == "–"
 
 
 def test_differences_as_text() -> None:
     draft = Draft.of(plan(row("a"), row("bb")))
-    assert words.diff_text(draft) == "Every layer is as proposed."
-    text = words.diff_text(draft.edit("keep", ["a"]).draft)
-    assert text.startswith("a  w8 per-channel, a8 per-tensor\n   → fp32   +")
+    assert detail.diff_text(draft) == "Every layer is as proposed."
+    text = detail.diff_text(draft.edit("keep", ["a"]).draft)
+    assert text.startswith("a   +") and text.endswith("\n  w8 per-channel, a8 per-tensor\n  → fp32")
 
 
 def test_a_recipe_is_saved_and_read_again(tmp_path: Path) -> None:
@@ -283,8 +286,47 @@ def test_what_was_measured_alone_is_part_of_a_layers_details() -> None:
     told = "alone, one image: 0.300 ms on integers, 0.100 ms in fp32"
     draft = Draft.of(plan(row("a", **SLOWER)))
     made = draft.plan.layers[0]
-    assert told in words.reading(draft, made, {}) and words.detail(draft, made)[-1].cells[-1] == Cell(told, "dim")
+    assert told in detail.reading(draft, made, {}) and detail.detail(draft, made)[-1].cells[-1] == Cell(told, "dim")
     edited = draft.edit("weights", ["a"]).draft
     said = words.sentence(edited, tree(draft.plan.layers, "n")[1], 300)
     assert "int6 weights instead of int8. Slower here than fp32, alone, one image: 0.300 ms" in said
     assert "lower" not in words.sentence(draft.edit("keep", ["a"]).draft, tree(draft.plan.layers, "n")[1], 300)
+
+
+def decoder(path: str, kind: str = "Conv1D", **fields: Any) -> LayerRow:
+    spec = LayerSpec(WeightSpec(8, "per-channel"), None if kind == "Embedding" else ActivationSpec(8, dynamic=True))
+    return row(path, (512, 256), spec, kind=kind, decoder="block", kernel="dnnl dynamic", **fields)
+
+
+def test_an_embedding_has_no_activations_to_round() -> None:
+    made = decoder("wte", "Embedding")
+    draft = Draft.of(plan(made, decoder("h.0.c_fc")))
+    shown = lines(draft)
+    assert shown["wte"][2] == "–" and shown["h.0.c_fc"][2] == "int8 dynamic"
+    assert detail.detail_title(draft, made) == "wte ─ Embedding ─ 512 rows of 256 ─ 1,000 parameters"
+    assert {line.key: line.cells[1] for line in detail.detail(draft, made)}["activations"] == Cell("–", "")
+    block = draft.layer("h.0.c_fc")
+    assert block and {line.key: line.cells[3] for line in detail.detail(draft, block)}["mapping"] == "s affine weights"
+
+
+def test_a_decoders_layer_that_was_edited_names_no_kernel_that_was_not_planned() -> None:
+    first, second = decoder("h.0.c_fc"), decoder("h.1.c_fc")
+    draft = Draft.of(plan(first, second)).edit("activations", ["h.0.c_fc"]).draft
+    assert kernel_of(draft, first) == "told when it is planned" and kernel_of(draft, second) == "dnnl dynamic"
+
+
+def test_every_preset_of_a_language_model_has_words_that_fit_eighty_columns() -> None:
+    draft = Draft.of(plan(decoder("h.0.c_fc")))
+    assert "w8a8-static" in preset_texts(draft)
+    assert max(len(shown) for _, shown in presets(draft, ())) <= 66
+
+
+def test_a_deep_layer_of_forty_columns_still_shows_its_weights() -> None:
+    spec = LayerSpec(WeightSpec(4, "per-group", 64, method="gptq+", symmetric=False))
+    paths = [f"transformer.h.{block}.{part}.{name}" for block in (0, 1) for part in ("attn", "mlp") for name in ("c_fc", "c_proj")]
+    draft = Draft.of(plan(*(replace(decoder(path), requested=spec, actual=spec) for path in paths)))
+    made = rows(draft, tree(draft.plan.layers, "gpt2-mini"), (), {}, 40)
+    found = columns(40, {})
+    shown = [found[place.index].key for place in arrange(found, measure(found, made), 36).places]
+    assert "weights" in shown
+    assert words.sentence(draft, tree(draft.plan.layers, "gpt2-mini")[-1], 150).startswith("1.mlp.c_proj: ")

@@ -9,6 +9,7 @@ import pytest
 from scripted_engine import MEASURED, WEIGHTS, layer_rows, ranges, report, verdict
 
 from engine import events as ev
+from engine.spec import FP32
 from qtui.drawing.rows import Cell
 from qtui.drawing.spans import plain
 from qtui.screens import calibrate_layers as layers
@@ -209,3 +210,42 @@ def test_the_line_of_work() -> None:
     assert work.line(replace(state, job=Job("run", "run", paused=True))) == (384, 512, "paused: p goes on", "")
     assert work.line(replace(state, job=Job("run", "run", stopping=True), run=replace(run, progress=None))) == (0, 1, "stopping …", "")
     assert not work.working(State(run=run)) and not work.working(asking(run, True))
+
+
+def decoder_run() -> Run:
+    """An embedding whose weights are known, and no ranges yet but those of nothing."""
+    layers = tuple(
+        ev.LayerRow(path, kind, path, 100, (512, 256), FP32, FP32, FP32, "", "", "", 0.1, "", True, decoder="block")
+        for path, kind in (("transformer.wte", "Embedding"), ("transformer.h.0.c_fc", "Conv1D"))
+    )
+    weights = {row.path: ev.WeightRow(row.path, -1.0, 1.0, -1.0, 1.0, 0.5, 2.0, 512, ev.Bins(-1.0, 0.5, (1, 2, 2, 1))) for row in layers}
+    return Run(plan=ev.Planned(layers, "default", 8, 1000), weights=weights, ranges=ev.Ranges(8, 8, (), True))
+
+
+def test_an_embedding_reads_no_values_and_has_rows() -> None:
+    run = decoder_run()
+    said = rg.sentence(run, "weights transformer.wte")
+    assert said.startswith("wte looks rows up") and said.endswith("The widest row is 4 times the narrowest.")
+    assert rg.weights_title(run, run.weights["transformer.wte"]) == "wte ─ weights ─ 512 rows"
+    assert "token ids" in rg.no_values(run, rg.find(run, "weights transformer.wte"))
+    assert "windows of text" in rg.waiting(run) and "images" in rg.waiting(Run())
+
+
+def test_outlier_channels_stay_where_there_is_little_room() -> None:
+    last = {column.key: column.priority for column in rg.columns(decoder_run())}
+    assert last["outliers"] > last["high"] and "outliers" not in [column.key for column in rg.columns(Run())]
+
+
+def test_of_a_language_model_the_noise_of_the_weights_is_one_column() -> None:
+    layer = {"name": "transformer.h.0.c_fc", "actual": "w4", "kernel": "int4pack", "sqnr_db": 26.0, "own_sqnr_db": 26.0, "params": 10}
+    run = Run(layers={"ptq": (layer, {**layer, "name": "lm_head", "sqnr_db": 30.0, "own_sqnr_db": 30.0})})
+    run = replace(run, measured={"baseline": {"metric": "perplexity"}})
+    assert [column.title for column in layers.columns(run)].count("SQNR dB") == 1
+    assert all(len(row.cells) == len(layers.columns(run)) for row in layers.rows(run, "harm"))
+    assert layers.sentence(run, "transformer.h.0.c_fc").startswith("Rounding the weights of 0.c_fc adds noise of 5.0 %")
+
+
+def test_a_language_model_is_judged_by_its_divergence() -> None:
+    entry = {"value": 65.2, "error": {"mse": 1e-3, "divergence": 0.00251}}
+    run = Run(measured={"baseline": {"metric": "perplexity", "value": 65.1}, "ptq": entry})
+    assert "KL 0.0025" in result.facts(run) and not any("error" in fact for fact in result.facts(run))

@@ -12,6 +12,7 @@ from snapshots import check_svg, check_text
 
 from engine.decisions import Train
 from qtui.screens.calibrate import CalibrateScreen
+from qtui.screens.calibrate_ranges import settled
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
@@ -120,7 +121,9 @@ def test_pause_and_stop_while_it_runs(runs: Path) -> None:
         await driver.press("s")
         assert "stopping …" in said(driver) or driver.state.job is None
         await driver.until(lambda state: state.job is None)
-        assert driver.state.run.stopped
+        assert driver.state.run.stopped and "stopped: 1, then r goes on" in driver.text
+        done, of = settled(driver.state.run)
+        assert f"Ranges ─ {done} of {of} settled" in driver.text
 
     calibrating(runs, script)
 

@@ -222,3 +222,13 @@ def test_a_run_whose_recipe_names_a_folder_is_among_its_own(runs: Path) -> None:
         assert "Runs ─ 1 ─ simplecnn · digits" in driver.text
 
     drive(ScriptedEngine(runs), script)
+
+
+def test_runs_of_language_models_are_headed_by_perplexity_and_tokens() -> None:
+    def heads(*metrics: str) -> list[str]:
+        return [column.title for column in rows.columns("size", metrics)][-4:]
+
+    assert heads("perplexity") == ["perplexity", "size MB", "ms token", "ms prompt"]
+    assert heads("accuracy") == ["accuracy %", "size MB", "ms ×1", "ms ×64"]
+    assert heads("accuracy", "perplexity")[0] == "value"
+    assert rows.axis_words("single", "perplexity") == "ms a token" and rows.axis_words("size", "perplexity") == "size in MB"

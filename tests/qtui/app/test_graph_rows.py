@@ -13,15 +13,17 @@ from scripted_engine import NODES, PAIRS, REFUSED
 from engine import events as ev
 from engine.decisions import Fold
 from qtui import messages as ms
+from qtui import reasons
 from qtui.drawing.columns import arrange
 from qtui.drawing.rows import Cell, Row, measure, text_of
 from qtui.drawing.spans import plain
 from qtui.drawing.table_lines import header, row_line
 from qtui.reducer import reduce
 from qtui.screens.graph_look import Look, brackets, reads
+from qtui.screens.graph_modules import by_path, module_table
 from qtui.screens.graph_rows import Table, aligned, chosen, delta, share, table
 from qtui.screens.graph_text import details, effect, empty, fitting, sentence, subtitle, title
-from qtui.state import State
+from qtui.state import Run, State
 
 LOOK = Look(NODES, pairs=ev.Pairs(PAIRS))
 BRANCHES = Look(BRANCHED, pairs=BRANCHED_PAIRS)
@@ -277,3 +279,46 @@ def test_a_graph_of_1500_nodes_is_laid_out_quickly() -> None:
     found = table(look, nodes, "narrow", 110)
     assert len(found.rows) == 1502
     assert time.perf_counter() - began < 0.5
+
+
+MODULES = (
+    ev.NodeRow("module", "transformer", "GPT2Model", "", "", "", 0),
+    ev.NodeRow("module", "transformer.wte", "Embedding", "2048 × 256", "", "N×T×256", 524288, 0.001),
+    ev.NodeRow("module", "transformer.h.0.c_fc", "Conv1D", "256 → 1024", "", "N×T×1024", 263168, 0.05),
+    ev.NodeRow("module", "lm_head", "Linear", "256 → 2048", "tied to transformer.wte", "N×T×2048", 0, 0.1),
+)
+
+
+def test_a_language_model_shows_its_modules_as_a_tree() -> None:
+    look = Look(MODULES)
+    found = module_table(MODULES)
+    assert [(r.indent, r.cells[0]) for r in found.rows] == [(0, "transformer"), (1, "wte"), (3, "c_fc"), (0, "lm_head")]
+    assert [column.title for column in found.columns] == ["module", "kind", "matrix", "output", "params", "time %"]
+    assert [r.cells[0] for r in by_path(found.rows)] == ["transformer", "wte", "0.c_fc", "lm_head"]
+    assert title(look, "4", 80) == "Graph ─ 4 modules ─ nothing to fold"
+
+
+def test_a_module_is_told_by_its_matrix_and_what_it_costs() -> None:
+    look = Look(MODULES)
+    said = [sentence(look, found) for found in MODULES]
+    assert said[0].startswith("transformer: GPT2Model; 2 modules are in it.")
+    assert "Embedding of 2048 rows of 256" in said[1] and "0.1 % of the fp32 time" in said[1]
+    assert "Conv1D, 256 inputs to 1024 outputs; 263,168 parameters" in said[2]
+    assert "tied to transformer.wte" in said[3] and "reads" not in " ".join(said)
+    assert "opcode" not in details(look, MODULES[2]).plain and "N texts of T tokens" in details(look, MODULES[2]).plain
+
+
+def test_what_torch_export_sees_has_no_times_and_no_batch_of_n() -> None:
+    nodes = (
+        ev.NodeRow("placeholder", "ids", "ids", "", "", "1×512", 0),
+        ev.NodeRow("call_function", "view", "aten.view", "ids", "", "1×512", 0),
+    )  # fmt: skip
+    look = Look(nodes)
+    assert "time" not in [column.key for column in table(look, nodes, "wide", 110).columns]
+    assert title(look, "2", 80) == "Graph ─ 2 nodes ─ of torch.export"
+    assert sentence(look, nodes[0]) == "ids is what goes into the model (1×512)."
+
+
+def test_a_language_model_has_nothing_to_fold() -> None:
+    state = State(run=Run(traced=MODULES))
+    assert "nothing to fold" in (reasons.fold_not_open(state) or "") and "nothing to fold" in (reasons.not_folded(state) or "")

@@ -424,3 +424,38 @@ def test_a_run_of_a_language_model_shows_perplexities() -> None:
 
     assert "65.13 → 65.23" in shown(65.129, 65.226) and "%" not in shown(65.129, 65.226)
     assert "99.72 → 99.50 %" in shown(0.9972, 0.995)
+
+
+def test_the_graph_of_a_language_model_is_chosen_where_it_is_loaded(runs: Path) -> None:
+    engine = ScriptedEngine(runs)
+    said: list[str] = []
+
+    async def script(driver: Driver) -> None:
+        await driver.press("m")
+        said.append(" ".join(driver.text.split()))
+        await driver.press("j", "m")
+        said.append(" ".join(driver.text.split()))
+        assert "graph export" in driver.text
+        await driver.press("w")
+        said.append(" ".join(driver.text.split()))
+        await driver.press("n")
+        await driver.until(lambda state: state.asking)
+
+    drive(engine, script)
+    assert "have one graph" in said[0] and "every operation that torch.export sees" in said[1] and "brings its weights" in said[2]
+    asked = engine.calls[0][1]
+    assert (asked["model"], asked["graph"]) == ("gpt2-mini", "export")
+
+
+def test_a_recipe_of_a_language_model_keeps_its_graph_and_takes_no_gpu(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: gpt2-mini\ndata: {name: python-docs}\ngraph: export\ndevice: cuda\n")
+    asked = catalog.from_recipe(str(recipe)).fields()
+    assert (asked["graph"], asked["device"]) == ("export", "auto")
+    assert "graph" not in Choice().fields()
+
+
+def test_ones_own_language_model_has_no_factory() -> None:
+    model = next(found for found in catalog.models(given=["OWNER/MODEL"]) if found.own)
+    said = model_sentence(model, Choice(model="OWNER/MODEL"))
+    assert "python-docs" in said and "factory" not in said

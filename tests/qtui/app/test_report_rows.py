@@ -10,6 +10,8 @@ from reports import FOLDED_LAYER, FP32_LAYER, told, write_run
 from scripted_engine import MEASURED
 
 from engine import events as ev
+from engine.runtimes import TEXT
+from engine.runtimes import runtimes as timed
 from qtui import messages as ms
 from qtui import text
 from qtui.drawing.rows import Cell
@@ -171,3 +173,35 @@ def test_a_layers_panel_tells_all_that_is_known() -> None:
     run = run_of(told())
     panel = words.layer_panel(rows.layers_of(run)[2], run).plain
     assert "own SQNR    25.0 dB" in panel and "524,416 (96.2 %)" in panel and "four bits halve it" in panel
+
+
+TEXT_REPORT = {
+    "baseline": {"metric": "perplexity", "value": 65.1, "kernel": "torch fp32", "latency_ms": {"p50": 2.6, "p95": 2.6}},
+    "ptq": {"value": 65.3, "kernel": "int4pack bf16", "latency_ms": {"p50": 1.4, "p95": 1.4}}, "qat": None,
+}  # fmt: skip
+
+
+def test_an_export_of_a_language_model_has_a_perplexity_and_tokens() -> None:
+    entry = {
+        "format": "onnx", "path": "model.onnx", "verified": True, "parity": {"agreement": 1.0, "max_abs": 0.0}, "value": 74.3252,
+        "latency_ms": {"p50": 1.5}, "latency_batched_ms": {"p50": 60.0}, "runtime": "onnxruntime",
+    }  # fmt: skip
+    told = plain(export_lines(entry, 68, TEXT)[2])
+    assert told == "  onnxruntime · 1.50 ms token, 60.00 ms prompt · perplexity 74.33"
+    assert "ms" not in plain(export_lines({**entry, "format": "safetensors"}, 68, TEXT)[2])
+    assert "compressed-tensors" in commands("x", True)[2][0] and "openvino" not in commands("x", True)[2][0]
+
+
+def test_the_file_of_a_language_model_is_as_fast_as_the_form_that_it_holds() -> None:
+    read_back = {"format": "safetensors", "path": "model.safetensors", "runtime": "torch", "latency_ms": {"p50": 6.9, "p95": 6.9}}
+    native = timed({**TEXT_REPORT, "exports": [read_back]})[1]
+    assert (native.single, native.kernel) == ((1.4, 1.4), "int4pack bf16")
+
+
+def test_the_noise_of_a_language_models_layer_is_that_of_its_weights_alone() -> None:
+    layer = {"name": "transformer.wte", "actual": "w8", "kernel": "int8 rows", "sqnr_db": 40.0, "own_sqnr_db": 40.0, "reason": "preset w4"}
+    assert "own" not in [column.key for column in rows.layer_columns([layer])]
+    told = words.layer_panel(layer, Run(report={"layers": [layer]})).plain
+    assert "of its rounded weights" in told and "all layers up to here" not in told
+    other = {**layer, "name": "lm_head", "sqnr_db": 50.0, "own_sqnr_db": 50.0}
+    assert words.layer_sentence(other, [layer, other]) == "lm_head: w8 on int8 rows, as preset w4 asks."

@@ -1,0 +1,46 @@
+"""The presets that a strategy can be planned from, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engine.spec import Rule
+from qtui import text
+from qtui.draft import Draft
+
+_IMAGE_TEXTS: Mapping[str, str] = {
+    "default": "as proposed: 8 bits, large linear layers 4",
+    "w8a8": "8-bit weights and activations: the safest",
+    "w4a8": "4-bit weights, 8-bit activations",
+    "w4a4": "4 bits for both: usually needs training",
+    "w8": "8-bit weights alone, computed in fp32",
+    "w4": "4-bit weights alone, computed in fp32",
+    "w3": "3-bit weights alone: usually needs training",
+}
+
+
+_DECODER_TEXTS: Mapping[str, str] = {
+    "default": "8 bits, activations rounded as they come",
+    "w8a8": "the same after SmoothQuant, for outliers",
+    "w8a8-static": "SmoothQuant, activations on fixed grids",
+    "w8": "8-bit weights alone, computed in floats",
+    "w4a8": "4-bit weights, activations as in default",
+    "w4": "4-bit weights alone, computed in floats",
+    "w3": "3-bit weights alone: may need training",
+}
+
+
+def preset_texts(draft: Draft) -> Mapping[str, str]:
+    """What each preset is, by name, of those that the model's layers can have."""
+    return _DECODER_TEXTS if any(row.decoder for row in draft.plan.layers) else _IMAGE_TEXTS
+
+
+def presets(draft: Draft, own: Sequence[Rule]) -> list[tuple[str, str]]:
+    """The presets to choose from, each with the size that it would give."""
+    texts = preset_texts(draft)
+    longest = max(map(len, texts)) + 1
+    found = []
+    for name, about in texts.items():
+        size = text.size(draft.planned_from(name, own).predicted_bytes)
+        found.append((name, f"{name:<{longest}}{size:>9}  {about}"))
+    return found
