@@ -27,11 +27,12 @@ from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
 from engine.decoders.quantized import QuantizedDecoder
+from engine.decoders.recorded import quickest
 from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.settings import schedule_of
-from engine.decoders.speed import Lengths, step_of, tokens_per_second
+from engine.decoders.speed import Lengths, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
 from engine.events import (
@@ -204,10 +205,10 @@ class LanguageJob(Work):
         deciding = self.loaded.parts("validation", self.loaded.context)[:DECIDING]
         validation = yield from self._against(model, deciding, self.loaded.context)
         test = yield from self._against(model, self.loaded.parts("test", part.stride, part.limit), part.stride)
-        steps = {"fp32": step_of(self.model), "it": step_of(model)}
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
-        lengths = Lengths().within(self.loaded.language.context)
-        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=self.loaded.device)
+        lengths, device = Lengths().within(self.loaded.language.context), self.loaded.device
+        steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in (("fp32", self.model), ("it", model))}
+        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=device)
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)

@@ -35,9 +35,10 @@ def _told(d: dict[str, Any]) -> list[str]:
             "methods and grids that read any."
         )
     if speed.get("prompt"):
+        recorded = ", each step a recorded CUDA graph" if speed.get("recorded") else ""
         told.append(
             f"Speed: one sequence; a prompt of {speed['prompt']:,} tokens read at once, {speed['new']:,} tokens written one by one with a "
-            "cache."
+            f"cache{recorded}."
         )
     return [f"- {text}" for text in told]
 

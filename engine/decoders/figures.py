@@ -89,6 +89,7 @@ def speeds(speed: Speed) -> dict[str, Any]:
     return {
         "tokens_per_second": {
             "prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new,
+            **({"recorded": True} if speed.recorded else {}),
         },
         **latencies(speed),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from engine.kernels.dnnl.dynamic import TINY
 from engine.kernels.gpu import INT_MM, IntegerMatrix
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
-from engine.quant.numerics import QParams, quantize
+from engine.quant.numerics import QParams
 
 _MIDDLE = 128
 
@@ -51,16 +51,20 @@ class ScaledSums:
         self._run, self._rounding = IntegerMatrix(weight.values, device), rounding
         self._scale = weight.scale[:, 0].float().to(device)
         self._bias = None if bias is None else bias.float().to(device)
-        # Codes of a grid begin at 0; shifted by 128 they are int8, and the sums lack this for each step of the activations.
-        shift = 0 if isinstance(rounding, int) else _MIDDLE - rounding.zero_point
-        self._lacking = (shift * weight.values.sum(1, dtype=torch.int32)).float().to(device)
+        if isinstance(rounding, QParams):
+            # Codes of a grid begin at 0; shifted by 128 they are int8, and the sums lack this for each step of the activations.
+            shift = _MIDDLE - rounding.zero_point
+            self._lacking = (shift * weight.values.sum(1, dtype=torch.int32)).float().to(device)
+            self._scale = self._scale * rounding.scale
 
     def __call__(self, x: Tensor) -> Tensor:
+        # For a single token each operation costs as much as the product does.
         rows, how = x.reshape(-1, x.shape[-1]), self._rounding
-        if isinstance(how, int):
-            step = torch.amax(rows.abs(), 1, keepdim=True).clamp_min_(TINY).div_(2 ** (how - 1) - 1)
-            y = self._run(torch.div(rows, step).round_().to(torch.int8)).float().mul_(step).mul_(self._scale)
+        if isinstance(how, QParams):
+            codes = rows.mul(1.0 / how.scale).round_().add_(how.zero_point - _MIDDLE).clamp_(-_MIDDLE, how.qmax - _MIDDLE)
+            y = torch.add(self._run(codes.to(torch.int8)), self._lacking)
         else:
-            codes = (quantize(rows, how).to(torch.int16) - _MIDDLE).to(torch.int8)
-            y = self._run(codes).float().add_(self._lacking).mul_(how.scale).mul_(self._scale)
-        return (y if self._bias is None else y.add_(self._bias)).view(*x.shape[:-1], -1)
+            step = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True).clamp_min_(TINY).div_(2 ** (how - 1) - 1)
+            y = torch.mul(self._run(torch.div(rows, step).round_().to(torch.int8)), step)
+        y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
+        return y.view(*x.shape[:-1], -1)

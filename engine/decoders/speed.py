@@ -25,7 +25,8 @@ Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 class Speed:
     """Tokens a second. ``prefill`` is for ``prompt`` tokens read at once, of which the last one's logits alone are computed where the
     step can do so; ``decode`` for ``new`` tokens written one by one after ``begin`` tokens. Both are of the median time; of a
-    hundred prompts and tokens 95 took ``prompt_p95`` and ``token_p95`` milliseconds at most."""
+    hundred prompts and tokens 95 took ``prompt_p95`` and ``token_p95`` milliseconds at most. ``recorded`` is whether tokens were written
+    by a recorded step."""
 
     prefill: float
     decode: float
@@ -34,6 +35,7 @@ class Speed:
     begin: int
     prompt_p95: float
     token_p95: float
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def tokens_per_second(
     return {
         name: Speed(
             lengths.prompt / statistics.median(read[name]), 1 / statistics.median(written[name]), lengths.prompt, lengths.new,
-            lengths.begin, 1e3 * _p95(read[name]), 1e3 * _p95(written[name]),
+            lengths.begin, 1e3 * _p95(read[name]), 1e3 * _p95(written[name]), getattr(step, "recorded", False),
         )
-        for name in steps
+        for name, step in steps.items()
     }  # fmt: skip
 
 

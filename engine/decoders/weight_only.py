@@ -13,14 +13,14 @@ from engine.decoders.computed import Computed
 from engine.decoders.kernel import Asked
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
-from engine.kernels.gpu import INT8PACK
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
 
+PACKED, WIDENED = "int8pack bf16", "int8 widened to bf16"
 # With more tokens at once than these, weights that are widened for the call are as fast or faster.
 ROWS = 16
-# Rows of the weight that are wide at a time.
-_SLICE = 4096
+# Rows of the weight that are wide at a time on the processor; on a GPU so many weights, which its cache holds in bfloat16.
+_SLICE, _GPU_SLICE = 4096, 1 << 23
 # The vectorized kernel reads inputs by sixteens, and reads past the end of others.
 _INPUTS = 16
 
@@ -28,12 +28,12 @@ _INPUTS = 16
 class WeightOnly:
     """torch's ``_weight_int8pack_mm``, whose vectorized form takes bfloat16: activations are rounded to its 8 bits of mantissa, and
     so is the result. A prompt is computed on weights that are widened slice by slice, to bfloat16 where the processor multiplies
-    it, else to float32: int8 is exact in both."""
+    it, else to float32: int8 is exact in both. On a GPU tokens are computed so too: what torch has there under that name is slower."""
 
     storage_only = False
 
     def label(self, asked: Asked, machine: Machine) -> str:
-        return "int8pack bf16"
+        return PACKED if machine.device == "cpu" else WIDENED
 
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
         if asked.kind == "Embedding" or asked.activations is not None:
@@ -42,8 +42,7 @@ class WeightOnly:
             bits = "" if asked.weights.bits == 8 else f"{asked.weights.bits}-bit "
             return f"no fast kernel takes {bits}weights with {_form(asked)} and float activations"
         if machine.device != "cpu":
-            wrong = machine.kernels.get(INT8PACK, "not probed")
-            return wrong and f"torch's kernel for int8 weights and float activations does not run on this GPU: {wrong}"
+            return None
         if "AVX" not in machine.isa:
             return f"torch has no vectorized kernel for int8 weights and float activations on {machine.isa}"
         return _unfit()
@@ -58,7 +57,7 @@ class WeightOnly:
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = on_int8(matrix.weight)
         run = Widened(weight.values, weight.scale[:, 0].float(), bias, machine.device)
-        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int8pack bf16")
+        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), PACKED if machine.device == "cpu" else WIDENED)
 
 
 @lru_cache(maxsize=4)
@@ -81,17 +80,19 @@ class Widened:
         self._lacking = -weight.shape[1] % _INPUTS
         self._weight, self._scale = F.pad(weight, (0, self._lacking)).contiguous().to(device), scale.to(device)
         self._bias = None if bias is None else bias.float().to(device)
-        self._wide = wide(device)
+        self._wide, self._here = wide(device), device == "cpu"
+        self._slice = _SLICE if self._here else max(_GPU_SLICE // weight.shape[1], 1)
         # Scales of bfloat16 would move whole rows: the product is scaled behind the kernel.
         self._ones = torch.ones(len(weight), dtype=torch.bfloat16, device=device)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = F.pad(x.reshape(-1, x.shape[-1]), (0, self._lacking)) if self._lacking else x.reshape(-1, x.shape[-1])
-        if len(rows) <= ROWS:
+        if self._here and len(rows) <= ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._ones).to(torch.float32)
         else:
             rows, kind = rows.to(self._wide), self._wide
-            y = torch.cat([F.linear(rows, some.to(kind)).to(torch.float32) for some in torch.split(self._weight, _SLICE)], 1)
+            parts = [F.linear(rows, some.to(kind)).to(torch.float32) for some in torch.split(self._weight, self._slice)]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
         return y.view(*x.shape[:-1], -1)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.kernels.probe import Machine
 from engine.paths import cache_dir, write_atomic
 
-INT_MM, INT8PACK, INT4PACK = KERNELS = ("int_mm", "int8pack", "int4pack")
+INT_MM, INT4PACK = KERNELS = ("int_mm", "int4pack")
 # torch._int_mm takes more than 16 rows, and multiples of 8 of everything.
 _LEAST, _MULTIPLE = 24, 8
 # Inputs are packed by tiles of 16, as many together as divide them.

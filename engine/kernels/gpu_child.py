@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import one_line
-from engine.kernels.gpu import INT4PACK, INT8PACK, INT_MM, IntegerMatrix, nibbles_mm, pack_nibbles
+from engine.kernels.gpu import INT4PACK, INT_MM, IntegerMatrix, nibbles_mm, pack_nibbles
 
 # bfloat16 has 8 bits of mantissa.
 _CLOSE = 0.01
@@ -17,7 +17,7 @@ _CLOSE = 0.01
 
 def main(device: str) -> None:
     """Each kernel on ``device`` against exact arithmetic on the processor, at one row and at several."""
-    checks: dict[str, Callable[[str, int], str | None]] = {INT_MM: _int_mm, INT8PACK: _int8pack, INT4PACK: _int4pack}
+    checks: dict[str, Callable[[str, int], str | None]] = {INT_MM: _int_mm, INT4PACK: _int4pack}
     for name, check in checks.items():
         try:
             error = next((wrong for rows in (1, 7, 40) if (wrong := check(device, rows))), None)
@@ -30,13 +30,6 @@ def _int_mm(device: str, rows: int) -> str | None:
     weight, codes = _integers((50, 100), -128, 128).to(torch.int8), _integers((rows, 100), -128, 128).to(torch.int8)
     got = IntegerMatrix(weight, device)(codes.to(device)).cpu()
     return None if torch.equal(got.double(), codes.double() @ weight.double().T) else "wrong sums"
-
-
-def _int8pack(device: str, rows: int) -> str | None:
-    weight, x = _integers((64, 96), -128, 128).to(torch.int8), _floats(rows, 96)
-    ones = torch.ones(64, dtype=torch.bfloat16, device=device)
-    got = torch.ops.aten._weight_int8pack_mm(x.to(device), weight.to(device), ones).cpu()
-    return _compare(got, x.double() @ weight.double().T)
 
 
 def _int4pack(device: str, rows: int) -> str | None:

@@ -1,9 +1,9 @@
-"""A decoder of GPT-2 124M's shapes: tokens a second read and written, bytes on disk, memory while it runs.
+"""A decoder of GPT-2 124M's shapes, or of larger ones: tokens a second read and written, bytes on disk, memory while it runs.
 
-usage: uv run python tests/bench/decode.py [--rounds N] [--new N] [--only NAME,NAME] [--write README.md]
+usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write README.md]
 
 Weights are drawn at random from a fixed seed: they do not change what has to be computed. All forms are timed in one process, on
-the same threads, in turns. Prints one table.
+the same threads, in turns. On a GPU each form writes its tokens as a recorded CUDA graph. Prints one table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from engine.cancel import StopToken
 from engine.decoders.fused import fuse_activations
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.decoders.recorded import quickest
 from engine.decoders.runtime import running
-from engine.decoders.speed import Lengths, Speed, Step, step_of, tokens_per_second
+from engine.decoders.speed import Lengths, Speed, Step, tokens_per_second
 from engine.decoders.stepping import last
 from engine.kernels.gpu import seen_from
 from engine.kernels.probe import probe
@@ -36,12 +37,13 @@ from engine.quant.numerics import QParams
 from engine.spec import ActivationSpec
 
 THREADS = 2
-BEGIN, END = "<!-- bench:decode -->", "<!-- /bench:decode -->"
+# Of a table in a file; a GPU's has a place of its own.
+BEGIN, END = "<!-- bench:decode{} -->", "<!-- /bench:decode{} -->"
 DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8)
 # Where a fixed grid lies does not change the time.
 GRID = QParams(0.05, 128)
 INT8 = GroupSpec(8, 0, True)
-FP32 = "fp32"
+FP32, BF16 = "fp32", "bf16"
 # Of fp16's bytes, embeddings included: what 4 bits in groups of 64 may take at most.
 LIMIT = 0.35
 
@@ -55,34 +57,53 @@ class Form:
     kernels: str
 
 
-# From the model in float32, and the device to run on.
-Make = Callable[[Any, str], Form]
+# From the model in float32, the device to run on, and the tokens of a text that is written.
+Make = Callable[[Any, str, int], Form]
 
 
 def gpt2() -> Any:
-    """GPT-2 124M with random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    return GPT2LMHeadModel(GPT2Config())
+
+
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=32000))
+
+
+SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {"gpt2": ("GPT-2 124M", gpt2), "llama": ("a LLaMA of 1.1 B parameters", llama)}
+
+
+def built(shape: str, device: str) -> Any:
+    """In float32 on the processor; ``device`` draws the weights."""
     torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel(GPT2Config())
-    return model.eval().requires_grad_(False)
+    with torch.device(device):
+        return SHAPES[shape][1]().eval().requires_grad_(False).cpu()
 
 
-def fp32(model: Any, device: str) -> Form:
+def floats(kind: torch.dtype) -> Make:
     """transformers' own layers, with GELU in one operation as the other forms have it."""
-    model = copy.deepcopy(model).to(device)
-    fuse_activations(model)
-    return Form(step_of(model), 4 * sum(p.numel() for p in model.parameters()), "torch fp32")
+
+    def form(model: Any, device: str, length: int) -> Form:
+        model = copy.deepcopy(model).to(device, kind)
+        fuse_activations(model)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        return Form(quickest(model, device, length), size, f"torch {'fp32' if kind == torch.float32 else 'bf16'}")
+
+    return form
 
 
 def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     """The blocks on ``weights``; embeddings have 8 bits a row, and the tied head multiplies with the same integers."""
 
-    def form(model: Any, device: str) -> Form:
+    def form(model: Any, device: str, length: int) -> Form:
         decoder = QuantizedDecoder(model, dict(_matrices(model, weights, activations)))
         run, places = running(decoder, seen_from(probe(), device))
-        place = places["transformer.h.0.mlp.c_fc"]
-        return Form(step_of(run), decoder.bytes, place.label + (" (storage only)" if place.storage_only else ""))
+        place = next(places[matrix.path] for matrix in anatomy(model).matrices if matrix.kind != "Embedding")
+        return Form(quickest(run, device, length), decoder.bytes, place.label + (" (storage only)" if place.storage_only else ""))
 
     return form
 
@@ -90,7 +111,7 @@ def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
 def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     """The exported file in ONNX Runtime, with its cache."""
 
-    def form(model: Any, device: str) -> Form:
+    def form(model: Any, device: str, length: int) -> Form:
         from engine.decoders.onnx_file import write
         from engine.decoders.onnx_run import OnnxDecoder
 
@@ -121,7 +142,8 @@ def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None
 
 # Another form, or another runtime, is a function that makes a step from the model in float32, and a line here.
 FORMS: dict[str, Make] = {
-    FP32: fp32,
+    FP32: floats(torch.float32),
+    BF16: floats(torch.bfloat16),
     "int8 weight-only": integers(INT8, None),
     "int8, dynamic activations": integers(INT8, DYNAMIC),
     "int8, static activations": integers(INT8, STATIC),
@@ -132,19 +154,22 @@ FORMS: dict[str, Make] = {
 }
 
 
-def table(names: list[str], lengths: Lengths, rounds: int, device: str) -> list[str]:
-    model = gpt2()
+def table(shape: str, names: list[str], lengths: Lengths, rounds: int, device: str) -> list[str]:
+    model = built(shape, device)
     half = 2 * sum(p.numel() for p in model.parameters())
     vocabulary = model.config.vocab_size
-    forms = {name: FORMS[name](model, device) for name in names}
+    forms, held = {}, {}
+    for name in names:
+        before = _on_gpu(device)
+        forms[name] = FORMS[name](model, device, lengths.begin + lengths.new)
+        held[name] = (_on_gpu(device) - before) / 1e6
     steps = {name: form.step for name, form in forms.items()}
     speeds = _finished(tokens_per_second(steps, vocabulary, lengths, StopToken(), rounds, device=device))
     base = speeds.get(FP32)
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
     lines = [
-        f"**GPT-2 124M's shapes, random weights**, prompt of {lengths.prompt} tokens, {lengths.new} new tokens after {lengths.begin}, "
-        f"{torch.get_num_threads()} threads"
-        if device == "cpu"
-        else torch.cuda.get_device_name(),
+        f"**The shapes of {SHAPES[shape][0]}, random weights**, prompt of {lengths.prompt} tokens, {lengths.new} new tokens after "
+        f"{lengths.begin}, {where}",
         "",
         "| | kernel of the blocks | prefill tok/s | decode tok/s | to fp32 | on disk | of fp16 | resident |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -154,7 +179,7 @@ def table(names: list[str], lengths: Lengths, rounds: int, device: str) -> list[
         times = f"{speed.prefill / base.prefill:.2f}× / {speed.decode / base.decode:.2f}×" if base else "–"
         lines.append(
             f"| {name} | {form.kernels} | {speed.prefill:,.0f} | {speed.decode:.1f} | {times} | {form.bytes / 1e6:.1f} MB | {part:.3f} "
-            f"| {resident(name, device):,.0f} MB |"
+            f"| {held[name] if device != 'cpu' else resident(shape, name):,.0f} MB |"
         )
         if name.startswith("int4") and part >= LIMIT:
             raise SystemExit(f"{name} takes {part:.3f} of fp16's bytes, {LIMIT} at most is wanted")
@@ -170,38 +195,43 @@ def _finished(steps: Any) -> dict[str, Speed]:
             return found
 
 
-def resident(name: str, device: str) -> float:
-    """Megabytes that a form adds to a process which has loaded the libraries, after some tokens; on a GPU those of its memory."""
-    command = [sys.executable, "-W", "ignore", __file__, "--resident", name, "--device", device]
+def _on_gpu(device: str) -> int:
+    """Bytes of its memory in use; 0 for a processor."""
+    return 0 if device == "cpu" else torch.cuda.memory_allocated()
+
+
+def resident(shape: str, name: str) -> float:
+    """Megabytes that a form adds to a process which has loaded the libraries, after some tokens."""
+    command = [sys.executable, "-W", "ignore", __file__, "--shape", shape, "--resident", name]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) / 1e3
 
 
-def added(name: str, device: str) -> int:
-    """Kilobytes: what the process, or the GPU, holds once the float32 model is let go, less what it held before."""
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+def added(shape: str, name: str) -> int:
+    """Kilobytes: what the process holds once the float32 model is let go, less what it held before."""
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     probe()
-    before = _resident(device)
-    step = FORMS[name](gpt2(), device).step
+    before = _resident()
+    step = FORMS[name](built(shape, "cpu"), "cpu", 32).step
     with torch.inference_mode():
-        logits, past = step(torch.arange(16, device=device)[None], None)
+        logits, past = step(torch.arange(16)[None], None)
         for _ in range(4):
             logits, past = step(logits.argmax().view(1, 1), past)
     del logits, past
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _resident(device) - before
+    return _resident() - before
 
 
-def _resident(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.memory_allocated() // 1000
+def _resident() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="gpt2", choices=tuple(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=48)
@@ -213,20 +243,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.resident:
-        print(added(arguments.resident, arguments.device))
+        print(added(arguments.shape, arguments.resident))
         return
     # A name may hold a comma itself.
     names = [name for name in FORMS if arguments.only is None or name in arguments.only]
     names = [name for name in names if arguments.device == "cpu" or "ONNX" not in name]
     machine = probe()
-    lines = table(names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds, arguments.device)
+    lines = table(arguments.shape, names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds, arguments.device)
     lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
     if arguments.write:
         whole = arguments.write.read_text()
-        head, rest = whole.split(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        begin, end = (mark.format("" if arguments.device == "cpu" else "-gpu") for mark in (BEGIN, END))
+        head, rest = whole.split(begin)
+        arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def recipes(place: Path) -> dict[str, Recipe]:
 
 KERNELS = {
     "dynamic": "int8 rows, int_mm dynamic", "static": "int8 rows, int_mm dynamic, int_mm static",
-    "nibbles": "int4pack bf16, int8 rows, int8pack bf16", "trained": "int4pack bf16, int8 rows, int8pack bf16",
-    "llama": "int4pack bf16, int8 rows, int8pack bf16",
+    "nibbles": "int4pack bf16, int8 rows, int8 widened to bf16", "trained": "int4pack bf16, int8 rows, int8 widened to bf16",
+    "llama": "int4pack bf16, int8 rows, int8 widened to bf16",
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_rounded_activations_give_what_float64_gives(rounding: int | QParams, bi
 
 def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
-    found = {"int_mm": None, "int8pack": "off by 40%", "int4pack": "crashed the probe (exit code -11)"}
+    found = {"int_mm": None, "int4pack": "crashed the probe (exit code -11)"}
     asked: list[str] = []
 
     def child(device: str) -> tuple[dict[str, str | None], bool]:
@@ -79,7 +79,6 @@ FEW = WeightSpec(4, "per-group", 64, symmetric=False)
         (LayerSpec(WeightSpec(8), ActivationSpec(8, dynamic=True)), "int_mm dynamic", "simulation dynamic"),
         (LayerSpec(FEW, ActivationSpec(8, dynamic=True)), "int_mm dynamic on int8", "simulation dynamic on int8"),
         (LayerSpec(WeightSpec(8), ActivationSpec(8)), "int_mm static", "simulation static"),
-        (LayerSpec(WeightSpec(8)), "int8pack bf16", "torch fp32, int8 stored"),
         (LayerSpec(FEW), "int4pack bf16", "torch fp32, int4 stored"),
     ],
 )
@@ -88,6 +87,11 @@ def test_a_layer_on_a_gpu_takes_the_kernel_that_is_right_there(spec: LayerSpec, 
     found, lacking = (choose(matrix, Machine("CUDA", False, False, kernels, "cuda")) for kernels in (RIGHT, WRONG))
     assert found.label == right and not found.storage_only and "simulated" not in (found.reason or "")
     assert lacking.label == wrong and lacking.storage_only and "off by 40%" in (lacking.reason or "")
+
+
+def test_int8_weights_alone_need_no_kernel_of_their_own_on_a_gpu() -> None:
+    found = choose(asked(LayerSpec(WeightSpec(8)), "Linear", (128, 256)), Machine("CUDA", False, False, WRONG, "cuda"))
+    assert found.label == "int8 widened to bf16" and not found.storage_only
 
 
 def test_a_probe_that_crashes_is_no_kernel_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
