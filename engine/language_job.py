@@ -209,6 +209,9 @@ class LanguageJob(Work):
         lengths, device = Lengths().within(self.loaded.language.context), self.loaded.device
         steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in (("fp32", self.model), ("it", model))}
         speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=device)
+        for name, step in steps.items():
+            if why := getattr(step, "why", None):
+                yield Notice(f"{'fp32' if name == 'fp32' else 'quantized'}: each kernel of a token is launched by itself, {why}")
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)

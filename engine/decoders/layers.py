@@ -9,6 +9,7 @@ from engine.decoders.dynamic import Dynamic
 from engine.decoders.int_mm import IntMM
 from engine.decoders.kernel import Asked, MatrixKernel, asked
 from engine.decoders.nibbles import Nibbles
+from engine.decoders.on_gpu import OnGpu
 from engine.decoders.rows import Rows
 from engine.decoders.static import Static
 from engine.decoders.stored import Stored
@@ -19,7 +20,7 @@ from engine.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.
 KERNELS: tuple[MatrixKernel, ...] = (
-    IntMM(dynamic=True), IntMM(dynamic=False), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(),
+    IntMM(dynamic=True), IntMM(dynamic=False), OnGpu(), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(),
     Dynamic(simulated=True), Static(simulated=True), Stored(),
 )  # fmt: skip
 FP32 = "torch fp32"

@@ -35,7 +35,7 @@ class Nibbles:
             return "no matrix with float activations"
         if asked.weights.bits > 4:
             return f"{asked.weights.bits} bits are no nibble"
-        if not _size(asked.weights, asked.shape[1]):
+        if not group_of(asked.weights, asked.shape[1]):
             groups = f"groups of {asked.weights.size(asked.shape[1])} in {asked.shape[1]} inputs"
             return f"the kernel for 4-bit weights takes multiples of {_GROUPS[-1]}, not {groups}"
         if machine.device != "cpu":
@@ -49,7 +49,7 @@ class Nibbles:
         return "activations and scales are bfloat16"
 
     def computed(self, weight: GroupedWeight) -> Tensor:
-        size = _size(weight.spec, weight.values.shape[1])
+        size = group_of(weight.spec, weight.values.shape[1])
         codes, scales = packed(weight, size)
         step, zero = (scales[..., i].float().t().repeat_interleave(size, 1) for i in (0, 1))
         return (codes - _MIDDLE).float().mul_(step).add_(zero)
@@ -65,7 +65,7 @@ class PackedNibbles:
 
     def __init__(self, weight: GroupedWeight, bias: Tensor | None, device: str = "cpu") -> None:
         self._out, self._bias = weight.values.shape[0], None if bias is None else bias.to(device)
-        self._size = _size(weight.spec, weight.values.shape[1])
+        self._size = group_of(weight.spec, weight.values.shape[1])
         codes, scales = packed(weight, self._size)
         lacking = -self._out % _OUTPUTS
         codes = F.pad(codes, (0, 0, 0, lacking)).to(device)
@@ -95,7 +95,7 @@ def packed(weight: GroupedWeight, size: int) -> tuple[Tensor, Tensor]:
     return codes, torch.stack([step.t(), added.t()], 2).to(torch.bfloat16).contiguous()
 
 
-def _size(spec: GroupSpec, inputs: int) -> int:
+def group_of(spec: GroupSpec, inputs: int) -> int:
     """The largest group of the kernel that divides the grid's and the inputs; 0 where there is none."""
     whole = spec.groups(inputs) == 1
     return next((size for size in _GROUPS if inputs % size == 0 and (whole or spec.size(inputs) % size == 0)), 0)

@@ -19,8 +19,8 @@ from engine.quant.grouped import GroupedWeight
 PACKED, WIDENED = "int8pack bf16", "int8 widened to bf16"
 # With more tokens at once than these, weights that are widened for the call are as fast or faster.
 ROWS = 16
-# Rows of the weight that are wide at a time on the processor; on a GPU so many weights, which its cache holds in bfloat16.
-_SLICE, _GPU_SLICE = 4096, 1 << 23
+# Rows of the weight that are wide at a time on the processor; on a GPU so many weights.
+_SLICE, _GPU_SLICE = 4096, 1 << 25
 # The vectorized kernel reads inputs by sixteens, and reads past the end of others.
 _INPUTS = 16
 
@@ -78,8 +78,8 @@ class Widened:
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, device: str = "cpu") -> None:
         self._lacking = -weight.shape[1] % _INPUTS
-        self._weight, self._scale = F.pad(weight, (0, self._lacking)).contiguous().to(device), scale.to(device)
-        self._bias = None if bias is None else bias.float().to(device)
+        self.weight, self.scale = F.pad(weight, (0, self._lacking)).contiguous().to(device), scale.to(device)
+        self.bias = None if bias is None else bias.float().to(device)
         self._wide, self._here = wide(device), device == "cpu"
         self._slice = _SLICE if self._here else max(_GPU_SLICE // weight.shape[1], 1)
         # Scales of bfloat16 would move whole rows: the product is scaled behind the kernel.
@@ -88,13 +88,14 @@ class Widened:
     def __call__(self, x: Tensor) -> Tensor:
         rows = F.pad(x.reshape(-1, x.shape[-1]), (0, self._lacking)) if self._lacking else x.reshape(-1, x.shape[-1])
         if self._here and len(rows) <= ROWS:
-            y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self._weight, self._ones).to(torch.float32)
+            y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self._ones)
         else:
-            rows, kind = rows.to(self._wide), self._wide
-            parts = [F.linear(rows, some.to(kind)).to(torch.float32) for some in torch.split(self._weight, self._slice)]
+            rows = rows.to(self._wide)
+            parts = [F.linear(rows, some.to(self._wide)) for some in torch.split(self.weight, self._slice)]
             y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        y = y.mul_(self._scale) if self._bias is None else torch.addcmul(self._bias, y, self._scale)
-        return y.view(*x.shape[:-1], -1)
+        # Of bfloat16 and float32 the product is float32.
+        y = torch.mul(y, self.scale)
+        return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""torch's CUDA kernels for integer matrices, and which of them give right results on the GPU that is here.
+"""CUDA kernels for integer matrices, torch's and those of ``few_rows``, and which of them give right results on the GPU that is here.
 
 Each is asked in a child process: a kernel that fails may leave the GPU unusable for the process that called it. The answer is kept
 in the user's cache, by torch version and GPU.
@@ -22,7 +22,9 @@ from torch import Tensor
 from engine.kernels.probe import Machine
 from engine.paths import cache_dir, write_atomic
 
-INT_MM, INT4PACK = KERNELS = ("int_mm", "int4pack")
+INT_MM, FEW_ROWS, INT4PACK = KERNELS = ("int_mm", "few_rows", "int4pack")
+# Rows up to which ``few_rows`` reads a weight again for each: beyond them matrix units are faster.
+MOST = 8
 # torch._int_mm takes more than 16 rows, and multiples of 8 of everything.
 _LEAST, _MULTIPLE = 24, 8
 # Inputs are packed by tiles of 16, as many together as divide them.
@@ -37,6 +39,11 @@ class IntegerMatrix:
         self._lacking = -given % _MULTIPLE
         # A transposed view: cuBLAS multiplies int8 with a right side that lies by columns.
         self._weight = F.pad(weight.to(device), (0, self._lacking, 0, -self._out % _MULTIPLE)).contiguous().t()
+
+    @property
+    def weight(self) -> Tensor:
+        """int8, outputs and inputs filled up with zeros."""
+        return self._weight.t()
 
     def __call__(self, codes: Tensor) -> Tensor:
         rows = len(codes)

@@ -78,10 +78,10 @@ SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {"gpt2": ("GPT-2 124M", gpt2)
 
 
 def built(shape: str, device: str) -> Any:
-    """In float32 on the processor; ``device`` draws the weights."""
+    """In float32 on ``device``."""
     torch.manual_seed(0)
     with torch.device(device):
-        return SHAPES[shape][1]().eval().requires_grad_(False).cpu()
+        return SHAPES[shape][1]().eval().requires_grad_(False)
 
 
 def floats(kind: torch.dtype) -> Make:
@@ -162,6 +162,7 @@ def table(shape: str, names: list[str], lengths: Lengths, rounds: int, device: s
     for name in names:
         before = _on_gpu(device)
         forms[name] = FORMS[name](model, device, lengths.begin + lengths.new)
+        gc.collect()
         held[name] = (_on_gpu(device) - before) / 1e6
     steps = {name: form.step for name, form in forms.items()}
     speeds = _finished(tokens_per_second(steps, vocabulary, lengths, StopToken(), rounds, device=device))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +54,7 @@ def test_rounded_activations_give_what_float64_gives(rounding: int | QParams, bi
 
 def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
-    found = {"int_mm": None, "int4pack": "crashed the probe (exit code -11)"}
+    found = {"int_mm": None, "few_rows": "no module named triton", "int4pack": "crashed the probe (exit code -11)"}
     asked: list[str] = []
 
     def child(device: str) -> tuple[dict[str, str | None], bool]:
@@ -68,7 +71,8 @@ def test_a_gpu_is_known_by_what_its_probe_found(monkeypatch: pytest.MonkeyPatch,
     assert seen_from(HERE, "cpu") is HERE
 
 
-RIGHT: dict[str, str | None] = dict.fromkeys(KERNELS)
+BOTH: dict[str, str | None] = dict.fromkeys(KERNELS)
+RIGHT: dict[str, str | None] = {**BOTH, "few_rows": "no Triton"}
 WRONG: dict[str, str | None] = dict.fromkeys(KERNELS, "off by 40%")
 FEW = WeightSpec(4, "per-group", 64, symmetric=False)
 
@@ -89,6 +93,21 @@ def test_a_layer_on_a_gpu_takes_the_kernel_that_is_right_there(spec: LayerSpec, 
     assert lacking.label == wrong and lacking.storage_only and "off by 40%" in (lacking.reason or "")
 
 
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        (LayerSpec(WeightSpec(8)), "triton int8"), (LayerSpec(FEW), "triton int4"), (LayerSpec(WeightSpec(4)), "triton int4"),
+        (LayerSpec(WeightSpec(3, "per-group", 32)), "triton int4"), (LayerSpec(WeightSpec(6)), "triton int8"),
+        (LayerSpec(WeightSpec(8), ActivationSpec(8, dynamic=True)), "int_mm dynamic"),
+        (LayerSpec(WeightSpec(6, "per-group", 64)), "torch fp32, int6 stored"),
+    ],
+)  # fmt: skip
+def test_a_layer_on_a_gpu_with_triton(spec: LayerSpec, label: str) -> None:
+    found = choose(asked(spec, "Linear", (128, 256)), Machine("CUDA", False, False, BOTH, "cuda"))
+    assert found.label == label and found.storage_only == ("stored" in label)
+    assert ("Triton" in (found.reason or "")) == (label == "int_mm dynamic")
+
+
 def test_int8_weights_alone_need_no_kernel_of_their_own_on_a_gpu() -> None:
     found = choose(asked(LayerSpec(WeightSpec(8)), "Linear", (128, 256)), Machine("CUDA", False, False, WRONG, "cuda"))
     assert found.label == "int8 widened to bf16" and not found.storage_only
@@ -100,10 +119,20 @@ def test_a_probe_that_crashes_is_no_kernel_and_is_asked_again(monkeypatch: pytes
     assert not ended and set(found) == set(KERNELS) and all("crashed the probe" in (text or "") for text in found.values())
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+def test_the_kernels_of_triton_give_what_float64_gives() -> None:
+    script = Path(__file__).with_name("interpreted_rows.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, timeout=300)
+    # The interpreter of an older Triton cannot read a loop's bounds from today's numpy.
+    if "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("this Triton's interpreter does not run on this numpy")
+    assert done.stdout.split() == ["right"], done.stderr[-2000:]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_kernels_of_this_gpu_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     from engine.kernels.gpu_child import main
 
     main("cuda")
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {entry["kernel"]: entry["error"] for entry in told}["int_mm"] is None
+    told = {entry["kernel"]: entry["error"] for entry in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert told["int_mm"] is None and told["few_rows"] is None
