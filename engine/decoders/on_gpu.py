@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.decoders.computed import Computed
@@ -11,7 +10,7 @@ from engine.decoders.kernel import Asked
 from engine.decoders.nibbles import group_of
 from engine.decoders.on_int8 import on_int8
 from engine.decoders.quantized import QuantizedMatrix
-from engine.decoders.weight_only import Widened
+from engine.decoders.weight_only import Widened, by_slices
 from engine.kernels.gpu import FEW_ROWS, MOST
 from engine.kernels.probe import Machine
 from engine.quant.grouped import GroupedWeight
@@ -87,7 +86,10 @@ class _Int4:
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= MOST:
             return few_rows.nibbles(rows, self._packed, self._scale, self._zero, self._bias).view(*x.shape[:-1], -1)
-        rows, slices = rows.to(torch.bfloat16), (torch.split(part, self._rows) for part in (self._packed, self._scale, self._zero))
-        parts = [F.linear(rows, few_rows.widen(*some)) for some in zip(*slices, strict=True)]
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).to(torch.float32)
+        y = by_slices(rows.to(torch.bfloat16), self._out, self._rows, self._wide).to(torch.float32)
         return (y if self._bias is None else y.add_(self._bias)).view(*x.shape[:-1], -1)
+
+    def _wide(self, at: slice) -> Tensor:
+        from engine.kernels.few_rows import widen
+
+        return widen(self._packed[at], self._scale[at], self._zero[at])

@@ -90,12 +90,16 @@ class Widened:
         if self._here and len(rows) <= ROWS:
             y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self._ones)
         else:
-            rows = rows.to(self._wide)
-            parts = [F.linear(rows, some.to(self._wide)) for some in torch.split(self.weight, self._slice)]
-            y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            y = by_slices(rows.to(self._wide), len(self.weight), self._slice, lambda at: self.weight[at].to(self._wide))
         # Of bfloat16 and float32 the product is float32.
         y = torch.mul(y, self.scale)
         return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], -1)
+
+
+def by_slices(rows: Tensor, out: int, count: int, widened: Callable[[slice], Tensor]) -> Tensor:
+    """``rows`` times a weight of ``out`` rows, of which ``widened`` gives ``count`` at a time: (rows, out)."""
+    parts = [F.linear(rows, widened(slice(start, start + count))) for start in range(0, out, count)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from engine.paths import cache_dir, write_atomic
 
 INT_MM, FEW_ROWS, INT4PACK = KERNELS = ("int_mm", "few_rows", "int4pack")
 # Rows up to which ``few_rows`` reads a weight again for each: beyond them matrix units are faster.
-MOST = 8
+MOST = 4
 # torch._int_mm takes more than 16 rows, and multiples of 8 of everything.
 _LEAST, _MULTIPLE = 24, 8
 # Inputs are packed by tiles of 16, as many together as divide them.

@@ -232,7 +232,7 @@ def _resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="gpt2", choices=tuple(SHAPES))
+    parser.add_argument("--shape", default="gpt2", help="some of, with commas between them: " + ", ".join(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=48)
@@ -250,7 +250,8 @@ def main() -> None:
     names = [name for name in FORMS if arguments.only is None or name in arguments.only]
     names = [name for name in names if arguments.device == "cpu" or "ONNX" not in name]
     machine = probe()
-    lines = table(arguments.shape, names, Lengths(arguments.prompt, 16, arguments.new), arguments.rounds, arguments.device)
+    lengths = Lengths(arguments.prompt, 16, arguments.new)
+    lines = [line for shape in arguments.shape.split(",") for line in table(shape, names, lengths, arguments.rounds, arguments.device)]
     lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
