@@ -39,7 +39,8 @@ def _settle(model: nn.Module) -> None:
     """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
     they do not change, and a layer can then be quantized as any other."""
     for module in list(model.modules()):
-        for name in list(module.parametrizations) if is_parametrized(module) else ():
+        held = getattr(module, "parametrizations", None) if is_parametrized(module) else None
+        for name in list(held or ()):
             remove_parametrizations(module, str(name), leave_parametrized=True)
     model.requires_grad_(False)
 

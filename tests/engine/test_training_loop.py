@@ -509,12 +509,16 @@ def test_a_stopped_baseline_leaves_its_checkpoint_alone_and_goes_on(tmp_path: Pa
 @pytest.mark.parametrize(("epoch", "says"), [(0, "before an epoch was finished"), (1, "the same command goes on")])
 def test_a_stopped_baseline_says_how_to_go_on(tmp_path: Path, epoch: int, says: str) -> None:
     stop, told = StopToken(), []
-    with pytest.raises(Cancelled):
+
+    def heard() -> None:
         for event in train_baseline(ENTRY, DATA, tmp_path / "net.safetensors", SCHEDULE, "", stop):
-            told += [event.text] if isinstance(event, Notice) else []
+            told[:] = [event]
             if isinstance(event, EpochFinished) or not epoch:
                 stop.set()
-    assert says in told[-1]
+
+    with pytest.raises(Cancelled):
+        heard()
+    assert isinstance(told[0], Notice) and says in told[0].text
 
 
 def test_each_packaged_data_set_has_its_schedule() -> None:
