@@ -19,6 +19,7 @@ from engine.events import Ask, Event, Notice, Stopped
 from engine.job import CHECKPOINT, Job
 from engine.kernels.probe import Machine, probe
 from engine.language.registry import is_language
+from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
 from engine.recipe import Recipe
 from engine.report import Report
@@ -182,6 +183,8 @@ def train(
     """
     if is_language(model):
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
+    if is_custom(model):
+        raise UsageError(f"{model} is your own factory, and training goes by name: give its trained weights to a run by --weights FILE")
     place = folder or data
     if place is None:
         raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")

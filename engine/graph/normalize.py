@@ -17,7 +17,8 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
     """Rewrite, in place, each ``F.conv*d`` or ``F.linear`` whose weight and bias are parameters read by this call alone.
 
-    The module takes the path of the parameters' owner. Returns those paths.
+    The module takes the path of the parameters' owner, and that of the weight where the owner holds something else too.
+    Returns those paths.
     """
     replaced = []
     for node in list(gm.graph.nodes):
@@ -27,12 +28,14 @@ def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
         weight, bias = given["weight"], given.get("bias")
         if not _private(weight) or not (bias is None or _private(bias)):
             continue
-        path = str(weight.target).rpartition(".")[0]
-        if not path or _read_elsewhere(gm, path, (weight, bias)):
-            continue
         module = _build(node, _parameter(gm, weight), None if bias is None else _parameter(gm, bias), given)
-        if module is None:
+        path = _path_for(gm, weight, bias)
+        if module is None or path is None:
             continue
+        for own in (weight, bias):
+            if own is not None:
+                owner, _, name = str(own.target).rpartition(".")
+                delattr(gm.get_submodule(owner), name)
         gm.set_submodule(path, module)
         with gm.graph.inserting_before(node):
             called = gm.graph.call_module(path, (given["input"],))
@@ -85,6 +88,18 @@ def _piece(call: fx.Node, index: object) -> tuple[fx.Node, int, slice] | None:
 
 def _private(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr" and len(node.users) == 1
+
+
+def _path_for(gm: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> str | None:
+    """Where a module of these parameters can stand; None where something else reads one of them, or calls what holds it."""
+    owner = str(weight.target).rpartition(".")[0]
+    own = (weight, bias)
+    if owner and not _read_elsewhere(gm, owner, own):
+        return owner
+    targets = [str(node.target) for node in own if node is not None]
+    called = [f"{n.target}." for n in gm.graph.nodes if n.op == "call_module"]
+    held = any(target.startswith(module) for target in targets for module in called)
+    return None if held or any(_read_elsewhere(gm, target, own) for target in targets) else targets[0]
 
 
 def _read_elsewhere(gm: fx.GraphModule, path: str, own: tuple[object, ...]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.utils._pytree import tree_leaves
 
 from engine.errors import EngineError, one_line
 from engine.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
@@ -137,11 +138,22 @@ class ShapeTracer(fx.Tracer):
 
         args, kwargs = fx.map_arg(node.args, pick), fx.map_arg(node.kwargs, pick)
         if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            return self._called(str(node.target), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _called(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.root.get_submodule(path)
+        result = module(*args, **kwargs)
+        # A layer on integers is what its weights say: nothing calls its hooks.
+        if path not in self._leaves and (module._forward_hooks or module._forward_pre_hooks):
+            plain = module.forward(*args, **kwargs)
+            pairs = zip(tree_leaves(result), tree_leaves(plain), strict=False)
+            if any(isinstance(a, Tensor) and not (isinstance(b, Tensor) and torch.equal(a, b)) for a, b in pairs):
+                raise TraceError(f"a forward hook changes what {path} computes")
+        return result
 
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
@@ -162,6 +174,11 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         if not isinstance(expected, Tensor):
             raise EngineError(
                 f"{type(model).__name__} returns {type(expected).__name__}, not one tensor of logits: wrap it in a factory that does"
+            )
+        if not torch.allclose(model(copies[0].clone()), expected, rtol=1e-3, atol=1e-5 * max(1.0, float(expected.abs().max()))):
+            raise EngineError(
+                f"{type(model).__name__} gives other logits for the same images at the next call: its forward draws random numbers or "
+                "keeps a state, which it must not do in eval mode"
             )
         own = set(vars(model))
         try:

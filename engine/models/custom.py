@@ -22,6 +22,7 @@ def is_custom(name: str) -> bool:
 
 def build(name: str) -> nn.Module:
     """Call the factory that ``name`` names. Raises UsageError when it cannot be found, EngineError when it fails."""
+    import torch
     from torch import nn
 
     place, _, attribute = name.rpartition(":")
@@ -36,7 +37,11 @@ def build(name: str) -> nn.Module:
         raise EngineError(f"{name} failed: {type(error).__name__}: {one_line(error)}: the factory is called without arguments") from error
     if not isinstance(model, nn.Module):
         raise EngineError(f"{name} returned {type(model).__name__}, not an nn.Module")
-    return model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise EngineError(f"{name} returned a TorchScript module, which cannot be traced: return the nn.Module that it was made from")
+    # A compiled model computes as the one that it was made from.
+    original = getattr(model, "_orig_mod", model)
+    return original if isinstance(original, nn.Module) else model
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from engine.cancel import StopToken
+from engine.checkpoint import read as read_checkpoint
 from engine.data.base import Data
+from engine.errors import Cancelled
 from engine.events import Event, Notice, StageFinished, StageStarted
 from engine.graph.kinds import BATCH_NORMS
 from engine.graph.memory import channels_last
@@ -89,7 +91,12 @@ def train_baseline(
     told: dict[str, Any] = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
     identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
     checkpoint = out.with_suffix(".checkpoint.pt")
-    fitted = yield from fit(model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
+    try:
+        fitted = yield from fit(model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
+    except Cancelled:
+        kept = read_checkpoint(checkpoint, identity)
+        yield Notice("stopped; the same command goes on after the last whole epoch" if kept else "stopped before an epoch was finished")
+        raise
     restore(model, fitted.best)
     test = accuracy(model, data, "test", 256, stop, device)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -46,7 +46,7 @@ def check(model: nn.Module, example: Tensor, data: Data, name: str) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EngineError(f"{name} returns {shape}, not logits of shape (N, classes): wrap it in a factory that does")
-    if logits.shape[1] < len(data.classes):
+    if logits.shape[1] != len(data.classes):
         raise EngineError(f"{name} knows {logits.shape[1]} classes and {data.name} has {len(data.classes)}: use other data or another head")
     if not torch.isfinite(logits).all():
         raise EngineError(f"{name} gives NaN or infinity on the first images: check its weights and data.mean, data.std")

@@ -28,6 +28,7 @@ from engine.stages.plan import stored_label
 from engine.stages.trace import TracedModel
 
 IN_FLOAT = "no integer kernel for this operation: fp32 between integer layers"
+NOT_ITS_OWN = "its weight is computed, or read by others too: only a weight that is this layer's alone becomes integers"
 
 
 def report(recipe: Recipe, loaded: Loaded, machine: Machine, directory: Path, found: Mapping[str, Any]) -> Report:
@@ -89,16 +90,17 @@ def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: Quantiz
 
 
 def operations(gm: fx.GraphModule, model: QuantizedModel) -> list[dict[str, Any]]:
-    """What computes in fp32 between the layers, by operation: it holds no parameters, so the coverage of layers lacks it."""
+    """What computes in fp32 between the layers, by operation: no module of parameters, so the coverage of layers lacks it."""
     steps = {step.output for step in model.program.steps if step.op in ("call", "module")}
-    found: Counter[str] = Counter()
+    found: Counter[tuple[str, str]] = Counter()
     for node in gm.graph.nodes:
         module = module_of(node)
         moves = kind(node) in (*CARRIES, "get_attr") or (module is not None and any(True for _ in module.parameters()))
         if node.name in steps and node.meta.get("dtype") == torch.float32 and not moves:
             name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
-            found[name.strip("_")] += 1
-    return [{"operation": name, "count": count, "reason": IN_FLOAT} for name, count in found.most_common()]
+            reason = NOT_ITS_OWN if kind(node) in ("functional_conv", "functional_linear") else IN_FLOAT
+            found[name.strip("_"), reason] += 1
+    return [{"operation": name, "count": count, "reason": reason} for (name, reason), count in found.most_common()]
 
 
 def _noise(noise: LayerNoise | None) -> dict[str, float | None]:

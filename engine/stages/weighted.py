@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from engine.data import registry as data_registry
 from engine.data.base import Data
@@ -27,10 +28,21 @@ def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     else:
         model, weights, stem = _listed(find(recipe.model), recipe, data)
     model.eval().requires_grad_(False)
+    _settle(model)
     broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if broken:
         raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
     return model, weights, stem
+
+
+def _settle(model: nn.Module) -> None:
+    """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
+    they do not change, and a layer can then be quantized as any other."""
+    for module in list(model.modules()):
+        held = getattr(module, "parametrizations", None) if is_parametrized(module) else None
+        for name in list(held or ()):
+            remove_parametrizations(module, str(name), leave_parametrized=True)
+    model.requires_grad_(False)
 
 
 def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:

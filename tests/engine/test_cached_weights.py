@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from engine import examine, pipeline
 from engine.cancel import StopToken
-from engine.errors import EngineError
+from engine.errors import EngineError, UsageError
 from engine.events import Notice
 from engine.models.cached import cached_for, cached_weights
 from engine.models.registry import WEIGHTS
@@ -77,3 +77,9 @@ def test_a_machine_is_examined_as_plain_values(tiny: Callable[..., Any]) -> None
     assert found["torch"] == torch.__version__ and found["activation_bits"] in (7, 8)
     assert set(found["packages"]) == set(examine.OPTIONAL) and set(found["folders"]) == {"cache", "data", "runs"}
     assert found["processor"] is None or isinstance(found["processor"], str)
+
+
+def test_training_goes_by_name(tmp_path: Path) -> None:
+    stop = StopToken()
+    outcome = consume(pipeline.train(f"{tmp_path / 'net.py'}:make", "digits", stop=stop), stop)
+    assert isinstance(outcome.error, UsageError) and "training goes by name" in str(outcome.error)

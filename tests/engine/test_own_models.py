@@ -301,6 +301,8 @@ def test_a_model_without_anything_to_quantize_says_so(own_cache: Path, tmp_path:
         ("import no_such_package_at_all\n", "make", EngineError, "no_such_package_at_all"),
         (HEAD + "def make():\n    return nn.Flatten(0)\n", "make", EngineError, "logits"),
         (HEAD + "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))\n", "make", EngineError, "4 classes"),
+        (HEAD + "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 1000))\n", "make", EngineError, "1000 classes"),
+        (HEAD + "def make():\n    return torch.jit.script(nn.Linear(2, 2))\n", "make", EngineError, "TorchScript"),
         (HEAD + "def make():\n    return nn.Linear(7, 10)\n", "make", EngineError, "3×32×32"),
     ],
 )
@@ -325,3 +327,34 @@ def test_a_place_that_is_not_there(own_cache: Path, tmp_path: Path, name: str) -
     outcome = drive(recipe(name), tmp_path / "run")
     assert type(outcome.error) is UsageError and name.split(":")[0] in str(outcome.error)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_model_is_the_one_it_was_made_from(tmp_path: Path) -> None:
+    path = written(tmp_path, HEAD + "def make():\n    return torch.compile(nn.Flatten())\n")
+    model = build(f"{path}:make")
+    assert type(model) is torch.nn.Flatten
+
+
+PARAMETRIZED = (
+    HEAD
+    + """
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), spectral_norm(nn.Linear(32, 10))
+    )
+"""
+)
+
+
+def test_a_parametrized_weight_is_quantized_as_the_value_that_it_has(own_cache: Path, tmp_path: Path) -> None:
+    path = written(tmp_path, PARAMETRIZED)
+    given = build(f"{path}:make")
+    save_file({name: tensor.contiguous().clone() for name, tensor in given.state_dict().items()}, tmp_path / "w.safetensors")
+    report = drive(recipe(f"{path}:make", weights=str(tmp_path / "w.safetensors")), tmp_path / "run").report.data
+    assert [(layer["name"], layer["kind"]) for layer in report["layers"]] == [("0", "Conv2d"), ("4", "Linear")]
+    assert all("torch" not in layer["kernel"] for layer in report["layers"])
+    assert report["ptq"]["error"]["sqnr_db"] > 20

@@ -506,6 +506,21 @@ def test_a_stopped_baseline_leaves_its_checkpoint_alone_and_goes_on(tmp_path: Pa
     assert (tmp_path / "net.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(("epoch", "says"), [(0, "before an epoch was finished"), (1, "the same command goes on")])
+def test_a_stopped_baseline_says_how_to_go_on(tmp_path: Path, epoch: int, says: str) -> None:
+    stop, told = StopToken(), []
+
+    def heard() -> None:
+        for event in train_baseline(ENTRY, DATA, tmp_path / "net.safetensors", SCHEDULE, "", stop):
+            told[:] = [event]
+            if isinstance(event, EpochFinished) or not epoch:
+                stop.set()
+
+    with pytest.raises(Cancelled):
+        heard()
+    assert isinstance(told[0], Notice) and says in told[0].text
+
+
 def test_each_packaged_data_set_has_its_schedule() -> None:
     assert schedule_for("digits") is DEFAULTS["digits"] and schedule_for("cifar10") is DEFAULTS["cifar10"]
     assert schedule_for("mine").epochs > 0

@@ -87,14 +87,39 @@ def test_what_others_read_is_left_alone(name):
     torch.testing.assert_close(graph(x), model(x))
 
 
-def test_a_parameter_of_the_root_has_no_path_to_take():
-    class Root(nn.Module):
+class Root(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.bias = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.randn(6))
+        self.second, self.child = nn.Parameter(torch.randn(5, 6)), nn.ReLU()
+
+    def forward(self, x):
+        return F.linear(self.child(F.conv2d(x, self.first, self.bias)).mean((2, 3)), self.second)
+
+
+@pytest.mark.parametrize(
+    ("model", "paths"), [(Root(), ("first", "second")), (Around(Root()), ("inner.first", "inner.second"))], ids=["root", "inner"]
+)
+def test_weights_of_one_owner_are_modules_of_their_own(model, paths):
+    torch.manual_seed(0)
+    names = set(model.state_dict())
+    graph = trace(model.eval(), torch.randn(2, 3, 5, 5)).module
+    assert functional_to_modules(graph) == paths
+    graph.graph.lint()
+    assert set(graph.state_dict()) == {f"{paths[0]}.weight", f"{paths[0]}.bias", f"{paths[1]}.weight"}
+    x = torch.randn(3, 3, 5, 5)
+    torch.testing.assert_close(graph(x), model(x))
+    assert set(model.state_dict()) == names
+
+
+def test_a_weight_of_a_module_that_is_called_whole_stays_there():
+    class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = nn.Parameter(torch.randn(5, 9))
+            self.inner = nn.Linear(9, 9)
 
         def forward(self, x):
-            return F.linear(x, self.weight)
+            return F.linear(self.inner(x), self.inner.weight)
 
-    graph = trace(Root().eval(), torch.randn(2, 9)).module
+    graph = trace(Tied().eval(), torch.randn(2, 9)).module
     assert functional_to_modules(graph) == ()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.errors import EngineError
 from engine.graph.trace import trace
 
 BATCHES = (1, 2, 5, 7)
@@ -204,3 +205,29 @@ def test_changes_through_a_view_that_a_graph_cannot_hold_keep_the_model_whole():
     assert traced.max_abs_delta == 0
     assert len(traced.untraced) == 1
     check(model, traced)
+
+
+def test_a_hook_that_changes_a_layer_keeps_what_calls_it_whole():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.seen = nn.Conv2d(3, 3, 1), nn.ReLU()
+            self.conv.register_forward_hook(lambda module, args, output: output * 3 + 1)
+            self.seen.register_forward_hook(lambda module, args, output: None)
+
+        def forward(self, x):
+            return self.seen(self.conv(x))
+
+    model, x = nn.Sequential(Block(), nn.Conv2d(3, 2, 1)).eval(), torch.randn(3, 3, 4, 4)
+    traced = trace(model, x)
+    assert [(leaf.path, leaf.reason) for leaf in traced.untraced] == [("0", "a forward hook changes what 0.conv computes")]
+    torch.testing.assert_close(traced.module(x), model(x))
+
+
+def test_a_model_that_draws_at_random_is_told_apart():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x)
+
+    with pytest.raises(EngineError, match="Noisy gives other logits for the same images"):
+        trace(Noisy().eval(), torch.randn(2, 3, 4, 4))
