@@ -34,12 +34,24 @@ def _told(d: dict[str, Any]) -> list[str]:
             f"Calibration text: {data['calibration']:,} windows of the training split, {data['calibration_tokens']:,} tokens, for the "
             "methods and grids that read any."
         )
+    if baseline.get("fp16_bytes"):
+        told.append(size(d))
     if speed.get("prompt"):
         told.append(
             f"Speed: one sequence; a prompt of {speed['prompt']:,} tokens read at once, {speed['new']:,} tokens written one by one with a "
             "cache."
         )
     return [f"- {text}" for text in told]
+
+
+def size(d: dict[str, Any]) -> str:
+    """What the size and its part of fp16 count: the embeddings are in both, and decide them in a small model."""
+    rows = [(row["name"], str(row["actual"]).partition(",")[0]) for row in d.get("layers") or () if row["kind"] == "Embedding"]
+    inside = " and ".join(f"{name} as {form}" for name, form in rows)
+    return (
+        f"Size: the whole file with its scales{f', {inside} included' if inside else ''}; fp16 is two bytes a parameter, "
+        f"{d['baseline']['fp16_bytes'] / 1e6:.2f} MB, a tied matrix counted once."
+    )
 
 
 def _row(name: str, e: dict[str, Any], halves: int | None) -> tuple[str, ...]:

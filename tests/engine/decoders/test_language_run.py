@@ -48,6 +48,7 @@ def test_a_run_reports_what_it_measured_and_its_file_gives_the_same(place: Path,
     (export,) = report["exports"]
     assert export["format"] == "safetensors" and export["parity"]["max_abs"] == 0
     text = (tmp_path / "run" / "report.md").read_text()
+    assert "with its scales, transformer.wte as w8 per-channel and transformer.wpe as w8 per-channel included; fp16 is two bytes" in text
     assert "perplexity" in text and "sliding window, " in text.replace("Perplexity: ", "") and "The same words continued" in text
     back: Any = load_quantized(tmp_path / "run")
     ids = torch.arange(20)[None]
