@@ -34,6 +34,8 @@ def _told(d: dict[str, Any]) -> list[str]:
             f"Calibration text: {data['calibration']:,} windows of the training split, {data['calibration_tokens']:,} tokens, for the "
             "methods and grids that read any."
         )
+    if baseline.get("fp16_bytes"):
+        told.append(size(d))
     if speed.get("prompt"):
         recorded = ", each step a recorded CUDA graph" if speed.get("recorded") else ""
         told.append(
@@ -41,6 +43,16 @@ def _told(d: dict[str, Any]) -> list[str]:
             f"cache{recorded}."
         )
     return [f"- {text}" for text in told]
+
+
+def size(d: dict[str, Any]) -> str:
+    """What the size and its part of fp16 count: the embeddings are in both, and decide them in a small model."""
+    rows = [(row["name"], str(row["actual"]).partition(",")[0]) for row in d.get("layers") or () if row["kind"] == "Embedding"]
+    inside = " and ".join(f"{name} as {form}" for name, form in rows)
+    return (
+        f"Size: the whole file with its scales{f', {inside} included' if inside else ''}; fp16 is two bytes a parameter, "
+        f"{d['baseline']['fp16_bytes'] / 1e6:.2f} MB, a tied matrix counted once."
+    )
 
 
 def _row(name: str, e: dict[str, Any], halves: int | None) -> tuple[str, ...]:

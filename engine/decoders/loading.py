@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from engine.cancel import StopToken
+from engine.decoders.architecture import architecture
 from engine.decoders.formats import find
 from engine.decoders.settings import qat_settled
-from engine.errors import UsageError
+from engine.errors import EngineError, UsageError
 from engine.events import Event, Notice
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
@@ -105,6 +106,10 @@ def _refuse(recipe: Recipe) -> None:
         raise UsageError(f"{part.name} are images and {recipe.model} reads text: give --data {TEXT}, a text file or a folder of text")
     for name in recipe.export:
         find(name)
+    if part.name.lower().endswith(".json"):
+        asked = {"data.context": part.context is not None, "data.stride": part.stride != DataPart().stride}
+        for key in (key for key, given in asked.items() if given):
+            raise UsageError(f"{key} cuts a text in windows, and {part.name} holds sequences that are read one by one: leave it out")
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
 
@@ -114,6 +119,11 @@ def _refuse_export(recipe: Recipe, language: LanguageModel) -> None:
     other = next((path for path, module in linears(language.model) if kind_of(module) == "Conv1D"), None)
     if other is not None and "compressed-tensors" in recipe.export:
         raise UsageError(f"export to compressed-tensors: its readers pass over transformers' Conv1D, which {other} is: give onnx instead")
+    if "onnx" in recipe.export:
+        try:
+            architecture(language.model)
+        except EngineError as error:
+            raise UsageError(f"export to onnx: {error}: leave it out") from error
 
 
 def _window(recipe: Recipe, language: LanguageModel) -> int:

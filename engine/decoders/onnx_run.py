@@ -80,8 +80,10 @@ class OnnxDecoder:
 
 
 def _try(path: Path) -> None:
+    command = [sys.executable, "-c", _TRIAL, str(path)]
     try:
-        done = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True, timeout=_PATIENCE, check=False)
+        # In a session of its own: a Ctrl-C or hang-up that is meant for the run is no crash of the runtime.
+        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, start_new_session=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise EngineError(f"ONNX Runtime does not load {path} in a process of its own ({type(error).__name__})") from error
     if done.returncode not in (0, 1):

@@ -61,8 +61,10 @@ def tried(entry: Format, path: Path, trial: str) -> None:
     Raises EngineError for a crash; what else goes wrong shows again where the file is loaded."""
     if not trial:
         return
+    command = [sys.executable, "-c", trial, str(path)]
     try:
-        done = subprocess.run([sys.executable, "-c", trial, str(path)], capture_output=True, timeout=_PATIENCE, check=False)
+        # In a session of its own: a Ctrl-C or hang-up that is meant for the run is no crash of the runtime.
+        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, start_new_session=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise EngineError(f"{entry.title} does not load {path} in a process of its own ({type(error).__name__})") from error
     if done.returncode not in (0, 1):

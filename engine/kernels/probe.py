@@ -127,8 +127,10 @@ def _processor() -> str:
 def _ask_child(families: tuple[str, ...] = tuple(FAMILIES)) -> Machine:
     code = f"from engine.kernels.probe_child import main; main({families!r})"
     names = [name for family in families for name in FAMILIES[family]]
+    # In a session of its own: a Ctrl-C or hang-up that is meant for the run must not be taken for a crash, and be remembered.
+    command = [sys.executable, "-W", "ignore", "-c", code]
     try:
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         found = [json.loads(line) for line in lines]
     except (OSError, subprocess.SubprocessError, ValueError) as error:

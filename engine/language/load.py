@@ -17,7 +17,7 @@ from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.language import hub
 from engine.language.folder import Folder, look
 from engine.language.registry import ENTRIES, is_hub_id
-from engine.language.sound import check_decoder, unloadable
+from engine.language.sound import check_decoder, left_over, unloadable
 
 # Windows longer than this make perplexities of different models hard to compare, and attention slow.
 LONGEST = 2048
@@ -110,6 +110,8 @@ def _model(found: Folder) -> Any:
         if names:
             some = sorted(str(name) for name in names)
             raise EngineError(f"{found.path} {what} {len(some)} of the model's tensors, {some[0]} first: copy or download it again")
+    if spare := left_over(model, [str(name) for name in info["unexpected_keys"]]):
+        raise EngineError(f"{found.path} holds {spare}, which its config.json has no place for: they belong to different models")
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise EngineError(f"{found.path} holds NaN or infinity in {name}: use another checkpoint")
@@ -153,7 +155,7 @@ def check_vocabulary(tokenizer: Any, model: Any, place: Path) -> None:
 
 def context_of(config: Any) -> int:
     """Tokens that a model of that configuration reads at most; 2,048 where it does not say."""
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 1:
             return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from engine.errors import EngineError, one_line
 from engine.language.folder import AGAIN, Folder
-from engine.language.linears import anatomy
+from engine.language.linears import anatomy, blocks_of, kind_of
 from engine.models.weights_file import read_state
 
 _TOKENS = 8
@@ -63,6 +65,31 @@ def _shapes(found: Folder) -> list[tuple[str, tuple[int, ...]]]:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
+
+
+def left_over(model: Any, names: Sequence[str]) -> str:
+    """The first of ``names``, tensors of a file that the model did not take, without which a block is not the one that was saved:
+    of a block too many, a weight, or the bias of a layer that has none here. Empty for masks and positions that older files carry.
+    """
+    try:
+        path, blocks = blocks_of(model)
+    except EngineError:
+        return ""
+    bare = path.removeprefix(f"{model.base_model_prefix}.")
+    inside = re.compile(rf"(?:{re.escape(path)}|{re.escape(bare)})\.(\d+)\.(.+)\.(\w+)")
+    for name in sorted(names):
+        if (parts := inside.fullmatch(name)) is None:
+            continue
+        number, layer, kind = int(parts[1]), parts[2], parts[3]
+        if number >= len(blocks) or kind == "weight" or (kind == "bias" and _has_no_bias(blocks[number], layer)):
+            return name
+    return ""
+
+
+def _has_no_bias(block: Any, layer: str) -> bool:
+    # GPT-2's mask is called ``attn.bias``: only a layer's own bias is missed.
+    module = dict(block.named_modules()).get(layer)
+    return module is not None and kind_of(module) is not None and getattr(module, "bias", None) is None
 
 
 def check_decoder(model: Any, place: Path, context: int) -> None:

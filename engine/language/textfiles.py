@@ -18,7 +18,10 @@ _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.B
 
 
 def read_file(path: Path) -> Document:
-    """Raises EngineError, in one line, for a file that is empty, binary, or not in UTF-8."""
+    """Raises EngineError, in one line, for a file that is empty, binary, or not in UTF-8, and for a device or a pipe."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # It may have no end, and a run that is resumed reads its text again.
+        raise EngineError(f"text {path} is a device or a pipe: write what it gives to a file, and give that")
     try:
         content = path.read_bytes()
     except OSError as error:

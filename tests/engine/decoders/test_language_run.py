@@ -48,6 +48,7 @@ def test_a_run_reports_what_it_measured_and_its_file_gives_the_same(place: Path,
     (export,) = report["exports"]
     assert export["format"] == "safetensors" and export["parity"]["max_abs"] == 0
     text = (tmp_path / "run" / "report.md").read_text()
+    assert "with its scales, transformer.wte as w8 per-channel and transformer.wpe as w8 per-channel included; fp16 is two bytes" in text
     assert "perplexity" in text and "sliding window, " in text.replace("Perplexity: ", "") and "The same words continued" in text
     back: Any = load_quantized(tmp_path / "run")
     ids = torch.arange(20)[None]
@@ -55,6 +56,24 @@ def test_a_run_reports_what_it_measured_and_its_file_gives_the_same(place: Path,
     assert float((back(ids) - before).norm() / before.norm()) < 0.05
     again = Recipe.load(tmp_path / "run" / "recipe.yaml")
     assert again.data.name == str(place / "text.txt") and again.data.stride == 16
+
+
+def test_a_graph_that_is_not_written_is_refused_before_any_work(place: Path, tmp_path: Path) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    shape = {"vocab_size": tiny_language.ROWS, "hidden_size": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    tiny_language.write_folder(tmp_path / "bloom", BloomForCausalLM(BloomConfig(**shape)))
+    outcome = driving.drive(recipe(place, model=str(tmp_path / "bloom"), export=["onnx"]), tmp_path / "run")
+    assert isinstance(outcome.error, UsageError) and not (tmp_path / "run").exists()
+    assert re.search(r"export to onnx: .*decoder of type bloom is not among them: leave it out", str(outcome.error))
+
+
+@pytest.mark.parametrize("key", ["context", "stride"])
+def test_windows_are_not_asked_of_sequences(place: Path, tmp_path: Path, key: str) -> None:
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps([[i, i + 1, i + 2] for i in range(8)]))
+    outcome = driving.drive(recipe(place, data={"name": str(ids), key: 8}), tmp_path / "run")
+    assert isinstance(outcome.error, UsageError) and f"data.{key} cuts a text in windows" in str(outcome.error)
 
 
 def test_a_person_at_a_screen_sees_modules_ranges_weights_and_words(place: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,3 +229,11 @@ def test_files_that_are_no_decoders_are_told_in_a_line(tmp_path: Path, written: 
         assert "\n" not in str(caught.value)
     with pytest.raises(EngineError, match="does not exist"):
         OnnxDecoder(tmp_path / "none.onnx", 1)
+
+
+def test_what_a_terminal_sends_does_not_reach_the_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trial = f"import os, sys; sys.exit(7 if os.getpgrp() == {os.getpgrp()} else 0)"
+    monkeypatch.setattr("engine.decoders.onnx_run._TRIAL", trial)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(EngineError, match="cannot be loaded by ONNX Runtime"):
+        OnnxDecoder(tmp_path / "model.onnx", 1, tried=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,12 @@ def test_a_runtime_that_crashes_on_a_file_leaves_it_unverified(
     found = outcome.data["exports"][1]
     assert outcome.error is None and not found["verified"] and (finished / "model.pt2").is_file()
     assert f"torch.export crashes on {finished / 'model.pt2'} (exit code {code})" in found["reason"]
+
+
+def test_what_a_terminal_sends_does_not_reach_a_trial(tmp_path: Path) -> None:
+    # A Ctrl-C goes to all of a terminal's group: in another one the trial goes on, and no crash is told.
+    trial = f"import os, sys; sys.exit(7 if os.getpgrp() == {os.getpgrp()} else 0)"
+    parity.tried(FORMATS["onnx"], tmp_path / "model.onnx", trial)
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

@@ -159,6 +159,12 @@ torch.ops.onednn = Nothing()
     assert (machine.saturates is None) == (path() is None)
 
 
+def test_what_a_terminal_sends_is_no_crash_of_a_kernel(monkeypatch):
+    """A Ctrl-C reaches all processes of its group, and what the probe has found is kept for the next runs."""
+    use(monkeypatch, Runs(before=child(f"if os.getpgrp() == {os.getpgrp()}: os.abort()")))
+    assert not any("crashed" in str(said) for said in probe().kernels.values())
+
+
 def test_a_crash_of_one_family_says_nothing_of_the_next(monkeypatch):
     change = """
 real = probe_child.OneDNN.build

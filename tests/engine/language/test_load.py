@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import EngineError, UsageError
 from engine.language import hub
-from engine.language.load import check_vocabulary, load_language
+from engine.language.load import check_vocabulary, context_of, load_language
 from engine.language.registry import ENTRIES, LanguageEntry, hub_cache, is_language
 from engine.models.registry import find
 
@@ -162,6 +162,7 @@ def remote(place: Path) -> None:
         (lambda p: tiny_language.edit_config(p, quantization_config="gptq"), r"quantized already \(gptq\)"),
         (lambda p: tiny_language.edit_config(p, architectures="BertModel"), "holds BertModel, which does not predict"),
         (lambda p: tiny_language.edit_config(p, n_layer=0), "has no sequence of blocks"),
+        (lambda p: tiny_language.edit_config(p, n_layer=1), r"holds transformer\.h\.1\.attn\.c_attn\.weight, which its config"),
         (lambda p: tiny_language.edit_config(p, n_head=3), "cannot be loaded|cannot be run"),
         (lambda p: tiny_language.edit_config(p, vocab_size=2_000_000_000), "wte.weight has the shape 300 × 16, and config.json asks for"),
         (sees_ahead, "sees the tokens that it is to predict"),
@@ -176,6 +177,26 @@ def test_a_broken_folder_is_one_clear_line(folder: Path, harm: Callable[[Path], 
         load_language(str(folder))
     assert "\n" not in str(raised.value) and str(folder) in str(raised.value) and raised.value.exit_code == 1
     assert "this must not run" not in "".join(capfd.readouterr())
+
+
+def test_biases_that_the_config_leaves_out_are_missed(tmp_path: Path) -> None:
+    build("llama", attention_bias=True).save_pretrained(tmp_path)
+    tiny_language.edit_config(tmp_path, attention_bias=False)
+    with pytest.raises(EngineError, match=r"holds model\.layers\.0\.self_attn\.k_proj\.bias, which its config"):
+        load_language(str(tmp_path), text=False)
+
+
+def test_masks_of_older_files_are_not_missed(folder: Path) -> None:
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    masks = {"h.0.attn.bias": torch.ones(1, 1, 32, 32), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+    save_file({**bare, **masks}, folder / "model.safetensors", {"format": "pt"})
+    assert load_language(str(folder)).params == sum(p.numel() for p in tiny_language.gpt2().parameters())
+
+
+def test_the_context_is_that_of_the_config_whatever_it_is_called() -> None:
+    from transformers import BloomConfig, MptConfig
+
+    assert (context_of(MptConfig(max_seq_len=64)), context_of(BloomConfig())) == (64, 2048)
 
 
 @pytest.mark.parametrize("harm", [cut, lambda p, name: (p / name).unlink()])

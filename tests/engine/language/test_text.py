@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -241,6 +242,10 @@ def test_names_that_are_nothing_and_models_without_words(tmp_path: Path) -> None
         load_text("python-docs", replace(tiny_language.language(), tokenizer=None), StopToken())
     with pytest.raises(EngineError, match="cannot be read"):
         read_file(tmp_path)
+    os.mkfifo(tmp_path / "pipe.txt")
+    for endless in (tmp_path / "pipe.txt", Path("/dev/zero")):
+        with pytest.raises(EngineError, match="is a device or a pipe"):
+            read_file(endless)
 
 
 def sequences_of(path: Path, content: Any) -> SequenceData:
