@@ -78,13 +78,13 @@ def metric_of(run: Run) -> str:
 def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
     simulated = bool(found.get("simulated"))
     pace = "dim" if simulated else ""
-    kernel = text.kernels(found.get("kernel"))
+    kernel, mse = text.kernels(found.get("kernel")), number(found, "error", "mse")
     return Row(
         key,
         (
             Cell(name, "title"),
             quality(metric, number(found, "value"), number(found, "interval")),
-            shown(number(found, "error", "divergence"), "{:.4f}") or shown(number(found, "error", "mse"), "{:.1e}"),
+            shown(number(found, "error", "divergence"), "{:.4f}") or ("" if mse is None else text.small(mse)),
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
             percent(number(found, "error", "agreement")),
             megabytes(number(found, "size_bytes")),

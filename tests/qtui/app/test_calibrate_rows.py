@@ -10,6 +10,7 @@ from scripted_engine import MEASURED, WEIGHTS, layer_rows, ranges, report, verdi
 
 from engine import events as ev
 from engine.spec import FP32
+from qtui import subject
 from qtui.drawing.rows import Cell
 from qtui.drawing.spans import plain
 from qtui.screens import calibrate_layers as layers
@@ -17,6 +18,7 @@ from qtui.screens import calibrate_ranges as rg
 from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
 from qtui.state import Job, Run, State
+from qtui.text import small
 
 WEIGHT_ROWS = {row.path: row for row in WEIGHTS}
 
@@ -210,6 +212,16 @@ def test_the_line_of_work() -> None:
     assert work.line(replace(state, job=Job("run", "run", paused=True))) == (384, 512, "paused: p goes on", "")
     assert work.line(replace(state, job=Job("run", "run", stopping=True), run=replace(run, progress=None))) == (0, 1, "stopping …", "")
     assert not work.working(State(run=run)) and not work.working(asking(run, True))
+
+
+def test_the_line_of_work_and_the_subject_tell_the_same_part() -> None:
+    half = ev.Progress("calibrate", 447, 512, "windows", 0.04, 61.0)
+    state = State(job=Job("run", "run"), run=Run(at="calibrate", progress=half))
+    assert subject.doing(state) == "87 %" and work.line(state)[2] == "25 s each"
+    paused = replace(state, job=Job("run", "run", paused=True))
+    assert subject.doing(paused) == "paused: 4, then p"
+    assert subject.doing(replace(paused, run=replace(state.run, at="train"))) == "paused: 5, then p"
+    assert [small(value) for value in (1.8e-2, 2.9e-6, 1.5e-12)] == ["1.8e-2", "2.9e-6", "1.5e-12"]
 
 
 def decoder_run() -> Run:
