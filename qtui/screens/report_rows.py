@@ -196,7 +196,8 @@ def form(row: Layer) -> str:
         return "folded"
     if actual in ("fp32", ""):
         return "fp32"
-    return "stored" if kernel.startswith(("torch", "simul")) else "integer"
+    # Where activations stay in floats, so does the arithmetic, whichever kernel reads the integers.
+    return "stored" if "fp32 activations" in actual or kernel.startswith(("torch", "simul")) else "integer"
 
 
 def differs(row: Layer) -> bool:

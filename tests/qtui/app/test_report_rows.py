@@ -205,3 +205,12 @@ def test_the_noise_of_a_language_models_layer_is_that_of_its_weights_alone() -> 
     assert "of its rounded weights" in told and "all layers up to here" not in told
     other = {**layer, "name": "lm_head", "sqnr_db": 50.0, "own_sqnr_db": 50.0}
     assert words.layer_sentence(other, [layer, other]) == "lm_head: w8 on int8 rows, as preset w4 asks."
+
+
+@pytest.mark.parametrize(
+    ("actual", "kernel", "found"),
+    [("w4 per-group 64, fp32 activations", "int4pack bf16", "stored"), ("w8 per-channel, a8 per-tensor", "dnnl.matmul", "integer"),
+     ("w8 per-channel, fp32 activations", "torch fp32", "stored"), ("fp32", "torch fp32", "fp32")],
+)  # fmt: skip
+def test_only_integer_activations_make_integer_arithmetic(actual: str, kernel: str, found: str) -> None:
+    assert rows.form({"actual": actual, "kernel": kernel}) == found
