@@ -169,7 +169,7 @@ def _accuracy(weights: Path) -> float | None:
 
 def texts() -> tuple[tuple[str, str], ...]:
     """(name, text) of each text that has a name of its own."""
-    return tuple((entry.name, f"{entry.name:<12} {entry.description} ─ {entry.where}") for entry in TEXTS.values())
+    return tuple((entry.name, f"{entry.name:<12} {entry.where} ─ {entry.description}") for entry in TEXTS.values())
 
 
 def data_sets() -> tuple[tuple[str, str], ...]:
@@ -185,7 +185,7 @@ def data_sets() -> tuple[tuple[str, str], ...]:
         state = (
             "offline" if entry.offline else "cached" if (data_cache() / CACHED_AS.get(entry.name, entry.name)).is_dir() else "to download"
         )
-        found.append((entry.name, f"{entry.name:<10} {entry.description} ─ {state}"))
+        found.append((entry.name, f"{entry.name:<10} {state} ─ {entry.description}"))
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qtui.state import State
 
+_STOPPED = "This run was stopped: r on the first screen (1) goes on with it"
 _ONLY_EXPORTS = "Nothing runs but an export: X stops it, or s in the report (6)"
 
 
@@ -125,6 +126,8 @@ def no_samples(state: State) -> str | None:
 def not_measured_yet(state: State) -> str | None:
     if state.asking == "qat" or state.run.report:
         return None
+    if state.run.stopped:
+        return _STOPPED
     return "Nothing is measured yet: the report comes after the measurement"
 
 
@@ -143,6 +146,8 @@ def train_not_open(state: State) -> str | None:
         return "This run was trained: the result is in the report (6)"
     if state.run.report:
         return "This run is finished: t in its report runs it again with training (6)"
+    if state.run.stopped:
+        return _STOPPED
     return "Training starts from a measured model: calibrate first"
 
 
@@ -151,7 +156,7 @@ def no_training(state: State) -> str | None:
         return None
     if state.asking == "qat":
         return "Nothing is trained yet: t on the calibration starts it (4)"
-    return "Nothing was trained in this run"
+    return _STOPPED if state.run.stopped and not state.run.report else "Nothing was trained in this run"
 
 
 def no_epoch(state: State) -> str | None:
@@ -167,7 +172,9 @@ def no_epoch(state: State) -> str | None:
 
 
 def no_report(state: State) -> str | None:
-    return None if state.run.report else "There is no report yet: it comes when the run is finished"
+    if state.run.report:
+        return None
+    return _STOPPED if state.run.stopped else "There is no report yet: it comes when the run is finished"
 
 
 def cannot_export(state: State) -> str | None:

@@ -85,11 +85,13 @@ def _facts(run: Run) -> list[Piece]:
     baseline = run.measured.get("baseline")
     best = run.measured.get("qat") if (run.measured.get("qat") or {}).get("kept") else run.measured.get("ptq")
     metric = str((baseline or {}).get("metric", "accuracy"))
+    # Per cent say that an accuracy is meant; other figures have no unit and say what they are.
+    name = "" if metric == "accuracy" else f"{metric} "
     if baseline and best:
-        facts.append((f"{_plain(metric, baseline)} → {_metric(metric, best)}", ""))
+        facts.append((f"{name}{_plain(metric, baseline)} → {_metric(metric, best)}", ""))
         facts.append((f"{_mb(_size(baseline))} → {_size(best)}", ""))
     elif baseline:
-        facts.append((f"fp32 {_metric(metric, baseline)}", ""))
+        facts.append((f"fp32 {name}{_metric(metric, baseline)}", ""))
     elif run.plan and run.draft:
         facts.append((f"{_mb(text.size(run.plan.fp32_bytes))} → {text.size(run.draft.predicted_bytes)} as planned", ""))
     elif run.plan:
@@ -130,15 +132,15 @@ def doing(state: State) -> str:
     if job.asking:
         return "your choice"
     if job.paused:
-        return f"paused ─ p on {5 if state.run.at == 'train' else 4}" if job.kind in ("run", "resume") else "paused"
+        return f"paused: {5 if state.run.at == 'train' else 4}, then p" if job.kind in ("run", "resume") else "paused"
     # A training's progress is that of one epoch; its steps tell how far all of it has come.
     step = state.baseline.now if job.kind == "train" else state.run.training.now if state.run.phase == "qat" else None
     progress = state.baseline_progress if job.kind == "train" else state.run.progress
     if step is not None and step.total:
-        return f"{step.done / step.total:.0%}".replace("%", " %")
+        return text.part(step.done, step.total)
     if progress is None or not progress.total:
         return "working …"
-    return f"{progress.done / progress.total:.0%}".replace("%", " %")
+    return text.part(progress.done, progress.total)
 
 
 def short_name(name: str) -> str:

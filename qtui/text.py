@@ -32,8 +32,24 @@ def summary(value: float) -> str:
     return metric("accuracy" if value <= 1 else "perplexity", value)
 
 
+def spaced(said: str) -> str:
+    """The engine's ``99.72%`` with the space that figures have on screens."""
+    return re.sub(r"(?<=\d)%", " %", said)
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """A verdict's sentence below a title that says the threshold in words: without the spelling that recipes have for it."""
+    said = re.sub(r" ?Threshold \S+ is met\.", "", one_line(found.get("text") or ""))
+    return spaced(re.sub(r"threshold \S+ is not met", "the threshold is not met", said))
+
+
 def size(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count / 1e3:.2f} kB"
+
+
+def part(done: float, total: float) -> str:
+    """How far something has come, rounded down: only what is done is at 100 %."""
+    return f"{min(int(100 * max(done, 0) / total), 100)} %"
 
 
 def seconds(value: float) -> str:
@@ -44,7 +60,15 @@ def seconds(value: float) -> str:
 
 
 def rate(value: float, unit: str) -> str:
+    """``2,140 img/s``; what takes seconds is told by one: ``26 s each``."""
+    if 0 < value < 0.5:
+        return f"{1 / value:,.0f} s each"
     return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
+
+
+def small(value: float) -> str:
+    """A small number in two digits: ``1.8e-2``."""
+    return re.sub(r"e([-+])0(?=\d)", r"e\1", f"{value:.1e}").replace("e+", "e")
 
 
 def left(value: float) -> str:

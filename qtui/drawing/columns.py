@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from qtui.drawing.rows import Column, Measure
 
 GAP = 2
+_NAME = 18
 _GROWN = 8  # A column that grows may be cut to this where its own minimum is not given.
+
+
+def named(columns: tuple[Column, ...], names: Iterable[str]) -> tuple[Column, ...]:
+    """The columns with a first one that shows ``names`` whole, up to a length: of layers that differ in the middle of their names a
+    cut leaves lines that are all the same."""
+    longest = min(max(map(len, names), default=0), _NAME)
+    return (replace(columns[0], min=max(columns[0].min, longest)), *columns[1:])
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,9 @@ class StageScreen(Screen[None]):
         if reason is not None:
             self.explain(reason)
             return
+        if self.is_mounted:
+            # The reason for an earlier key would stand beside what this one does.
+            self.query_one(Sentence).forget()
         target = self if action.where != actions.EVERYWHERE else self.app
         getattr(target, f"do_{name}")()
         self.qtui.refresh_state()

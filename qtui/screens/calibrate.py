@@ -115,7 +115,9 @@ class CalibrateScreen(StageScreen):
         place = ranges.find(state.run, grid.cursor)
         values, weights = (place.values, place.weights) if place else (None, None)
         self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
-        self._pane("#weights-pane", ranges.weights_title(state.run, weights) if weights else "weights")
+        # The title leaves the corners of its pane free.
+        room = self.query_one("#weights-pane").outer_size.width - 6
+        self._pane("#weights-pane", ranges.weights_title(state.run, weights, room) if weights else "weights")
         why = ranges.no_values(state.run, place)
         self.query_one("#values", Chart).show(lambda width, height: self._histogram(values, width, height, why))
         self.query_one("#weights", Chart).show(lambda width, height: self._histogram(weights, width, height, "no weights"))
@@ -137,8 +139,9 @@ class CalibrateScreen(StageScreen):
     def _histogram(self, row: ranges.Spread | None, width: int, height: int, empty: str) -> list[Line]:
         if row is None:
             return histogram(0.0, 1.0, (), width, height, empty=empty)
+        low, high = (ranges.cut_low(row), row.clip_high) if ranges.cuts(self.state.run, row) else (None, None)
         return histogram(
-            row.bins.start, row.bins.width, row.bins.counts, width, height, clip_low=ranges.cut_low(row), clip_high=row.clip_high,
+            row.bins.start, row.bins.width, row.bins.counts, width, height, clip_low=low, clip_high=high,
             scale="log" if self.logarithmic else "sqrt", x_format=ranges.figure,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from qtui import text
+from qtui.drawing.columns import named
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.calibrate_result import Figures, number
 from qtui.state import Run
@@ -28,10 +29,10 @@ COLUMNS = (
 def columns(run: Run) -> tuple[Column, ...]:
     """Without the noise from before a layer where only its own was measured, as of a language model."""
     found = run.layers.get(form(run), ())
-    both = any(row.get("own_sqnr_db") != row.get("sqnr_db") for row in found)
-    if both or not found:
-        return COLUMNS
-    return tuple(replace(column, title="SQNR dB") if column.key == "own" else column for column in COLUMNS if column.key != "sqnr")
+    shown: tuple[Column, ...] = COLUMNS
+    if found and all(row.get("own_sqnr_db") == row.get("sqnr_db") for row in found):
+        shown = tuple(replace(column, title="SQNR dB") if column.key == "own" else column for column in COLUMNS if column.key != "sqnr")
+    return named(shown, [_name(row, _decodes(run)) for row in found])
 
 
 EMPTY = "No layer figures are kept of this run.\nA run started here measures each layer: 1, then n."
@@ -52,11 +53,20 @@ def rows(run: Run, order: Order, bars: bool = False) -> tuple[Row, ...]:
     total = sum(int(number(row.get("params")) or 0) for row in found)
     ordered = sorted(found, key=_harm) if order == "harm" else found
     worst = max((_noise(row) or 0.0 for row in found), default=0.0)
-    decodes = (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+    decodes = _decodes(run)
     keys = {column.key for column in columns(run)}
     kept = [index for index, column in enumerate(COLUMNS) if column.key in keys]
     found_rows = (_chosen(_row(row, total, worst, decodes), kept) for row in ordered)
     return tuple(found_rows) if bars else tuple(_without_bars(row) for row in found_rows)
+
+
+def _decodes(run: Run) -> bool:
+    return (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+
+
+def _name(row: Figures, decodes: bool) -> str:
+    name = str(row.get("name", ""))
+    return text.in_block(name) if decodes else name
 
 
 def _noise(row: Figures) -> float | None:
@@ -76,7 +86,7 @@ def _row(row: Figures, total: int, worst: float, decodes: bool) -> Row:
     harm = own is not None and own < HARMFUL_DB
     kept = str(row.get("actual")) in ("fp32", "folded")
     cells: tuple[str | Cell, ...] = (
-        text.in_block(name) if decodes else name, _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
+        _name(row, decodes), _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
         Cell(_db(own), "harm" if harm else "", (_noise(row) or 0.0) / worst if worst else None), _db(row.get("sqnr_db")),
         Cell(f"{100 * params / total:.1f}", bar=params / total) if total else "",
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from engine.events import Bins, RangeRow, WeightRow
 from qtui import text
+from qtui.drawing.columns import named
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Run
 
@@ -22,12 +24,20 @@ COLUMNS = (
 )
 
 
+_OF_DECODERS = {"outliers": 8, "high": 7, "clip": 7, "low": 6, "settled": 5, "over": 4}
+
+
 def columns(run: Run) -> tuple[Column, ...]:
-    """Outlier channels are told of decoders alone."""
+    """Names are read whole before figures are, for ``layer1…conv1`` may be many layers. Outlier channels are told of decoders
+    alone, before when a range settled, which a sign says too. Clips are those of fixed grids: activations in floats, or rounded as
+    they come, have none."""
+    names = [place.label for place in places(run)]
     if not _decodes(run):
-        return tuple(column for column in COLUMNS if column.key != "outliers")
-    first = {"outliers": 6, "high": 3}
-    return tuple(replace(column, priority=first.get(column.key, column.priority)) for column in COLUMNS)
+        return named(tuple(column for column in COLUMNS if column.key != "outliers"), names)
+    fixed = any(_grid(run, row) == "fixed" for row in (run.ranges.rows if run.ranges else ()))
+    without = ("high",) if fixed else ("clip", "over")
+    kept = (column for column in COLUMNS if column.key not in without)
+    return named(tuple(replace(column, priority=_OF_DECODERS.get(column.key, column.priority)) for column in kept), names)
 
 
 EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
@@ -69,11 +79,13 @@ Spread = RangeRow | WeightRow
 """What has bins and clips."""
 
 
-def weights_title(run: Run, row: WeightRow) -> str:
-    """``conv2 ─ weights ─ 64 channels``, of an embedding ``wte ─ weights ─ 2,048 rows``."""
+def weights_title(run: Run, row: WeightRow, room: int = 80) -> str:
+    """``conv2 ─ weights ─ 64 channels``, of an embedding ``wte ─ weights ─ 2,048 rows``; without their count where it would be cut."""
     name = text.in_block(row.path) if _decodes(run) else row.path
     word = "row" if _looks_up(run, row.path) else "channel"
-    return f"{name} ─ weights ─ {row.channels:,} {word}{'' if row.channels == 1 else 's'}"
+    title = f"{name} ─ weights"
+    counted = f"{title} ─ {row.channels:,} {word}{'' if row.channels == 1 else 's'}"
+    return counted if len(counted) <= room else title
 
 
 def cut_low(row: Spread) -> float | None:
@@ -96,8 +108,8 @@ def find(run: Run, key: str | None) -> Place | None:
 def rows(run: Run) -> tuple[Row, ...]:
     """The list: how far each range has settled, and where it ends."""
     seen, final = (run.ranges.seen, run.ranges.final) if run.ranges else (0, False)
-    decodes = _decodes(run)
-    return tuple(_row(place, seen, final, decodes) for place in places(run))
+    keys = [column.key for column in columns(run)]
+    return tuple(_row(place, seen, final, keys) for place in places(run))
 
 
 def settled(run: Run) -> tuple[int, int]:
@@ -106,19 +118,22 @@ def settled(run: Run) -> tuple[int, int]:
     return sum(row.settled is not None for row in found), len(found)
 
 
-def _row(place: Place, seen: int, final: bool, decodes: bool) -> Row:
+def _row(place: Place, seen: int, final: bool, keys: Sequence[str]) -> Row:
     row = place.values
     if row is None:
-        return Row(place.key, (place.label, "weights only" if final else "", *[""] * (5 if decodes else 4)), role="dim", glyph="·")
+        told = {"layer": place.label, "settled": "weights only" if final else ""}
+        return Row(place.key, tuple(told.get(key, "") for key in keys), role="dim", glyph="·")
     # What a range has held for is the part of the images that did not move it.
     if row.settled is not None:
         held = Cell(f"{row.settled:,}", bar=max(1 - row.settled / max(seen, 1), 0.0))
     else:
         held = Cell("moving", "change", bar=0.0)
     over = cut_off(row)
-    outliers = (f"{row.outliers or 0:,}",) if decodes else ()
-    ends = (figure(row.clip_high), *outliers, figure(row.high), figure(row.low), f"{100 * over:.1f}" if over else "0")
-    return Row(place.key, (place.label, held, *ends), glyph="●" if row.settled is not None else "◐")
+    cells: dict[str, str | Cell] = {
+        "layer": place.label, "settled": held, "clip": figure(row.clip_high), "outliers": f"{row.outliers or 0:,}",
+        "high": figure(row.high), "low": figure(row.low), "over": f"{100 * over:.1f}" if over else "0",
+    }  # fmt: skip
+    return Row(place.key, tuple(cells[key] for key in keys), glyph="●" if row.settled is not None else "◐")
 
 
 def _label(row: RangeRow) -> str:
@@ -171,7 +186,7 @@ def sentence(run: Run, key: str | None) -> str:
     if place.values is None:
         said = f"{place.label} keeps fp32 activations: only its weights become integers, so there is no range to find."
         return f"{said} {_spread(place.weights)}".rstrip()
-    return f"{_values(place.values, _decodes(run))} {_outliers(place.values) or _state(run, place.values)}"
+    return f"{_values(run, place.values)} {_outliers(place.values) or _state(run, place.values)}"
 
 
 def _outliers(row: RangeRow) -> str:
@@ -182,11 +197,27 @@ def _outliers(row: RangeRow) -> str:
     return f"{several} over 6 times as far as the median one."
 
 
-def _values(row: RangeRow, decodes: bool = False) -> str:
-    readers = _several(tuple(map(text.in_block, row.layers)) if decodes else row.layers)
+def _grid(run: Run, row: RangeRow) -> Literal["fixed", "dynamic", "floats"]:
+    """What is made of the values: integers on one grid, on a grid for each token, or nothing."""
+    planned = next((layer.actual for layer in run.plan.layers if layer.path in row.layers), None) if run.plan else None
+    if planned is None:
+        return "fixed"
+    return "floats" if planned.activations is None else "dynamic" if planned.activations.dynamic else "fixed"
+
+
+def cuts(run: Run, row: Spread) -> bool:
+    """Whether the clips of a row are the ends of a grid."""
+    return isinstance(row, WeightRow) or _grid(run, row) == "fixed"
+
+
+def _values(run: Run, row: RangeRow) -> str:
+    readers = _several(tuple(map(text.in_block, row.layers)) if _decodes(run) else row.layers)
     name = f"{readers} reads" if len(row.layers) == 1 else f"{readers} read" if readers else f"{row.name} has"
     over = cut_off(row)
     ends = f"{name} values from {figure(row.low)} to {figure(row.high)}"
+    if (grid := _grid(run, row)) != "fixed":
+        kept = "each token gets a grid of its own" if grid == "dynamic" else "they stay in floats, weights alone are rounded"
+        return f"{ends}; {kept}."
     if not over:
         return f"{ends}; the grid of integers covers all of them."
     part = f"{100 * over:.1f} %" if over >= 5e-4 else "less than 0.1 %"

@@ -39,7 +39,7 @@ def facts(run: Run) -> tuple[str, ...]:
         # How far the next token's distribution moved says more of a language model than its logits do.
         found.append(f"KL {divergence:.4f}")
     elif (mse := number(error.get("mse"))) is not None:
-        found.append(f"error {mse:.1e}".replace("e-0", "e-"))
+        found.append(f"error {text.small(mse)}")
     if (sqnr := number(error.get("sqnr_db"))) is not None:
         found.append(f"SQNR {sqnr:.1f} dB")
     if (size := number(after.get("size_bytes"))) is not None:
@@ -108,7 +108,7 @@ def verdict_lines(state: State, width: int, height: int) -> list[Line]:
         lines: list[Line] = [[(line, role or "title")] for line in packed((f"{glyph}{found[0]}", *_sizes(found)), width)] if found else []
     else:
         lines = [[(line, role or "title")] for line in packed(found, width)]
-    told = text.one_line(judgement(run).get("text", ""))
+    told = text.verdict(judgement(run))
     if told and (height >= 24 or (not asked and height >= 20)) and (width >= 66 or not asked):
         lines += [[(line, "dim")] for line in textwrap.wrap(told, max(width, 1))]
     if asked:

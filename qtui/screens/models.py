@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 
+from engine.language.registry import is_language
 from qtui import catalog
 from qtui.catalog import Choice, Model
 from qtui.screens.base import bindings
@@ -37,6 +38,7 @@ class ModelsScreen(Asking):
         self.choice = Choice()
         self._given: tuple[str, ...] = ()
         self._set_aside: dict[str, tuple[str, str]] = {}
+        self._data_of_kind = {False: "digits", True: "python-docs"}
         self._models: tuple[Model, ...] = ()
         self._place = catalog.Place("", False)
         self._listed: object = None
@@ -134,9 +136,18 @@ class ModelsScreen(Asking):
             # Weights and recipe belong to a model; the cursor may pass over others.
             self._set_aside[before.model] = (before.weights, before.recipe)
             weights, recipe = self._set_aside.get(event.key, ("", ""))
-            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe)
+            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, data=self._data_of(before, event.key))
         self.say(self._sentence())
         self._show(self.state)
+
+    def _data_of(self, before: Choice, model: str) -> str:
+        """The data for a model: a folder of images is none for a language model, nor a text for a network on images. Each kind
+        keeps what was given for it."""
+        was, text = is_language(before.model), is_language(model)
+        if was == text:
+            return before.data
+        self._data_of_kind[was] = before.data
+        return self._data_of_kind[text]
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
         self.action_do("next")

@@ -153,7 +153,7 @@ def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str
     )
     if graph == "export":
         return f"{told} n loads it; its graph (2) will be every operation that torch.export sees, without their times."
-    return f"{told}{measured} n loads it with {data}; its graph (2) will be its modules."
+    return f"{told}{measured} n loads it with {data} and shows its modules."
 
 
 def _sentence(words: str) -> str:
@@ -165,7 +165,7 @@ def run_sentence(run: RunSummary | None) -> str:
     if run is None:
         return "Every run is kept here with its recipe, figures and files."
     if run.state == "finished":
-        return f"⏎ opens it. {run.text}"
+        return f"⏎ opens it. {text.spaced(run.text)}"
     if run.state == "running":
         return f"{run.directory.name} is at work in another process; it can be opened when it has ended."
     what = run.text or "it ended before it was finished"

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from qtui.screens.report_rows import Layer
 
 _HIGH = 36
+_VERDICT = ((24, 5), (20, 3), (16, 2))
+"""Rows of a window, and the lines of the verdict that it shows at most: in a usual one it is read whole."""
 _NO_LAYERS = "No layer is measured yet: that comes after the calibration."
 
 
@@ -117,8 +119,9 @@ class ReportScreen(StageScreen):
     def _show_verdict(self, state: State) -> None:
         pane = self.query_one("#verdict", Drawn)
         spans = verdict_spans(state)
-        most = 1 if self.has_class("-lowest") else 2 if self.has_class("-low") else 3
-        pane.border_title = verdict_title(state)
+        height = self.size.height
+        most = next((most for least, most in _VERDICT if height >= least), 1)
+        pane.border_title = verdict_title(state, self.size.width)
         for role in ("good", "harm"):
             pane.set_class(spans[0][1] == role, f"-{role}")
         pane.show(lambda width, height: paragraph(spans, width, most))

@@ -100,12 +100,12 @@ def runtime_sentence(run: Run, key: str | None) -> str:
     if one is None:
         return ""
     name = f"{one.file}: {one.name}" if one.file else one.name
-    parts = [f"{name} computes with {one.kernel}" if one.kernel and one.kernel != "fp32" else name]
+    parts = [f"{name} on {text.kernels(one.kernel)}" if one.kernel and one.kernel != "fp32" else name]
     if entry is not None and (agreement := number(entry, "parity", "agreement")) is not None:
         worst, top = number(entry, "parity", "max_abs"), number(entry, "value")
         of = paces(run.report or {})
-        parts.append(f"the same answer on {percent(agreement, 2)} % of the test {'images' if of is IMAGES else 'tokens'}")
-        parts += [f"largest difference {worst:.1e}"] if worst else ["exact"]
+        parts.append(f"same answer on {percent(agreement)} % of the test {'images' if of is IMAGES else 'tokens'}")
+        parts += [f"largest difference {text.small(worst)}"] if worst else ["exact"]
         parts += [f"top-1 {percent(top, 2)} %" if of is IMAGES else f"perplexity {top:.2f} on what was compared"] if top is not None else []
     if one == reference(known):
         parts.append("what the others are compared with")

@@ -72,7 +72,7 @@ def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> li
     unread = ("○", "change", "not verified") if entry.get("path") else ("✗", "harm", "not exported")
     glyph, role, word = ("●", "good", "verified") if checked else unread
     facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %"]
-    facts.append("exact" if worst == 0 else shown(worst, "Δ ≤ {:.1e}"))
+    facts.append("exact" if worst == 0 else "" if worst is None else f"Δ ≤ {text.small(worst)}")
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")
     value, batched = number(entry, "value"), number(entry, "latency_batched_ms", "p50")
     if of is IMAGES:
@@ -124,7 +124,7 @@ def _file_line(file: File, width: int) -> Line:
 def files_panel(run: Run, files: Sequence[File]) -> Text:
     """Everything that is to be had from this run."""
     out = Text()
-    if said := text.one_line(verdict(run).get("text") or ""):
+    if said := text.spaced(text.one_line(verdict(run).get("text") or "")):
         _title(out, "Verdict")
         out.append("\n".join(textwrap.wrap(said, _PANEL)) + "\n\n")
     _title(out, "Exports")
@@ -185,7 +185,7 @@ def graph_facts(run: Run) -> list[str]:
         lines = [f"{nodes} modules, {blocks} blocks"]
     if fused:
         delta = number(graph, "fuse_delta")
-        lines.append(f"{_count(fused, 'pair')} folded" + shown(delta, ", output changed by {:.1e}"))
+        lines.append(f"{_count(fused, 'pair')} folded" + ("" if delta is None else f", output changed by {text.small(delta)}"))
     for pair in refused or ():
         lines.append(f"{pair.get('conv')} + {pair.get('bn')} not folded: {text.one_line(pair.get('reason') or '')}")
     for leaf in untraced or ():

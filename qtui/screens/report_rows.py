@@ -78,13 +78,13 @@ def metric_of(run: Run) -> str:
 def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
     simulated = bool(found.get("simulated"))
     pace = "dim" if simulated else ""
-    kernel = text.kernels(found.get("kernel"))
+    kernel, mse = text.kernels(found.get("kernel")), number(found, "error", "mse")
     return Row(
         key,
         (
             Cell(name, "title"),
             quality(metric, number(found, "value"), number(found, "interval")),
-            shown(number(found, "error", "divergence"), "{:.4f}") or shown(number(found, "error", "mse"), "{:.1e}"),
+            shown(number(found, "error", "divergence"), "{:.4f}") or ("" if mse is None else text.small(mse)),
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
             percent(number(found, "error", "agreement")),
             megabytes(number(found, "size_bytes")),
@@ -196,7 +196,8 @@ def form(row: Layer) -> str:
         return "folded"
     if actual in ("fp32", ""):
         return "fp32"
-    return "stored" if kernel.startswith(("torch", "simul")) else "integer"
+    # Where activations stay in floats, so does the arithmetic, whichever kernel reads the integers.
+    return "stored" if "fp32 activations" in actual or kernel.startswith(("torch", "simul")) else "integer"
 
 
 def differs(row: Layer) -> bool:

@@ -12,7 +12,21 @@ from qtui import text
 from qtui.drawing.bars import progress
 from qtui.drawing.spans import Line, Span, merged
 from qtui.drawing.text import end, safe
-from qtui.screens.report_rows import Layer, differs, form, layers_of, noise, number, own_alone, percent, shown, total_params, verdict
+from qtui.screens.calibrate_result import limit
+from qtui.screens.report_rows import (
+    Layer,
+    differs,
+    form,
+    layers_of,
+    metric_of,
+    noise,
+    number,
+    own_alone,
+    percent,
+    shown,
+    total_params,
+    verdict,
+)
 from qtui.state import Run, Stage, State
 from qtui.subject import TITLES
 
@@ -44,19 +58,21 @@ def paragraph(spans: Sequence[Span], width: int, most: int) -> list[Line]:
     return [[(end(part, width), role) for part, role in line] for line in kept]
 
 
-def verdict_title(state: State) -> str:
+def verdict_title(state: State, width: int = 80) -> str:
+    """Whether the threshold is met; where there is room, which it is."""
     found = verdict(state.run)
     if not found:
         return "Report"
-    met = found.get("met")
-    word = "threshold met" if met else "threshold not met"
-    return f"Verdict ─ {word}" if state.run.report else f"Verdict so far ─ {word}"
+    word = "threshold met" if found.get("met") else "threshold not met"
+    title = f"Verdict ─ {word}" if state.run.report else f"Verdict so far ─ {word}"
+    wanted = limit(str(found.get("threshold") or ""), metric_of(state.run))
+    return f"{title}: {wanted}" if wanted and len(title) + len(wanted) + 8 <= width else title
 
 
 def verdict_spans(state: State) -> list[Span]:
     """A glyph, what is chosen, and why; without a report what is missing and where to go."""
     found = verdict(state.run)
-    said = text.one_line(found.get("text") or "")
+    said = text.verdict(found)
     if state.run.report and not said:
         return [("○", "change"), ("The report has no verdict: run it again", "")]
     if not state.run.report:

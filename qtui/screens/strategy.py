@@ -92,7 +92,7 @@ class StrategyScreen(EditKeys, Recipes):
             grid.show((), ())
             pane.border_title = "layer"
             return
-        pane.border_title = detail.detail_title(draft, row)
+        pane.border_title = detail.detail_title(draft, row, self.size.width - 6)
         grid.show(detail.DETAIL_COLUMNS, detail.detail(draft, row))
 
     @property

@@ -26,6 +26,8 @@ FIELDS: tuple[tuple[str, EditName, str], ...] = (
     ("activations", "activations", "a"), ("mapping", "symmetric", "s"), ("observer", "observer", "r"),
 )  # fmt: skip
 
+_NOW = 17
+_TITLE = 68
 DETAIL_COLUMNS = (
     Column("field", "", priority=9), Column("now", "now", priority=8), Column("proposed", "proposed", priority=6),
     Column("next", "next key", priority=7), Column("about", "what it is", min=20, grow=1, cut="end", priority=5),
@@ -40,11 +42,16 @@ _MEANING: Mapping[str, str] = {
 }
 
 
-def detail_title(draft: Draft, row: LayerRow) -> str:
+def detail_title(draft: Draft, row: LayerRow, width: int = _TITLE) -> str:
+    """Which layer it is, in ``width`` cells where that can be done."""
     out = row.weight_shape[0] if row.weight_shape else 0
     what = f"{out:,} rows of {inputs(row):,}" if row.kind == "Embedding" else f"{inputs(row):,} inputs to each of {out:,} outputs"
-    shape = f" ─ {what}" if row.editable and out else ""
-    return f"{row.path} ─ {row.kind}{shape} ─ {row.params:,} parameters"
+    name = text.in_block(row.path) if row.decoder else row.path
+    for told in (what, f"{inputs(row):,} → {out:,}"):
+        title = f"{name} ─ {row.kind}{f' ─ {told}' if row.editable and out else ''} ─ {row.params:,} parameters"
+        if len(title) <= width:
+            break
+    return title
 
 
 def detail(draft: Draft, row: LayerRow) -> tuple[Row, ...]:
@@ -116,7 +123,12 @@ def reading(draft: Draft, row: LayerRow, figures: Mapping[str, Any]) -> str:
     lines = [row.why, ""] if row.why else []
     for line in detail(draft, row):
         name, now, proposed, then = (cell.text if isinstance(cell, Cell) else cell for cell in (*line.cells, "", "", "")[:4])
-        lines.append(f"{name:<14}{now:<16} {f'proposed {proposed}' if proposed not in ('', now, NONE) else '':<22}{then}".rstrip())
+        before = "" if proposed in ("", now, NONE) else f"proposed {proposed.removesuffix(' weights')}"
+        if len(now) > _NOW and then:
+            # What runs the layer may have a long name: its key stands below.
+            lines += [f"{name:<14}{now}", f"{'':<14}{'':<{_NOW}} {before:<22} {then}"]
+        else:
+            lines.append(f"{name:<14}{now:<{_NOW}} {before:<22} {then}".rstrip())
     if limit := draft.actual(row.path)[1]:
         lines += ["", limit]
     if alone(row):

@@ -15,6 +15,7 @@ from qtui.widgets.filter_bar import FilterBar, matches
 from qtui.widgets.table import Grid
 
 _EMPTY = "There is no plan yet.\nLoad a model (1), then go on through its graph (2): n plans its layers."
+_COMING = "fp32 is measured and each layer looked at.\nThe plan stands here in a moment."
 
 
 class StrategyPane(Vertical):
@@ -50,16 +51,18 @@ class StrategyPane(Vertical):
     def show(self, state: State, width: int) -> bool:
         """Bring the table up to ``state``; whether anything in it changed."""
         draft, text = state.run.draft, self.bar.text
-        what = (draft, state.run.layers, self._shut, text, width)
+        coming = draft is None and state.busy and state.asking is None and state.run.at == "strategy"
+        what = (draft, state.run.layers, self._shut, text, width, coming)
         if len(self._painted) == len(what) and all(a is b for a, b in zip(what, self._painted, strict=True)):
             return False
         if draft is None:
             self._lines = self._shown = ()
+            self.grid.empty = _COMING if coming else _EMPTY
             self.grid.show((), ())
             self.border_title, self.border_subtitle = "Strategy", ""
         else:
             self._paint(draft, state, text, width)
-        self._painted = (draft, state.run.layers, self._shut, text, width)
+        self._painted = (draft, state.run.layers, self._shut, text, width, coming)
         return True
 
     def _paint(self, draft: Draft, state: State, text: str, width: int) -> None:

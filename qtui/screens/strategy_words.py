@@ -65,6 +65,9 @@ def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False)
     if row is None:
         return _about_module(draft, entry, closed)
     said, note = _about(draft, row)
+    if len(said) > room and row.path in draft.edited:
+        wanted = draft.specs[row.path]
+        said = f"{_name(row)}: {spec_text(wanted)}. d lists its {len(_changed(wanted, row.proposed))} changes to the proposal."
     hints = _hints(draft, row)
     for more, join in ((note, " "), *((hint, " " if hint is hints[0] else " · ") for hint in hints)):
         if more and len(said) + len(join) + len(more) <= room:
@@ -80,9 +83,13 @@ def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
     return f"{what}{edits}. A key here changes all of them; {'l opens' if closed else 'h closes'} it, j goes down to one layer."
 
 
+def _name(row: LayerRow) -> str:
+    return text.in_block(row.path) if row.decoder else row.path
+
+
 def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
     """What a layer is to become and why; and what to know of that."""
-    name = text.in_block(row.path) if row.decoder else row.path
+    name = _name(row)
     if row.path not in draft.specs:
         return f"{name}: {row.kind}, {row.obstacle or 'it stays as it is'}.", ""
     wanted, limit = draft.specs[row.path], draft.actual(row.path)[1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.events import EpochFinished
+from qtui import text
 from qtui.screens.calibrate_work import status
 from qtui.state import Run, State, Training
 from qtui.widgets import training_words as words
@@ -61,7 +62,7 @@ def empty(state: State) -> str:
 def sentence(state: State) -> str:
     """How training stands, and what becomes of it."""
     if not any_training(state):
-        return "Training with quantization in the loop (QAT) wins back accuracy that rounding has cost."
+        return "Training with quantization in the loop (QAT) wins back what rounding has cost."
     shown = view(state)
     job = state.job
     if shown.running and job is not None and job.stopping:
@@ -72,9 +73,11 @@ def sentence(state: State) -> str:
     if shown.running:
         return f"{best} Its figures are being measured now." if state.run.phase not in ("", "qat") else best
     if why := str(_figures(state.run, "qat").get("why") or ""):
-        return f"{best} {why}."
+        return f"{best} {text.spaced(why)}."
     if state.run.stopped:
-        return f"{best} Training was stopped: r on the first screen (1) goes on with it."
+        # A best epoch is worth its words; what is said before the first is not.
+        stopped = "Training was stopped: r on the first screen (1) goes on with it."
+        return f"{best} {stopped}" if shown.training.epochs else stopped
     return best
 
 

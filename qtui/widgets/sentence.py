@@ -10,7 +10,7 @@ from qtui.widgets.theme_style import theme_style
 
 
 class Sentence(Widget):
-    """At most two lines. A reason stays until the next thing is said."""
+    """At most two lines. A reason stays until the next thing is said or done."""
 
     DEFAULT_CSS = "Sentence { height: 2; padding: 0 1; }"
 
@@ -30,6 +30,12 @@ class Sentence(Widget):
             self._text = plain(text)
             if not self._why:
                 self.refresh()
+
+    def forget(self) -> None:
+        """Take a reason away, and show what was said before it."""
+        if self._why:
+            self._why = ""
+            self.refresh()
 
     def explain(self, reason: str) -> None:
         self._why = plain(reason)

@@ -168,6 +168,12 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
     six = draft.edit("weights", ["a"]).draft
     said = words.sentence(six, entry(six, "a"), 200)
     assert said.startswith("a: int6 weights instead of int8. 6 bits take a byte each, as 8 do. z as proposed · w int4, −")
+    many = six
+    for edit in ("granularity", "rounding", "symmetric", "observer"):
+        many = many.edit(edit, ["a"]).draft
+    said = words.sentence(many, entry(many, "a"), 146)
+    assert "instead of" in words.sentence(many, entry(many, "a"), 400) and len(said) <= 146
+    assert said.startswith("a: int6 group 32 mse, int8 symmetric activations. d lists its 5 changes to the proposal.")
     kept = six.edit("keep", ["a"]).draft
     said = words.sentence(kept, entry(kept, "a"), 200)
     assert said.startswith("a: kept in fp32 instead of int8. It computes as before and saves nothing. f int6 per-channel")
@@ -319,6 +325,18 @@ def test_every_preset_of_a_language_model_has_words_that_fit_eighty_columns() ->
     draft = Draft.of(plan(decoder("h.0.c_fc")))
     assert "w8a8-static" in preset_texts(draft)
     assert max(len(shown) for _, shown in presets(draft, ())) <= 66
+
+
+def test_everything_about_a_decoders_layer_stands_in_its_columns() -> None:
+    draft = Draft.of(plan(decoder("h.0.c_fc")))
+    for edit in ("granularity", "symmetric", "activations"):
+        draft = draft.edit(edit, ["h.0.c_fc"]).draft
+    lines = detail.reading(draft, draft.plan.layers[0], {}).splitlines()
+    keyed = {line[55:56] for line in lines if len(line) > 55 and line[56:57] == " "}
+    assert keyed >= {"w", "m", "a", "s", "r", "f"}
+    assert not any("weightss" in line or "symmetric weightss" in line for line in lines)
+    wide = replace(decoder("transformer.h.10.attn.c_attn"), weight_shape=(2304, 768), params=1_771_776)
+    assert detail.detail_title(draft, wide) == "10.attn.c_attn ─ Conv1D ─ 768 → 2,304 ─ 1,771,776 parameters"
 
 
 def test_a_deep_layer_of_forty_columns_still_shows_its_weights() -> None:

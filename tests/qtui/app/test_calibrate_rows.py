@@ -9,14 +9,17 @@ import pytest
 from scripted_engine import MEASURED, WEIGHTS, layer_rows, ranges, report, verdict
 
 from engine import events as ev
-from engine.spec import FP32
-from qtui.drawing.rows import Cell
+from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from qtui import subject
+from qtui.drawing.columns import arrange
+from qtui.drawing.rows import Cell, measure
 from qtui.drawing.spans import plain
 from qtui.screens import calibrate_layers as layers
 from qtui.screens import calibrate_ranges as rg
 from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
 from qtui.state import Job, Run, State
+from qtui.text import small
 
 WEIGHT_ROWS = {row.path: row for row in WEIGHTS}
 
@@ -212,6 +215,16 @@ def test_the_line_of_work() -> None:
     assert not work.working(State(run=run)) and not work.working(asking(run, True))
 
 
+def test_the_line_of_work_and_the_subject_tell_the_same_part() -> None:
+    half = ev.Progress("calibrate", 447, 512, "windows", 0.04, 61.0)
+    state = State(job=Job("run", "run"), run=Run(at="calibrate", progress=half))
+    assert subject.doing(state) == "87 %" and work.line(state)[2] == "25 s each"
+    paused = replace(state, job=Job("run", "run", paused=True))
+    assert subject.doing(paused) == "paused: 4, then p"
+    assert subject.doing(replace(paused, run=replace(state.run, at="train"))) == "paused: 5, then p"
+    assert [small(value) for value in (1.8e-2, 2.9e-6, 1.5e-12)] == ["1.8e-2", "2.9e-6", "1.5e-12"]
+
+
 def decoder_run() -> Run:
     """An embedding whose weights are known, and no ranges yet but those of nothing."""
     layers = tuple(
@@ -234,6 +247,47 @@ def test_an_embedding_reads_no_values_and_has_rows() -> None:
 def test_outlier_channels_stay_where_there_is_little_room() -> None:
     last = {column.key: column.priority for column in rg.columns(decoder_run())}
     assert last["outliers"] > last["high"] and "outliers" not in [column.key for column in rg.columns(Run())]
+
+
+def read_by(spec: LayerSpec, path: str = "transformer.h.0.attn.c_attn") -> Run:
+    """A decoder's layer with its values seen, planned as ``spec``."""
+    row = ev.LayerRow(path, "Conv1D", path, 100, (768, 256), spec, spec, spec, "", "", "", 0.1, "", True, decoder="block")
+    seen = ev.RangeRow(path, (path,), -2.0, 3.0, -1.0, 1.5, ev.Bins(-2.0, 1.0, (1, 4, 9, 4, 1)), 8, 2, 256)
+    return Run(plan=ev.Planned((row,), "w4", 8, 1000), ranges=ev.Ranges(8, 8, (seen,), True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [(None, "they stay in floats, weights alone are rounded"), (ActivationSpec(8, dynamic=True), "each token gets a grid of its own"),
+     (ActivationSpec(8), "the grid ends at -1.00 and 1.50")],
+)  # fmt: skip
+def test_values_without_a_fixed_grid_have_no_clips(asked: ActivationSpec | None, said: str) -> None:
+    run = read_by(LayerSpec(WeightSpec(4), asked))
+    keys = [column.key for column in rg.columns(run)]
+    row = rg.rows(run)[0]
+    assert said in rg.sentence(run, "transformer.h.0.attn.c_attn") and len(row.cells) == len(keys)
+    fixed = asked is not None and not asked.dynamic
+    assert ("clip" in keys) == fixed and ("high" in keys) != fixed
+    assert run.ranges is not None and rg.cuts(run, run.ranges.rows[0]) == fixed
+
+
+def test_names_of_layers_are_read_whole_at_80_columns() -> None:
+    run = read_by(LayerSpec(WeightSpec(4)))
+    columns, rows = rg.columns(run), rg.rows(run)
+    plan = arrange(columns, measure(columns, rows), 36, glyph=1)
+    shown = {columns[place.index].key: place.width for place in plan.places}
+    assert shown["layer"] >= len("0.attn.c_attn") and "outliers" in shown
+    weights = ev.WeightRow("transformer.h.0.attn.c_attn", -1, 1, -1, 1, 0.5, 2.0, 768, ev.Bins(-1, 1, (1, 1)))
+    assert rg.weights_title(run, weights, 34) == "0.attn.c_attn ─ weights"
+    paths = ("layer1.0.conv1", "layer1.0.conv2")
+    seen = tuple(ev.RangeRow(path, (path,), -2.0, 3.0, -1.0, 1.5, ev.Bins(-2.0, 1.0, (1, 4, 9, 4, 1)), 8, 2, 256) for path in paths)
+    images = Run(ranges=ev.Ranges(8, 8, seen, True))
+    columns, rows = rg.columns(images), rg.rows(images)
+    assert arrange(columns, measure(columns, rows), 36, glyph=1).places[0].width >= len(paths[0])
+    found = tuple({**row, "name": f"layer1.{i}.conv1", "kernel": "dnnl.convolution+sum"} for i, row in enumerate(layer_rows()))
+    columns, rows = layers.columns(Run(layers={"ptq": found})), layers.rows(Run(layers={"ptq": found}), "harm")
+    assert arrange(columns, measure(columns, rows), 76, glyph=1).places[0].width >= len(paths[0])
+    assert rg.weights_title(run, weights, 60) == "0.attn.c_attn ─ weights ─ 768 channels"
 
 
 def test_of_a_language_model_the_noise_of_the_weights_is_one_column() -> None:

@@ -141,6 +141,9 @@ def test_the_result_and_its_order(runs: Path) -> None:
         await driver.press("s")
         await driver.until(lambda state: state.job is None)
         assert driver.state.run.stopped and driver.state.run.status("calibrate") == "stopped"
+        for key in ("n", "t", "6", "5"):
+            await driver.press(key)
+            assert "This run was stopped: r on the first screen (1) goes on with it" in said(driver), key
 
     asked(runs, script)
 

@@ -77,6 +77,11 @@ def test_all_pairs_are_chosen_and_the_cursor_is_on_the_first(runs: Path) -> None
         assert "2 of 2 pairs to fold" in d.text and "f fold 2" in d.text
         assert sentence(d).startswith("◆ conv1 + bn1 fold into one layer")
         check_text(d, "graph-open")
+        await d.press("b")
+        assert sentence(d).startswith("! Nothing is folded yet")
+        # A key that acts takes the reason of one that could not away.
+        await d.press("space")
+        assert sentence(d).startswith("◇ conv1 + bn1")
 
     run(runs, script)
 

@@ -459,3 +459,22 @@ def test_ones_own_language_model_has_no_factory() -> None:
     model = next(found for found in catalog.models(given=["OWNER/MODEL"]) if found.own)
     said = model_sentence(model, Choice(model="OWNER/MODEL"))
     assert "python-docs" in said and "factory" not in said
+
+
+def test_a_folder_given_for_images_is_not_for_a_language_model_nor_lost(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+
+    async def script(driver: Driver) -> None:
+        grid = screen(driver).query_one("#models", Grid)
+        await driver.press("d", "g", *["down"] * 3, "enter")
+        await driver.fill(str(folder))
+        assert screen(driver).choice.data == str(folder)
+        grid.move_to("gpt2-mini")
+        await driver.pilot.pause()
+        assert screen(driver).choice.fields()["data"] == {"name": "python-docs"} and "photos" not in driver.text
+        grid.move_to("simplecnn")
+        await driver.pilot.pause()
+        assert screen(driver).choice.data == str(folder) and "photos" in driver.text
+
+    drive(ScriptedEngine(runs), script)

@@ -37,7 +37,7 @@ def test_the_forms_stand_side_by_side_with_the_chosen_one_marked() -> None:
     run = run_of(told(qat=MEASURED["qat"], verdict={"chosen": "qat", "met": True, "text": "QAT is chosen: x."}))
     fp32, ptq, qat = rows.figure_rows(run)
     assert (fp32.glyph, ptq.glyph, qat.glyph) == (" ", " ", "▸")
-    assert texts(ptq) == ["PTQ", "99.44 ±0.7", "1.9e-02", "31.2", "99.7", "0.31", "0.33", "1.80", "onednn int8"]
+    assert texts(ptq) == ["PTQ", "99.44 ±0.7", "1.9e-2", "31.2", "99.7", "0.31", "0.33", "1.80", "onednn int8"]
     assert texts(fp32)[2:5] == ["", "", ""]
 
 
@@ -122,7 +122,7 @@ def test_exports_say_whether_they_were_read_back() -> None:
     unread = [plain(line) for line in export_lines({**entry, "parity": None}, 38)]
     assert unread[:2] == ["○ model.safetensors  safetensors", "  not verified"]
     worse = export_lines({**entry, "parity": {"max_abs": 1.2e-3, "agreement": 0.9972}}, 38)
-    assert plain(worse[1]) == "  verified, agrees 99.7 %, Δ ≤ 1.2e-03"
+    assert plain(worse[1]) == "  verified, agrees 99.7 %, Δ ≤ 1.2e-3"
 
 
 def test_an_export_tells_its_own_accuracy_and_what_is_missing() -> None:
@@ -156,7 +156,7 @@ def test_the_graphs_part_names_refused_pairs() -> None:
     run = run_of(told(graph=graph))
     assert graph_facts(run) == [
         "14 nodes traced",
-        "1 pair folded, output changed by 4.8e-07",
+        "1 pair folded, output changed by 4.8e-7",
         "a.conv + a.bn not folded: a.conv is also read by add",
     ]
     assert "Graph" in "\n".join(plain(line) for line in side_lines(run, (), 38, 40))
@@ -205,3 +205,12 @@ def test_the_noise_of_a_language_models_layer_is_that_of_its_weights_alone() -> 
     assert "of its rounded weights" in told and "all layers up to here" not in told
     other = {**layer, "name": "lm_head", "sqnr_db": 50.0, "own_sqnr_db": 50.0}
     assert words.layer_sentence(other, [layer, other]) == "lm_head: w8 on int8 rows, as preset w4 asks."
+
+
+@pytest.mark.parametrize(
+    ("actual", "kernel", "found"),
+    [("w4 per-group 64, fp32 activations", "int4pack bf16", "stored"), ("w8 per-channel, a8 per-tensor", "dnnl.matmul", "integer"),
+     ("w8 per-channel, fp32 activations", "torch fp32", "stored"), ("fp32", "torch fp32", "fp32")],
+)  # fmt: skip
+def test_only_integer_activations_make_integer_arithmetic(actual: str, kernel: str, found: str) -> None:
+    assert rows.form({"actual": actual, "kernel": kernel}) == found

@@ -220,7 +220,24 @@ def test_a_report_that_misses_its_threshold(runs: Path) -> None:
 
     async def script(driver: Driver) -> None:
         await opened(driver, write_run(runs, "one", json.loads(json.dumps(told(verdict=verdict)))))
-        assert "✗ fp32 stays: threshold" in driver.text and "Verdict ─ threshold not met" in driver.text and "▸ fp32" in driver.text
+        assert "✗ fp32 stays: the threshold is not met." in driver.text and "▸ fp32" in driver.text
+        assert "Verdict ─ threshold not met: a drop of at most 0.01 points" in driver.text and "drop:" not in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_a_long_verdict_is_read_whole_in_a_usual_window(runs: Path) -> None:
+    pace = "2.0× faster at batch 1, about as fast as fp32 at batch 64"
+    facts = f"99.17% on the test split (±0.8), 0.56 points under fp32; 7.1× smaller; {pace}"
+    why = "QAT is kept: equal accuracy and an SQNR of 38.9 dB against PTQ's 35.5 dB on test"
+    text = f"fp32 stays: threshold drop:0.0001 is not met. The better quantized model, QAT, has {facts}; it is in model.safetensors. {why}."
+    verdict = {"chosen": "fp32", "met": False, "threshold": "drop:0.0001", "text": text}
+
+    async def script(driver: Driver) -> None:
+        await opened(driver, write_run(runs, "one", json.loads(json.dumps(told(verdict=verdict)))))
+        assert "35.5 dB on test." in " ".join(driver.text.replace("│", " ").split()) and "99.17 % on the test split" in driver.text
+        await driver.resize(120, 40)
+        assert "35.5 dB on test." in " ".join(driver.text.replace("│", " ").split())
 
     drive(ScriptedEngine(runs), script)
 

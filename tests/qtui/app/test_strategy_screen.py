@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from engine.recipe import Recipe
 from engine.spec import FP32, Rule
 from qtui.draft import Draft
 from qtui.screens.dialogs import Choose, Confirm, Prompt, Reading
+from qtui.state import Job
 from qtui.widgets.sentence import Sentence
 
 Script = Callable[[Driver], Awaitable[None]]
@@ -71,8 +73,14 @@ def test_an_empty_screen_says_what_to_do(tmp_path: Path) -> None:
         await d.on("strategy")
         await d.pilot.pause()
         assert "There is no plan yet." in d.text
-        await d.press("w", "f", "n", "enter", "h", "l", "escape", "down")
+        await d.press("w", "f", "n", "enter", "h", "l", "down")
         assert "no plan yet" in said(d)
+        run = replace(d.state.run, at="strategy", doing="Measuring fp32")
+        d.app.session.state = replace(d.state, run=run, job=Job("run", "run"))
+        d.app.refresh_state()
+        await d.pilot.pause()
+        assert "The plan stands here in a moment." in d.text and "Load a model" not in d.text
+        d.app.session.state = replace(d.state, job=None)
 
     play(tmp_path, script)
 

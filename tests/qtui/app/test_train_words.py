@@ -98,6 +98,8 @@ def test_states_of_a_training() -> None:
     assert "being measured" in train_words.sentence(State(job=job, run=later))
     stopped = State(run=replace(run, stopped=True))
     assert train_words.view(stopped).status == "stopped" and "goes on with it" in train_words.sentence(stopped)
+    early = State(run=replace(run, stopped=True, training=replace(run.training, epochs=())))
+    assert train_words.sentence(early) == "Training was stopped: r on the first screen (1) goes on with it."
 
 
 def test_nothing_was_trained() -> None:
@@ -112,7 +114,7 @@ def test_a_trainings_share_above_is_that_of_all_its_steps() -> None:
     from qtui.subject import doing
 
     run = Run(phase="qat", progress=ev.Progress("qat", 500, 1000, "img", 100.0, 5.0), training=Training(now=step(1, 5)))
-    assert doing(State(job=Job("run", "x"), run=run)) == "10 %"
+    assert doing(State(job=Job("run", "x"), run=run)) == "9 %"
 
 
 def test_after_the_last_image_no_time_is_left_to_tell() -> None:
