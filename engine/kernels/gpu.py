@@ -103,8 +103,10 @@ def _key(device: str) -> str:
 def _ask_child(device: str) -> tuple[dict[str, str | None], bool]:
     """What went wrong with each kernel, None for nothing, and whether the child told of any: else it is asked again next time."""
     code = f"from engine.kernels.gpu_child import main; main({device!r})"
+    # In a session of its own: a Ctrl-C or hang-up that is meant for the run must not be taken for a crash, and be remembered.
+    command = [sys.executable, "-W", "ignore", "-c", code]
     try:
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
         told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return dict.fromkeys(KERNELS, f"the probe failed: {type(error).__name__}"), False
