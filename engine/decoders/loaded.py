@@ -19,6 +19,7 @@ from engine.errors import EngineError
 @dataclass(frozen=True)
 class LoadedDecoder:
     """Computes in float32 with what the integers stand for; where the recipe rounds activations, they are rounded as it says.
+    ``on_kernels`` gives what computes with the integers themselves.
 
     ``recipe`` is YAML, ``isa`` the instruction set of the machine that made the file."""
 
@@ -36,6 +37,17 @@ class LoadedDecoder:
         with rounding(self.decoder):
             found: Tensor = self.decoder.twin(input_ids=rows, use_cache=False).logits
         return found
+
+    def on_kernels(self, device: str = "cpu") -> Any:
+        """A transformers model on the integer kernels of this machine, or of its GPU for ``cuda``; for inference alone. It shares nothing
+        with this one. The kernels are tried before, which takes some seconds the first time."""
+        from engine.decoders.runtime import running
+        from engine.kernels.gpu import seen_from
+        from engine.kernels.probe import probe
+
+        if device != "cpu" and not torch.cuda.is_available():
+            raise EngineError(f"{device}: torch sees no GPU here: leave the device out, or look at `qtui doctor`")
+        return running(self.decoder, seen_from(probe(), device))[0]
 
 
 def load(path: Path) -> LoadedDecoder:

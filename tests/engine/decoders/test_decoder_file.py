@@ -20,7 +20,9 @@ import engine.artifact
 from engine.decoders.file import read, read_with_header, to_bytes
 from engine.decoders.loaded import LoadedDecoder, rounded
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.decoders.runtime import running
 from engine.errors import EngineError
+from engine.kernels.probe import probe
 from engine.quant.grouped import GroupSpec
 from engine.quant.numerics import QParams
 from engine.spec import ActivationSpec
@@ -200,3 +202,21 @@ def test_what_is_no_such_file_is_told_in_a_line(why: str, tmp_path: Path) -> Non
     assert "\n" not in line and line.startswith(str(path)) and len(line) < 400
     with pytest.raises(EngineError):
         engine.load_quantized(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
+    stored(family(NAMES[0]), tmp_path)
+    with pytest.raises(EngineError, match="no GPU"):
+        engine.load_quantized(tmp_path).on_kernels("cuda")
+
+
+def test_a_file_is_run_on_kernels_as_it_was_before_it_was_written(tmp_path: Path) -> None:
+    decoder = decoder_of(lively(gpt2()), GroupSpec(8, 0, True), activations=DYNAMIC)
+    stored(decoder, tmp_path)
+    model = engine.load_quantized(tmp_path).on_kernels()
+    expected, _ = running(decoder, probe())
+    ids = some_ids()
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+    assert model.generate(ids[:1], max_new_tokens=3, do_sample=False).shape == (1, ids.shape[1] + 3)
