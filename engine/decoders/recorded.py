@@ -49,9 +49,10 @@ def quickest(model: Any, device: str, length: int) -> Step:
 class Recorded:
     """``step_of(model)`` for one text at a time, of ``length`` tokens at most. A text is read as it is without a recording; the first
     token after it makes one, and compares it with the step that it stands for. Where they differ, or where the model keeps its past
-    in another way, tokens are written without: ``why`` says what was wrong, and is None while nothing was.
+    in another way, tokens are written without: ``why`` says what was wrong, and is None while nothing was. A text that is read with
+    more tokens than ``length`` is continued without, too.
 
-    Raises EngineError where a text grows beyond ``length``.
+    Raises EngineError where a text that is being written grows beyond ``length``.
     """
 
     def __init__(self, model: Any, length: int, record: Record = cuda_graph) -> None:
@@ -67,12 +68,13 @@ class Recorded:
         return self._play is not None
 
     def __call__(self, ids: Tensor, past: Any) -> tuple[Tensor, Any]:
-        if past is None or ids.shape != (1, 1) or (self.why is not None and past is not self._cache):
+        if past is not None and past is self._cache and ids.shape == (1, 1):
+            return self._next(ids), past
+        if past is None or ids.shape != (1, 1) or self.why is not None or past.get_seq_length() >= self._length:
             return self._step(ids, past)
-        if past is not self._cache:
-            if self._play is None and not self._recording(ids, past):
-                return self._step(ids, past)
-            self._take(past)
+        if self._play is None and not self._recording(ids, past):
+            return self._step(ids, past)
+        self._take(past)
         return self._next(ids), self._cache
 
     def _next(self, ids: Tensor) -> Tensor:

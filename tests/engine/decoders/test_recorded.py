@@ -84,6 +84,16 @@ def test_a_text_beyond_the_recording_is_told() -> None:
         logits(step, IDS, WRITTEN[0])
 
 
+def test_a_longer_text_than_the_recording_has_room_for_is_continued_without() -> None:
+    model = small()
+    step = Recorded(model, IDS.shape[1] + 2, again)
+    for count in (2, len(WRITTEN[0])):
+        longer = torch.cat([IDS, WRITTEN[1:, : count - 2]], 1)
+        tokens = WRITTEN[0, :2]
+        torch.testing.assert_close(logits(step, longer, tokens), logits(step_of(model), longer, tokens), rtol=1e-3, atol=1e-3)
+    assert step.recorded and step.why is None
+
+
 def test_a_processor_needs_no_recording() -> None:
     assert not isinstance(quickest(small(), "cpu", 20), Recorded)
 
