@@ -96,6 +96,23 @@ def test_openvino_gives_the_programs_outputs(make: Any, weights: Any, bits: int 
         assert distance(given.model(x), runner.run(runner.hold(x))) > (18 if bits == 4 else 26)
 
 
+class _LargeBiases(nets.Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch.bias = torch.nn.Parameter(3 * torch.randn(16))
+
+
+def test_openvino_adds_each_channels_bias_where_a_class_token_needs_the_number_of_images(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    given = nets.quantized(_LargeBiases)
+    openvino.write(given, path := tmp_path / "model.xml")
+    runner = openvino.load(path, given, 1)
+    for count in (1, 3):
+        x = torch.randn(count, 3, 16, 16)
+        assert distance(given.model(x), runner.run(runner.hold(x))) > 26
+
+
 def test_damaged_openvino_files_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     given = nets.quantized(nets.Sequence1d)
