@@ -19,7 +19,7 @@ from engine.events import Event, Finished, Notice, StageFinished, StageStarted
 from engine.export.base import Given
 from engine.export.making import Comparison, Entry, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
-from engine.exported import check_new, check_unchanged, check_writable, merged
+from engine.exported import check_new, check_unchanged, check_writable, merged, said_of
 from engine.graph.fuse import find_pairs, fuse
 from engine.paths import save
 from engine.quant.program import Program
@@ -79,7 +79,7 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     broken = [entry for entry in made if not entry["path"]]
     if broken:
         raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
-    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made if entry['format'] in names)}")
+    yield Finished(str(directory), changed.met, said_of([entry for entry in made if entry["format"] in names]))
     return changed
 
 
@@ -109,7 +109,7 @@ def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
 def _changed(entry: Mapping[str, Any]) -> Entry:
     """The entry of a file that is not the one that was compared."""
     reason = f"it was changed since it was exported: export it again with `--to {entry['format']} --force`"
-    gone: Entry = {"parity": None, "value": None, "verified": False, "latency_ms": {}, "latency_batched_ms": {}}
+    gone: Entry = {"parity": None, "value": None, "verified": False, "differs": False, "latency_ms": {}, "latency_batched_ms": {}}
     return {**entry, **gone, "reason": reason}
 
 

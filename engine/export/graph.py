@@ -106,8 +106,8 @@ class Graph:
         if self._batch is None:
             # By the count of elements: OpenVINO reads a Shape off whichever value has as many images, and where that is what a
             # convolution gives before it is rounded, it adds the first channel's bias to all channels.
-            size = self.node("Size", [INPUT], "size")
-            self._batch = self.node("Div", [size, self.constant([self.pixels])], "batch")
+            count = self.node("Size", [INPUT], "size")
+            self._batch = self.node("Div", [count, self.constant([self.pixels])], "batch")
         parts = []
         for size in shape:
             if isinstance(size, Batch):
