@@ -60,13 +60,19 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     yield StageStarted("export", "Exporting")
     given, test = yield from _given(directory, recipe, stop)
     # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
-    earlier = [entry for entry in _earlier(directory, report.data) if entry["format"] not in names]
+    there = _earlier(directory, report.data)
+    earlier = [entry for entry in there if entry["format"] not in names]
     made = [_changed(entry) for entry in earlier if not _same(directory, entry)]
-    written = ("safetensors", *(entry["format"] for entry in earlier if _same(directory, entry)))
+    written = ("safetensors", *(entry["format"] for entry in earlier if _readable(directory, entry)))
     order = (*written, *(name for name in names if name != "safetensors"))
     known: Mapping[str, Any] = next((e for e in report.data["exports"] if e.get("format") == "safetensors"), {})
     try:
         runners = yield from exports(order, given, directory, test, stop, made, written)
+        # What could not be written again is still there as it was.
+        failed = {entry["format"] for entry in made if not entry["path"]}
+        kept = [entry["format"] for entry in there if entry["format"] in failed and _readable(directory, entry)]
+        written = (*written, *kept)
+        runners |= yield from exports(kept, given, directory, test, stop, made, kept)
         rows = yield from timed(made, runners, test, stop, known)
     except (Cancelled, GeneratorExit, KeyboardInterrupt):
         new = [entry for entry in made if entry["format"] not in written]
@@ -104,6 +110,12 @@ def _earlier(directory: Path, report: Mapping[str, Any]) -> list[Mapping[str, An
 
 def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
     return entry.get("sha256") in (None, fingerprint(directory, FORMATS[entry["format"]]))
+
+
+def _readable(directory: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the file is the one that was compared, and can be again: without its runtime the earlier figures stay."""
+    form = FORMATS[entry["format"]]
+    return _same(directory, entry) and not form.missing(form.runs)
 
 
 def _changed(entry: Mapping[str, Any]) -> Entry:

@@ -134,6 +134,23 @@ def test_a_failure_overwrites_nothing(finished: Path) -> None:
     assert {name for name in after if before.get(name) != after[name]} <= {"report.json", "report.md"}
 
 
+@needs
+@pytest.mark.parametrize("lacking", [("onnx",), ("onnx", "onnxruntime")])
+def test_an_export_that_cannot_be_made_again_stays_in_the_report_with_its_file(finished: Path, lacking: tuple[str, ...]) -> None:
+    assert again(finished, "onnx", "pt2").error is None
+    before, content = Report.load(finished).data, (finished / "model.onnx").read_bytes()
+    with patch.object(registry.Format, "missing", lambda entry, packages: tuple(p for p in packages if p in lacking)):
+        outcome = again(finished, "onnx", overwrite=True)
+        assert isinstance(outcome.error, EngineError) and "onnx was not exported: onnx needs onnx" in str(outcome.error)
+        assert ("onnx" in [row["format"] for row in Report.load(finished).data["runtimes"]]) is (len(lacking) == 1)
+        assert again(finished, "pt2", overwrite=True).error is None
+    after = Report.load(finished).data
+    assert (finished / "model.onnx").read_bytes() == content
+    entries = [next(e for e in found["exports"] if e["format"] == "onnx") for found in (before, after)]
+    assert all(entries[1][key] == entries[0][key] for key in ("path", "sha256", "verified", "parity", "value", "size_bytes", "runtime"))
+    assert entries[1]["verified"] and entries[1]["latency_ms"] and "reason" not in entries[1]
+
+
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
 def test_a_model_file_that_changed_since_the_run_is_refused(finished: Path, damage: str) -> None:
     path = finished / "model.safetensors"
