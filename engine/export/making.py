@@ -80,7 +80,7 @@ def timed(
     yield Notice(f"timing {len(runners) + bool(forms)} runtimes in turns")
     found = yield from timing.times({**forms, **runners}, test.data, stop)
     for made in entries:
-        if made["format"] in found:
+        if made["path"] and made["format"] in found:
             made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in found[made["format"]])
     yield table(entries)
     return timing.rows(entries, forms, found)

@@ -142,7 +142,7 @@ def test_an_export_that_cannot_be_made_again_stays_in_the_report_with_its_file(f
     with patch.object(registry.Format, "missing", lambda entry, packages: tuple(p for p in packages if p in lacking)):
         outcome = again(finished, "onnx", overwrite=True)
         assert isinstance(outcome.error, EngineError) and "onnx was not exported: onnx needs onnx" in str(outcome.error)
-        assert ("onnx" in [row["format"] for row in Report.load(finished).data["runtimes"]]) is (len(lacking) == 1)
+        assert [row["format"] for row in Report.load(finished).data["runtimes"]].count("onnx") == (len(lacking) == 1)
         assert again(finished, "pt2", overwrite=True).error is None
     after = Report.load(finished).data
     assert (finished / "model.onnx").read_bytes() == content
