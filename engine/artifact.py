@@ -22,6 +22,7 @@ from engine.kernels.probe import Machine, probe
 from engine.quant.numerics import QWeight, pack_nibbles, unpack_nibbles
 from engine.quant.program import Program, Step, steps_from
 from engine.quant.runtime import QuantizedModel
+from engine.quant.taking import taking
 
 if TYPE_CHECKING:
     from engine.decoders.loaded import LoadedDecoder
@@ -170,9 +171,9 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> Qua
 def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """The quantized network of a finished run, on this machine's kernels.
 
-    It takes float32 images (N, C, H, W), normalized as the recipe says, and returns float32 logits. ``model`` is the
-    fp32 model and is needed only where some of its own modules stayed whole. Warns where the model was made for another
-    instruction set and its activations would saturate here. Raises EngineError.
+    It takes float32 images (N, C, H, W), normalized as the recipe says, returns float32 logits, and raises EngineError for
+    other inputs. ``model`` is the fp32 model and is needed only where some of its own modules stayed whole. Warns where the model
+    was made for another instruction set and its activations would saturate here. Raises EngineError.
     """
     path = _file(directory)
     program, header = read(path)
@@ -182,11 +183,13 @@ def load_network(directory: str | Path, model: nn.Module | None = None) -> Quant
     modules = dict(model.named_modules()) if model is not None else {}
     try:
         with torch.no_grad():
-            return QuantizedModel(program, kernels_for(machine), modules)
+            found = QuantizedModel(program, kernels_for(machine), modules)
     except EngineError:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
+    found.taking = taking(program)
+    return found
 
 
 def _file(directory: str | Path) -> Path:

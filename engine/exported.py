@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.artifact import NAME
+from engine.differing import differs
 from engine.errors import EngineError
 from engine.export.making import fingerprint
 from engine.export.registry import FORMATS, Format
@@ -20,6 +21,13 @@ def merged(before: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]
         if entry["path"] or not (found.get(entry["format"]) or {}).get("path"):
             found[entry["format"]] = dict(entry)
     return list(found.values())
+
+
+def said_of(made: Sequence[Mapping[str, Any]]) -> str:
+    """What an export came to: the files, and which of them are not what was measured."""
+    told = [f"exported: {', '.join(str(entry['path']) for entry in made)}"]
+    told += [f"{entry['path']} {entry['reason']}" for entry in made if differs(entry)]
+    return "; ".join(told)
 
 
 def check_unchanged(directory: Path, report: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from engine.events import Event, Finished, Notice, StageFinished, StageStarted
 from engine.export.base import Given
 from engine.export.making import Comparison, Entry, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
-from engine.exported import check_new, check_unchanged, check_writable, merged
+from engine.exported import check_new, check_unchanged, check_writable, merged, said_of
 from engine.graph.fuse import find_pairs, fuse
 from engine.paths import save
 from engine.quant.program import Program
@@ -60,13 +60,19 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     yield StageStarted("export", "Exporting")
     given, test = yield from _given(directory, recipe, stop)
     # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
-    earlier = [entry for entry in _earlier(directory, report.data) if entry["format"] not in names]
+    there = _earlier(directory, report.data)
+    earlier = [entry for entry in there if entry["format"] not in names]
     made = [_changed(entry) for entry in earlier if not _same(directory, entry)]
-    written = ("safetensors", *(entry["format"] for entry in earlier if _same(directory, entry)))
+    written = ("safetensors", *(entry["format"] for entry in earlier if _readable(directory, entry)))
     order = (*written, *(name for name in names if name != "safetensors"))
     known: Mapping[str, Any] = next((e for e in report.data["exports"] if e.get("format") == "safetensors"), {})
     try:
         runners = yield from exports(order, given, directory, test, stop, made, written)
+        # What could not be written again is still there as it was.
+        failed = {entry["format"] for entry in made if not entry["path"]}
+        kept = [entry["format"] for entry in there if entry["format"] in failed and _readable(directory, entry)]
+        written = (*written, *kept)
+        runners |= yield from exports(kept, given, directory, test, stop, made, kept)
         rows = yield from timed(made, runners, test, stop, known)
     except (Cancelled, GeneratorExit, KeyboardInterrupt):
         new = [entry for entry in made if entry["format"] not in written]
@@ -79,7 +85,7 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     broken = [entry for entry in made if not entry["path"]]
     if broken:
         raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
-    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made if entry['format'] in names)}")
+    yield Finished(str(directory), changed.met, said_of([entry for entry in made if entry["format"] in names]))
     return changed
 
 
@@ -106,10 +112,16 @@ def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
     return entry.get("sha256") in (None, fingerprint(directory, FORMATS[entry["format"]]))
 
 
+def _readable(directory: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the file is the one that was compared, and can be again: without its runtime the earlier figures stay."""
+    form = FORMATS[entry["format"]]
+    return _same(directory, entry) and not form.missing(form.runs)
+
+
 def _changed(entry: Mapping[str, Any]) -> Entry:
     """The entry of a file that is not the one that was compared."""
     reason = f"it was changed since it was exported: export it again with `--to {entry['format']} --force`"
-    gone: Entry = {"parity": None, "value": None, "verified": False, "latency_ms": {}, "latency_batched_ms": {}}
+    gone: Entry = {"parity": None, "value": None, "verified": False, "differs": False, "latency_ms": {}, "latency_batched_ms": {}}
     return {**entry, **gone, "reason": reason}
 
 

@@ -15,7 +15,7 @@ from engine.decoders.formats import FORMATS, find
 from engine.decoders.writing import runtimes, written
 from engine.errors import Cancelled, EngineError
 from engine.events import Event, Finished, StageFinished, StageStarted
-from engine.exported import check_new, check_unchanged, check_writable, merged
+from engine.exported import check_new, check_unchanged, check_writable, merged, said_of
 from engine.kernels.probe import probe
 from engine.language_job import COMPARED
 from engine.paths import save
@@ -55,7 +55,7 @@ def export(
     broken = [entry for entry in made if not entry["path"]]
     if broken:
         raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
-    yield Finished(str(directory), changed.met, f"exported: {', '.join(entry['path'] for entry in made)}")
+    yield Finished(str(directory), changed.met, said_of(made))
     return changed
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.differing import DIFFERS, differs
 from engine.errors import EngineError
 from engine.markdown import number, table
 from engine.report_language import PERPLEXITY_THERE, exported, graph, perplexities, samples
@@ -117,6 +118,7 @@ def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
 def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
     same = e.get("parity") or {}
     read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
+    read = e.get("reason") or DIFFERS if differs(e) else read
     sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
     exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.differing import differing
+
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
 _TIMES = ("latency_ms", "latency_batched_ms")
@@ -27,8 +29,10 @@ class Runtime:
 
 
 def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
-    """fp32, the native path and every export that was timed; figures that are missing or odd are passed over."""
-    rows = _rows(report.get("runtimes"))
+    """fp32, the native path and every export that was timed; figures that are missing or odd are passed over, and those of files
+    whose outputs are others than what was measured."""
+    apart = differing(report.get("exports"))
+    rows = [row for row in _rows(report.get("runtimes")) if str(row.get("format")) not in apart]
     timed = [_runtime(row) for row in rows]
     if any(row.get("format") == "fp32" for row in rows):
         return _measured(timed)
@@ -36,7 +40,7 @@ def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
     first = []
     if isinstance(baseline, Mapping):
         first = [replace(_runtime({**baseline, "runtime": baseline.get("kernel") or "fp32", "kernel": "fp32"}), together=not rows)]
-    entries = _rows(report.get("exports"))
+    entries = [entry for entry in _rows(report.get("exports")) if str(entry.get("format")) not in apart]
     if paces(report) is TEXT:
         entries = [_as_run(entry, report) if entry.get("format") == "safetensors" else entry for entry in entries]
     return _measured([*first, *(timed or map(_runtime, entries))])

@@ -31,7 +31,7 @@ TORCH_FREE = [
     "engine.data.registry", "engine.decisions", "engine.changes",
     "engine.decoders.strategy", "engine.threshold",
     "engine.language.registry", "engine.language.corpora", "engine.language.folder", "engine.language.documents",
-    "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.export.registry",
+    "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.differing", "engine.export.registry",
     "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
     "qtui.console", "qtui.doctor", "qtui.listing",
 ]  # fmt: skip
@@ -94,7 +94,7 @@ WITHOUT_TEXTUAL = [
 # What draws may know of the engine: its words, not its work.
 WORDS = (
     "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.report_language",
-    "engine.rundir", "engine.replay",
+    "engine.rundir", "engine.replay", "engine.differing",
     "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
     "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",

@@ -18,6 +18,7 @@ from engine.decoders.quantized import QuantizedDecoder
 from engine.decoders.speed import Lengths, Speed, step_of, tokens_per_second
 from engine.decoders.speed import Step as Timed
 from engine.decoders.stepping import Step, last, of_model
+from engine.differing import entered
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, install
@@ -57,8 +58,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     """Write the format ``name`` into ``folder``, read it back, compare and time it; contract 2's entry.
 
     ``parity`` is of text read whole, ``parity_cached`` of text read over a cache; ``latency`` holds tokens a second as
-    ``Speed``. A format that cannot be written, or that nothing here runs, has ``verified`` false and a ``reason``. Raises
-    UsageError for a name that is not known, Cancelled on stop.
+    ``Speed``. A format that cannot be written, or that nothing here runs, has ``verified`` false and a ``reason``, and ``differs``
+    true where its logits are others than the measured model's. Raises UsageError for a name that is not known, Cancelled on stop.
     """
     entry = find(name)
     try:
@@ -76,6 +77,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
         with rounding(given.decoder) as twin, torch.inference_mode():
             whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
+        if entered(made):
+            return made
         speed = _timed(ran.timed, given, stop)
     except Cancelled:
         raise

@@ -11,6 +11,7 @@ from engine.decoders import figures
 from engine.decoders.exports import Entry, Given, make
 from engine.decoders.formats import find
 from engine.decoders.speed import Speed
+from engine.differing import differs
 from engine.events import Event, Notice, Progress, Table
 from engine.export.making import fingerprint
 
@@ -77,6 +78,6 @@ def _told(made: Entry) -> str:
         return f"{name} was not exported: {made['reason']}"
     size = f"{made['path']}: {made['size_bytes'] / 1e6:.2f} MB"
     if not made["verified"]:
-        return f"{size}, {made['reason']}"
+        return f"{size}, {'it ' if differs(made) else ''}{made['reason']}"
     note = f"; {made['note']}" if made.get("note") else ""
     return f"{size}, read back by {made['runtime']}: largest difference {made['parity']['max_abs']:.2g}{note}"

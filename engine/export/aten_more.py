@@ -50,6 +50,11 @@ def _reduce(op: str, place: int = 1) -> Build:
         if op == "ReduceMean" and keep and len(at.args[0].shape) == 4 and set(axes) == {2, 3}:
             # Runtimes have an integer kernel for this one.
             return at.node("GlobalAveragePool", at.args[0])
+        sizes = [size for axis, size in enumerate(at.args[0].shape) if axis in axes]
+        if op == "ReduceMean" and len(at.args[0].shape) == 3 and all(isinstance(size, int) and size for size in sizes):
+            # OpenVINO's mean of tokens that are integers is wrong from some number of images on; its sum is right.
+            total = at.node("ReduceSum", at.args[0], at.graph.constant(axes), keepdims=keep)
+            return at.node("Mul", total, 1 / math.prod(sizes))
         return at.node(op, at.args[0], at.graph.constant(axes), keepdims=keep)
 
     return build

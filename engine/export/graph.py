@@ -48,11 +48,12 @@ class Value:
 
 
 class Graph:
-    """Collects nodes in order. Names are made unique; equal constants are stored once."""
+    """Collects nodes in order. Names are made unique; equal constants are stored once. An image has ``pixels`` numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixels: int = 1) -> None:
         import onnx
 
+        self.pixels = pixels
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
@@ -103,7 +104,10 @@ class Graph:
         if not any(isinstance(size, Batch) for size in shape):
             return self.constant(np.array(shape, np.int64), hint)
         if self._batch is None:
-            self._batch = self.node("Shape", [INPUT], "batch", start=0, end=1)
+            # By the count of elements: OpenVINO reads a Shape off whichever value has as many images, and where that is what a
+            # convolution gives before it is rounded, it adds the first channel's bias to all channels.
+            count = self.node("Size", [INPUT], "size")
+            self._batch = self.node("Div", [count, self.constant([self.pixels])], "batch")
         parts = []
         for size in shape:
             if isinstance(size, Batch):

@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.cancel import StopToken
 from engine.data.base import Data
+from engine.differing import DIFFERS, differs, entered
 from engine.errors import Cancelled, EngineError, one_line
 from engine.events import Event, Notice, Table
 from engine.export import parity, timing
@@ -21,8 +22,6 @@ from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
 
 Entry = dict[str, Any]
-# Below this part of equal answers a file is no longer the model that was measured.
-_FEW = 0.9
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def exports(
     files of ``written`` are in ``directory`` already and are only read.
 
     A format that cannot be written, or whose file is not what was measured, is an entry with ``verified`` false and a
-    ``reason``; only a damaged ``model.safetensors`` raises EngineError.
+    ``reason``, and of one whose outputs differ also ``differs``; only a damaged ``model.safetensors`` raises EngineError.
     """
     runners: dict[str, Runner] = {}
     for name in names:
@@ -81,7 +80,7 @@ def timed(
     yield Notice(f"timing {len(runners) + bool(forms)} runtimes in turns")
     found = yield from timing.times({**forms, **runners}, test.data, stop)
     for made in entries:
-        if made["format"] in found:
+        if made["path"] and made["format"] in found:
             made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in found[made["format"]])
     yield table(entries)
     return timing.rows(entries, forms, found)
@@ -99,7 +98,7 @@ def _made(entry: Format, directory: Path) -> Entry:
 def _read_back(
     entry: Format, given: Given, directory: Path, test: Comparison, stop: StopToken, made: Entry
 ) -> Generator[Event, None, Runner | None]:
-    """Enter in ``made`` how the file compares; what runs it, None where nothing does."""
+    """Enter in ``made`` how the file compares; what runs it, None where nothing does, or where its outputs are others."""
     start = stop.clock()
     size = f"{entry.files[0]}: {made['size_bytes'] / 1e6:.2f} MB"
     if missing := entry.missing(entry.runs):
@@ -124,11 +123,10 @@ def _read_back(
         runtime=runner.label, kernel=runner.kernel, value=same.pop("value"), interval=same.pop("interval"), parity=same, verified=True,
         seconds=round(stop.clock() - start, 3),
     )  # fmt: skip
-    yield Notice(
-        f"{size}, read back by {runner.label}, largest difference {found.max_abs:.1e}, same answer {found.agreement:.2%}",
-        "warning" if found.agreement < _FEW else "info",
-    )
-    return runner
+    apart = entered(made)
+    told = f"{size}, read back by {runner.label}, largest difference {found.max_abs:.1e}, same answer {found.agreement:.2%}"
+    yield Notice(f"{told}: it {DIFFERS}" if apart else told, "warning" if apart else "info")
+    return None if apart else runner
 
 
 def write(entry: Format, given: Given, directory: Path) -> None:
@@ -166,5 +164,5 @@ def _row(entry: Entry) -> tuple[str, ...]:
     single, batched = (entry[key].get("p50") for key in ("latency_ms", "latency_batched_ms"))
     figures = (("", "{:.2%}", same), ("", "{:.2%}", value), ("", "{:.2f}", single), ("", "{:.2f}", batched))
     shown = tuple(none if number is None else form.format(number) for none, form, number in figures)
-    runtime = entry["runtime"] if entry["verified"] else "not verified" if entry["path"] else "not exported"
-    return (entry["format"], entry["path"], runtime, *shown)
+    unread = DIFFERS if differs(entry) else "not verified" if entry["path"] else "not exported"
+    return (entry["format"], entry["path"], entry["runtime"] if entry["verified"] else unread, *shown)

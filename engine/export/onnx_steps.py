@@ -37,13 +37,13 @@ def write_program(model: QuantizedModel, images: Tensor, bound: Bound) -> Writte
     """The graph of ``model``'s program. ``images`` (N, C, H, W), N at least 3. Raises EngineError naming the layer that has no
     ONNX form."""
     small, large = (model.values(images[:count]) for count in BATCHES)
-    return _Writer(model, small, large, bound).run()
+    return _Writer(model, small, large, bound, images[0].numel()).run()
 
 
 class _Writer:
-    def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound) -> None:
+    def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound, pixels: int) -> None:
         self.model, self.program, self.small, self.large, self.bound = model, model.program, small, large, bound
-        self.graph = Graph()
+        self.graph = Graph(pixels)
         self.values: dict[str, Any] = {}
         self.grids: dict[str, QParams] = {}
         self._floats: dict[str, Value] = {}

@@ -74,7 +74,8 @@ def tried(entry: Format, path: Path, trial: str) -> None:
 def compare(
     runner: Runner, given: Given, data: Data, batch: int, limit: int | None, stop: StopToken, stage: str = "export"
 ) -> Generator[Event, None, Parity]:
-    """Both models on the test split, or the first ``limit`` images of it."""
+    """Both models on the test split, or the first ``limit`` images of it. Raises EngineError for a file's logits that are not
+    finite where the model's are."""
     total = data.count("test", limit)
     ticker = Ticker(stage, total, "img", clock=stop.clock)
     signal = noise = worst = 0.0
@@ -83,6 +84,8 @@ def compare(
         for x, y in data.batches("test", batch, limit=limit):
             stop.check()
             wanted, got = given.model(x.contiguous(memory_format=torch.channels_last)), _answer(runner, x)
+            if wanted.isfinite().all() and not got.isfinite().all():
+                raise EngineError("its logits are NaN or infinite: use another format, or another version of the runtime")
             difference = (wanted - got).double()
             worst = max(worst, difference.abs().max().item())
             signal += wanted.double().square().sum().item()

@@ -89,7 +89,7 @@ def rows(entries: Sequence[Entry], forms: Mapping[str, Runner], found: Mapping[s
         name = best[0] if len(set(best)) == 1 else "; ".join(f"{b} at batch {size}" for b, size in zip(best, BATCHES, strict=True))
         made.append(_row(FP32, name, "", "fp32", [found[name][i] for i, name in enumerate(best)]))
     for entry in entries:
-        if entry["format"] in found:
+        if entry["path"] and entry["format"] in found:
             made.append(_row(entry["format"], entry["runtime"], entry["path"], entry.get("kernel", ""), found[entry["format"]]))
     return made
 

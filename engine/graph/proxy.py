@@ -75,6 +75,9 @@ class SizedProxy(fx.Proxy):
             return self.values[0].new_zeros(given)
         return self.tracer.create_proxy("call_method", "new_zeros", (self, *sizes), options)
 
+    def __setitem__(self, place: Any, value: Any) -> None:
+        raise TraceError("changes a part of a tensor in place (an assignment such as y[i] = …)")
+
     def _is_tensor(self) -> bool:
         return bool(self.values) and isinstance(self.values[0], Tensor)
 

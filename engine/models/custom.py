@@ -24,6 +24,7 @@ def build(name: str) -> nn.Module:
     """Call the factory that ``name`` names. Raises UsageError when it cannot be found, EngineError when it fails."""
     import torch
     from torch import nn
+    from torch.nn.parameter import is_lazy
 
     place, _, attribute = name.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
@@ -39,6 +40,12 @@ def build(name: str) -> nn.Module:
         raise EngineError(f"{name} returned {type(model).__name__}, not an nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise EngineError(f"{name} returned a TorchScript module, which cannot be traced: return the nn.Module that it was made from")
+    if lazy := next((path for path, p in model.named_parameters() if is_lazy(p)), None):
+        layer = type(model.get_submodule(lazy.rpartition(".")[0])).__name__
+        raise EngineError(
+            f"{name} returned a model whose {lazy} has no shape yet ({layer} is a lazy layer): "
+            "give the layer its sizes, or call the model on images once in the factory, before it returns it"
+        )
     # A compiled model computes as the one that it was made from.
     original = getattr(model, "_orig_mod", model)
     return original if isinstance(original, nn.Module) else model

@@ -21,6 +21,7 @@ from engine.quant.fixed import Fixed, Fixing, NotFixed
 from engine.quant.numerics import dequantize, quantize
 from engine.quant.pool import max_pool2d
 from engine.quant.program import Program, Step, grid_from
+from engine.quant.taking import Taking
 
 Function = Callable[..., Any]
 _PLANS = 4
@@ -37,7 +38,8 @@ class _Bound:
 class QuantizedModel(nn.Module):
     """Images (N, C, H, W) in float32, normalized as in training, to float32 logits.
 
-    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer.
+    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. With ``taking``
+    other images are refused in a sentence.
     """
 
     def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
@@ -45,6 +47,7 @@ class QuantizedModel(nn.Module):
         self.program = program
         self.placement: dict[str, tuple[str, str | None]] = {}
         self.simulated = False
+        self.taking: Taking | None = None
         self._kernels = kernels
         self._whole: Mapping[str, nn.Module] = modules or {}
         names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
@@ -57,6 +60,15 @@ class QuantizedModel(nn.Module):
         self._lock = threading.RLock()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.taking is None:
+            return self._computed(x)
+        self.taking.check(x)
+        try:
+            return self._computed(x)
+        except Exception as error:
+            raise self.taking.failed(x, error) from error
+
+    def _computed(self, x: Tensor) -> Tensor:
         with torch.inference_mode(), self._lock:
             fixed = self._fixed(x) if self._steps is not None else None
             if fixed is not None:

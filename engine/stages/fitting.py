@@ -42,6 +42,8 @@ def check(model: nn.Module, example: Tensor, data: Data, name: str) -> None:
             logits = model(example)
         except Exception as error:
             text = one_line(error, 160)
+            if other := _other_precision(model):
+                raise EngineError(f"{name} holds {other}, and the images are float32: return model.float() from its factory") from error
             raise EngineError(f"{name} does not take images of {_size(data.shape)} ({text}): {_resize(data)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -50,6 +52,12 @@ def check(model: nn.Module, example: Tensor, data: Data, name: str) -> None:
         raise EngineError(f"{name} knows {logits.shape[1]} classes and {data.name} has {len(data.classes)}: use other data or another head")
     if not torch.isfinite(logits).all():
         raise EngineError(f"{name} gives NaN or infinity on the first images: check its weights and data.mean, data.std")
+
+
+def _other_precision(model: nn.Module) -> str:
+    """A parameter that is a number of another width than float32, with its type; empty where there is none."""
+    found = next(((path, p) for path, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    return f"{found[0]} in {str(found[1].dtype).removeprefix('torch.')}" if found else ""
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from engine.decoders.formats import FORMATS as DECODERS
+from engine.differing import DIFFERS, differs
 from engine.export.registry import FORMATS, Format, install
 from engine.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
 from qtui import text
@@ -63,7 +64,8 @@ def _row(one: Runtime, fp32: Runtime | None, least: Sequence[float | None], entr
 def _untimed(entry: Mapping[str, Any], width: int) -> Row:
     there = bool(entry.get("path"))
     verified = bool(entry.get("verified", entry.get("parity")))
-    glyph, word, role = ("●", "not timed", "") if verified else ("○", "not verified", "change") if there else ("✗", "not exported", "harm")
+    unread = ("○", "not verified", "change") if there else ("✗", "not exported", "harm")
+    glyph, word, role = ("✗", DIFFERS, "harm") if differs(entry) else ("●", "not timed", "") if verified else unread
     name = f"{entry.get('format') or '?'}: {word}"
     cells: dict[str, str | Cell] = {
         "runtime": Cell(name, role), "file": str(entry.get("path") or ""), "same": percent(number(entry, "parity", "agreement")),
@@ -95,8 +97,9 @@ def runtime_sentence(run: Run, key: str | None) -> str:
     known = runtimes(run.report or {})
     entry = next((e for e in exports_of(run) if key in (e.get("path"), e.get("format"))), None)
     one = next((one for one in known if key in (one.file, one.name)), None)
-    if entry is not None and entry.get("reason"):
-        return f"{entry.get('path') or entry.get('format')}: {text.one_line(entry['reason'])}."
+    why = "" if entry is None else entry.get("reason") or (DIFFERS if differs(entry) else "")
+    if entry is not None and why:
+        return f"{entry.get('path') or entry.get('format')}: {text.one_line(why)}."
     if one is None:
         return ""
     name = f"{one.file}: {one.name}" if one.file else one.name
@@ -150,7 +153,7 @@ def _state(entry: Format, lacks: Sequence[str], there: Mapping[str, Any] | None)
     if lacks:
         return f"needs {install(tuple(lacks))}"
     if there is not None:
-        checked = "verified" if there.get("verified") else "not verified"
+        checked = "differs" if differs(there) else "verified" if there.get("verified") else "not verified"
         return Cell(f"there, {checked}; mark to write it again", "change")
     if missing := entry.missing(entry.runs):
         return f"without a check: needs {install(missing)}"

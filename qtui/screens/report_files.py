@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from engine.differing import DIFFERS, differs
 from engine.runtimes import IMAGES, Paces, fastest, paces
 from qtui import text
 from qtui.drawing.spans import Line
@@ -70,7 +71,7 @@ def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> li
     agreement, worst = number(entry, "parity", "agreement"), number(entry, "parity", "max_abs")
     checked = bool(entry.get("verified", agreement is not None or worst is not None)) and entry.get("parity") is not None
     unread = ("○", "change", "not verified") if entry.get("path") else ("✗", "harm", "not exported")
-    glyph, role, word = ("●", "good", "verified") if checked else unread
+    glyph, role, word = ("✗", "harm", DIFFERS) if differs(entry) else ("●", "good", "verified") if checked else unread
     facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %"]
     facts.append("exact" if worst == 0 else "" if worst is None else f"Δ ≤ {text.small(worst)}")
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")

@@ -266,6 +266,29 @@ def test_a_machine_that_saturates_is_warned(
     assert any("sums saturate" in text and "(AVX2, no VNNI)" in text for text in texts) is warned
 
 
+WRONG = [
+    (torch.zeros(1, 1, 32, 32), r"not float32 of shape \(1, 1, 32, 32\): give another shape"),
+    (torch.zeros(3, 32, 32), r"not float32 of shape \(3, 32, 32\): add the batch with \[None\]"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.float64), r"not float64 of shape \(1, 3, 32, 32\): convert it with \.float\(\)"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"not uint8 of shape .*\.float\(\)"),
+    ([1.0, 2.0], "not a value of list: give a tensor"),
+]
+
+
+@pytest.mark.parametrize(("images", "said"), WRONG)
+def test_other_inputs_are_refused_in_a_sentence(run_folder: Path, images: Any, said: str) -> None:
+    model = load_quantized(run_folder)
+    with pytest.raises(EngineError, match=rf"^the model takes float32 images \(N, 3, H, W\), {said}[^\n]*$"):
+        model(images)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_images_of_a_size_that_does_not_go_through_are_told_in_a_sentence(run_folder: Path) -> None:
+    model = load_quantized(run_folder)
+    with pytest.raises(EngineError, match=r"^the model cannot compute with float32 of shape \(1, 3, 0, 0\) [^\n]* as large as the run's"):
+        model(torch.zeros(1, 3, 0, 0))
+
+
 @pytest.mark.filterwarnings("ignore:.*was made on")
 def test_without_integer_kernels_the_model_is_simulated_and_near(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))

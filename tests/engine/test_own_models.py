@@ -358,3 +358,46 @@ def test_a_parametrized_weight_is_quantized_as_the_value_that_it_has(own_cache: 
     assert [(layer["name"], layer["kind"]) for layer in report["layers"]] == [("0", "Conv2d"), ("4", "Linear")]
     assert all("torch" not in layer["kernel"] for layer in report["layers"])
     assert report["ptq"]["error"]["sqnr_db"] > 20
+
+
+WIDTHS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.LAYER(10)
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        ASSIGN
+        return self.fc(y.mean((2, 3)))
+
+
+def make():
+    return Net()TYPE
+"""
+
+
+def one_sentence(tmp_path: Path, layer: str = "Linear(8, 10)", assign: str = "pass", to: str = "") -> str:
+    source = HEAD + WIDTHS.replace("LAYER(10)", layer).replace("ASSIGN", assign).replace("TYPE", to)
+    (tmp_path / "mine.py").write_text(source)
+    outcome = drive(Recipe.make(model=f"{tmp_path / 'mine.py'}:make", data={"limit": 32}, qat={"mode": "never"}), tmp_path / "run")
+    said = str(outcome.error)
+    assert isinstance(outcome.error, EngineError) and "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize(("to", "kind"), [(".half()", "float16"), (".double()", "float64"), (".bfloat16()", "bfloat16")])
+def test_a_model_in_another_precision_is_told_to_be_made_float(tmp_path: Path, to: str, kind: str) -> None:
+    assert one_sentence(tmp_path, to=to).endswith(
+        f"holds conv.weight in {kind}, and the images are float32: return model.float() from its factory"
+    )
+
+
+def test_a_lazy_layer_is_told_in_a_sentence(tmp_path: Path) -> None:
+    said = one_sentence(tmp_path, layer="LazyLinear(10)")
+    assert "fc.weight has no shape yet (LazyLinear is a lazy layer): give the layer its sizes, or call the model" in said
+
+
+def test_an_assignment_to_a_part_of_a_tensor_is_told_without_names_of_this_program(tmp_path: Path) -> None:
+    said = one_sentence(tmp_path, assign="y[:, :4] = y[:, :4] * 2")
+    assert "changes a part of a tensor in place" in said and "mine.py:11" in said and "Proxy" not in said

@@ -20,6 +20,7 @@ from engine.decoders.formats import FORMATS, find
 from engine.decoders.parity import compare
 from engine.decoders.speed import Lengths
 from engine.decoders.stepping import of_model
+from engine.differing import DIFFERS
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.export.registry import Format
 from engine.quant.grouped import GroupSpec
@@ -45,7 +46,7 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
         pytest.importorskip(package)
     it = given()
     found = make(name, it, tmp_path, STOP)
-    assert found["verified"] and "reason" not in found and found["path"] == FORMATS[name].files[0]
+    assert found["verified"] and not found["differs"] and "reason" not in found and found["path"] == FORMATS[name].files[0]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert found["size_bytes"] == sum(path.stat().st_size for path in files) > 1000
     least = {"safetensors": 1e3, "onnx": 25, "compressed-tensors": 50}[name]
@@ -58,6 +59,22 @@ def test_a_format_is_written_read_back_compared_and_timed(name: str, tmp_path: P
     assert hidden(tmp_path) == []
     # Written again it takes the place of the earlier one.
     assert make(name, it, tmp_path, STOP)["size_bytes"] == found["size_bytes"] and hidden(tmp_path) == []
+
+
+def test_a_file_that_gives_other_logits_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = exports._RUNNERS["safetensors"]
+    monkeypatch.setitem(exports._RUNNERS, "safetensors", lambda path: replace(it := ran(path), step=_upside_down(it.step)))
+    found = make("safetensors", given("gpt2"), tmp_path, STOP)
+    assert found["differs"] and not found["verified"] and found["latency"] == {} and found["path"]
+    assert found["reason"].startswith(DIFFERS) and "\n" not in found["reason"]
+
+
+def _upside_down(step: Any) -> Any:
+    def run(ids: torch.Tensor, cache: Any) -> Any:
+        logits, cache = step(ids, cache)
+        return -logits, cache
+
+    return run
 
 
 def test_what_is_timed_fits_into_the_context(tmp_path: Path) -> None:

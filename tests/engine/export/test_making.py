@@ -15,8 +15,9 @@ import pytest
 from finished_runs import again, contents, run
 
 from engine.decoders.formats import FORMATS as DECODERS
+from engine.differing import DIFFERS, differs
 from engine.errors import EngineError, UsageError
-from engine.events import Notice, Table
+from engine.events import Finished, Notice, Table
 from engine.export import making, registry
 from engine.exported import merged
 from engine.recipe import ExportFormat
@@ -133,6 +134,23 @@ def test_a_failure_overwrites_nothing(finished: Path) -> None:
     assert {name for name in after if before.get(name) != after[name]} <= {"report.json", "report.md"}
 
 
+@needs
+@pytest.mark.parametrize("lacking", [("onnx",), ("onnx", "onnxruntime")])
+def test_an_export_that_cannot_be_made_again_stays_in_the_report_with_its_file(finished: Path, lacking: tuple[str, ...]) -> None:
+    assert again(finished, "onnx", "pt2").error is None
+    before, content = Report.load(finished).data, (finished / "model.onnx").read_bytes()
+    with patch.object(registry.Format, "missing", lambda entry, packages: tuple(p for p in packages if p in lacking)):
+        outcome = again(finished, "onnx", overwrite=True)
+        assert isinstance(outcome.error, EngineError) and "onnx was not exported: onnx needs onnx" in str(outcome.error)
+        assert [row["format"] for row in Report.load(finished).data["runtimes"]].count("onnx") == (len(lacking) == 1)
+        assert again(finished, "pt2", overwrite=True).error is None
+    after = Report.load(finished).data
+    assert (finished / "model.onnx").read_bytes() == content
+    entries = [next(e for e in found["exports"] if e["format"] == "onnx") for found in (before, after)]
+    assert all(entries[1][key] == entries[0][key] for key in ("path", "sha256", "verified", "parity", "value", "size_bytes", "runtime"))
+    assert entries[1]["verified"] and entries[1]["latency_ms"] and "reason" not in entries[1]
+
+
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
 def test_a_model_file_that_changed_since_the_run_is_refused(finished: Path, damage: str) -> None:
     path = finished / "model.safetensors"
@@ -158,6 +176,49 @@ def test_an_export_that_differs_in_form_is_not_verified(finished: Path) -> None:
         outcome = again(finished, "pt2")
     entry = outcome.data["exports"][1]
     assert not entry["verified"] and "is not an export of this run" in entry["reason"]
+
+
+@pytest.mark.parametrize("answers", ["others", "noisy", "nan"])
+def test_a_file_whose_outputs_are_not_what_was_measured_is_no_success(finished: Path, answers: str) -> None:
+    import torch
+
+    from engine import load_quantized
+    from engine.export.base import Runner
+
+    model = load_quantized(finished)
+    changes = {"others": lambda y: -y, "noisy": lambda y: 1.5 * y, "nan": lambda y: y * torch.nan}
+    change = changes[answers]
+    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, lambda x: change(model(x).clone()))):
+        outcome = again(finished, "pt2")
+    report = Report.load(finished)
+    entry = report.data["exports"][1]
+    assert outcome.error is None and (finished / "model.pt2").is_file()
+    assert not entry["verified"] and entry["latency_ms"] == {} and [r["format"] for r in report.data["runtimes"]] == []
+    assert "pt2" not in fastest(report.data) and all(one.file != "model.pt2" for one in runtimes(report.data))
+    said = "its logits are NaN or infinite" if answers == "nan" else DIFFERS
+    assert said in entry["reason"] and said in (finished / "report.md").read_text()
+    assert any(n.level == "warning" and said in n.text for n in outcome.of(Notice))
+    if answers != "nan":
+        assert entry["differs"] and entry["parity"]["sqnr_db"] < 10 and said in outcome.of(Finished)[-1].text
+        assert DIFFERS in str(outcome.of(Table)[-1].rows)
+
+
+def test_a_report_without_the_word_is_judged_by_its_parity() -> None:
+    assert differs({"parity": {"agreement": 0.6, "sqnr_db": 6.2}}) and differs({"parity_cached": {"agreement": 1.0, "sqnr_db": 6.2}})
+    assert differs({"parity": {"agreement": 1.0, "sqnr_db": float("nan")}})
+    assert not differs({"parity": {"agreement": 0.97, "sqnr_db": 18.0}}) and not differs({"parity": {"agreement": 1.0, "sqnr_db": None}})
+    assert not differs({"parity": None}) and not differs({})
+
+
+def test_the_fastest_runtime_is_none_that_differs() -> None:
+    def entry(name: str, time: float, agreement: float) -> dict[str, Any]:
+        times = {key: {"p50": time, "p95": time} for key in ("latency_ms", "latency_batched_ms")}
+        return {"format": name, "path": name, "runtime": name, "parity": {"agreement": agreement, "sqnr_db": 30.0}, **times}
+
+    rows = [entry("fp32", 4.0, 1.0), entry("safetensors", 3.0, 1.0), entry("onnx", 2.0, 1.0), entry("openvino", 1.0, 0.6)]
+    report = {"baseline": None, "exports": rows[1:], "runtimes": rows}
+    assert "onnx at batch 1" in fastest(report) and "openvino" not in fastest(report)
+    assert "openvino" not in fastest({"baseline": rows[0], "exports": rows[1:]})
 
 
 def test_earlier_exports_stay_in_the_report() -> None:

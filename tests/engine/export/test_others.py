@@ -96,6 +96,45 @@ def test_openvino_gives_the_programs_outputs(make: Any, weights: Any, bits: int 
         assert distance(given.model(x), runner.run(runner.hold(x))) > (18 if bits == 4 else 26)
 
 
+class _LargeBiases(nets.Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch.bias = torch.nn.Parameter(3 * torch.randn(16))
+
+
+def test_openvino_adds_each_channels_bias_where_a_class_token_needs_the_number_of_images(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    given = nets.quantized(_LargeBiases)
+    openvino.write(given, path := tmp_path / "model.xml")
+    runner = openvino.load(path, given, 1)
+    for count in (1, 3):
+        x = torch.randn(count, 3, 16, 16)
+        assert distance(given.model(x), runner.run(runner.hold(x))) > 26
+
+
+class _MeanOfTokens(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm = torch.nn.Conv2d(3, 48, 2, 2), torch.nn.LayerNorm(48)
+        self.mix, self.head = torch.nn.Linear(48, 48), torch.nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.mix(self.norm(x))).mean(1))
+
+
+def test_openvino_takes_the_mean_of_tokens_for_any_number_of_images(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    given = nets.quantized(_MeanOfTokens)
+    openvino.write(given, path := tmp_path / "model.xml")
+    runner = openvino.load(path, given, 2)
+    for count in (1, 8, 64, 128):
+        x = torch.randn(count, 3, 16, 16)
+        assert distance(given.model(x), runner.run(runner.hold(x))) > 26
+
+
 def test_damaged_openvino_files_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     given = nets.quantized(nets.Sequence1d)

@@ -212,6 +212,18 @@ def test_exports_without_times_come_last_with_their_reason() -> None:
     assert "uv pip install openvino" in str(words.runtime_panel(run, "model.xml"))
 
 
+def test_an_export_that_differs_is_told_and_never_the_fastest() -> None:
+    found = exported(told(), ["onnx", "openvino"])
+    found["exports"][-1] = {**found["exports"][-1], "parity": {"max_abs": 3.4, "sqnr_db": 6.2, "agreement": 0.605}}
+    run = run_of(found)
+    last = words.runtime_rows(run, 120)[-1]
+    assert last.glyph == "✗" and texts(last)[0] == "openvino: differs from what was measured: do not ship" and texts(last)[-1] == "60.5"
+    assert "openvino" not in words.runtimes_subtitle(run) and "openvino" not in words.exported(run, False)
+    assert words.runtime_sentence(run, "model.xml") == "model.xml: differs from what was measured: do not ship."
+    assert "✗ model.xml" in str(words.runtime_panel(run, "model.xml"))
+    assert next(str(row.cells[2]) for row in words.choices(run)[0] if row.key == "openvino").count("differs")
+
+
 def test_an_old_report_has_its_two_rows_and_a_damaged_one_none() -> None:
     assert len(words.runtime_rows(run_of(told()), 80)) == 2 and words.runtimes_subtitle(run_of(told())) == ""
     assert words.runtime_rows(run_of(told(baseline={}, exports=None)), 80) == () and words.runtimes_title(
