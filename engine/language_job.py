@@ -22,7 +22,7 @@ from engine.decoders.finetune import finetune
 from engine.decoders.formats import find
 from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
-from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
+from engine.decoders.loading import DECIDING, LoadedLanguage, refuse_plan, tokens
 from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
@@ -35,6 +35,7 @@ from engine.decoders.settings import schedule_of
 from engine.decoders.speed import Lengths, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
+from engine.errors import UsageError
 from engine.events import (
     Event,
     Finished,
@@ -159,14 +160,23 @@ class LanguageJob(Work):
         return seen
 
     def _plan(self, seen: Look) -> Run[Plan]:
-        """The plan that was agreed to, made again for each strategy that is asked for."""
+        """The plan that was agreed to, made again for each strategy that is asked for. Raises UsageError where one is agreed to that an
+        export of the recipe cannot be made of."""
         answer: Answer = None
         while True:
             made = yield from self.stage("plan", "Planning", self._planned(seen))
-            if isinstance(answer, Strategy) and answer.go:
+            refused: UsageError | None = None
+            try:
+                refuse_plan(self.recipe, made.layers)
+            except UsageError as error:
+                refused = error
+                yield Notice(str(error), "warning")
+            if isinstance(answer, Strategy) and answer.go and refused is None:
                 return made
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
+                if refused is not None:
+                    raise refused
                 return made
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 

@@ -118,7 +118,9 @@ def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
         if scheme.symmetric or scheme.bits != 4 or outputs > 8:
             found[path] = scheme
     if not found:
-        raise EngineError("no Linear layer of a block is quantized: there is nothing for compressed-tensors")
+        raise EngineError(
+            "no Linear layer of a block is quantized, and the format has no others: quantize some, or export to onnx or safetensors"
+        )
     return found
 
 
@@ -126,7 +128,7 @@ def _scheme(path: str, spec: GroupSpec, inputs: int, activations: ActivationSpec
     whole = spec.size(inputs) == inputs
     if not whole and inputs % spec.group_size:
         raise EngineError(
-            f"compressed-tensors has groups of equal size: {path} has {inputs} inputs in groups of {spec.group_size}: "
+            f"its groups are of equal size, and {path} has {inputs} inputs in groups of {spec.group_size}: "
             "give a group size that divides them, or export to onnx or safetensors"
         )
     bits = 4 if spec.bits <= 4 else 8

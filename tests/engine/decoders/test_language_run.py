@@ -68,6 +68,38 @@ def test_a_graph_that_is_not_written_is_refused_before_any_work(place: Path, tmp
     assert re.search(r"export to onnx: .*decoder of type bloom is not among them: leave it out", str(outcome.error))
 
 
+@pytest.fixture(scope="module")
+def wide(place: Path) -> Path:
+    """A decoder of ``Linear`` layers with rows of 80 numbers, which groups of 64 do not divide."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 80, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(**shape, vocab_size=tiny_language.ROWS, max_position_embeddings=32, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    return tiny_language.write_folder(place / "wide", LlamaForCausalLM(config))
+
+
+UNEVEN = r"export to compressed-tensors: .*layers\.0\.self_attn\.q_proj has 80 inputs in groups of 64: give a group size that divides them"
+
+
+def test_groups_that_do_not_divide_a_row_are_refused_before_any_work(place: Path, wide: Path, tmp_path: Path) -> None:
+    asked = recipe(place, model=str(wide), preset="w4", export=["compressed-tensors"])
+    outcome = driving.drive(asked, tmp_path / "run")
+    assert isinstance(outcome.error, UsageError) and re.search(UNEVEN, str(outcome.error)) and not (tmp_path / "run").exists()
+
+
+def test_a_person_is_told_of_such_groups_and_asked_again(place: Path, wide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="uv sync --group bench")
+    asked = recipe(place, model=str(wide), export=["compressed-tensors"])
+    answers = {"quantize": [Strategy("w4", (), go=True), Strategy("w8", (), go=True)]}
+    outcome = driving.drive(asked, tmp_path / "run", answers, attended=True)
+    assert any(event.level == "warning" and re.search(UNEVEN, event.text) for event in outcome.of(Notice))
+    assert outcome.error is None and outcome.data["exports"][1]["verified"]
+    answers = {"quantize": [Strategy("w4", (), go=True), True]}
+    outcome = driving.drive(asked, tmp_path / "other", answers, attended=True)
+    assert isinstance(outcome.error, UsageError) and re.search(UNEVEN, str(outcome.error)) and not outcome.of(MatrixQuantized)
+
+
 @pytest.mark.parametrize("key", ["context", "stride"])
 def test_windows_are_not_asked_of_sequences(place: Path, tmp_path: Path, key: str) -> None:
     ids = tmp_path / "ids.json"
