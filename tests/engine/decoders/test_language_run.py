@@ -233,3 +233,17 @@ def test_a_run_that_was_stopped_between_blocks_goes_on_with_the_next(place: Path
     assert first == second and again.data["ptq"]["seconds"] > sum(first.values()) > 0
     assert again.data["ptq"]["value"] == whole.data["ptq"]["value"]
     assert [row["sqnr_db"] for row in again.data["layers"]] == [row["sqnr_db"] for row in whole.data["layers"]]
+
+
+def test_blocks_that_were_kept_for_another_recipe_are_told_of(place: Path, tmp_path: Path) -> None:
+    def stop_it(event: Any, stop: Any) -> None:
+        if isinstance(event, MatrixQuantized) and event.name == "transformer.h.1.attn.c_attn":
+            stop.set()
+
+    driving.drive(recipe(place, preset="w4"), tmp_path / "run", on_event=stop_it)
+    written = tmp_path / "run" / "recipe.yaml"
+    written.write_text(re.sub(r"preset: w4\b", "preset: w3", written.read_text()))
+    again = driving.resumed(tmp_path / "run")
+    assert again.error is None and not any(event.kept for event in again.of(MatrixQuantized))
+    told = [event.text for event in again.of(Notice) if event.level == "warning"]
+    assert "1 of 2 blocks were kept for another recipe, model or text: rounded again" in told
