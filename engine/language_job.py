@@ -68,9 +68,10 @@ BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
 
 @dataclass(frozen=True)
 class _Form:
-    """A quantized form with its figures and its file's content."""
+    """A quantized form with its figures and its file's content; ``told`` is what is known of each matrix."""
 
     decoder: QuantizedDecoder
+    told: dict[str, MatrixQuantized]
     seen: figures.Seen
     entry: dict[str, Any]
     content: bytes
@@ -225,7 +226,7 @@ class LanguageJob(Work):
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
-        return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
+        return _Form(decoder, told, seen, entry, content, figures.layers(made, told, placed), model)
 
     def _against(self, model: Any, parts: Any, stride: int) -> Generator[Event, None, Judged]:
         def fp32(ids: torch.Tensor) -> torch.Tensor:
@@ -258,10 +259,10 @@ class LanguageJob(Work):
             checkpoint=self.where.path / CHECKPOINT, fingerprint=mark,
         ))  # fmt: skip
         seconds = self.stop.clock() - began
-        decoder = yield from self.stage("convert", "Rounding what was trained", retuned(
-            ptq.decoder, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
+        decoder, told = yield from self.stage("convert", "Rounding what was trained", retuned(
+            ptq.decoder, ptq.told, self.model, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
         ))  # fmt: skip
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, {}, seconds))
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, told, seconds))
         kept, why = figures.better(done.seen, ptq.seen)
         entry = {
             "epochs": len(tuned.losses), "asked_epochs": part.epochs, "ended_early": len(tuned.losses) < part.epochs,

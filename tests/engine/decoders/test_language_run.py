@@ -165,6 +165,8 @@ def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_pat
     assert ("QAT is kept" in report["qat"]["why"]) == report["qat"]["kept"]
     better = report["qat"]["validation"]["value"] < report["ptq"]["validation"]["value"]
     assert better or not report["qat"]["kept"]
+    rounded = [row for row in report["layers"] if row["actual"] != "fp32"]
+    assert len(rounded) == 11 and all(row["sqnr_db"] > 3 for row in rounded) and sum("bytes" in row for row in rounded) == 10
     kept = Recipe.load(tmp_path / "run" / "recipe.yaml").qat
     assert (kept.batch, kept.lr, kept.distill) == (1024 // tiny_language.CONTEXT, 1e-3, 1.0)
 
