@@ -22,7 +22,7 @@ from engine.decoders.finetune import finetune
 from engine.decoders.formats import find
 from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
-from engine.decoders.loading import DECIDING, LoadedLanguage, refuse_plan, tokens
+from engine.decoders.loading import DECIDING, LoadedLanguage, refusal, tokens
 from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
@@ -166,18 +166,14 @@ class LanguageJob(Work):
         answer: Answer = None
         while True:
             made = yield from self.stage("plan", "Planning", self._planned(seen))
-            refused: UsageError | None = None
-            try:
-                refuse_plan(self.recipe, made.layers)
-            except UsageError as error:
-                refused = error
-                yield Notice(str(error), "warning")
-            if isinstance(answer, Strategy) and answer.go and refused is None:
+            if refused := refusal(self.recipe, made.layers):
+                yield Notice(refused, "warning")
+            elif isinstance(answer, Strategy) and answer.go:
                 return made
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
-                if refused is not None:
-                    raise refused
+                if refused:
+                    raise UsageError(refused)
                 return made
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 

@@ -15,6 +15,7 @@ from engine.decoders.architecture import architecture
 from engine.decoders.compressed import refuse
 from engine.decoders.formats import find
 from engine.decoders.plan import plan
+from engine.decoders.recurrent import refuse_recurrent
 from engine.decoders.settings import qat_settled
 from engine.errors import EngineError, UsageError
 from engine.events import Event, LayerRow, Notice
@@ -87,6 +88,7 @@ def load(recipe: Recipe, stop: StopToken, device: str = "cpu") -> Generator[Even
     torch.manual_seed(recipe.seed)
     name = recipe.data.name
     language = load_language(recipe.model, text=not name.lower().endswith(".json"))
+    refuse_recurrent(language.model, recipe.model)
     _refuse_export(recipe, language)
     window = language.window if name.lower().endswith(".json") else _window(recipe, language)
     data = load_text(name, language, stop, window)
@@ -124,7 +126,8 @@ def _refuse_export(recipe: Recipe, language: LanguageModel) -> None:
     if "compressed-tensors" in recipe.export:
         parts = anatomy(language.model)
         made = plan(language.model, parts, recipe.preset, recipe.layer_rules(), {}, lambda spec, kind, shape, plain: "")
-        refuse_plan(recipe, made.layers)
+        if refused := refusal(recipe, made.layers):
+            raise UsageError(refused)
     if "onnx" in recipe.export:
         try:
             architecture(language.model)
@@ -132,14 +135,14 @@ def _refuse_export(recipe: Recipe, language: LanguageModel) -> None:
             raise UsageError(f"export to onnx: {error}: leave it out") from error
 
 
-def refuse_plan(recipe: Recipe, layers: Sequence[LayerRow]) -> None:
-    """Raises UsageError for an export that what ``layers`` become could not be written in."""
-    if "compressed-tensors" not in recipe.export:
-        return
+def refusal(recipe: Recipe, layers: Sequence[LayerRow]) -> str:
+    """Why an export of the recipe could not be made of what ``layers`` become, in a line; empty where all can."""
     try:
-        refuse(layers)
+        if "compressed-tensors" in recipe.export:
+            refuse(layers)
     except EngineError as error:
-        raise UsageError(f"export to compressed-tensors: {error}") from error
+        return f"export to compressed-tensors: {error}"
+    return ""
 
 
 def _window(recipe: Recipe, language: LanguageModel) -> int:
