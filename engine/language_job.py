@@ -22,7 +22,7 @@ from engine.decoders.finetune import finetune
 from engine.decoders.formats import find
 from engine.decoders.fused import fuse_activations
 from engine.decoders.layers import labels
-from engine.decoders.loading import DECIDING, LoadedLanguage, tokens
+from engine.decoders.loading import DECIDING, LoadedLanguage, refusal, tokens
 from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
 from engine.decoders.plan import plan
@@ -35,6 +35,7 @@ from engine.decoders.settings import schedule_of
 from engine.decoders.speed import Lengths, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
+from engine.errors import UsageError
 from engine.events import (
     Event,
     Finished,
@@ -67,9 +68,10 @@ BLOCKS, CHECKPOINT = "checkpoints/blocks", "checkpoints/qat.pt"
 
 @dataclass(frozen=True)
 class _Form:
-    """A quantized form with its figures and its file's content."""
+    """A quantized form with its figures and its file's content; ``told`` is what is known of each matrix."""
 
     decoder: QuantizedDecoder
+    told: dict[str, MatrixQuantized]
     seen: figures.Seen
     entry: dict[str, Any]
     content: bytes
@@ -159,14 +161,19 @@ class LanguageJob(Work):
         return seen
 
     def _plan(self, seen: Look) -> Run[Plan]:
-        """The plan that was agreed to, made again for each strategy that is asked for."""
+        """The plan that was agreed to, made again for each strategy that is asked for. Raises UsageError where one is agreed to that an
+        export of the recipe cannot be made of."""
         answer: Answer = None
         while True:
             made = yield from self.stage("plan", "Planning", self._planned(seen))
-            if isinstance(answer, Strategy) and answer.go:
+            if refused := refusal(self.recipe, made.layers):
+                yield Notice(refused, "warning")
+            elif isinstance(answer, Strategy) and answer.go:
                 return made
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
+                if refused:
+                    raise UsageError(refused)
                 return made
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 
@@ -215,7 +222,7 @@ class LanguageJob(Work):
         seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
-        return _Form(decoder, seen, entry, content, figures.layers(made, told, placed), model)
+        return _Form(decoder, told, seen, entry, content, figures.layers(made, told, placed), model)
 
     def _against(self, model: Any, parts: Any, stride: int) -> Generator[Event, None, Judged]:
         def fp32(ids: torch.Tensor) -> torch.Tensor:
@@ -248,10 +255,10 @@ class LanguageJob(Work):
             checkpoint=self.where.path / CHECKPOINT, fingerprint=mark,
         ))  # fmt: skip
         seconds = self.stop.clock() - began
-        decoder = yield from self.stage("convert", "Rounding what was trained", retuned(
-            ptq.decoder, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
+        decoder, told = yield from self.stage("convert", "Rounding what was trained", retuned(
+            ptq.decoder, ptq.told, self.model, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
         ))  # fmt: skip
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, {}, seconds))
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, told, seconds))
         kept, why = figures.better(done.seen, ptq.seen)
         entry = {
             "epochs": len(tuned.losses), "asked_epochs": part.epochs, "ended_early": len(tuned.losses) < part.epochs,

@@ -101,6 +101,7 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
         (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
         (found.get("size_bytes"), size),
+        (found.get("to_fp16"), lambda v: f"{v:.3f} of fp16"),
         (None if speed else latency.get("p50"), lambda v: f"p50 {v:.2f} ms"),
         (speed.get("decode"), lambda v: f"writes {v:,.0f} tok/s"),
         (speed.get("prefill"), lambda v: f"reads {v:,.0f} tok/s"),

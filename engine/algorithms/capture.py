@@ -65,21 +65,22 @@ def capture(
 
 def _one(forward: Callable[[Tensor], object], blocks: Sequence[nn.Module], ids: Tensor, keep: Tensor | None) -> Batch:
     batch: Batch | None = None
-    tupled = False
+    beside: tuple[object, ...] | None = None
 
     def recorder(index: int, original: Callable[..., object]) -> Callable[..., object]:
         def record(*args: Any, **named: Any) -> object:
-            nonlocal batch, tupled
+            nonlocal batch, beside
             hidden = args[0] if args else named.pop("hidden_states")
             if index == 0:
                 # A decoder takes from its blocks either a tensor or a tuple that begins with one: the first block tells.
-                tupled = isinstance(original(*(args or (hidden,)), **named), tuple)
+                left = original(*(args or (hidden,)), **named)
+                beside = left[1:] if isinstance(left, tuple) else None
                 batch = Batch(hidden, keep)
             assert batch is not None
             batch.others.append((tuple(args[1:]), dict(named)))
             if index == len(blocks) - 1:
                 raise Reached
-            return (hidden,) if tupled else hidden
+            return hidden if beside is None else (hidden, *beside)
 
         return record
 

@@ -62,6 +62,18 @@ def read_block(
     return done, told
 
 
+def of_others(paths: Sequence[Path], fingerprint: str) -> int:
+    """How many of ``paths`` hold a block that belongs to another run; one that is missing or damaged is no such."""
+    found = 0
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                found += (file.metadata() or {}).get("fingerprint") != fingerprint
+        except (SafetensorError, OSError):
+            continue
+    return found
+
+
 def _parts(meta: dict[str, object]) -> tuple[str, ...]:
     return ("packed", "scale") if meta["symmetric"] else ("packed", "scale", "zero")
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from engine.algorithms.capture import Batch, run_block
-from engine.algorithms.checkpoint import read_block, write_block
+from engine.algorithms.checkpoint import of_others, read_block, write_block
 from engine.algorithms.folding import Group, groups_of
 from engine.algorithms.gram import Gram
 from engine.algorithms.linear import Linear, linears
@@ -24,7 +24,7 @@ from engine.algorithms.progress import MatrixQuantized, noted, timed
 from engine.algorithms.registry import Method, method
 from engine.algorithms.statistics import statistics
 from engine.cancel import StopToken
-from engine.events import Event
+from engine.events import Event, Notice
 from engine.quant.grouped import GroupedWeight, GroupSpec
 from engine.ticker import Ticker
 
@@ -58,7 +58,8 @@ def quantize_blocks(
     ``batches`` (from ``capture``) hold the hidden states that enter the first block and are overwritten by those that leave
     each. Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
     written there, and a later call with the same model, text and tasks goes on from it bit for bit (a method of one's own is
-    known by its functions' addresses: its checkpoints serve the process that wrote them).
+    known by its functions' addresses: its checkpoints serve the process that wrote them). A ``Notice`` tells of blocks that are
+    there for others.
     Raises Cancelled when ``stop`` is set, at the next batch, and EngineError as its parts do.
     """
     stop = stop or StopToken()
@@ -70,9 +71,12 @@ def quantize_blocks(
         for batch in batches:
             batch.original = batch.hidden
     mark = fingerprint(named, batches, tasks) if checkpoints is not None else ""
+    paths = [] if checkpoints is None else [checkpoints / f"block-{index:04d}.safetensors" for index in range(len(named))]
+    if others := of_others(paths, mark):
+        yield Notice(f"{others} of {len(named)} blocks were kept for another recipe, model or text: rounded again", "warning")
     packed: dict[str, GroupedWeight] = {}
     for index, (_, block, found) in enumerate(named):
-        path = None if checkpoints is None else checkpoints / f"block-{index:04d}.safetensors"
+        path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
         kept = None if path is None else read_block(path, mark, block, found)
         if kept is not None:

@@ -9,8 +9,9 @@ stored in float16, dequantized: vLLM reads embeddings and heads so. The format i
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.decoders.header import config_dict
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.decoders.quantized import QuantizedDecoder, group_spec
 from engine.errors import EngineError
+from engine.events import LayerRow
 from engine.language.linears import anatomy
-from engine.quant.grouped import LARGEST, GroupedWeight
+from engine.quant.grouped import LARGEST, GroupedWeight, GroupSpec
 from engine.quant.packing import pack
+from engine.spec import ActivationSpec
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
              "tokenizer.model", "spiece.model", "chat_template.jinja")  # fmt: skip
@@ -80,10 +83,10 @@ def write(decoder: QuantizedDecoder, source: Path | None, folder: Path) -> str:
 
 
 def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
-    """Those of the matrices in the blocks, by module path. Raises EngineError as ``write`` does."""
-    parts = anatomy(decoder.twin)
-    found: dict[str, Scheme] = {}
-    for part in parts.matrices:
+    """Those of the matrices in the blocks, by module path; none for those that the format's readers have no form for, which are stored
+    in float16. Raises EngineError as ``write`` does."""
+    asked: list[_Asked] = []
+    for part in anatomy(decoder.twin).matrices:
         matrix = decoder.matrices.get(part.path)
         if matrix is None or part.block is None or part.tied or part.kind == "Embedding":
             continue
@@ -92,24 +95,56 @@ def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
                 f"compressed-tensors passes over transformers' Conv1D, which {part.path} is, and transformers would draw its weights at "
                 "random: export this model to onnx or safetensors"
             )
-        found[part.path] = _scheme(part.path, matrix)
+        asked.append((part.path, matrix.weight.spec, part.shape, matrix.activations))
+    return _schemes(asked)
+
+
+def refuse(layers: Sequence[LayerRow]) -> None:
+    """Raises EngineError as ``write`` would for what these rows of a plan become."""
+    found = (row for row in layers if row.decoder == "block" and row.tied is None and row.kind == "Linear")
+    _schemes([
+        (row.path, group_spec(row.actual.weights), row.weight_shape, row.actual.activations) for row in found if row.actual.weights
+    ])  # fmt: skip
+
+
+_Asked = tuple[str, GroupSpec, tuple[int, ...], ActivationSpec | None]
+
+
+def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
+    found: dict[str, Scheme] = {}
+    for path, spec, (outputs, inputs), activations in asked:
+        scheme = _scheme(path, spec, inputs, activations)
+        # compressed-tensors 0.20 cannot view zero points of 4 bits that fit into one word.
+        if scheme.symmetric or scheme.bits != 4 or outputs > 8:
+            found[path] = scheme
     if not found:
-        raise EngineError("no Linear layer of a block is quantized: there is nothing for compressed-tensors")
+        raise EngineError(
+            "no Linear layer of a block is quantized, and the format has no others: quantize some, or export to onnx or safetensors"
+        )
     return found
 
 
-def _scheme(path: str, matrix: QuantizedMatrix) -> Scheme:
-    spec, inputs = matrix.weight.spec, matrix.weight.values.shape[1]
-    group = 0 if spec.size(inputs) == inputs else spec.size(inputs)
-    if group and inputs % group:
-        raise EngineError(f"compressed-tensors has groups of equal size: {path} has {inputs} inputs in groups of {group}")
+def _scheme(path: str, spec: GroupSpec, inputs: int, activations: ActivationSpec | None) -> Scheme:
+    whole = spec.size(inputs) == inputs
+    if not whole and inputs % spec.group_size:
+        raise EngineError(
+            f"its groups are of equal size, and {path} has {inputs} inputs in groups of {spec.group_size}: "
+            "give a group size that divides them, or export to onnx or safetensors"
+        )
     bits = 4 if spec.bits <= 4 else 8
-    dynamic = matrix.activations is not None and matrix.activations.dynamic and matrix.activations.bits == 8
-    return Scheme(bits, group, spec.symmetric, dynamic and bits == 8 and spec.symmetric and not group)
+    dynamic = activations is not None and activations.dynamic and activations.bits == 8
+    if whole and dynamic and bits == 8 and spec.symmetric:
+        return Scheme(bits, 0, True, True)
+    # A row of one group is like the rows of more: layers that are alike have one scheme.
+    return Scheme(bits, 0 if spec.group_size > inputs else spec.group_size, spec.symmetric, False)
 
 
 def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
-    """The config's JSON. Where all layers of the blocks are alike the target is the class, which every reader knows; else paths."""
+    """The config's JSON. Where all layers of the blocks are alike the target is the class, which every reader knows; else paths.
+
+    ``dequantize`` is a word to transformers alone: its places for packed weights have zero points of another shape, while what it
+    unpacks as it loads is read whole. It unpacks all layers by one scheme, so that layers of several have no such way.
+    """
     linears = [name for name, module in decoder.twin.named_modules() if isinstance(module, nn.Linear)]
     ignored = [name for name in linears if name not in schemes]
     kinds = list(dict.fromkeys(schemes.values()))
@@ -121,7 +156,7 @@ def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]
     return {
         "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": None, "config_groups": groups,
-        "ignore": ignored,
+        "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
     }  # fmt: skip
 
 
@@ -164,14 +199,27 @@ def words(codes: Tensor, bits: int) -> Tensor:
 
 
 def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
+    """What differs from the decoder; what it kept in fp32 lies in float16 too."""
     said = []
+    parts = anatomy(decoder.twin)
+    blocks = {matrix.path for matrix in parts.matrices if matrix.block is not None}
     if wider := sum(decoder.matrices[path].weight.spec.bits != scheme.bits for path, scheme in schemes.items()):
         said.append(f"{wider} matrices of fewer bits are stored in 4 or 8")
-    if outside := sum(path not in schemes for path in decoder.matrices):
+    if outside := sum(path not in schemes and path not in blocks for path in decoder.matrices):
         said.append(f"{outside} matrices outside of the blocks are stored in float16")
+    if narrow := [path for path in decoder.matrices if path in blocks and path not in schemes]:
+        said.append(f"{len(narrow)} matrices of 8 outputs or fewer are stored in float16, for zero points: {_named(narrow, parts.blocks)}")
+    if rest := parts.uncovered:
+        said.append(f"{len(rest)} tensors that no method quantizes are stored in float16: {_named(rest, parts.blocks)}")
     if plain := sum(decoder.matrices[path].activations is not None and not scheme.dynamic for path, scheme in schemes.items()):
         said.append(f"the activations of {plain} matrices are not rounded: the format's readers have them for 8-bit weights a channel")
     return "; ".join(said)
+
+
+def _named(paths: Sequence[str], blocks: str) -> str:
+    """``mlp.experts.down_proj`` once for all blocks."""
+    numbered = re.compile(rf"{re.escape(blocks)}\.\d+\.")
+    return ", ".join(dict.fromkeys(numbered.sub("", path) for path in paths))
 
 
 def _json(path: Path, content: Mapping[str, Any]) -> None:

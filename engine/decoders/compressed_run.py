@@ -17,7 +17,9 @@ from engine.decoders.skeleton import empty
 from engine.errors import EngineError, one_line
 from engine.language.load import quiet
 
-PACKED_ZEROS = "its zero points are packed, which transformers {} does not load: compressed-tensors unpacked the weights alone"
+PACKED_ZEROS = (
+    "transformers {} alone does not load it, with packed zero points beside layers of another form: compressed-tensors unpacked the weights"
+)
 
 
 class CompressedDecoder:

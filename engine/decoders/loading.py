@@ -12,13 +12,16 @@ from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.architecture import architecture
+from engine.decoders.compressed import refuse
 from engine.decoders.formats import find
+from engine.decoders.plan import plan
+from engine.decoders.recurrent import refuse_recurrent
 from engine.decoders.settings import qat_settled
 from engine.errors import EngineError, UsageError
-from engine.events import Event, Notice
+from engine.events import Event, LayerRow, Notice
 from engine.language.corpora import ENTRIES as TEXTS
 from engine.language.documents import Split
-from engine.language.linears import kind_of, linears
+from engine.language.linears import anatomy, kind_of, linears
 from engine.language.load import LanguageModel, load_language
 from engine.language.perplexity import Part, parts_of
 from engine.language.text import SequenceData, TextData, load_text
@@ -85,6 +88,7 @@ def load(recipe: Recipe, stop: StopToken, device: str = "cpu") -> Generator[Even
     torch.manual_seed(recipe.seed)
     name = recipe.data.name
     language = load_language(recipe.model, text=not name.lower().endswith(".json"))
+    refuse_recurrent(language.model, recipe.model)
     _refuse_export(recipe, language)
     window = language.window if name.lower().endswith(".json") else _window(recipe, language)
     data = load_text(name, language, stop, window)
@@ -119,11 +123,26 @@ def _refuse_export(recipe: Recipe, language: LanguageModel) -> None:
     other = next((path for path, module in linears(language.model) if kind_of(module) == "Conv1D"), None)
     if other is not None and "compressed-tensors" in recipe.export:
         raise UsageError(f"export to compressed-tensors: its readers pass over transformers' Conv1D, which {other} is: give onnx instead")
+    if "compressed-tensors" in recipe.export:
+        parts = anatomy(language.model)
+        made = plan(language.model, parts, recipe.preset, recipe.layer_rules(), {}, lambda spec, kind, shape, plain: "")
+        if refused := refusal(recipe, made.layers):
+            raise UsageError(refused)
     if "onnx" in recipe.export:
         try:
             architecture(language.model)
         except EngineError as error:
             raise UsageError(f"export to onnx: {error}: leave it out") from error
+
+
+def refusal(recipe: Recipe, layers: Sequence[LayerRow]) -> str:
+    """Why an export of the recipe could not be made of what ``layers`` become, in a line; empty where all can."""
+    try:
+        if "compressed-tensors" in recipe.export:
+            refuse(layers)
+    except EngineError as error:
+        return f"export to compressed-tensors: {error}"
+    return ""
 
 
 def _window(recipe: Recipe, language: LanguageModel) -> int:

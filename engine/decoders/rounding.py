@@ -18,6 +18,7 @@ from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
 from engine.decoders.activations import batches, observe
 from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, duplicate, group_spec
+from engine.decoders.trained import noises
 from engine.events import Event, LayerRow
 from engine.language.linears import blocks_of, weight_of
 from engine.quant.grouped import GroupedWeight
@@ -61,18 +62,21 @@ def round_decoder(
 
 
 def retuned(
-    before: QuantizedDecoder, model: Any, weights: Mapping[str, GroupedWeight], windows: Sequence[Tensor], batch: int, stop: StopToken
-) -> Generator[Event, None, QuantizedDecoder]:
-    """``before`` with ``weights`` and ``model``, its twin, as training has left them; static grids are found anew."""
+    before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], original: Any, model: Any, weights: Mapping[str, GroupedWeight],
+    windows: Sequence[Tensor], batch: int, stop: StopToken,
+) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:  # fmt: skip
+    """``before`` with ``weights`` and ``model``, its twin, as training has left them, and what is known of each matrix then: ``told`` of
+    ``before``, with SQNRs against ``original``, the fp32 model (``trained.noises``). Static grids are found anew."""
     static = {path: m.activations for path, m in before.matrices.items() if m.activations and not m.activations.dynamic}
     seen = (yield from observe(model, static, windows, batch, stop, counting=False)) if static else {}
+    found = yield from noises(original, before, told, model, weights, windows, batch, stop)
     matrices = {
         path: replace(
             matrix, weight=weights.get(path, matrix.weight).to("cpu"), grid=seen[path].grid(path) if path in seen else matrix.grid
         )
         for path, matrix in before.matrices.items()
     }
-    return QuantizedDecoder(model.to("cpu"), matrices)
+    return QuantizedDecoder(model.to("cpu"), matrices), found
 
 
 @torch.no_grad()

@@ -67,6 +67,8 @@ def test_measured_and_epoch_lines() -> None:
     assert "  ".join(text.figures(found, "accuracy")) == (
         "accuracy 97.22 %  error 1.9e-05  SQNR 33.2 dB  agreement 99.72 %  0.38 MB  p50 0.37 ms  onednn.qconv_pointwise  simulated"
     )
+    words = {"value": 23.41, "size_bytes": 85_800_000, "to_fp16": 0.34496, "tokens_per_second": {"decode": 102.1, "prefill": 797.4}}
+    assert "  ".join(text.figures(words, "perplexity")) == "perplexity 23.41  85.80 MB  0.345 of fp16  writes 102 tok/s  reads 797 tok/s"
     assert text.figures({"value": None, "error": None, "latency_ms": {}}, "accuracy") == []
     line = "  ".join(text.epoch(ev.EpochFinished(2, 5, 0.12341, 0.9833, 0.0071, True), "accuracy"))
     assert " ".join(line.split()) == "epoch 2/5 loss 0.1234 validation 98.33 % lr 0.0071 best"

@@ -22,7 +22,7 @@ from engine.algorithms.registry import METHODS, Method
 from engine.algorithms.sequential import Task, quantize_blocks
 from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError
-from engine.events import Event, Progress
+from engine.events import Event, Notice, Progress
 from engine.quant.grouped import GroupedWeight, GroupSpec
 
 SPEC = GroupSpec(3, 16)
@@ -168,6 +168,8 @@ def test_a_checkpoint_serves_the_same_run_alone(seed: int, task: Task, done: int
     events: list[Event] = []
     quantized(decoder(seed=seed), lambda _: task, on=events.append, checkpoints=tmp_path)
     assert len([e for e in events if isinstance(e, MatrixQuantized) and not e.kept]) == done
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert told == (["2 of 2 blocks were kept for another recipe, model or text: rounded again"] if done else [])
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

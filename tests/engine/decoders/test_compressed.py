@@ -13,10 +13,14 @@ from quantized_families import DYNAMIC, EIGHT, FOUR, decoder_of, family, lively,
 from safetensors.torch import load_file
 from tiny_language import tokenizer
 
-from engine.decoders.compressed import quantization_config, schemes_of, stored_matrix, words, write
+from engine.decoders.compressed import quantization_config, refuse, schemes_of, stored_matrix, words, write
+from engine.decoders.plan import plan
 from engine.decoders.quantized import QuantizedDecoder, apply
 from engine.errors import EngineError
+from engine.events import LayerRow
+from engine.language.linears import anatomy
 from engine.quant.grouped import GroupSpec
+from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 LINEAR = ["llama", "mistral", "opt", "pythia", "qwen2", "qwen3"]
 SPECS = [
@@ -34,36 +38,41 @@ def library() -> Any:
     return pytest.importorskip("compressed_tensors", reason="uv sync --group bench")
 
 
-def wide(name: str, spec: GroupSpec) -> QuantizedDecoder:
+def wide(name: str, spec: GroupSpec, activations: ActivationSpec | None = None, **changes: int) -> QuantizedDecoder:
     """More than 8 outputs in each matrix: compressed-tensors 0.20 cannot unpack zero points of fewer."""
     import transformers
 
     kind, options, *_ = FAMILIES[name]
     if "num_key_value_heads" in options:
         options = {**options, "num_key_value_heads": 2}
+    options = {**options, **changes}
     config = getattr(transformers, kind)(**options, bos_token_id=0, eos_token_id=1, pad_token_id=0)
-    return decoder_of(lively(transformers.AutoModelForCausalLM.from_config(config)), spec)
+    return decoder_of(lively(transformers.AutoModelForCausalLM.from_config(config)), spec, activations=activations)
 
 
 def test_the_config_targets_the_class_where_layers_are_alike(tmp_path: Path) -> None:
-    decoder = family("llama", GroupSpec(4, 8))
+    decoder = wide("llama", GroupSpec(4, 8))
     config = quantization_config(decoder, schemes_of(decoder))
     group = config["config_groups"]["group_0"]
     assert (config["format"], group["targets"], config["ignore"]) == ("pack-quantized", ["Linear"], ["lm_head"])
+    assert config["dequantize"] is True
     assert (group["weights"]["num_bits"], group["weights"]["group_size"], group["weights"]["strategy"]) == (4, 8, "group")
     matrices = dict(decoder.matrices)
     path = "model.layers.1.mlp.up_proj"
-    matrices[path] = family("llama", EIGHT, activations=DYNAMIC).matrices[path]
+    matrices[path] = wide("llama", EIGHT, activations=DYNAMIC).matrices[path]
     mixed = QuantizedDecoder(decoder.twin, matrices)
     config = quantization_config(mixed, schemes_of(mixed))
     assert config["format"] == "mixed-precision" and config["config_groups"]["group_1"]["targets"] == [path]
+    assert "dequantize" not in config, "transformers would unpack all layers by the first form"
+    alike = family("llama", GroupSpec(4, 8, True))
+    assert "dequantize" not in quantization_config(alike, schemes_of(alike))
 
 
 def test_a_folder_has_what_servers_look_for(tmp_path: Path) -> None:
     source, folder = tmp_path / "source", tmp_path / "made"
     tokenizer().save_pretrained(source)
     folder.mkdir()
-    said = write(family("qwen2", GroupSpec(3, 8)), source, folder)
+    said = write(wide("qwen2", GroupSpec(3, 8)), source, folder)
     assert said == "14 matrices of fewer bits are stored in 4 or 8; 2 matrices outside of the blocks are stored in float16"
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     config = json.loads((folder / "config.json").read_text())
@@ -106,14 +115,94 @@ def test_the_libraries_read_the_folder(name: str, spec: GroupSpec, tmp_path: Pat
     for parameter in decoder.twin.parameters():
         parameter.copy_(parameter.half())
     apply(decoder.twin, {path: decoder.matrices[path].weight for path in schemes_of(decoder)})
+    if not spec.symmetric:
+        _in_half(decoder)
     wanted = decoder.twin(some_ids()).logits
     model = CompressedDecoder(tmp_path)
-    assert capfd.readouterr().err == ""
-    assert not model.note or not spec.symmetric
+    assert capfd.readouterr().err == "" and model.note == ""
     got = model(some_ids())
     assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
     first, cache = model.step(some_ids()[:, :5], None)
     assert torch.allclose(torch.cat([first, model.step(some_ids()[:, 5:], cache)[0]], 1), got, atol=1e-4)
+
+
+def _in_half(decoder: QuantizedDecoder) -> None:
+    """Weights with zero points are multiplied in the scale's own float16 as transformers unpacks them."""
+    for path in schemes_of(decoder):
+        parameter = decoder.twin.get_submodule(path).weight
+        parameter.copy_(parameter.half())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [GroupSpec(4, 64), GroupSpec(3, 64), GroupSpec(4, 64, True)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_transformers_alone_reads_the_folder(name: str, spec: GroupSpec, tmp_path: Path) -> None:
+    library()
+    import transformers
+
+    decoder = wide(name, spec, hidden_size=64, intermediate_size=128)
+    write(decoder, None, tmp_path)
+    measured = decoder.twin(some_ids()).logits
+    decoders: Any = transformers.AutoModelForCausalLM
+    model, info = decoders.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values())
+    # Embeddings, norms and products with scales lie in float16.
+    assert (model(some_ids()).logits - measured).square().mean() < 1e-5 * measured.square().mean()
+    half = decoders.from_pretrained(tmp_path)
+    assert half.dtype == torch.float16
+    assert (half(some_ids()).logits - measured).square().mean() < 1e-4 * measured.square().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [GroupSpec(4, 8), GroupSpec(4, 8, True)], ids=str)
+def test_experts_and_their_gate_are_kept_and_said(spec: GroupSpec, tmp_path: Path) -> None:
+    library()
+    import transformers
+
+    options = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.Qwen2MoeConfig(**{**FAMILIES["qwen2"][1], "num_key_value_heads": 2}, **options, pad_token_id=0)
+    torch.manual_seed(0)
+    decoder = decoder_of(lively(transformers.AutoModelForCausalLM.from_config(config)), spec)
+    said = write(decoder, None, tmp_path)
+    names = "mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj"
+    assert f"6 tensors that no method quantizes are stored in float16: {names}" in said
+    one = "2 matrices of 8 outputs or fewer are stored in float16, for zero points: mlp.shared_expert_gate"
+    assert (one in said) is not spec.symmetric
+    wanted = decoder.twin(some_ids()).logits
+    decoders: Any = transformers.AutoModelForCausalLM
+    model, info = decoders.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values())
+    assert (model(some_ids()).logits - wanted).square().mean() < 1e-5 * wanted.square().mean()
+
+
+def rows(spec: WeightSpec, model: Any) -> tuple[LayerRow, ...]:
+    return plan(model, anatomy(model), "default", [Rule("kind:Linear", LayerSpec(spec))], {}, lambda *_: "").layers
+
+
+def test_a_plan_is_refused_as_its_export_would_be() -> None:
+    model = family("llama").twin
+    refuse(rows(WeightSpec(4, "per-group", 8, symmetric=False), model))
+    refuse(rows(WeightSpec(4, "per-group", 64, symmetric=False), model))
+    with pytest.raises(EngineError, match=r"layers\.0\.mlp\.down_proj has 24 inputs in groups of 16: give a group size that divides"):
+        refuse(rows(WeightSpec(4, "per-group", 16, symmetric=False), model))
+    kept = plan(model, anatomy(model), "default", [Rule("*", FP32)], {}, lambda *_: "").layers
+    with pytest.raises(EngineError, match="the format has no others"):
+        refuse(kept)
+
+
+@torch.no_grad()
+def test_zero_points_beside_another_form_are_unpacked_by_the_library(tmp_path: Path) -> None:
+    library()
+    from engine.decoders.compressed_run import CompressedDecoder
+
+    decoder, path = wide("llama", GroupSpec(4, 8)), "model.layers.1.mlp.up_proj"
+    matrices = {**decoder.matrices, path: wide("llama", EIGHT).matrices[path]}
+    mixed = QuantizedDecoder(decoder.twin, matrices)
+    apply(mixed.twin, {path: matrices[path].weight})
+    write(mixed, None, tmp_path)
+    model, wanted = CompressedDecoder(tmp_path), mixed.twin(some_ids()).logits
+    assert model.note.startswith("transformers") and "alone does not load it" in model.note
+    assert (model(some_ids()) - wanted).square().mean() < 1e-5 * wanted.square().mean()
 
 
 @torch.no_grad()
@@ -138,7 +227,7 @@ def test_what_the_format_has_not_is_told_in_a_line(tmp_path: Path) -> None:
         write(family("gpt2"), None, tmp_path)
     with pytest.raises(EngineError, match=r"24 inputs in groups of 16"):
         write(family("llama", FOUR), None, tmp_path)
-    with pytest.raises(EngineError, match="nothing for compressed-tensors"):
+    with pytest.raises(EngineError, match="the format has no others"):
         write(QuantizedDecoder(family("llama").twin, {}), None, tmp_path)
     decoder = family("llama", GroupSpec(4, 8))
     with torch.no_grad():
@@ -157,7 +246,10 @@ def test_damaged_folders_are_told_in_a_line(symmetric: bool, tmp_path: Path) -> 
     config = json.loads((tmp_path / "config.json").read_text())
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
-    config["quantization_config"]["ignore"].append("model.layers.0.mlp.up_proj")
+    if symmetric:
+        config["quantization_config"]["ignore"].append("model.layers.0.mlp.up_proj")
+    else:
+        config["num_hidden_layers"] += 1
     changes = (
         lambda: path.write_bytes(whole[:-5]), path.unlink, lambda: (tmp_path / "config.json").write_text(json.dumps(config)),
         lambda: (tmp_path / "config.json").write_text("{"),

@@ -68,6 +68,38 @@ def test_a_graph_that_is_not_written_is_refused_before_any_work(place: Path, tmp
     assert re.search(r"export to onnx: .*decoder of type bloom is not among them: leave it out", str(outcome.error))
 
 
+@pytest.fixture(scope="module")
+def wide(place: Path) -> Path:
+    """A decoder of ``Linear`` layers with rows of 80 numbers, which groups of 64 do not divide."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 80, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(**shape, vocab_size=tiny_language.ROWS, max_position_embeddings=32, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    return tiny_language.write_folder(place / "wide", LlamaForCausalLM(config))
+
+
+UNEVEN = r"export to compressed-tensors: .*layers\.0\.self_attn\.q_proj has 80 inputs in groups of 64: give a group size that divides them"
+
+
+def test_groups_that_do_not_divide_a_row_are_refused_before_any_work(place: Path, wide: Path, tmp_path: Path) -> None:
+    asked = recipe(place, model=str(wide), preset="w4", export=["compressed-tensors"])
+    outcome = driving.drive(asked, tmp_path / "run")
+    assert isinstance(outcome.error, UsageError) and re.search(UNEVEN, str(outcome.error)) and not (tmp_path / "run").exists()
+
+
+def test_a_person_is_told_of_such_groups_and_asked_again(place: Path, wide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="uv sync --group bench")
+    asked = recipe(place, model=str(wide), export=["compressed-tensors"])
+    answers = {"quantize": [Strategy("w4", (), go=True), Strategy("w8", (), go=True)]}
+    outcome = driving.drive(asked, tmp_path / "run", answers, attended=True)
+    assert any(event.level == "warning" and re.search(UNEVEN, event.text) for event in outcome.of(Notice))
+    assert outcome.error is None and outcome.data["exports"][1]["verified"]
+    answers = {"quantize": [Strategy("w4", (), go=True), True]}
+    outcome = driving.drive(asked, tmp_path / "other", answers, attended=True)
+    assert isinstance(outcome.error, UsageError) and re.search(UNEVEN, str(outcome.error)) and not outcome.of(MatrixQuantized)
+
+
 @pytest.mark.parametrize("key", ["context", "stride"])
 def test_windows_are_not_asked_of_sequences(place: Path, tmp_path: Path, key: str) -> None:
     ids = tmp_path / "ids.json"
@@ -133,6 +165,8 @@ def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_pat
     assert ("QAT is kept" in report["qat"]["why"]) == report["qat"]["kept"]
     better = report["qat"]["validation"]["value"] < report["ptq"]["validation"]["value"]
     assert better or not report["qat"]["kept"]
+    rounded = [row for row in report["layers"] if row["actual"] != "fp32"]
+    assert len(rounded) == 11 and all(row["sqnr_db"] > 3 for row in rounded) and sum("bytes" in row for row in rounded) == 10
     kept = Recipe.load(tmp_path / "run" / "recipe.yaml").qat
     assert (kept.batch, kept.lr, kept.distill) == (1024 // tiny_language.CONTEXT, 1e-3, 1.0)
 
@@ -201,3 +235,17 @@ def test_a_run_that_was_stopped_between_blocks_goes_on_with_the_next(place: Path
     assert first == second and again.data["ptq"]["seconds"] > sum(first.values()) > 0
     assert again.data["ptq"]["value"] == whole.data["ptq"]["value"]
     assert [row["sqnr_db"] for row in again.data["layers"]] == [row["sqnr_db"] for row in whole.data["layers"]]
+
+
+def test_blocks_that_were_kept_for_another_recipe_are_told_of(place: Path, tmp_path: Path) -> None:
+    def stop_it(event: Any, stop: Any) -> None:
+        if isinstance(event, MatrixQuantized) and event.name == "transformer.h.1.attn.c_attn":
+            stop.set()
+
+    driving.drive(recipe(place, preset="w4"), tmp_path / "run", on_event=stop_it)
+    written = tmp_path / "run" / "recipe.yaml"
+    written.write_text(re.sub(r"preset: w4\b", "preset: w3", written.read_text()))
+    again = driving.resumed(tmp_path / "run")
+    assert again.error is None and not any(event.kept for event in again.of(MatrixQuantized))
+    told = [event.text for event in again.of(Notice) if event.level == "warning"]
+    assert "1 of 2 blocks were kept for another recipe, model or text: rounded again" in told

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
 import tiny_language
 import torch
+from quantized_families import lively
 from torch import Tensor
 
 from engine.cancel import StopToken
 from engine.decoders.activations import batches, observe
 from engine.decoders.plan import plan
-from engine.decoders.quantized import QuantizedDecoder
-from engine.decoders.rounding import round_decoder
+from engine.decoders.quantized import QuantizedDecoder, apply, duplicate
+from engine.decoders.rounding import retuned, round_decoder
 from engine.errors import Cancelled, EngineError
 from engine.events import Ranges
 from engine.language.linears import anatomy, weight_of
-from engine.spec import ActivationSpec, Rule
+from engine.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 
 FEW = 6
 
@@ -127,3 +130,25 @@ def test_batches_fill_up_and_say_so() -> None:
     assert [tuple(ids.shape) for ids, _ in found] == [(4, 16), (2, 16)]
     keep = found[0][1]
     assert keep is not None and keep.sum(1).tolist() == [16, 16, 9, 16]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_what_training_has_left_alone_keeps_its_sqnr(family: str, method: Any) -> None:
+    # A folded scale is fitted to all rows, and takes its part of their noise.
+    model = lively(families.build(family, **({"n_embd": 192} if family == "gpt2" else {"hidden_size": 192})))
+    few = Rule("kind:*", LayerSpec(WeightSpec(4, "per-channel", symmetric=False, method=method)))
+    rows = plan(model, anatomy(model), "w8", [few], {}, lambda *_: "").layers
+    decoder, told = tiny_language.finished(round_decoder(model, rows, texts(), 4, StopToken()))
+    assert ("awq" in method) == any(note.folded_into for note in told.values())
+    blocks = {row.path for row in rows if row.decoder == "block" and row.actual.weights}
+    weights = {path: decoder.matrices[path].weight for path in blocks}
+    back, found = tiny_language.finished(retuned(decoder, told, model, duplicate(decoder.twin), weights, texts(), 4, StopToken()))
+    assert found.keys() == told.keys() and all(back.matrices[path].weight.bytes == found[path].bytes for path in found)
+    far = {path: (found[path].sqnr_db, told[path].sqnr_db) for path in told if abs(found[path].sqnr_db - told[path].sqnr_db) > 1.5}
+    assert far == {}
+    moved = {path: replace(weight, grid=replace(weight.grid, scale=weight.grid.scale * 1.2)) for path, weight in weights.items()}
+    twin = duplicate(decoder.twin)
+    apply(twin, moved)
+    _, worse = tiny_language.finished(retuned(decoder, told, model, twin, moved, texts(), 4, StopToken()))
+    assert all(worse[path].sqnr_db < min(found[path].sqnr_db, 16) for path in blocks)
