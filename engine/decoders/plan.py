@@ -53,7 +53,7 @@ def _row(
     tied = rows.get(matrix.tied) if matrix.tied else None
     if index is not None:
         used.add(index)
-        spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
+        spec, rule, why = rules[index].spec, f"rule {rules[index].match}", rules[index].why
     elif preset == "default":
         spec, rule, why = offered, "proposal", offered_why
     else:
