@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.widget import Widget
 
 from engine.language.registry import is_language
-from qtui import catalog
+from qtui import catalog, reasons
 from qtui.catalog import Choice, Model
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
@@ -69,7 +69,7 @@ class ModelsScreen(Asking):
 
     def _show(self, state: State) -> None:
         bar = self.query_one(FilterBar)
-        models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text)
+        models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text, self.size.width)
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
         self.query_one("#runs", Grid).empty = "No runs yet: ⏎ on a model begins the first one." if state.listed else ""
@@ -193,7 +193,7 @@ class ModelsScreen(Asking):
         if run is None:
             self.explain("There is no run to open yet")
         elif self.state.busy:
-            self.explain("Work is going on: X stops it and saves, or wait for it")
+            self.refuse(reasons.busy)
         else:
             self.session.open(run.directory)
             self.qtui.show_run()
