@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import driving
@@ -16,9 +17,11 @@ import torch
 from engine import Recipe, load_quantized
 from engine.algorithms.progress import MatrixQuantized
 from engine.decisions import Strategy
+from engine.decoders.look import look
 from engine.decoders.speed import Speed
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.events import Graph, Layers, Notice, Planned, Ranges, Samples, Setting, Step, Weights
+from engine.language.linears import anatomy
 from engine.spec import FP32, Rule
 
 
@@ -153,6 +156,18 @@ def test_the_forms_of_a_trained_run_are_of_one_timing(place: Path, tmp_path: Pat
     fp32 = report["baseline"]["latency_ms"]["p50"]
     for form in ("ptq", "qat"):
         assert report[form]["speedup"]["decode"] == pytest.approx(fp32 / report[form]["latency_ms"]["p50"], abs=0.006)
+
+
+def test_modules_are_timed_by_the_median_of_five_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes meet a busy machine in one module, and one finds it idle."""
+    model, now = tiny_language.gpt2().eval(), [0.0]
+    head, norm = iter([2.0] * 5), iter([9.0, 9.0, 0.0, 2.0, 2.0])
+    for module, left in ((model.lm_head, head), (model.transformer.ln_f, norm)):
+        plain = module.forward
+        module.forward = lambda x, plain=plain, left=left: (now.__setitem__(0, now[0] + next(left)), plain(x))[1]
+    monkeypatch.setattr("engine.decoders.look.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    shares = look(model, anatomy(model), torch.zeros(1, 8, dtype=torch.long)).shares
+    assert shares["lm_head"] == shares["transformer.ln_f"] == 0.5
 
 
 def test_the_recipe_decides_how_fast_it_is_trained_and_in_what_batches(place: Path, tmp_path: Path) -> None:
