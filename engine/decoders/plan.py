@@ -31,7 +31,7 @@ def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares:
         rows[matrix.path] = _row(matrix, model.get_submodule(matrix.path), preset, rules, shares, label, rows, used)
     for path, count in _others(parts).items():
         module = model.get_submodule(path) if path else model
-        why = "holds no matrix: it stays in fp32"
+        why = "it holds no matrix"
         share = shares.get(path, 0.0)
         rows[path] = LayerRow(
             path, type(module).__name__, path, count, (), FP32, FP32, FP32, "kind", why, why, share, "torch fp32", False, why

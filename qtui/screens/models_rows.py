@@ -156,7 +156,8 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
 def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str) -> str:
     told = _sentence(entry.description)
     if not entry.folder and not model.cached:
-        return f"{told} Its weights ({text.size(entry.download)}) come from the Hugging Face hub."
+        file = text.size(entry.download)
+        return f"{told} n downloads {file} from the Hugging Face hub: its weights, and masks that are no parameters."
     measured = "".join(
         f" Perplexity {text.metric('perplexity', value)} on the test part of {name}." for name, value in model.accuracy.items()
     )

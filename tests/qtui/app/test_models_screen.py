@@ -416,7 +416,7 @@ def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path:
     assert rows["gpt2"] == ["gpt2", "124.4 M", "497.76 MB", "to download", "", "1,024 tokens"]
     sentences = {model.name: model_sentence(model, Choice(model=model.name)) for model in listed}
     assert "Perplexity 61.24 on the test part of python-docs." in sentences["gpt2-mini"]
-    assert "548.11 MB" in sentences["gpt2"] and "Hugging Face hub" in sentences["gpt2"]
+    assert "n downloads 548.11 MB from the Hugging Face hub: its weights, and masks that are no parameters." in sentences["gpt2"]
 
 
 def test_a_run_of_a_language_model_shows_perplexities() -> None:
