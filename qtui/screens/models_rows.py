@@ -148,6 +148,8 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     if where == "to download" and not choice.weights and model.published:
         size = text.size(model.published.bytes)
         return f"{_sentence(model.description)} n downloads torchvision's weights ({size}), checks them, and shows the graph."
+    if choice.weights:
+        return f"{_sentence(model.description)} n loads it with {short_name(choice.weights)} and {data}, and shows its graph."
     if model.packaged and choice.data == "digits":
         return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."

@@ -419,6 +419,12 @@ def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path:
     assert "n downloads 548.11 MB from the Hugging Face hub: its weights, and masks that are no parameters." in sentences["gpt2"]
 
 
+def test_weights_that_are_given_are_not_those_of_the_package() -> None:
+    model = catalog.models()[0]
+    given = model_sentence(model, Choice(model.name, "digits", weights="/x/mine.safetensors"))
+    assert "n loads it with mine.safetensors and digits" in given and "package" not in given
+
+
 def test_a_run_of_a_language_model_shows_perplexities() -> None:
     def shown(baseline: float, value: float) -> str:
         run = RunSummary(Path("r"), "2026-01-02T03:04:05", "m", "d", "finished", "ptq", baseline, value, "")
