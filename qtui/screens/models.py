@@ -14,7 +14,17 @@ from qtui import catalog, reasons
 from qtui.catalog import Choice, Model
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
-from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, choice_parts, model_rows, model_sentence, run_rows, run_sentence
+from qtui.screens.models_rows import (
+    MODEL_COLUMNS,
+    OWN,
+    RUN_COLUMNS,
+    choice_parts,
+    model_rows,
+    model_sentence,
+    no_runs,
+    run_rows,
+    run_sentence,
+)
 from qtui.state import State
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import FilterBar
@@ -72,7 +82,7 @@ class ModelsScreen(Asking):
         models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text, self.size.width)
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
-        self.query_one("#runs", Grid).empty = "No runs yet: ⏎ on a model begins the first one." if state.listed else ""
+        self.query_one("#runs", Grid).empty = no_runs(len(state.runs), bar.text) if state.listed else ""
         self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
         self.set_class(state.listed and not state.runs, "-new")
         self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"

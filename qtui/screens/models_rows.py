@@ -172,6 +172,11 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
+def no_runs(kept: int, wanted: str) -> str:
+    """What stands in a list of runs without a row; ``kept`` is how many there are without the filter ``wanted``."""
+    return f"None of {kept} runs holds “{wanted}”: Esc shows all." if kept else "No runs yet: ⏎ on a model begins the first one."
+
+
 def run_sentence(run: RunSummary | None) -> str:
     """About the run under the cursor."""
     if run is None:

@@ -526,3 +526,14 @@ def test_a_reason_goes_when_it_holds_no_longer(runs: Path) -> None:
         assert "X stops it" not in driver.text
 
     drive(engine, script)
+
+
+def test_a_filter_without_a_run_does_not_say_that_there_are_none(runs: Path) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "cancelled")
+
+    async def script(driver: Driver) -> None:
+        await driver.press("slash", *"squeeze", "enter")
+        assert "Runs ─ 0 of 1" in driver.text and "No runs yet" not in driver.text
+        assert "None of 1 runs holds “squeeze”: Esc shows all." in driver.text
+
+    drive(ScriptedEngine(runs), script)
