@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
-# Kernels that round ties apart change a few answers in a hundred at most, and leave the outputs' differences far below a tenth of
-# the outputs' own power: what lies beyond either is another computation.
+# Kernels that round ties apart, and convolutions that round once more, change a few answers in a hundred, and leave the outputs'
+# differences below half of the outputs themselves: what lies beyond either is another computation.
 LEAST_AGREEMENT = 0.9
-LEAST_SQNR_DB = 10.0
+LEAST_SQNR_DB = 6.0
+# Standard errors of a proportion: few answers tell little.
+_ERRORS = 1.96
 DIFFERS = "differs from what was measured: do not ship"
 _PARITIES = ("parity", "parity_cached")
 
@@ -36,9 +39,19 @@ def differing(entries: Any) -> frozenset[str]:
 def _apart(parity: Any) -> bool:
     if not isinstance(parity, Mapping):
         return False
-    limits = (("agreement", LEAST_AGREEMENT), ("sqnr_db", LEAST_SQNR_DB))
+    agreement, noise = (parity.get(key) for key in ("agreement", "sqnr_db"))
     # Not "below": what is not a number is no agreement.
-    return any(isinstance(value := parity.get(key), int | float) and not value >= least for key, least in limits)
+    return (_known(agreement) and not agreement + _slack(agreement, parity.get("compared")) >= LEAST_AGREEMENT) or (
+        _known(noise) and not noise >= LEAST_SQNR_DB
+    )
+
+
+def _known(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float)
+
+
+def _slack(agreement: float, compared: Any) -> float:
+    return _ERRORS * math.sqrt(max(agreement * (1 - agreement), 0.0) / compared) if _known(compared) and compared > 0 else 0.0
 
 
 def _figures(entry: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from engine.errors import EngineError
 from engine.events import Event
 from engine.graph.kinds import in_place
 from engine.graph.memory import channels_last
+from engine.passes import passes
 from engine.quant.layout import Layout, Unit
 from engine.quant.numerics import QParams, dequantize, sqnr_db
 from engine.quant.runtime import QuantizedModel
@@ -177,13 +178,13 @@ class Profile:
     sizes: dict[str, tuple[int, ...]]
 
 
-def profile(gm: fx.GraphModule, x: Tensor, rounds: int = 7) -> Profile:
-    """``gm`` on ``x``, node by node; times are medians over ``rounds``."""
+def profile(gm: fx.GraphModule, x: Tensor) -> Profile:
+    """``gm`` on ``x``, node by node; times are medians of a few passes, which one that was disturbed does not move."""
     timed = _Timed(gm)
     with torch.inference_mode():
-        for _ in range(rounds):
+        for _ in passes():
             timed.run(x.contiguous(memory_format=torch.channels_last))
-    medians = {name: statistics.median(times) for name, times in timed.seconds.items()}
+    medians = {name: statistics.median_low(times) for name, times in timed.seconds.items()}
     return Profile({name: value / sum(medians.values()) for name, value in medians.items()}, timed.sizes)
 
 

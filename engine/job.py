@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import fx
@@ -43,6 +43,9 @@ class _Quantized:
     seen: evaluate.Measurement
     entry: dict[str, Any]
     content: bytes
+
+    def timed(self, times: evaluate.Times) -> _Quantized:
+        return replace(self, seen=replace(self.seen, times=times), entry={**self.entry, **evaluate.pace(times)})
 
 
 class Job(Work):
@@ -87,7 +90,8 @@ class Job(Work):
         yield Measured("ptq", ptq.entry)
         if self.attended:
             yield from self._judge("ptq", graph, made, layout, ptq, fp32, None)
-        trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
+        ptq, trained, entry = yield from self._train(graph, layout, converted, fused, fp32, ptq)
+        baseline = evaluate.baseline_entry(fp32, ptq.seen)
         if self.attended and trained and entry:
             yield from self._judge("qat", graph, made, layout, trained, fp32, entry["why"])
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
@@ -190,9 +194,17 @@ class Job(Work):
         steps = convert.convert(graph, layout, grids, weights, self.kernels)
         return (yield from self.stage("convert", "Converting to integer kernels", steps))
 
-    def _measure(self, graph: fx.GraphModule, converted: convert.Converted, fp32: evaluate.Baseline, seconds: float) -> Run[_Quantized]:
+    def _measure(
+        self,
+        graph: fx.GraphModule,
+        converted: convert.Converted,
+        fp32: evaluate.Baseline,
+        seconds: float,
+        earlier: _Quantized | None = None,
+    ) -> Run[_Quantized]:
         content = to_bytes(converted.model.program, self.recipe.to_yaml(), self.machine.instructions)
-        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop)
+        before = earlier.converted.model if earlier else None
+        seen = yield from evaluate.evaluate(converted.model, fp32, self.loaded.data, self.recipe, self.stop, before)
         return _Quantized(graph, converted, seen, evaluate.quantized_entry(converted.model, seen, len(content), seconds), content)
 
     def _train(
@@ -203,11 +215,11 @@ class Job(Work):
         fused: fx.GraphModule,
         fp32: evaluate.Baseline,
         ptq: _Quantized,
-    ) -> Run[tuple[_Quantized | None, dict[str, Any] | None]]:
-        """QAT where it is due and wanted; nothing otherwise."""
+    ) -> Run[tuple[_Quantized, _Quantized | None, dict[str, Any] | None]]:
+        """PTQ, timed once more where QAT came after it; and QAT where it is due and wanted."""
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
         if not start.weights or not (yield from self.wants_training("Train with quantization", met)):
-            return None, None
+            return ptq, None, None
         part = self.recipe.qat
         began = self.stop.clock()
         seed = self.recipe.seed
@@ -217,7 +229,10 @@ class Job(Work):
         ))  # fmt: skip
         seconds = self.stop.clock() - began
         converted = yield from self._convert(trained.graph, layout, trained.grids, trained.weights)
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(trained.graph, converted, fp32, seconds))
+        steps = self._measure(trained.graph, converted, fp32, seconds, ptq)
+        done = yield from self.stage("evaluate", "Measuring the trained model", steps)
+        assert done.seen.earlier is not None
+        ptq = ptq.timed(done.seen.earlier)
         kept, why = compare.better(done.seen, ptq.seen, self.threshold)
         fitted = trained.fitted
         entry = {
@@ -225,8 +240,10 @@ class Job(Work):
             "best_epoch": fitted.epoch, "loss": list(fitted.losses), "validation_values": list(fitted.values),
             **done.entry, "kept": kept, "why": why,
         }  # fmt: skip
+        yield Measured("baseline", evaluate.baseline_entry(fp32, ptq.seen))
+        yield Measured("ptq", ptq.entry)
         yield Measured("qat", entry)
-        return done, entry
+        return ptq, done, entry
 
     def _fingerprint(self) -> str:
         """What a checkpoint must have in common with a run that goes on with it: what was asked, the weights, and the grids."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,7 @@ from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.settings import schedule_of
-from engine.decoders.speed import Lengths, tokens_per_second
+from engine.decoders.speed import Lengths, Speed, tokens_per_second
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
 from engine.errors import UsageError
@@ -78,6 +78,9 @@ class _Form:
     layers: list[dict[str, Any]]
     model: Any
 
+    def timed(self, speed: Speed, fp32: Speed) -> _Form:
+        return replace(self, seen=replace(self.seen, speed=speed, fp32_speed=fp32), entry={**self.entry, **figures.pace(speed, fp32)})
+
 
 class LanguageJob(Work):
     """The run of a decoder on text."""
@@ -122,7 +125,8 @@ class LanguageJob(Work):
         judged = figures.verdict("ptq", ptq.seen, ptq.entry, self.size, self.threshold, None)
         if self.attended:
             yield from self._judge("ptq", ptq, judged)
-        trained, entry = yield from self._train(made, ptq, windows)
+        ptq, trained, entry = yield from self._train(made, ptq, windows)
+        baseline = figures.baseline_entry(ptq.seen, self.size, self.halves)
         chosen, name = (trained, "qat") if trained and entry and entry["kept"] else (ptq, "ptq")
         verdict = figures.verdict(name, chosen.seen, chosen.entry, self.size, self.threshold, entry["why"] if entry else None)
         if self.attended and trained and entry:
@@ -205,7 +209,7 @@ class LanguageJob(Work):
         return decoder, told
 
     def _measure(
-        self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float
+        self, made: Plan, decoder: QuantizedDecoder, told: dict[str, MatrixQuantized], seconds: float, earlier: _Form | None = None
     ) -> Generator[Event, None, _Form]:
         model, placed = running(decoder, self.kernels)
         part = self.recipe.data
@@ -214,12 +218,13 @@ class LanguageJob(Work):
         test = yield from self._against(model, self.loaded.parts("test", part.stride, part.limit), part.stride)
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         lengths, device = Lengths().within(self.loaded.language.context), self.loaded.device
-        steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in (("fp32", self.model), ("it", model))}
+        forms = {"fp32": self.model, "it": model, **({"earlier": earlier.model} if earlier else {})}
+        steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in forms.items()}
         speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=device)
         for name, step in steps.items():
-            if why := getattr(step, "why", None):
+            if name != "earlier" and (why := getattr(step, "why", None)):
                 yield Notice(f"{'fp32' if name == 'fp32' else 'quantized'}: each kernel of a token is launched by itself, {why}")
-        seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"])
+        seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"], speeds.get("earlier"))
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
         return _Form(decoder, told, seen, entry, content, figures.layers(made, told, placed), model)
@@ -239,13 +244,13 @@ class LanguageJob(Work):
         yield from self._samples(which, form)
         yield Judgement(which, verdict)
 
-    def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form | None, dict[str, Any] | None]]:
-        """Fine-tuning where it is due and wanted; nothing otherwise."""
+    def _train(self, made: Plan, ptq: _Form, windows: list[torch.Tensor]) -> Run[tuple[_Form, _Form | None, dict[str, Any] | None]]:
+        """PTQ, timed once more where fine-tuning came after it; and fine-tuning where it is due and wanted."""
         blocks = {row.path for row in made.layers if row.decoder == "block"}
         start = {path: matrix.weight for path, matrix in ptq.decoder.matrices.items() if path in blocks}
         met = ptq.seen.met(self.threshold, "validation") and ptq.seen.met(self.threshold, "test")
         if not start or not (yield from self.wants_training("Fine-tune on rounded weights", met)):
-            return None, None
+            return ptq, None, None
         part = self.recipe.qat
         began = self.stop.clock()
         schedule = schedule_of(part, self.loaded.context, self.recipe.seed)
@@ -258,15 +263,19 @@ class LanguageJob(Work):
         decoder, told = yield from self.stage("convert", "Rounding what was trained", retuned(
             ptq.decoder, ptq.told, self.model, tuned.model, tuned.weights, windows, self.loaded.batch, self.stop,
         ))  # fmt: skip
-        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, told, seconds))
+        done = yield from self.stage("evaluate", "Measuring the trained model", self._measure(made, decoder, told, seconds, ptq))
+        assert done.seen.earlier is not None
+        ptq = ptq.timed(done.seen.earlier, done.seen.fp32_speed)
         kept, why = figures.better(done.seen, ptq.seen)
         entry = {
             "epochs": len(tuned.losses), "asked_epochs": part.epochs, "ended_early": len(tuned.losses) < part.epochs,
             "best_epoch": tuned.epoch, "loss": list(tuned.losses), "validation_values": list(tuned.values),
             **done.entry, "kept": kept, "why": why,
         }  # fmt: skip
+        yield Measured("baseline", figures.baseline_entry(ptq.seen, self.size, self.halves))
+        yield Measured("ptq", ptq.entry)
         yield Measured("qat", entry)
-        return done, entry
+        return ptq, done, entry
 
     def _samples(self, name: str, form: _Form) -> Run[list[dict[str, Any]]]:
         """What fp32 and the quantized form say after the same words of the test text."""

@@ -105,7 +105,8 @@ def _exports(d: dict[str, Any]) -> list[str]:
         header = ("runtime", "file", "computes with", f"{first} p50 / p95", f"{second} p50 / p95", f"speedup, {first}", second)
         lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known)) for one in known]), ""]
         if not all(one.together for one in known):
-            lines += ["fp32 was timed in the run, the others together at another hour.", ""]
+            apart = " and ".join(one.name for one in known if not one.together)
+            lines += [f"{apart}: {paces(d).apart}.", ""]
         lines += [fastest(d), ""]
     return lines
 

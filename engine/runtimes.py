@@ -35,7 +35,7 @@ def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
     rows = [row for row in _rows(report.get("runtimes")) if str(row.get("format")) not in apart]
     timed = [_runtime(row) for row in rows]
     if any(row.get("format") == "fp32" for row in rows):
-        return _measured(timed)
+        return _measured(_of_the_run(rows, timed) if paces(report) is TEXT else timed)
     baseline = report.get("baseline")
     first = []
     if isinstance(baseline, Mapping):
@@ -44,6 +44,12 @@ def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
     if paces(report) is TEXT:
         entries = [_as_run(entry, report) if entry.get("format") == "safetensors" else entry for entry in entries]
     return _measured([*first, *(timed or map(_runtime, entries))])
+
+
+def _of_the_run(rows: Sequence[Mapping[str, Any]], timed: Sequence[Runtime]) -> list[Runtime]:
+    """A language model's own forms are timed in turns in the run, each file by itself after it."""
+    own = [row.get("format") in ("fp32", "safetensors") for row in rows]
+    return [replace(one, together=not (mine and not all(own))) for one, mine in zip(timed, own, strict=True)]
 
 
 def _as_run(entry: Mapping[str, Any], report: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -57,15 +63,21 @@ def _as_run(entry: Mapping[str, Any], report: Mapping[str, Any]) -> Mapping[str,
 
 @dataclass(frozen=True)
 class Paces:
-    """What the two latencies of a report are of: in a sentence, as heads of columns, and in a few cells."""
+    """What the two latencies of a report are of: in a sentence, as heads of columns, and in a few cells. ``apart`` says of a
+    runtime that was timed in the run when the others were."""
 
     words: tuple[str, str]
     heads: tuple[str, str]
     short: tuple[str, str]
+    apart: str
 
 
-IMAGES = Paces(("at batch 1", "at batch 64"), ("batch 1", "batch 64"), ("×1", "×64"))
-TEXT = Paces(("a token", "a prompt"), ("a token", "a prompt"), ("token", "prompt"))
+IMAGES = Paces(
+    ("at batch 1", "at batch 64"), ("batch 1", "batch 64"), ("×1", "×64"), "timed in the run, the others together at another hour"
+)
+TEXT = Paces(
+    ("a token", "a prompt"), ("a token", "a prompt"), ("token", "prompt"), "timed in the run, each other file by itself at another hour"
+)
 
 
 def paces(report: Mapping[str, Any]) -> Paces:
@@ -84,7 +96,8 @@ def fastest(report: Mapping[str, Any]) -> str:
             best, name = min(timed)
             near = [other for time, other in timed if time <= best * _CLOSE and other != name]
             parts.append(f"{name} {word} ({best:.2f} ms{f', with {near[0]} within a tenth' if near else ''})")
-    return f"Fastest on this machine: {'; '.join(parts)}." if parts and len(known) > 2 else ""
+    hours = "" if all(one.together for one in known) else ", by timings of different hours"
+    return f"Fastest on this machine{hours}: {'; '.join(parts)}." if parts and len(known) > 2 else ""
 
 
 def reference(known: Sequence[Runtime]) -> Runtime | None:

@@ -75,3 +75,7 @@ class Rule:
     match: str
     spec: LayerSpec
     line: int | None = None
+
+    @property
+    def why(self) -> str:
+        return f"the recipe's rule {self.match!r} asks for it"

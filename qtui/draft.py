@@ -16,6 +16,7 @@ from qtui.edits import EDITS, Before, Edit, EditName, no_groups
 from qtui.strategy_rules import base, resolve, rules_for
 
 HISTORY = 200
+_RULE = "rule "
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -55,7 +56,8 @@ class Outcome:
 @dataclass(frozen=True)
 class Draft:
     """``plan`` is the engine's last plan; ``specs`` is what each editable layer (by path) is asked to become now, ``preset``
-    what they are edited from. ``past`` and ``future`` are for undo and redo, the nearest last."""
+    what they are edited from. ``past`` and ``future`` are for undo and redo, the nearest last. ``written`` are the rules (as
+    ``LayerRow.rule`` has them) that decided before anything was edited."""
 
     plan: Planned
     specs: Mapping[str, LayerSpec]
@@ -63,14 +65,16 @@ class Draft:
     past: tuple[Moment, ...] = ()
     future: tuple[Moment, ...] = ()
     preset: str = "default"
+    written: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, plan: Planned) -> Draft:
-        return cls(plan, {row.path: row.requested for row in plan.layers if row.editable}, preset=plan.preset)
+        specs = {row.path: row.requested for row in plan.layers if row.editable}
+        return cls(plan, specs, preset=plan.preset, written=frozenset(row.rule for row in plan.layers))
 
     def replanned(self, plan: Planned) -> Draft:
         """The same draft on the engine's next plan; what was before can be undone to."""
-        new = Draft.of(plan)
+        new = replace(Draft.of(plan), written=self.written)
         if new.specs == self.specs:
             return replace(self, plan=plan, preset=plan.preset)
         # Layers that are not there any more cannot be gone back to.
@@ -183,6 +187,11 @@ class Draft:
         """Rules that, on ``preset``, give every layer what is asked of it here: a rule for each exact path where they are
         needed, then those of ``own`` (the recipe's) that still decide something."""
         return rules_for(self.plan.layers, self.preset, self.specs, own)
+
+    def why(self, row: LayerRow) -> str:
+        """The plan's reason; who never wrote a recipe is not told of its rules."""
+        edited = row.rule.startswith(_RULE) and row.rule not in self.written
+        return row.why.replace(Rule(row.rule.removeprefix(_RULE), row.requested).why, "your edit asks for it") if edited else row.why
 
     def diff(self) -> tuple[Difference, ...]:
         """What differs from the proposal, in the order of the graph."""

@@ -76,9 +76,10 @@ class ReportLoaded(Message):
 
 @dataclass(frozen=True)
 class Answered(Message):
-    """A person's decision went to the engine."""
+    """A person's decision went to the engine; ``trains`` is whether it was one to train."""
 
     key: str
+    trains: bool = False
 
 
 @dataclass(frozen=True)

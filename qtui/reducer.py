@@ -90,7 +90,9 @@ def _waiting(run: Run, event: ms.Message) -> Run:
         case ms.Answered(key="quantize"):
             return _moved(run, "calibrate", "running")
         case ms.Answered(key="qat"):
-            return replace(run, stages={**run.stages, "calibrate": "done"})
+            # The engine's own word comes a moment later; what it did last is over.
+            doing = "Getting ready to train" if event.trains else "Finishing"
+            return replace(run, stages={**run.stages, "calibrate": "done"}, doing=doing, phase="", progress=None)
     return run
 
 

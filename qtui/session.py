@@ -125,7 +125,7 @@ class Session:
                 # Held just as the question came: who answers it goes on.
                 self.pause()
             again = isinstance(value, Strategy) and not value.go
-            self._tell(ms.Answered("plan" if again else self.state.asking))
+            self._tell(ms.Answered("plan" if again else self.state.asking, self.state.asking == "qat" and value is not False))
             self._thread.answer(self._token, value)
 
     def stop(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from qtui import text
@@ -141,6 +142,18 @@ def doing(state: State) -> str:
     if progress is None or not progress.total:
         return "working …"
     return text.part(progress.done, progress.total)
+
+
+def short_names(names: Collection[str]) -> dict[str, str]:
+    """The short name of each, with as much of the path before it as tells it from the others: ``net.py:make``, ``two/net.py:make``."""
+    found = {name: short_name(name) for name in names}
+    longest = max((name.count("/") + 1 for name in names), default=0)
+    for parts in range(1, longest + 1):
+        counts = Counter(found.values())
+        for name, short in found.items():
+            if counts[short] > 1:
+                found[name] = "/".join(name.rstrip("/").split("/")[-parts:])
+    return found
 
 
 def short_name(name: str) -> str:

@@ -21,12 +21,14 @@ from engine.stages.compare import times
 
 @dataclass(frozen=True)
 class Seen:
-    """One form of a decoder beside fp32; the speeds were measured in turns."""
+    """One form of a decoder beside fp32; the speeds were measured in turns. ``earlier`` is that of the form that was measured
+    before it, in the same turns."""
 
     validation: Judged
     test: Judged
     speed: Speed
     fp32_speed: Speed
+    earlier: Speed | None = None
 
     def met(self, threshold: Threshold, split: str) -> bool:
         return met(threshold, self.test if split == "test" else self.validation)
@@ -71,17 +73,19 @@ def quantized_entry(
     found = seen.test.it
     return {
         "value": found.value, "interval": interval(found), "error": seen.test.closeness.error(), "size_bytes": size,
-        "to_fp16": size / halves, **speeds(seen.speed), "kernel": ", ".join(labels) or "torch fp32",
-        "speedup": {
-            "decode": round(seen.speed.decode / seen.fp32_speed.decode, 2),
-            "prefill": round(seen.speed.prefill / seen.fp32_speed.prefill, 2),
-        },
+        "to_fp16": size / halves, **pace(seen.speed, seen.fp32_speed), "kernel": ", ".join(labels) or "torch fp32",
         "simulated": bool(simulated), "integer_layers": len(placed) - stored, "stored_layers": stored, "seconds": round(seconds, 3),
         "perplexity": perplexity(found),
         "validation": {
             "value": seen.validation.it.value, "baseline": seen.validation.fp32.value, "error": seen.validation.closeness.error(),
         },
     }  # fmt: skip
+
+
+def pace(speed: Speed, fp32: Speed) -> dict[str, Any]:
+    """The part of an entry that a second timing replaces."""
+    ratios = {key: round(getattr(speed, key) / getattr(fp32, key), 2) for key in ("decode", "prefill")}
+    return {**speeds(speed), "speedup": ratios}
 
 
 def speeds(speed: Speed) -> dict[str, Any]:

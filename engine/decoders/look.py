@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from engine.device import wait
 from engine.events import NodeRow
 from engine.language.linears import Anatomy
-
-_ROUNDS = 3
+from engine.passes import passes
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     whole = []
     try:
         with torch.inference_mode():
-            for _ in range(_ROUNDS):
+            for _ in passes():
                 start = time.perf_counter()
                 model(input_ids=ids, use_cache=False)
                 wait(ids.device)
@@ -69,8 +69,9 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     finally:
         for hook in hooks:
             hook.remove()
-    least = min(whole)
-    shares = {name: min(seen) / least for name, seen in times.items()}
+    # One pass that was disturbed moves no median.
+    middle = statistics.median_low(whole)
+    shares = {name: statistics.median_low(seen) / middle for name, seen in times.items()}
     return Look(_rows(model, parts, shapes, shares), shares)
 
 

@@ -23,13 +23,14 @@ SINGLE = 16
 @dataclass(frozen=True)
 class Parity:
     """Over all tokens: the largest difference of a logit, SQNR in dB, the part of tokens whose likeliest next one is the same (0..1),
-    and perplexity: the file's, and by how much it is higher than the measured model's."""
+    and perplexity: the file's, and by how much it is higher than the measured model's; and the tokens that were compared."""
 
     max_abs: float
     sqnr_db: float
     agreement: float
     perplexity: float
     perplexity_rise: float
+    compared: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,7 +89,7 @@ class _Sums:
         if not self.scored:
             raise EngineError("there is no text of two tokens or more to compare on")
         value, wanted = (math.exp(min(loss / self.scored, 700)) for loss in (self.loss, self.wanted_loss))
-        return Parity(self.worst, sqnr_db(self.signal, self.noise), self.same / self.tokens, value, value - wanted)
+        return Parity(self.worst, sqnr_db(self.signal, self.noise), self.same / self.tokens, value, value - wanted, self.tokens)
 
 
 def _loss(logits: Tensor, ids: Tensor) -> float:

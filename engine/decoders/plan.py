@@ -31,7 +31,7 @@ def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares:
         rows[matrix.path] = _row(matrix, model.get_submodule(matrix.path), preset, rules, shares, label, rows, used)
     for path, count in _others(parts).items():
         module = model.get_submodule(path) if path else model
-        why = "holds no matrix: it stays in fp32"
+        why = "it holds no matrix"
         share = shares.get(path, 0.0)
         rows[path] = LayerRow(
             path, type(module).__name__, path, count, (), FP32, FP32, FP32, "kind", why, why, share, "torch fp32", False, why
@@ -53,7 +53,7 @@ def _row(
     tied = rows.get(matrix.tied) if matrix.tied else None
     if index is not None:
         used.add(index)
-        spec, rule, why = rules[index].spec, f"rule {rules[index].match}", f"the recipe's rule {rules[index].match!r} asks for it"
+        spec, rule, why = rules[index].spec, f"rule {rules[index].match}", rules[index].why
     elif preset == "default":
         spec, rule, why = offered, "proposal", offered_why
     else:

@@ -28,13 +28,14 @@ _PATIENCE = 600
 @dataclass(frozen=True)
 class Parity:
     """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal top-1
-    answers (0..1); and top-1 of the file itself (0..1), with the half-width of its 95 % interval."""
+    answers (0..1); top-1 of the file itself (0..1), with the half-width of its 95 % interval; and the images compared."""
 
     max_abs: float
     sqnr_db: float
     agreement: float
     value: float
     interval: float
+    compared: int
 
 
 def load(entry: Format, path: Path, given: Given) -> Runner:
@@ -93,7 +94,7 @@ def compare(
             same += int((wanted.argmax(1) == got.argmax(1)).sum())
             right += int((got.argmax(1) == y).sum())
             yield from ticker.advance(len(x))
-    return Parity(worst, sqnr_db(signal, noise), same / total, right / total, interval(right, total))
+    return Parity(worst, sqnr_db(signal, noise), same / total, right / total, interval(right, total), total)
 
 
 def _answer(runner: Runner, x: Tensor) -> Tensor:

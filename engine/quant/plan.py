@@ -75,7 +75,7 @@ def plan(
         else:
             proposed_why = _joined(proposed_why, pace.why)
         if index is not None:
-            why = _joined(f"the recipe's rule {rules[index].match!r} asks for it", pace.fact)
+            why = _joined(rules[index].why, pace.fact)
             spec, rule = rules[index].spec, f"rule {rules[index].match}"
         elif path not in quantizable:
             spec, rule, why = FP32, "kind", ""

@@ -19,7 +19,6 @@ from engine.graph.trace import trace as trace_graph
 from engine.quant.calls import function_name
 
 LAYERS = ("conv", "conv_transpose", "linear")
-_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedMod
             function_name(node)
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
-    found = profile(traced.module, example[:1], _ROUNDS)
+    found = profile(traced.module, example[:1])
     yield graph_table("graph", "Graph", traced.module)
     yield graph_rows("traced", traced.module, found.shares)
     return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, found)

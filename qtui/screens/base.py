@@ -35,6 +35,7 @@ class StageScreen(Screen[None]):
     """A stage. Subclasses name ``stage``, give ``compose_body`` and ``update``, and a method ``do_x`` for each action x."""
 
     stage: ClassVar[Stage]
+    _refused: Callable[[State], str | None] | None = None
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-medium"), (100, "-wide")]
     DEFAULT_CSS = """
     StageScreen {
@@ -81,6 +82,9 @@ class StageScreen(Screen[None]):
         self.query_one("#subject", PieceLine).show(lambda width: subject.subject(state, width))
         self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(state, width))
         self._show_log(state)
+        if self._refused is not None and self._refused(state) is None:
+            self._refused = None
+            self.query_one(Sentence).forget()
         self.update(state)
 
     def _show_log(self, state: State) -> None:
@@ -140,7 +144,14 @@ class StageScreen(Screen[None]):
         """The sentence about the thing under the cursor."""
         self.query_one(Sentence).say(text)
 
+    def refuse(self, why_not: Callable[[State], str | None]) -> None:
+        """Say why a key cannot act, for as long as that is so."""
+        if reason := why_not(self.state):
+            self.explain(reason)
+            self._refused = why_not
+
     def explain(self, reason: str) -> None:
+        self._refused = None
         if self.is_mounted:
             self.query_one(Sentence).explain(reason)
 
@@ -150,9 +161,8 @@ class StageScreen(Screen[None]):
         action = next(a for a in actions.of(self.stage) if a.id == name)
         if self.app.screen is not self or not (self.is_mounted or action.where == actions.EVERYWHERE):
             return
-        reason = action.why_not(self.state)
-        if reason is not None:
-            self.explain(reason)
+        if action.why_not(self.state) is not None:
+            self.refuse(action.why_not)
             return
         if self.is_mounted:
             # The reason for an earlier key would stand beside what this one does.

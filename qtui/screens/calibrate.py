@@ -205,8 +205,10 @@ class CalibrateScreen(StageScreen):
         self.session.pause()
 
     def do_stop(self) -> None:
+        # A run that waits for an answer has ended with the key.
+        word = "Stopped" if self.state.asking else "Stopping"
         self.session.stop()
-        self.say("stopping … what was done is kept; r on the first screen (1) goes on with this run.")
+        self.explain(f"{word}: what was done is kept, and r on the first screen (1) goes on with this run")
 
     def do_edit(self) -> None:
         self.qtui.go("strategy")

@@ -50,6 +50,8 @@ _SHOWN: Mapping[Kind, tuple[str, ...]] = {
 
 def table(look: Look, nodes: Sequence[NodeRow], kind: Kind, room: int, before: bool = False) -> Table:
     """A row for each node, for ``room`` cells. ``before``: the graph as traced while there is a folded one."""
+    if look.exported:
+        nodes = [replace(node, target=node.target.removeprefix("aten.").removesuffix(".default")) for node in nodes]
     drawn = brackets(nodes, look.rows)
     indent = _indent(look, drawn)
     style = _style(look, kind, before, nodes, room - indent)

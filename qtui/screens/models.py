@@ -10,11 +10,21 @@ from textual.containers import Vertical
 from textual.widget import Widget
 
 from engine.language.registry import is_language
-from qtui import catalog
+from qtui import catalog, reasons
 from qtui.catalog import Choice, Model
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
-from qtui.screens.models_rows import MODEL_COLUMNS, OWN, RUN_COLUMNS, choice_parts, model_rows, model_sentence, run_rows, run_sentence
+from qtui.screens.models_rows import (
+    MODEL_COLUMNS,
+    OWN,
+    RUN_COLUMNS,
+    choice_parts,
+    model_rows,
+    model_sentence,
+    no_runs,
+    run_rows,
+    run_sentence,
+)
 from qtui.state import State
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import FilterBar
@@ -69,10 +79,10 @@ class ModelsScreen(Asking):
 
     def _show(self, state: State) -> None:
         bar = self.query_one(FilterBar)
-        models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text)
+        models, runs = model_rows(self._models, self._place, bar.text), run_rows(state.runs, bar.text, self.size.width)
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
-        self.query_one("#runs", Grid).empty = "No runs yet: ⏎ on a model begins the first one." if state.listed else ""
+        self.query_one("#runs", Grid).empty = no_runs(len(state.runs), bar.text) if state.listed else ""
         self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
         self.set_class(state.listed and not state.runs, "-new")
         self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
@@ -193,7 +203,7 @@ class ModelsScreen(Asking):
         if run is None:
             self.explain("There is no run to open yet")
         elif self.state.busy:
-            self.explain("Work is going on: X stops it and saves, or wait for it")
+            self.refuse(reasons.busy)
         else:
             self.session.open(run.directory)
             self.qtui.show_run()

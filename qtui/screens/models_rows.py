@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qtui import text
 from qtui.catalog import Choice, Model, Place, can_resume, data_for, place, threshold_text
 from qtui.drawing.rows import Cell, Column, Row
-from qtui.subject import short_name
+from qtui.subject import short_name, short_names
 from qtui.widgets.filter_bar import matches
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ RUN_COLUMNS = (
     Column("values", "fp32 → now", align="right", priority=4),
     Column("what", "verdict", min=10, grow=1, cut="end", priority=1),
 )
+_WIDE = 100
+_RESUMES = {False: "r resumes it", True: "r resumes"}
 _STATES = {
     "finished": ("●", "finished", "good"), "running": ("◐", "running", "accent"), "cancelled": ("◌", "stopped", "change"),
     "failed": ("✗", "failed", "harm"),
@@ -43,19 +45,20 @@ def model_rows(models: Sequence[Model], data: str | Place, wanted: str = "") -> 
     """One row a model that the filter ``wanted`` keeps, and one to give one's own before the many of torchvision."""
     here = place(data)
     held = [model for model in models if matches(wanted, (model.name, model.description))]
+    names = short_names({model.name for model in models})
     own = Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim")
     return (
-        *(_model(model, here) for model in held if model.published is None), own,
-        *(_model(model, here) for model in held if model.published is not None),
+        *(_model(model, names[model.name], here) for model in held if model.published is None), own,
+        *(_model(model, names[model.name], here) for model in held if model.published is not None),
     )  # fmt: skip
 
 
-def _model(model: Model, here: Place) -> Row:
+def _model(model: Model, name: str, here: Place) -> Row:
     value = model.accuracy.get(here.name)
     where = model.where(here)
     missing = where.startswith("to ")
     return Row(model.name, (
-        short_name(model.name) if model.own else model.name,
+        name if model.own else model.name,
         "" if model.params is None else text.count(model.params),
         "" if model.bytes is None else text.size(model.bytes),
         Cell(where, "change" if missing else ""),
@@ -81,26 +84,32 @@ def _input(model: Model) -> str:
     return f"3×{model.published.transform.size}×{model.published.transform.size}" if model.published else ""
 
 
-def run_rows(runs: Sequence[RunSummary], wanted: str = "") -> tuple[Row, ...]:
-    """One row a run, newest first; its key is the folder."""
-    return tuple(_run(run) for run in runs if matches(wanted, (run.model, run.data, run.directory.name, run.text)))
+def run_rows(runs: Sequence[RunSummary], wanted: str = "", width: int = 80) -> tuple[Row, ...]:
+    """One row a run, newest first, in a window of ``width``; its key is the folder."""
+    names = short_names({run.model for run in runs})
+    held = (run for run in runs if matches(wanted, (run.model, run.data, run.directory.name, run.text)))
+    return tuple(_run(run, names[run.model], width < _WIDE) for run in held)
 
 
-def _run(run: RunSummary) -> Row:
+def _run(run: RunSummary, name: str, short: bool) -> Row:
     glyph, word, role = _STATES[run.state]
     values = ""
     if run.baseline and run.value:
         values = f"{text.summary(run.baseline).removesuffix(' %')} → {text.summary(run.value)}"
     role_of_row = "dim" if run.state == "failed" else ""
     when = run.started[5:16].replace("T", " ")
-    verdict = _verdict(run) if run.state == "finished" else "r resumes it" if can_resume(run) else run.text
-    cells = (Cell(word, role), when, short_name(run.model), short_name(run.data), values, verdict)
+    verdict = _verdict(run, short) if run.state == "finished" else _RESUMES[short] if can_resume(run) else run.text
+    cells = (Cell(word, role), when, name, short_name(run.data), values, verdict)
     return Row(str(run.directory), cells, role_of_row, glyph=glyph)
 
 
-def _verdict(run: RunSummary) -> str:
-    """The few words of a verdict that tell runs apart: ``QAT · 7.1× smaller``."""
+def _verdict(run: RunSummary, short: bool) -> str:
+    """The few words of a verdict that tell runs apart: ``QAT · 7.1× smaller``, where there is no room ``QAT 7.1×``."""
     size = re.search(r"[\d.]+× (?:smaller|larger)", run.text)
+    if short:
+        # Of what stays in fp32 the better model's size would not say whose it is.
+        times = size[0].removesuffix(" smaller") if size and run.chosen != "fp32" else ""
+        return " ".join(filter(None, ((run.chosen or "").upper(), times))).replace("FP32", "fp32 stays")
     return " · ".join(filter(None, (f"{(run.chosen or '').upper()}", size[0] if size else ""))).replace("FP32", "fp32 stays")
 
 
@@ -139,6 +148,8 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     if where == "to download" and not choice.weights and model.published:
         size = text.size(model.published.bytes)
         return f"{_sentence(model.description)} n downloads torchvision's weights ({size}), checks them, and shows the graph."
+    if choice.weights:
+        return f"{_sentence(model.description)} n loads it with {short_name(choice.weights)} and {data}, and shows its graph."
     if model.packaged and choice.data == "digits":
         return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
@@ -147,7 +158,8 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
 def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str) -> str:
     told = _sentence(entry.description)
     if not entry.folder and not model.cached:
-        return f"{told} Its weights ({text.size(entry.download)}) come from the Hugging Face hub."
+        file = text.size(entry.download)
+        return f"{told} n downloads {file} from the Hugging Face hub: its weights, and masks that are no parameters."
     measured = "".join(
         f" Perplexity {text.metric('perplexity', value)} on the test part of {name}." for name, value in model.accuracy.items()
     )
@@ -158,6 +170,11 @@ def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str
 
 def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
+
+
+def no_runs(kept: int, wanted: str) -> str:
+    """What stands in a list of runs without a row; ``kept`` is how many there are without the filter ``wanted``."""
+    return f"None of {kept} runs holds “{wanted}”: Esc shows all." if kept else "No runs yet: ⏎ on a model begins the first one."
 
 
 def run_sentence(run: RunSummary | None) -> str:

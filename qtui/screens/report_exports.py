@@ -84,12 +84,14 @@ def runtimes_subtitle(run: Run) -> str:
     known = runtimes(run.report or {})
     if len(known) < 3:
         return ""
-    parts = []
+    parts: list[str] = []
+    names: list[str] = []
     for word, key in zip(paces(run.report or {}).short, ("single", "batched"), strict=True):
         timed = [(times[0], one.name) for one in known if (times := getattr(one, key))]
         if timed:
-            parts.append(f"{word} {min(timed)[1].partition(',')[0].partition(' ')[0]} {min(timed)[0]:.2f} ms")
-    return f"fastest: {' · '.join(parts)}"
+            names.append(min(timed)[1].partition(",")[0].partition(" ")[0])
+            parts.append(f"{word} {names[-1]} {min(timed)[0]:.2f} ms")
+    return f"fastest: {names[0] if len(set(names)) == 1 else ' · '.join(parts)}"
 
 
 def runtime_sentence(run: Run, key: str | None) -> str:
@@ -113,7 +115,7 @@ def runtime_sentence(run: Run, key: str | None) -> str:
     if one == reference(known):
         parts.append("what the others are compared with")
     if not one.together:
-        parts.append("timed in the run, the others together at another hour")
+        parts.append(paces(run.report or {}).apart)
     return "; ".join(parts) + "."
 
 

@@ -120,7 +120,7 @@ def _of_activations(name: str, activations: ActivationSpec | None) -> str:
 
 def reading(draft: Draft, row: LayerRow, figures: Mapping[str, Any]) -> str:
     """Everything about a layer, as text to read."""
-    lines = [row.why, ""] if row.why else []
+    lines = [why, ""] if (why := draft.why(row)) else []
     for line in detail(draft, row):
         name, now, proposed, then = (cell.text if isinstance(cell, Cell) else cell for cell in (*line.cells, "", "", "")[:4])
         before = "" if proposed in ("", now, NONE) else f"proposed {proposed.removesuffix(' weights')}"

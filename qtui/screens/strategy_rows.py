@@ -107,7 +107,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
     change = "change" if row.path in draft.edited else ""
     if change:
         cells["name"] = Cell(str(cells["name"]), change)
-    cells["weights"] = Cell(weights_text(wanted, actual, short), change if wanted.weights != proposed.weights else "")
+    cells["weights"] = Cell(weights_text(wanted, actual, short, bool(row.decoder)), change if wanted.weights != proposed.weights else "")
     # An embedding reads token ids: there is nothing to round.
     reads = NONE if row.kind == "Embedding" else activations_text(wanted, actual, short)
     cells["activations"] = Cell(reads, change if _axes(wanted) != _axes(proposed) else "")
@@ -124,7 +124,7 @@ def _axes(spec: LayerSpec) -> tuple[object, ...]:
 
 def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: int, total: int) -> dict[str, str | Cell]:
     inside = [row for path in entry.paths if (row := draft.layer(path))]
-    short = width < _NARROW
+    short, decodes = width < _NARROW, any(row.decoder for row in inside)
     asked = [(draft.specs[row.path], draft.actual(row.path)[0]) for row in inside if row.editable]
     reading = [pair for pair, row in zip(asked, (row for row in inside if row.editable), strict=True) if row.kind != "Embedding"]
     # What its open lines say needs no second place.
@@ -132,7 +132,7 @@ def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: i
     figured = [figures[path] for path in entry.paths if path in figures]
     return {
         "name": f"{'▸' if closed else '▾'} {entry.name}",
-        "weights": _alike(weights_text(*pair, short) for pair in asked) if says else "",
+        "weights": _alike(weights_text(*pair, short, decodes) for pair in asked) if says else "",
         "activations": _alike(activations_text(*pair, short) for pair in reading) if says and reading else "",
         "observer": "",
         "params": _share(sum(row.params for row in inside) / total, width, "dim"),
@@ -174,19 +174,22 @@ def _decibels(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, int | float) else ""
 
 
-def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) -> str:
-    """``int4 group 32 mse``; what the machine makes of it stands behind an arrow."""
+def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False, decoder: bool = False) -> str:
+    """``int4 group 32 mse``; what the machine makes of it stands behind an arrow. A decoder's may be affine: ``int4 g64 aff``."""
     if wanted.weights is None or actual.weights is None:
         return "fp32"
-    text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short)}"
+    text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short, decoder)}"
     if actual.weights != wanted.weights:
-        text += f"→{_scheme(actual.weights, True)}"
+        text += f"→{_scheme(actual.weights, True, decoder)}"
     if wanted.weights.method != "nearest":
         return f"{text} {wanted.weights.method}"
     return f"{text} mse" if wanted.weights.scale == "mse" else text
 
 
-def _scheme(weights: WeightSpec, short: bool) -> str:
+def _scheme(weights: WeightSpec, short: bool, decoder: bool) -> str:
+    if decoder:
+        groups = f"g{weights.group_size}" if weights.granularity == "per-group" else weights.granularity.removeprefix("per-")
+        return f"{groups} {'sym' if weights.symmetric else 'aff'}"
     if weights.granularity == "per-group":
         return f"group {weights.group_size}"
     return weights.granularity.removeprefix("per-") if short else weights.granularity

@@ -94,7 +94,7 @@ def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
         return f"{name}: {row.kind}, {row.obstacle or 'it stays as it is'}.", ""
     wanted, limit = draft.specs[row.path], draft.actual(row.path)[1]
     if wanted == row.requested:
-        return _ended(f"{name}: {row.why or spec_text(wanted)}"), ""
+        return _ended(f"{name}: {draft.why(row) or spec_text(wanted)}"), ""
     if wanted == row.proposed:
         return f"{name}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
     changes = [f"{_named(one, wanted)} instead of {field(one, row.proposed)}" for one in _changed(wanted, row.proposed)]

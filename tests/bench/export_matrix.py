@@ -44,7 +44,7 @@ def exported(name: str, formats: tuple[str, ...], side: int, folder: Path, place
     start = time.perf_counter()
     data = data_registry.load(str(folder), size=side, transform=published.transform)
     first, _ = next(data.batches("train", 16, limit=16))
-    weights = random_weights.write(name, place / "weights.safetensors", 2, first)
+    weights = random_weights.write(name, place / "weights.safetensors", len(data.classes), first)
     asked = {"name": str(folder), "size": side, "calibration": 16, "limit": 16, "batch": 8}
     recipe = Recipe.make(
         model=name, weights=str(weights), data=asked, preset="w8a8", threshold="sqnr:15", qat={"mode": "never"}, export=formats

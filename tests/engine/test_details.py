@@ -17,6 +17,7 @@ from driving import Outcome, drive, figures
 from engine import events as ev
 from engine import job
 from engine.data import registry
+from engine.evaluation import Latency
 from engine.graph.fuse import folded_parameters
 from engine.models.custom import build
 from engine.quant.numerics import weight_range
@@ -207,3 +208,21 @@ def test_the_folder_keeps_the_last_ranges_alone(watched: tuple[Recipe, Path, Out
 def test_steps_of_training_are_told(watched: tuple[Recipe, Path, Outcome]) -> None:
     steps = watched[2].of(ev.Step)
     assert steps[-1].done == steps[-1].total and steps[-1].epoch == 2 and {step.stage for step in steps} == {"qat"}
+
+
+def test_the_forms_of_a_trained_run_are_of_one_timing(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine slows down between two timings: no figure of the report is set beside one of another hour."""
+    hours = itertools.count(1)
+
+    def timed(models: Any, x: Any, *_: Any) -> dict[str, Latency]:
+        hour = next(hours)
+        return {name: Latency(hour * (place + 1.0), 100.0, len(x)) for place, name in enumerate(models)}
+
+    monkeypatch.setattr("engine.stages.evaluate.latencies", timed)
+    outcome = drive(tiny(**MIXED), tmp_path / "run", attended=True)
+    report = outcome.data
+    for key, batch in (("latency_ms", "batch_1"), ("latency_batched_ms", "batch_64")):
+        for form in ("ptq", "qat"):
+            assert report[form]["speedup"][batch] == pytest.approx(report["baseline"][key]["p50"] / report[form][key]["p50"], abs=0.006)
+    told = {event.which: event.figures for event in outcome.of(ev.Measured)}
+    assert told == {"baseline": report["baseline"], "ptq": report["ptq"], "qat": report["qat"]}

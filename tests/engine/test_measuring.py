@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,26 @@ from engine.data.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
 from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
 from engine.events import Progress
+from engine.passes import passes
 from engine.recipe import Recipe, Threshold
 from engine.stages import evaluate
 from engine.stages.compare import better, times, verdict
-from engine.stages.evaluate import Measurement, fp32_size, ratio
+from engine.stages.evaluate import Measurement, Times, fp32_size, ratio
 
 CLASSES = 4
+
+
+class Clock:
+    """Stands still but for what modules are told to spend."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def spend(self, module: nn.Module, seconds: list[float]) -> None:
+        left = iter(seconds)
+        module.register_forward_hook(lambda *_: setattr(self, "now", self.now + next(left)))
 
 
 def a_split(count: int, seed: int) -> MemorySplit:
@@ -217,7 +232,7 @@ def test_the_faster_form_at_each_batch_is_the_baseline(monkeypatch: pytest.Monke
         except StopIteration as end:
             seen = end.value
             break
-    assert (seen.fp32_single.p50, seen.fp32_batched.p50, seen.fp32_form) == (1.0, 1.0, fast)
+    assert (seen.times.fp32_single.p50, seen.times.fp32_batched.p50, seen.times.fp32_form) == (1.0, 1.0, fast)
 
 
 def test_shares_of_time_add_up() -> None:
@@ -225,6 +240,23 @@ def test_shares_of_time_add_up() -> None:
     shares = profile(gm, torch.randn(1, 3, 32, 32)).shares
     assert set(shares) == {node.name for node in gm.graph.nodes}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.01, 5), (0.2, 4), (10.0, 2)])
+def test_a_graph_is_timed_a_few_times_and_for_a_bounded_time(seconds: float, expected: int) -> None:
+    now = itertools.count(0.0, seconds)
+    assert list(passes(lambda: next(now))) == list(range(expected))
+
+
+def test_passes_that_were_disturbed_move_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five passes two meet a busy machine in the same layer."""
+    clock = Clock()
+    gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval())
+    for name, seconds in (("0", [1.0] * 5), ("1", [9.0, 9.0, 1.0, 1.0, 1.0])):
+        clock.spend(gm.get_submodule(name), seconds)
+    monkeypatch.setattr("engine.evaluation.time", clock)
+    shares = profile(gm, torch.randn(1, 3, 8, 8)).shares
+    assert (shares["_0"], shares["_1"]) == (0.5, 0.5)
 
 
 def test_the_size_of_fp32_is_its_file(tmp_path: Path) -> None:
@@ -244,7 +276,7 @@ def quality(value: float, mse: float = 0.1, sqnr: float = 20.0, agreement: float
 
 def measured(validation: Quality, test: Quality) -> Measurement:
     one = Latency(1.0, 1.0, 1)
-    return Measurement(validation, quality(0.95), test, quality(0.95), one, one, Latency(2.0, 2.0, 1), one, "torch fp32")
+    return Measurement(validation, quality(0.95), test, quality(0.95), Times(one, one, Latency(2.0, 2.0, 1), one, "torch fp32"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from engine.events import LayerRow, Planned
 from engine.presets import PRESETS
 from engine.recipe import Recipe
-from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import Draft
 from qtui.drawing.columns import arrange
 from qtui.drawing.rows import Cell, measure
@@ -348,3 +348,23 @@ def test_a_deep_layer_of_forty_columns_still_shows_its_weights() -> None:
     shown = [found[place.index].key for place in arrange(found, measure(found, made), 36).places]
     assert "weights" in shown
     assert words.sentence(draft, tree(draft.plan.layers, "gpt2-mini")[-1], 150).startswith("1.mlp.c_proj: ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_decoders_weights_say_whether_they_are_affine(width: int) -> None:
+    spec = LayerSpec(WeightSpec(4, "per-group", 64, symmetric=False, method="hqq"), None)
+    draft = Draft.of(plan(*(replace(decoder(path), requested=spec, actual=spec, proposed=spec) for path in ("h.0.a", "h.1.a"))))
+    assert lines(draft, width)["h.0.a"][1] == "int4 g64 aff hqq"
+    after = draft.edit("symmetric", ["h.0.a", "h.1.a"]).draft
+    assert lines(after, width)["h.0.a"][1] == "int4 g64 sym hqq"
+    assert "int4 g64 sym hqq" in lines(after, width, closed={"h/"})["h/"]
+
+
+@pytest.mark.parametrize("made", [row, decoder])
+def test_who_wrote_no_recipe_is_told_of_the_edit(made: Any) -> None:
+    first = Draft.of(plan(made("a.b"), made("a.c", rule="rule *.c", why=Rule("*.c", W8A8).why)))
+    edited = made("a.b", rule="rule a.b", why=f"{Rule('a.b', W8A8).why}; slower here")
+    draft = first.replanned(plan(edited, first.plan.layers[1]))
+    said = [words.sentence(draft, Entry(path, path, 1, (path,), False), 300) for path in ("a.b", "a.c")]
+    assert "b: your edit asks for it; slower here." in said[0] and "c: the recipe's rule '*.c' asks for it." in said[1]
+    assert detail.reading(draft, edited, {}).startswith("your edit asks for it; slower here")

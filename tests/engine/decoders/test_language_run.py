@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import driving
@@ -15,8 +17,11 @@ import torch
 from engine import Recipe, load_quantized
 from engine.algorithms.progress import MatrixQuantized
 from engine.decisions import Strategy
+from engine.decoders.look import look
+from engine.decoders.speed import Speed
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.events import Graph, Layers, Notice, Planned, Ranges, Samples, Setting, Step, Weights
+from engine.language.linears import anatomy
 from engine.spec import FP32, Rule
 
 
@@ -169,6 +174,34 @@ def test_few_bits_are_trained_and_kept_where_that_is_better(place: Path, tmp_pat
     assert len(rounded) == 11 and all(row["sqnr_db"] > 3 for row in rounded) and sum("bytes" in row for row in rounded) == 10
     kept = Recipe.load(tmp_path / "run" / "recipe.yaml").qat
     assert (kept.batch, kept.lr, kept.distill) == (1024 // tiny_language.CONTEXT, 1e-3, 1.0)
+
+
+def test_the_forms_of_a_trained_run_are_of_one_timing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine slows down between two timings: no figure of the report is set beside one of another hour."""
+    hours = itertools.count(1)
+
+    def timed(steps: Any, *_: Any, **__: Any) -> Any:
+        yield from ()
+        hour = next(hours)
+        return {name: Speed((at + 1.0) / hour, (at + 2.0) / hour, 32, 16, 16, 1.0, 1.0) for at, name in enumerate(steps)}
+
+    monkeypatch.setattr("engine.language_job.tokens_per_second", timed)
+    report = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}), tmp_path / "run").data
+    fp32 = report["baseline"]["latency_ms"]["p50"]
+    for form in ("ptq", "qat"):
+        assert report[form]["speedup"]["decode"] == pytest.approx(fp32 / report[form]["latency_ms"]["p50"], abs=0.006)
+
+
+def test_modules_are_timed_by_the_median_of_five_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes meet a busy machine in one module, and one finds it idle."""
+    model, now = tiny_language.gpt2().eval(), [0.0]
+    head, norm = iter([2.0] * 5), iter([9.0, 9.0, 0.0, 2.0, 2.0])
+    for module, left in ((model.lm_head, head), (model.transformer.ln_f, norm)):
+        plain = module.forward
+        module.forward = lambda x, plain=plain, left=left: (now.__setitem__(0, now[0] + next(left)), plain(x))[1]
+    monkeypatch.setattr("engine.decoders.look.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    shares = look(model, anatomy(model), torch.zeros(1, 8, dtype=torch.long)).shares
+    assert shares["lm_head"] == shares["transformer.ln_f"] == 0.5
 
 
 def test_the_recipe_decides_how_fast_it_is_trained_and_in_what_batches(place: Path, tmp_path: Path) -> None:

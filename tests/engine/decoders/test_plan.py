@@ -41,7 +41,7 @@ def test_by_default_matrices_have_8_bits_and_the_rest_stays() -> None:
     rows = {row.path: row for row in planned().layers}
     assert rows["transformer.h.0.attn.c_attn"].actual == INT8 and rows["transformer.wte"].actual == LayerSpec(ROWS)
     norm = rows["transformer.h.0.ln_1"]
-    assert norm.actual == FP32 and not norm.editable and "fp32" in norm.why and norm.kernel == "torch fp32"
+    assert norm.actual == FP32 and not norm.editable and norm.why == norm.obstacle == "it holds no matrix" and norm.kernel == "torch fp32"
     assert rows["transformer.h.1.mlp.c_fc"].kernel == "Conv1D (64, 16)"
 
 

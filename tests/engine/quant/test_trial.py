@@ -69,7 +69,7 @@ def specs(*in_fp32: str) -> dict[str, LayerSpec]:
 
 
 def bench(net: fx.GraphModule, watch: Watch) -> Bench:
-    return Bench(net, [Simulate()], profile(net, torch.randn(1, 3, 8, 8), 1).sizes, watch)
+    return Bench(net, [Simulate()], profile(net, torch.randn(1, 3, 8, 8)).sizes, watch)
 
 
 def differing(net: fx.GraphModule, monkeypatch: pytest.MonkeyPatch, *in_fp32: str) -> list[list[tuple[str, str]]]:

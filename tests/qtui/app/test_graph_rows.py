@@ -322,3 +322,10 @@ def test_what_torch_export_sees_has_no_times_and_no_batch_of_n() -> None:
 def test_a_language_model_has_nothing_to_fold() -> None:
     state = State(run=Run(traced=MODULES))
     assert "nothing to fold" in (reasons.fold_not_open(state) or "") and "nothing to fold" in (reasons.not_folded(state) or "")
+
+
+def test_operations_of_torch_export_are_told_apart_in_a_narrow_window() -> None:
+    names = ("aten.view.default", "aten.add.Tensor", "aten._assert_tensor_metadata.default")
+    nodes = [ev.NodeRow("call_function", f"n{at}", name, "x", "", "1×512", 0, None) for at, name in enumerate(names)]
+    found = table(Look(tuple(nodes)), nodes, "narrow", 76)
+    assert [text_of(cell(row, found, "target")) for row in found.rows] == ["view", "add.Tensor", "_assert_tensor_metadata"]

@@ -18,8 +18,10 @@ from engine.models.size import file_size
 from engine.rundir import RunSummary
 from qtui import catalog
 from qtui.catalog import Choice
+from qtui.drawing.columns import arrange
+from qtui.drawing.rows import measure
 from qtui.screens.models import ModelsScreen
-from qtui.screens.models_rows import OWN, model_rows, model_sentence, run_rows, run_sentence
+from qtui.screens.models_rows import OWN, RUN_COLUMNS, model_rows, model_sentence, run_rows, run_sentence
 from qtui.widgets.table import Grid
 
 
@@ -89,7 +91,7 @@ def test_torchvisions_weights_are_for_imagenets_classes(tmp_path: Path, monkeypa
 
 def test_rows_of_runs_tell_state_and_gain() -> None:
     text = "QAT is chosen: 99.0% on the test split (±0.8), 0.7 points under fp32; 7.1× smaller; 2.9× faster at batch 64."
-    rows = run_rows([summary("finished", text, "qat"), summary("cancelled", name="b"), summary("failed", name="c")])
+    rows = run_rows([summary("finished", text, "qat"), summary("cancelled", name="b"), summary("failed", name="c")], width=120)
     assert [row.glyph for row in rows] == ["●", "◌", "✗"]
     assert rows[0].cells[4:] == ("99.72 → 99.00 %", "QAT · 7.1× smaller") and rows[1].cells[5] == "r resumes it"
     assert "r goes on" in run_sentence(summary("cancelled")) and "opens" in run_sentence(summary("finished", text))
@@ -414,7 +416,13 @@ def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path:
     assert rows["gpt2"] == ["gpt2", "124.4 M", "497.76 MB", "to download", "", "1,024 tokens"]
     sentences = {model.name: model_sentence(model, Choice(model=model.name)) for model in listed}
     assert "Perplexity 61.24 on the test part of python-docs." in sentences["gpt2-mini"]
-    assert "548.11 MB" in sentences["gpt2"] and "Hugging Face hub" in sentences["gpt2"]
+    assert "n downloads 548.11 MB from the Hugging Face hub: its weights, and masks that are no parameters." in sentences["gpt2"]
+
+
+def test_weights_that_are_given_are_not_those_of_the_package() -> None:
+    model = catalog.models()[0]
+    given = model_sentence(model, Choice(model.name, "digits", weights="/x/mine.safetensors"))
+    assert "n loads it with mine.safetensors and digits" in given and "package" not in given
 
 
 def test_a_run_of_a_language_model_shows_perplexities() -> None:
@@ -476,5 +484,56 @@ def test_a_folder_given_for_images_is_not_for_a_language_model_nor_lost(runs: Pa
         grid.move_to("simplecnn")
         await driver.pilot.pause()
         assert screen(driver).choice.data == str(folder) and "photos" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_a_verdict_is_whole_at_eighty_columns() -> None:
+    text = "QAT is chosen: 99.0% on the test split (±0.8), 0.7 points under fp32; 7.1× smaller; 2.9× faster at batch 64."
+    kept = "fp32 stays: threshold drop:0.005 is not met. The better quantized model, PTQ, has 3.7× smaller"
+    past = [summary("finished", text, "qat"), summary("finished", kept, "fp32", "b"), summary("cancelled", name="c")]
+    rows = run_rows(past, width=80)
+    assert [row.cells[5] for row in rows] == ["QAT 7.1×", "fp32 stays", "r resumes"]
+    places = arrange(RUN_COLUMNS, measure(RUN_COLUMNS, rows), 76, glyph=2).places
+    (last,) = (place for place in places if RUN_COLUMNS[place.index].key == "what")
+    assert last.width >= max(len(str(row.cells[5])) for row in rows)
+    assert run_rows(past, width=100)[0].cells[5] == "QAT · 7.1× smaller"
+
+
+def test_models_of_one_factory_name_are_told_apart() -> None:
+    paths = ["one/net.py:make", "two/net.py:make", "two/net.py:other", "elsewhere/tiny"]
+    past = [RunSummary(Path(f"runs/{at}"), "2026", name, "digits", "failed", None, None, None, "") for at, name in enumerate(paths)]
+    short = ["one/net.py:make", "two/net.py:make", "other", "tiny"]
+    assert [row.cells[2] for row in run_rows(past)] == short
+    listed = catalog.models(given=paths)
+    assert [row.cells[0] for row in model_rows(listed, "digits") if row.key in paths] == short
+
+
+def test_a_reason_goes_when_it_holds_no_longer(runs: Path) -> None:
+    gate = Gate("trace")
+    engine = ScriptedEngine(runs, gates=(gate,))
+
+    async def script(driver: Driver) -> None:
+        await driver.press("n")
+        await driver.until(lambda _: gate.reached.is_set())
+        await driver.press("1", "d")
+        assert "X stops it" in driver.text
+        gate.opened.set()
+        await driver.until(lambda state: state.asking)
+        assert "X stops it" in driver.text, "the run waits: it is at work still"
+        await driver.press("X")
+        await driver.until(lambda state: state.job is None)
+        assert "X stops it" not in driver.text
+
+    drive(engine, script)
+
+
+def test_a_filter_without_a_run_does_not_say_that_there_are_none(runs: Path) -> None:
+    past_run(runs, "20260101-simplecnn-digits", "cancelled")
+
+    async def script(driver: Driver) -> None:
+        await driver.press("slash", *"squeeze", "enter")
+        assert "Runs ─ 0 of 1" in driver.text and "No runs yet" not in driver.text
+        assert "None of 1 runs holds “squeeze”: Esc shows all." in driver.text
 
     drive(ScriptedEngine(runs), script)

@@ -10,7 +10,7 @@ from reports import FOLDED_LAYER, FP32_LAYER, told, write_run
 from scripted_engine import MEASURED
 
 from engine import events as ev
-from engine.runtimes import TEXT
+from engine.runtimes import TEXT, fastest
 from engine.runtimes import runtimes as timed
 from qtui import messages as ms
 from qtui import text
@@ -19,6 +19,7 @@ from qtui.drawing.spans import plain
 from qtui.reducer import reduce
 from qtui.screens import report_rows as rows
 from qtui.screens import report_words as words
+from qtui.screens.report_exports import runtime_sentence, runtimes_subtitle
 from qtui.screens.report_files import commands, export_lines, files_panel, graph_facts, run_files, side_lines
 from qtui.screens.report_summary import summary
 from qtui.state import Job, Run, State
@@ -196,6 +197,20 @@ def test_the_file_of_a_language_model_is_as_fast_as_the_form_that_it_holds() -> 
     read_back = {"format": "safetensors", "path": "model.safetensors", "runtime": "torch", "latency_ms": {"p50": 6.9, "p95": 6.9}}
     native = timed({**TEXT_REPORT, "exports": [read_back]})[1]
     assert (native.single, native.kernel) == ((1.4, 1.4), "int4pack bf16")
+
+
+def test_files_of_a_language_model_are_not_of_the_hour_of_its_run() -> None:
+    figures = {"latency_ms": {"p50": 2.0, "p95": 2.0}, "latency_batched_ms": {"p50": 9.0, "p95": 9.0}}
+    found = [{"format": name, "runtime": name, "path": path, "kernel": name, **figures}
+             for name, path in (("fp32", ""), ("safetensors", ""), ("onnx", "model.onnx"))]  # fmt: skip
+    report = {**TEXT_REPORT, "runtimes": found, "exports": []}
+    assert [one.together for one in timed(report)] == [False, False, True]
+    assert fastest(report).startswith("Fastest on this machine, by timings of different hours: ")
+    run = Run(report={**report, "runtimes": [*found[:2], {**found[2], "latency_ms": {"p50": 1.0, "p95": 1.0}, "latency_batched_ms": {}}]})
+    assert "each other file by itself at another hour" in runtime_sentence(run, "fp32")
+    assert runtimes_subtitle(run) == "fastest: token onnx 1.00 ms · prompt engine.load_quantized 9.00 ms"
+    quick = {**found[2], "latency_ms": {"p50": 1.0, "p95": 1.0}, "latency_batched_ms": {"p50": 1.0, "p95": 1.0}}
+    assert runtimes_subtitle(Run(report={**report, "runtimes": [*found[:2], quick]})) == "fastest: onnx"
 
 
 def test_the_noise_of_a_language_models_layer_is_that_of_its_weights_alone() -> None:

@@ -145,3 +145,10 @@ def test_a_report_from_another_machine_is_told_of_whichever_is_known_first(tmp_p
         assert "a machine with AVX2, no VNNI" in told and "AVX512, VNNI" in told
         assert [line.text for line in state.log if line.level == "warning"] == [told]
     assert fed(State(), [ms.Examined(MACHINE), ms.Opened(tmp_path), ms.ReportLoaded(report("runs/a"))]).run.warnings == ()
+
+
+@pytest.mark.parametrize(("trains", "doing"), [(True, "Getting ready to train"), (False, "Finishing")])
+def test_an_answer_ends_what_was_said_of_the_measurement(trains: bool, doing: str) -> None:
+    measuring = (ev.StageStarted("evaluate", "Measuring"), ev.Progress("evaluate", 1, 9, "img"), ms.Asking("qat", True))
+    run = fed(State(), (ms.JobStarted("run", "loading", "net", "digits"), *measuring, ms.Answered("qat", trains))).run
+    assert (run.doing, run.progress, run.phase) == (doing, None, "")
