@@ -25,14 +25,14 @@ from engine.decoders.layers import labels
 from engine.decoders.loading import DECIDING, LoadedLanguage, refusal, tokens
 from engine.decoders.look import Look, look, together
 from engine.decoders.measure import Judged, against
+from engine.decoders.paces import paces
 from engine.decoders.plan import plan
 from engine.decoders.quantized import QuantizedDecoder
-from engine.decoders.recorded import quickest
 from engine.decoders.rounding import retuned, round_decoder
 from engine.decoders.runtime import running
 from engine.decoders.samples import sampled
 from engine.decoders.settings import schedule_of
-from engine.decoders.speed import Lengths, Speed, tokens_per_second
+from engine.decoders.speed import Speed
 from engine.decoders.weights import weight_rows
 from engine.decoders.writing import runtimes, written
 from engine.errors import UsageError
@@ -216,15 +216,9 @@ class LanguageJob(Work):
         deciding = self.loaded.parts("validation", self.loaded.context)[:DECIDING]
         validation = yield from self._against(model, deciding, self.loaded.context)
         test = yield from self._against(model, self.loaded.parts("test", part.stride, part.limit), part.stride)
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
-        lengths, device = Lengths().within(self.loaded.language.context), self.loaded.device
-        forms = {"fp32": self.model, "it": model, **({"earlier": earlier.model} if earlier else {})}
-        steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in forms.items()}
-        speeds = yield from tokens_per_second(steps, vocabulary, lengths, self.stop, device=device)
-        for name, step in steps.items():
-            if name != "earlier" and (why := getattr(step, "why", None)):
-                yield Notice(f"{'fp32' if name == 'fp32' else 'quantized'}: each kernel of a token is launched by itself, {why}")
-        seen = figures.Seen(validation, test, speeds["it"], speeds["fp32"], speeds.get("earlier"))
+        forms = {"fp32": self.model, "quantized": model, **({"PTQ": earlier.model} if earlier else {})}
+        speeds = yield from paces(forms, self.loaded.language.context, self.loaded.device, self.stop)
+        seen = figures.Seen(validation, test, speeds["quantized"], speeds["fp32"], speeds.get("PTQ"))
         content = file.to_bytes(decoder, self.recipe.to_yaml(), self.machine.instructions)
         entry = figures.quantized_entry(seen, decoder, placed, len(content), self.halves, seconds)
         return _Form(decoder, told, seen, entry, content, figures.layers(made, told, placed), model)
