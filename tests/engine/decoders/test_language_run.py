@@ -185,7 +185,7 @@ def test_the_forms_of_a_trained_run_are_of_one_timing(place: Path, tmp_path: Pat
         hour = next(hours)
         return {name: Speed((at + 1.0) / hour, (at + 2.0) / hour, 32, 16, 16, 1.0, 1.0) for at, name in enumerate(steps)}
 
-    monkeypatch.setattr("engine.language_job.tokens_per_second", timed)
+    monkeypatch.setattr("engine.decoders.paces.tokens_per_second", timed)
     report = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}), tmp_path / "run").data
     fp32 = report["baseline"]["latency_ms"]["p50"]
     for form in ("ptq", "qat"):
