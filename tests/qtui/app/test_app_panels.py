@@ -79,6 +79,7 @@ def test_keys_that_arrive_before_a_panel_is_composed_do_no_harm(runs: Path) -> N
     drive(ScriptedEngine(runs), script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_keys_that_arrive_before_a_stage_is_composed_do_no_harm(runs: Path, stage: Stage) -> None:
     async def script(driver: Driver) -> None:

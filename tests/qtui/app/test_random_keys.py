@@ -19,7 +19,8 @@ KEYS = sorted({key for action in actions.ACTIONS for key in action.keys} - {"q",
 SIZES = ((80, 24), (120, 40), (60, 20), (40, 12), (30, 8), (200, 60))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
 def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dice = random.Random(seed)
     monkeypatch.chdir(tmp_path)
@@ -48,6 +49,7 @@ def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.M
     drive(engine, script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_key_on_every_screen_of_a_finished_run(runs: Path, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

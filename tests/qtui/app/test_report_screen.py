@@ -144,6 +144,7 @@ def _places() -> list[tuple[str, ...]]:
     return [*places, *listed, ("orders",)]
 
 
+@pytest.mark.slow
 def test_old_reports_lack_things_and_are_shown_all_the_same(runs: Path) -> None:
     odd = [
         told(ptq={}, layers=[], exports=[]), told(baseline={}), told(graph={}), told(environment={}), told(verdict={}), told(layers=None),
