@@ -52,12 +52,12 @@ class Recorded:
     in another way, tokens are written without: ``why`` says what was wrong, and is None while nothing was. A text that is read with
     more tokens than ``length`` is continued without, too.
 
-    Raises EngineError where a text that is being written grows beyond ``length``.
+    Raises EngineError where a text that is being written grows beyond ``length``, or by several tokens at once.
     """
 
     def __init__(self, model: Any, length: int, record: Record = cuda_graph) -> None:
         self.why: str | None = None
-        self._step, self._model, self._length, self._record = step_of(model), model, length, record
+        self._step, self._length, self._record = step_of(model), length, record
         self._cache: Any = None
         self._ids: Tensor = torch.empty(0)
         self._play: Callable[[], Tensor] | None = None
@@ -68,7 +68,7 @@ class Recorded:
         return self._play is not None
 
     def __call__(self, ids: Tensor, past: Any) -> tuple[Tensor, Any]:
-        if past is not None and past is self._cache and ids.shape == (1, 1):
+        if past is not None and past is self._cache:
             return self._next(ids), past
         if past is None or ids.shape != (1, 1) or self.why is not None or past.get_seq_length() >= self._length:
             return self._step(ids, past)
@@ -78,6 +78,8 @@ class Recorded:
         return self._next(ids), self._cache
 
     def _next(self, ids: Tensor) -> Tensor:
+        if ids.shape != (1, 1):
+            raise EngineError(f"a text that is being written takes one token at a time, not ids of shape {tuple(ids.shape)}")
         if self._used >= self._length:
             raise EngineError(f"a recorded step has room for {self._length:,} tokens: record one with a larger length")
         assert self._play is not None

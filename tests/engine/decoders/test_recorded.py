@@ -84,6 +84,15 @@ def test_a_text_beyond_the_recording_is_told() -> None:
         logits(step, IDS, WRITTEN[0])
 
 
+def test_a_text_that_is_being_written_takes_one_token_at_a_time() -> None:
+    step = Recorded(small(), 20, again)
+    with torch.inference_mode():
+        _, past = step(IDS, None)
+        _, past = step(WRITTEN[:1, :1], past)
+        with pytest.raises(EngineError, match="one token at a time"):
+            step(WRITTEN[:1, :2], past)
+
+
 def test_a_longer_text_than_the_recording_has_room_for_is_continued_without() -> None:
     model = small()
     step = Recorded(model, IDS.shape[1] + 2, again)
