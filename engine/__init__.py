@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.api import quantize as quantize
-    from engine.artifact import load_quantized as load_quantized
-    from engine.recipe import Recipe as Recipe
-    from engine.report import Report as Report
+    from engine.export.artifact import load_quantized as load_quantized
+    from engine.recipe.recipe import Recipe as Recipe
+    from engine.report.report import Report as Report
 
-_PLACES = {"Recipe": "engine.recipe", "Report": "engine.report", "load_quantized": "engine.artifact", "quantize": "engine.api"}
+_PLACES = {
+    "Recipe": "engine.recipe.recipe",
+    "Report": "engine.report.report",
+    "load_quantized": "engine.export.artifact",
+    "quantize": "engine.api",
+}
 
 __all__ = ["Recipe", "Report", "load_quantized", "quantize"]
 

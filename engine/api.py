@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.cancel import StopToken
-from engine.pipeline import run
-from engine.recipe import Recipe
-from engine.report import Report
+from engine.events.cancellation import StopToken
+from engine.recipe.recipe import Recipe
+from engine.report.report import Report
+from engine.runs.pipeline import run
 
 
 def quantize(recipe: Recipe, out: str | Path) -> Report:

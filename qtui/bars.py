@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TextIO
 
-from engine.events import Progress
+from engine.events.event import Progress
 from qtui.text import pace, plain, rate, seconds
 
 if TYPE_CHECKING:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.data.registry import holds_imagenet
-from engine.language.corpora import ENTRIES as TEXTS
-from engine.language.registry import ENTRIES as LANGUAGE
-from engine.language.registry import LanguageEntry, is_language
+from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.models.cached import cached_for, cached_weights
+from engine.models.language_registry import ENTRIES as LANGUAGE
+from engine.models.language_registry import LanguageEntry, is_language
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
 from engine.models.torchvision import Published
 from qtui import text
 
 if TYPE_CHECKING:
-    from engine.rundir import RunSummary
+    from engine.runs.rundir import RunSummary
 
 DEFAULT_THRESHOLD = "drop:0.005"
 RESUMABLE = ("cancelled", "failed")
@@ -174,7 +174,7 @@ def texts() -> tuple[tuple[str, str], ...]:
 
 def data_sets() -> tuple[tuple[str, str], ...]:
     """(name, text) of each data set that has a name of its own."""
-    from engine.data.cache import data_cache
+    from engine.data.images.cache import data_cache
     from engine.data.registry import ENTRIES as KNOWN
     from qtui.listing import CACHED_AS
 
@@ -205,7 +205,7 @@ def _memory(gpu: Mapping[str, Any]) -> str:
 def wrong_threshold(value: str) -> str | None:
     """What is wrong with METRIC:VALUE, or None."""
     from engine.errors import UsageError
-    from engine.recipe import Threshold
+    from engine.recipe.recipe import Threshold
 
     try:
         Threshold.parse(value)
@@ -252,7 +252,7 @@ def wrong_recipe(value: str) -> str | None:
 
 def from_recipe(path: str) -> Choice:
     """The choice that a recipe file makes. Raises UsageError."""
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
     place = str(Path(path).expanduser())
     recipe = Recipe.load(place)

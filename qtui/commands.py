@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled
-from engine.events import Event
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
 
 if TYPE_CHECKING:
-    from engine.report import Report
+    from engine.report.report import Report
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
     from qtui.request import recipe_of
 
     recipe = recipe_of(args)
-    from engine import pipeline
+    from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
     return _report(_drive(lambda stop: pipeline.run(recipe, out, stop), args), args)
@@ -35,26 +35,26 @@ def run(args: Namespace) -> int:
 
 def resume(args: Namespace) -> int:
     """``qtui resume``: go on with a run that was stopped."""
-    from engine.rundir import find_run
+    from engine.runs.rundir import find_run
 
     directory = find_run(args.run)
-    from engine import pipeline
+    from engine.runs import pipeline
 
     return _report(_drive(lambda stop: pipeline.resume(directory, stop), args), args)
 
 
 def export(args: Namespace) -> int:
     """``qtui export``: write the model of a finished run for other runtimes."""
-    from engine.decoders.formats import FORMATS as DECODERS
+    from engine.export.decoder_formats import FORMATS as DECODERS
     from engine.export.registry import find
-    from engine.rundir import find_run
+    from engine.runs.rundir import find_run
 
     # Which of them the run's own kind of model has is known when its report has been read.
     for name in args.to:
         if name not in DECODERS:
             find(name)
     directory = find_run(args.run)
-    from engine import exporting
+    from engine.runs import reexport as exporting
 
     report = _drive(lambda stop: exporting.export(directory, args.to, stop, args.force), args)
     if args.json:
@@ -64,7 +64,7 @@ def export(args: Namespace) -> int:
 
 def train(args: Namespace) -> int:
     """``qtui train``: train a baseline and write its weights."""
-    from engine import pipeline
+    from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
     asked: dict[str, Any] = {"folder": None, "out": out, "epochs": args.epochs, "seed": args.seed, "device": args.device, "stem": args.stem}

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from engine import events as ev
-from engine.report_language import protocol
+from engine.events import event as ev
+from engine.report.language import protocol
 from qtui import text
 from qtui.bars import Bars
 from qtui.prompts import Prompts

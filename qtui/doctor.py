@@ -8,7 +8,7 @@ from argparse import Namespace
 
 def doctor(args: Namespace) -> int:
     """Print versions, processor, kernels, GPUs, optional packages and folders."""
-    from engine.examine import examine
+    from engine.runs.examine import examine
     from qtui.listing import print_json
 
     found = examine()

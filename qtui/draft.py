@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from engine.decoders.strategy import possible as possible_matrix
-from engine.events import LayerRow, Planned
-from engine.possible import possible
-from engine.presets import PRESETS
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule
+from engine.events.event import LayerRow, Planned
+from engine.planning.legality import possible
+from engine.planning.matrix_strategy import possible as possible_matrix
+from engine.recipe.presets import PRESETS
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule
 from qtui.edits import EDITS, Before, Edit, EditName, no_groups
 from qtui.strategy_rules import base, resolve, rules_for
 
@@ -84,7 +84,7 @@ class Draft:
     @cached_property
     def predicted_bytes(self) -> int:
         """The size of ``model.safetensors`` under these specs."""
-        from engine.sizes import predicted_bytes
+        from engine.planning.size import predicted_bytes
 
         return predicted_bytes(self.plan.fp32_bytes, self.plan.layers, self.specs)
 

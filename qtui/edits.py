@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from engine.decoders.strategy import ALONE
-from engine.events import LayerRow
-from engine.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, WeightSpec
+from engine.events.event import LayerRow
+from engine.planning.matrix_strategy import ALONE
+from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 

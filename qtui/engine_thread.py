@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.decisions import Answer
 from engine.errors import Cancelled, EngineError, one_line
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.recipe.decisions import Answer
 from qtui import messages as ms
 
 Steps = Generator[ev.Event, Answer, Any]
@@ -25,7 +25,7 @@ AGREED: Mapping[str, Answer] = {"trace": True, "analyze": True}
 
 
 class Engine(Protocol):
-    """What the thread needs of the engine; each generator ends as ``engine.pipeline`` says."""
+    """What the thread needs of the engine; each generator ends as ``engine.runs.pipeline`` says."""
 
     def examine(self) -> dict[str, Any]: ...
 
@@ -42,14 +42,14 @@ class TorchEngine:
     """The engine itself."""
 
     def examine(self) -> dict[str, Any]:
-        from engine.examine import examine
+        from engine.runs.examine import examine
 
         return examine()
 
     def run(self, recipe: Mapping[str, Any], stop: StopToken) -> Steps:
         """``recipe`` holds a recipe's fields, or ``file`` beside fields that win over that file."""
-        from engine import pipeline
-        from engine.recipe import Recipe
+        from engine.recipe.recipe import Recipe
+        from engine.runs import pipeline
 
         fields = dict(recipe)
         file = fields.pop("file", None)
@@ -57,18 +57,18 @@ class TorchEngine:
         return pipeline.run(made, None, stop, attended=True)
 
     def resume(self, directory: Path, stop: StopToken) -> Steps:
-        from engine import pipeline
+        from engine.runs import pipeline
 
         return pipeline.resume(directory, stop, attended=True)
 
     def train(self, model: str, data: str, stop: StopToken) -> Steps:
-        from engine import pipeline
+        from engine.runs import pipeline
 
         return pipeline.train(model, data, command=f"qtui train {model} --data {data}", stop=stop)
 
     def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps:
         """Formats whose files are there already are written again: who chooses them has seen that."""
-        from engine import exporting
+        from engine.runs import reexport as exporting
 
         return exporting.export(directory, formats, stop, overwrite=True)
 

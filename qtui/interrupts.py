@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from engine.cancel import StopToken
+from engine.events.cancellation import StopToken
 
 STDERR = 2
 

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from engine.language.registry import LanguageEntry
 from engine.models.cached import cached_for
+from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ModelEntry
 from engine.models.size import file_size
 from qtui import text
@@ -23,7 +23,7 @@ CACHED_AS = {"cifar10": "cifar-10-batches-py"}
 
 def models(args: Namespace) -> int:
     """The registry's models, with the weights that ship and how well they do."""
-    from engine.language.registry import ENTRIES as LANGUAGE
+    from engine.models.language_registry import ENTRIES as LANGUAGE
     from engine.models.registry import ENTRIES
 
     rows_of = {name: model_row(entry) for name, entry in ENTRIES.items() if entry.published is None}
@@ -83,9 +83,9 @@ def language_row(entry: LanguageEntry) -> dict[str, Any]:
 
 def data(args: Namespace) -> int:
     """The data sets, with where each one comes from."""
-    from engine.data.cache import data_cache
+    from engine.data.images.cache import data_cache
     from engine.data.registry import ENTRIES
-    from engine.language.corpora import ENTRIES as TEXTS
+    from engine.data.text.corpora import ENTRIES as TEXTS
 
     cache = data_cache()
     found = [

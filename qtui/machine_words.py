@@ -11,7 +11,7 @@ _SATURATES = {True: "7 bits: sums of 8-bit products saturate here", False: "8 bi
 
 
 def sections(found: Mapping[str, Any]) -> list[tuple[str, Lines]]:
-    """``found`` is what ``engine.examine`` gives; each section has its title and (name, value) lines."""
+    """``found`` is what ``engine.runs.examine`` gives; each section has its title and (name, value) lines."""
     return [
         ("versions", _versions(found)),
         ("processor", _processor(found)),

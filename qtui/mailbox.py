@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from engine import events as ev
+from engine.events import event as ev
 
 _TALK = 500
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.events import Event
+from engine.events.event import Event
 
 if TYPE_CHECKING:
-    from engine.rundir import RunSummary
+    from engine.runs.rundir import RunSummary
     from qtui.draft import Draft
 
 JobKind = Literal["examine", "run", "resume", "train", "export", "open"]
@@ -38,7 +38,7 @@ class JobEnded(Message):
 
 @dataclass(frozen=True)
 class Examined(Message):
-    """What ``engine.examine`` found: the machine as plain values."""
+    """What ``engine.runs.examine`` found: the machine as plain values."""
 
     found: dict[str, Any]
 

@@ -12,12 +12,12 @@ from qtui import text
 from qtui.listing import print_json, print_table
 
 if TYPE_CHECKING:
-    from engine.rundir import RunSummary
+    from engine.runs.rundir import RunSummary
 
 
 def runs(args: Namespace) -> int:
     """The runs of a folder, newest first."""
-    from engine.rundir import list_runs, runs_root
+    from engine.runs.rundir import list_runs, runs_root
 
     root = Path(args.folder) if args.folder else runs_root()
     if args.folder and not root.is_dir():
@@ -34,8 +34,8 @@ def runs(args: Namespace) -> int:
 
 def show(args: Namespace) -> int:
     """The report of one run."""
-    from engine.report import Report
-    from engine.rundir import find_run
+    from engine.report.report import Report
+    from engine.runs.rundir import find_run
 
     directory = find_run(args.run)
     report = Report.load(directory)

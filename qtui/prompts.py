@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled
-from engine.events import Ask
+from engine.events.cancellation import StopToken
+from engine.events.event import Ask
 from qtui.screen import Screen
 from qtui.text import plain
 

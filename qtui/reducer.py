@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engine import events as ev
+from engine.events import event as ev
 from qtui import messages as ms
 from qtui.draft import Draft
 from qtui.machine_words import moved

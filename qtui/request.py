@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
 _TOP = {"model": "model", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
 _TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph"}
@@ -26,7 +26,7 @@ def overrides(args: Namespace) -> dict[str, Any]:
 
 def recipe_of(args: Namespace) -> Recipe:
     """The recipe of a ``run``. Raises ``UsageError``."""
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
     fields = overrides(args)
     return Recipe.load(args.recipe, **fields) if args.recipe else Recipe.make(**fields)

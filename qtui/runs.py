@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.rundir import RunSummary
+    from engine.runs.rundir import RunSummary
 
 MOST = 200
 _RECIPE_BYTES = 100_000
@@ -93,7 +93,7 @@ def _past(directory: Path, started: str) -> PastRun | None:
 
 def _load(directory: Path, started: str) -> PastRun | None:
     from engine.errors import EngineError
-    from engine.report import Report
+    from engine.report.report import Report
 
     try:
         report = Report.load(directory).data

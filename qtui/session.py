@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.decisions import Answer, Strategy
 from engine.errors import EngineError
-from engine.rundir import RunSummary, list_runs, runs_root
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.recipe.decisions import Answer, Strategy
+from engine.runs.rundir import RunSummary, list_runs, runs_root
 from qtui import messages as ms
 from qtui.draft import Draft
 from qtui.engine_thread import Engine, EngineThread, TorchEngine, problem
@@ -98,7 +98,7 @@ class Session:
 
     def open(self, directory: Path) -> None:
         """Show a run from its files. What cannot be read becomes a problem."""
-        from engine import replay
+        from engine.events import replay
 
         try:
             events = replay.read(directory)
@@ -111,7 +111,7 @@ class Session:
             self._tell(ms.Problem(f"{directory} cannot be read ({error.strerror})", "choose another run"))
 
     def _load_report(self, directory: Path) -> None:
-        from engine.report import Report
+        from engine.report.report import Report
 
         try:
             self._tell(ms.ReportLoaded(Report.load(directory).data))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from engine import events as ev
-    from engine.rundir import RunSummary
+    from engine.events import event as ev
+    from engine.runs.rundir import RunSummary
     from qtui import messages as ms
     from qtui.draft import Draft
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
-from engine.decoders.strategy import PRESETS as DECODERS
-from engine.decoders.strategy import asked
-from engine.events import LayerRow
-from engine.presets import PRESETS
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events.event import LayerRow
+from engine.planning.matrix_strategy import PRESETS as DECODERS
+from engine.planning.matrix_strategy import asked
+from engine.recipe.presets import PRESETS
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 _KIND = "kind:"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.events import EpochFinished, Progress
+    from engine.events.event import EpochFinished, Progress
 
 
 _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")

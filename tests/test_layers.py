@@ -16,23 +16,37 @@ QTUI = sorted((ROOT / "qtui").rglob("*.py"))
 
 # What a room may not reach for: the rooms that stand above it.
 ABOVE = {
-    "engine/data": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.pipeline"),
-    "engine/models": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.pipeline", "engine.data"),
-    "engine/graph": ("engine.quant", "engine.kernels", "engine.stages", "engine.pipeline", "engine.data", "engine.models"),
-    "engine/quant": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
-    "engine/kernels": ("engine.stages", "engine.pipeline", "engine.data", "engine.models", "engine.report", "engine.rundir"),
-    "engine/export": ("engine.stages", "engine.pipeline", "engine.job", "engine.models", "engine.report", "engine.rundir"),
-    "engine/stages": ("engine.pipeline", "engine.api", "engine.rundir"),
-    "engine/language": ("engine.stages", "engine.pipeline", "engine.job", "engine.graph", "engine.kernels", "engine.rundir"),
+    "engine/data": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.runs.pipeline"),
+    "engine/models": ("engine.graph", "engine.quant", "engine.kernels", "engine.stages", "engine.runs.pipeline", "engine.data"),
+    "engine/graph": ("engine.quant", "engine.kernels", "engine.stages", "engine.runs.pipeline", "engine.data", "engine.models"),
+    "engine/quant": ("engine.stages", "engine.runs.pipeline", "engine.data", "engine.models", "engine.report.report", "engine.runs.rundir"),
+    "engine/kernels": (
+        "engine.stages",
+        "engine.runs.pipeline",
+        "engine.data",
+        "engine.models",
+        "engine.report.report",
+        "engine.runs.rundir",
+    ),
+    "engine/export": (
+        "engine.stages",
+        "engine.runs.pipeline",
+        "engine.runs.job",
+        "engine.models",
+        "engine.report.report",
+        "engine.runs.rundir",
+    ),
+    "engine/stages": ("engine.runs.pipeline", "engine.api", "engine.runs.rundir"),
+    "engine/language": ("engine.stages", "engine.runs.pipeline", "engine.runs.job", "engine.graph", "engine.kernels", "engine.runs.rundir"),
 }
 TORCH_FREE = [
-    "engine", "engine.events", "engine.errors", "engine.spec", "engine.paths", "engine.cancel", "engine.recipe", "engine.report",
-    "engine.rundir", "engine.models.registry", "engine.models.torchvision", "engine.models.cached", "engine.transform",
-    "engine.data.registry", "engine.decisions", "engine.changes",
-    "engine.decoders.strategy", "engine.threshold",
-    "engine.language.registry", "engine.language.corpora", "engine.language.folder", "engine.language.documents",
-    "engine.possible", "engine.presets", "engine.sizes", "engine.runtimes", "engine.differing", "engine.export.registry",
-    "engine.replay", "engine.examine", "qtui", "qtui.cli", "qtui.__main__",
+    "engine", "engine.events.event", "engine.errors", "engine.recipe.spec", "engine.paths", "engine.events.cancellation", "engine.recipe.recipe", "engine.report.report",
+    "engine.runs.rundir", "engine.models.registry", "engine.models.torchvision", "engine.models.cached", "engine.data.images.transform",
+    "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
+    "engine.planning.matrix_strategy", "engine.recipe.threshold",
+    "engine.models.language_registry", "engine.data.text.corpora", "engine.models.transformers_folder", "engine.data.text.documents",
+    "engine.planning.legality", "engine.recipe.presets", "engine.planning.size", "engine.report.runtimes", "engine.report.mismatch", "engine.export.registry",
+    "engine.events.replay", "engine.runs.examine", "qtui", "qtui.cli", "qtui.__main__",
     "qtui.console", "qtui.doctor", "qtui.listing",
 ]  # fmt: skip
 
@@ -93,12 +107,12 @@ WITHOUT_TEXTUAL = [
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
-    "engine.events", "engine.decisions", "engine.spec", "engine.errors", "engine.cancel", "engine.report", "engine.report_language",
-    "engine.rundir", "engine.replay", "engine.differing",
-    "engine.recipe", "engine.changes", "engine.presets", "engine.possible", "engine.sizes", "engine.runtimes", "engine.paths",
+    "engine.events.event", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors", "engine.events.cancellation", "engine.report.report", "engine.report.language",
+    "engine.runs.rundir", "engine.events.replay", "engine.report.mismatch",
+    "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality", "engine.planning.size", "engine.report.runtimes", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
-    "engine.data.cache", "engine.language.registry", "engine.language.corpora", "engine.export.registry",
-    "engine.decoders.strategy", "engine.decoders.formats",
+    "engine.data.images.cache", "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry",
+    "engine.planning.matrix_strategy", "engine.export.decoder_formats",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 
@@ -139,11 +153,13 @@ def loaded_after(code: str, *unwanted: str) -> str:
 def test_the_first_frame_needs_neither_torch_nor_what_reads_recipes() -> None:
     code = "import qtui.cli, qtui.app, qtui.screens.models\nqtui.app.QtuiApp()"
     assert (
-        loaded_after(code, "torch", "numpy", "sklearn", "pydantic", "yaml", "qtui.session", "engine.events", "textual.widgets._data_table")
+        loaded_after(
+            code, "torch", "numpy", "sklearn", "pydantic", "yaml", "qtui.session", "engine.events.event", "textual.widgets._data_table"
+        )
         == ""
     )
 
 
 def test_the_engine_never_loads_a_terminal() -> None:
-    code = "import engine, engine.pipeline, engine.api, engine.examine, engine.replay"
+    code = "import engine, engine.runs.pipeline, engine.api, engine.runs.examine, engine.events.replay"
     assert loaded_after(code, "textual", "rich", "qtui") == ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.algorithms.gram import Gram, output_error
-from engine.quant.grouped import GroupSpec, minmax, quantize
+from engine.numerics.grouped import GroupSpec, minmax, quantize
 
 STEPS = 20
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.quant.grouped import Grid, GroupedWeight
+from engine.numerics.grouped import Grid, GroupedWeight
 
 # Columns whose corrections are gathered before the rest of the matrix sees them: the same result, fewer passes over memory.
 BLOCK = 128

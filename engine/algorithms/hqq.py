@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.quant.grouped import Grid, GroupSpec, grid_between, held, in_groups
+from engine.numerics.grouped import Grid, GroupSpec, grid_between, held, in_groups
 
 NORM, SHARPNESS, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20
 

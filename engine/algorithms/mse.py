@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.quant.grouped import Grid, GroupSpec, grid_between, in_groups
+from engine.numerics.grouped import Grid, GroupSpec, grid_between, in_groups
 
 
 def mse(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.quant.grouped import Grid, GroupedWeight, quantize
+from engine.numerics.grouped import Grid, GroupedWeight, quantize
 
 
 def nearest(weight: Tensor, grid: Grid, second: Tensor | None = None) -> tuple[GroupedWeight, None]:

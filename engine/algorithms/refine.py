@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.quant.grouped import Grid, GroupedWeight, held, in_groups
+from engine.numerics.grouped import Grid, GroupedWeight, held, in_groups
 
 # What is added to the diagonal, of its mean: GPTQ's own damping.
 DAMPING = 0.01

@@ -17,7 +17,7 @@ from engine.algorithms.refine import refine
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import UsageError
 from engine.errors import nearest as closest
-from engine.quant.grouped import Grid, GroupedWeight, GroupSpec, minmax
+from engine.numerics.grouped import Grid, GroupedWeight, GroupSpec, minmax
 
 # A scale (in,) for the common input of weights (out, in); the grid of one weight; the weight on it, and a note or None. The
 # tensor that the last two may look at is the inputs' second moments (in, in).

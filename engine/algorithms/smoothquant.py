@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.algorithms.gram import Gram
-from engine.quant.grouped import GroupSpec
+from engine.numerics.grouped import GroupSpec
 
 
 def smoothquant(weights: Sequence[Tensor], specs: Sequence[GroupSpec], inputs: Gram, alpha: float = 0.5) -> Tensor:

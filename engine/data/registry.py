@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from engine.data.base import Data
-    from engine.transform import Transform, Triple
+    from engine.data.images.base import Data
+    from engine.data.images.transform import Transform, Triple
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DataEntry:
 
 
 _KNOWN = (
-    DataEntry("digits", "1,797 handwritten digits, in scikit-learn", "BSD-3-Clause", True, 10, (3, 32, 32), "engine.data.digits"),
+    DataEntry("digits", "1,797 handwritten digits, in scikit-learn", "BSD-3-Clause", True, 10, (3, 32, 32), "engine.data.images.digits"),
     DataEntry(
         "cifar10",
         "60,000 photographs (170 MB download)",
@@ -44,10 +44,12 @@ _KNOWN = (
         False,
         10,
         (3, 32, 32),
-        "engine.data.cifar10",
+        "engine.data.images.cifar10",
         ("folder",),
     ),
-    DataEntry("imagefolder", "your images, DIR/CLASS/*", "your own", True, None, None, "engine.data.imagefolder", ("folder", "size")),
+    DataEntry(
+        "imagefolder", "your images, DIR/CLASS/*", "your own", True, None, None, "engine.data.images.imagefolder", ("folder", "size")
+    ),
 )
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
@@ -122,6 +124,6 @@ def _existing(text: str, is_path: bool = False) -> Path:
 
 
 def _entry_for(text: str) -> DataEntry:
-    from engine.data import cifar10
+    from engine.data.images import cifar10
 
     return ENTRIES["cifar10" if cifar10.find(Path(text).expanduser()) else "imagefolder"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.quant.runtime import QuantizedModel
+from engine.lowering.graph.runtime import QuantizedModel
 
 
 @dataclass(frozen=True)

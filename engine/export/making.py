@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from engine.cancel import StopToken
-from engine.data.base import Data
-from engine.differing import DIFFERS, differs, entered
+from engine.data.images.base import Data
 from engine.errors import Cancelled, EngineError, one_line
-from engine.events import Event, Notice, Table
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Notice, Table
 from engine.export import parity, timing
 from engine.export.base import Given, Runner
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
+from engine.report.mismatch import DIFFERS, differs, entered
 
 Entry = dict[str, Any]
 

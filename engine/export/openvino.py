@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.errors import EngineError, one_line
 from engine.export.base import Given, Runner
-from engine.export.onnx import build, hold
+from engine.export.onnx.file import build, hold
 
 TRIAL = """
 import sys, numpy, openvino

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.cancel import StopToken
-from engine.data.base import Data
+from engine.data.images.base import Data
 from engine.errors import EngineError
-from engine.evaluation import interval
-from engine.events import Event
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
+from engine.events.progress import Ticker
 from engine.export.base import Given, Runner
 from engine.export.registry import Format
-from engine.quant.numerics import sqnr_db
-from engine.ticker import Ticker
+from engine.numerics.uniform import sqnr_db
+from engine.tasks.evaluation import interval
 
 _PATIENCE = 600
 

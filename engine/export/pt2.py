@@ -20,9 +20,9 @@ from engine.errors import EngineError, one_line
 from engine.export.base import Given, Runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
-from engine.quant.numerics import QWeight, pack_nibbles, per_channel
-from engine.quant.program import Step
-from engine.quant.runtime import Function, QuantizedModel
+from engine.lowering.graph.program import Step
+from engine.lowering.graph.runtime import Function, QuantizedModel
+from engine.numerics.uniform import QWeight, pack_nibbles, per_channel
 
 _ABOUT = "qtui.json"
 

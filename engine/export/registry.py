@@ -35,7 +35,7 @@ FORMATS = {
     entry.name: entry
     for entry in (
         Format("safetensors", "engine.export.safetensors", ("model.safetensors",), "qtui"),
-        Format("onnx", "engine.export.onnx", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",)),
+        Format("onnx", "engine.export.onnx.file", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",)),
         Format("openvino", "engine.export.openvino", ("model.xml", "model.bin"), "OpenVINO", ("onnx", "openvino"), ("openvino",)),
         Format("pt2", "engine.export.pt2", ("model.pt2",), "torch.export"),
     )

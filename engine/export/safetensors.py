@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.artifact import load_network, to_bytes
+from engine.export.artifact import load_network, to_bytes
 from engine.export.base import Given, Runner
 
 

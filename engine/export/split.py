@@ -14,9 +14,9 @@ from torch import Tensor
 
 from engine.export.base import Given
 from engine.kernels.simulate import Simulate
-from engine.quant.numerics import affine
-from engine.quant.program import Program, Step, grid
-from engine.quant.runtime import QuantizedModel
+from engine.lowering.graph.program import Program, Step, grid
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.numerics.uniform import affine
 
 _BITS = 8
 _INSIDE = ("none", "relu", "relu6")

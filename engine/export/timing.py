@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.cancel import StopToken
-from engine.data.base import Data
-from engine.evaluation import Latency
-from engine.events import Event
+from engine.data.images.base import Data
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
+from engine.events.progress import Ticker
 from engine.export.base import Runner
-from engine.ticker import Ticker
+from engine.tasks.evaluation import Latency
 
 BATCHES = (1, 64)
 FP32 = "fp32"

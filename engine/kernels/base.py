@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.quant.numerics import QParams
+from engine.numerics.uniform import QParams
 
 LayerFunction = Callable[..., Tensor]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.cancel import StopToken
+from engine.events.cancellation import StopToken
 from engine.paths import cache_dir, write_atomic
 
 Run = Callable[[], object]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.kernels.base import IntegerLayer, Kernel
 from engine.kernels.stopwatch import Run, Stopwatch
-from engine.possible import is_slower
-from engine.quant.numerics import QParams
+from engine.numerics.uniform import QParams
+from engine.planning.legality import is_slower
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

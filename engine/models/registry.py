@@ -96,7 +96,7 @@ def find(name: str) -> ModelEntry:
 
 def _near(name: str) -> str:
     # It imports this module.
-    from engine.language.registry import ENTRIES as LANGUAGE
+    from engine.models.language_registry import ENTRIES as LANGUAGE
 
     hint = nearest(name.lower(), [*ENTRIES, *LANGUAGE])
     own = ", ".join((*(entry.name for entry in ENTRIES.values() if entry.published is None), *LANGUAGE))

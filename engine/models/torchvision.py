@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.images.transform import MEAN, STD, Interpolation, Transform, Triple
 from engine.paths import matching
-from engine.transform import MEAN, STD, Interpolation, Transform, Triple
 
 HALF: Triple = (0.5, 0.5, 0.5)
 _MIB = 2**20

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.events import Resize
 
-from engine.decisions import Train
+from engine.recipe.decisions import Train
 from qtui.actions import Action
 from qtui.drawing.histogram import histogram
 from qtui.drawing.spans import Line

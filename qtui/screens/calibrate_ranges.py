@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.events import Bins, RangeRow, WeightRow
+from engine.events.event import Bins, RangeRow, WeightRow
 from qtui import text
 from qtui.drawing.columns import named
 from qtui.drawing.rows import Cell, Column, Row

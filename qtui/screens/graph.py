@@ -7,7 +7,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 
-from engine.events import NodeRow
+from engine.events.event import NodeRow
 from qtui.actions import Action
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Reading

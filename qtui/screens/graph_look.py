@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from engine.decisions import Answer, Fold
-from engine.events import NodeRow, PairRow, Pairs
+from engine.events.event import NodeRow, PairRow, Pairs
+from engine.recipe.decisions import Answer, Fold
 from qtui.state import State
 
 Fate = Literal["fold", "later", "refused", "folded"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.text import Text
 
-from engine.events import NodeRow
+from engine.events.event import NodeRow
 from qtui.drawing.rows import Cell, Column, Row, measure
 from qtui.drawing.text import middle
 from qtui.screens.graph_look import Look

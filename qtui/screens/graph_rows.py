@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.events import NodeRow, PairRow
+from engine.events.event import NodeRow, PairRow
 from qtui.drawing.rows import Cell, Column, Row, measure
 from qtui.screens.graph_look import GLYPHS, ROLES, WORDS, Fate, Look, brackets
 from qtui.widgets.filter_bar import matches

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from engine.events import NodeRow, PairRow
+from engine.events.event import NodeRow, PairRow
 from qtui.drawing.text import middle
 from qtui.screens.graph_look import GLYPHS, MODULE, Look
 from qtui.screens.graph_modules import module_details, module_sentence

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 
-from engine.language.registry import is_language
+from engine.models.language_registry import is_language
 from qtui import catalog, reasons
 from qtui.catalog import Choice, Model
 from qtui.screens.base import bindings
@@ -33,7 +33,7 @@ from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
 if TYPE_CHECKING:
-    from engine.rundir import RunSummary
+    from engine.runs.rundir import RunSummary
 
 
 class ModelsScreen(Asking):

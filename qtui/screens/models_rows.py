@@ -13,8 +13,8 @@ from qtui.subject import short_name, short_names
 from qtui.widgets.filter_bar import matches
 
 if TYPE_CHECKING:
-    from engine.language.registry import LanguageEntry
-    from engine.rundir import RunSummary
+    from engine.models.language_registry import LanguageEntry
+    from engine.runs.rundir import RunSummary
 
 OWN = "+own"
 MODEL_COLUMNS = (

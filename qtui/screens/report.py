@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.events import Resize
 
-from engine.runtimes import fastest, paces
+from engine.report.runtimes import fastest, paces
 from qtui.actions import Action
 from qtui.reasons import cannot_export
 from qtui.screens.base import StageScreen, bindings

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.text import Text
 
-from engine.decoders.formats import FORMATS as DECODERS
-from engine.differing import DIFFERS, differs
+from engine.export.decoder_formats import FORMATS as DECODERS
 from engine.export.registry import FORMATS, Format, install
-from engine.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
+from engine.report.mismatch import DIFFERS, differs
+from engine.report.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.report_files import export_lines, exports_of

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.text import Text
 
-from engine.differing import DIFFERS, differs
-from engine.runtimes import IMAGES, Paces, fastest, paces
+from engine.report.mismatch import DIFFERS, differs
+from engine.report.runtimes import IMAGES, Paces, fastest, paces
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.drawing.text import end, middle

@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from engine.decisions import Strategy
+from engine.recipe.decisions import Strategy
 from qtui.actions import Action
 from qtui.draft import Draft
 from qtui.edits import EditName

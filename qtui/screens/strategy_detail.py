@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.events import LayerRow
-from engine.spec import ActivationSpec, LayerSpec
+from engine.events.event import LayerRow
+from engine.recipe.spec import ActivationSpec, LayerSpec
 from qtui import text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row

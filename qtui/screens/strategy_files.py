@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.spec import Rule
+from engine.recipe.spec import Rule
 from qtui.draft import Draft
 from qtui.state import Run
 from qtui.strategy_rules import fields_of, rules_of
@@ -56,7 +56,7 @@ def save(path: Path, run: Run, draft: Draft) -> str | None:
     """Write the recipe whole or not at all; what went wrong in one line, or None."""
     from engine.errors import EngineError
     from engine.paths import save as save_file
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
     try:
         save_file(path, Recipe.make(**recipe_of(run, draft)).to_yaml().encode())
@@ -80,7 +80,7 @@ def wrong_source(value: str) -> str | None:
 
 def load(value: str) -> tuple[str, Sequence[Rule]]:
     """The preset and the rules of a recipe file. Raises UsageError."""
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
     recipe = Recipe.load(str(Path(value).expanduser()))
     return recipe.preset, recipe.layer_rules()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine.spec import Rule
+from engine.recipe.spec import Rule
 from qtui import text
 from qtui.draft import Draft
 

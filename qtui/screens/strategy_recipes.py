@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.decisions import Strategy
+from engine.recipe.decisions import Strategy
 from qtui.draft import Draft
 from qtui.screens import strategy_files as files
 from qtui.screens.base import StageScreen

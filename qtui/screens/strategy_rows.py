@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.events import LayerRow
-from engine.possible import pace
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.events.event import LayerRow
+from engine.planning.legality import pace
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 from qtui import text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from engine.events import LayerRow
+from engine.events.event import LayerRow
 
 MANY = 40
 """Above that many layers repeated blocks are closed to begin with."""

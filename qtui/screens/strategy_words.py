@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.events import LayerRow
-from engine.spec import LayerSpec, WeightSpec
+from engine.events.event import LayerRow
+from engine.recipe.spec import LayerSpec, WeightSpec
 from qtui import text
 from qtui.draft import Draft
 from qtui.screens.strategy_detail import FIELDS, alone, difference, field

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from engine.events import EpochFinished
+from engine.events.event import EpochFinished
 from qtui import text
 from qtui.screens.calibrate_work import status
 from qtui.state import Run, State, Training

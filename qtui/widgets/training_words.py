@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from engine.events import EpochFinished, Progress
+from engine.events.event import EpochFinished, Progress
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Training

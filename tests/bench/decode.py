@@ -22,19 +22,19 @@ from typing import Any
 
 import torch
 
-from engine.cancel import StopToken
-from engine.decoders.fused import fuse_activations
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.decoders.recorded import quickest
-from engine.decoders.runtime import running
-from engine.decoders.speed import Lengths, Speed, Step, tokens_per_second
-from engine.decoders.stepping import last
-from engine.kernels.gpu import seen_from
+from engine.events.cancellation import StopToken
+from engine.kernels.gpu.probe import seen_from
 from engine.kernels.probe import probe
-from engine.language.linears import anatomy, weight_of
-from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
-from engine.spec import ActivationSpec
+from engine.lowering.modules.fused_activations import fuse_activations
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.recorded import quickest
+from engine.lowering.modules.runtime import running
+from engine.lowering.modules.stepping import last
+from engine.models.anatomy import anatomy, weight_of
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec
+from engine.tasks.decode_timing import Lengths, Speed, Step, tokens_per_second
 
 THREADS = 2
 # Of a table in a file; a GPU's has a place of its own.
@@ -112,8 +112,8 @@ def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     """The exported file in ONNX Runtime, with its cache."""
 
     def form(model: Any, device: str, length: int) -> Form:
-        from engine.decoders.onnx_file import write
-        from engine.decoders.onnx_run import OnnxDecoder
+        from engine.export.onnx.decoder_file import write
+        from engine.export.onnx.decoder_run import OnnxDecoder
 
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "model.onnx"

@@ -23,12 +23,12 @@ import driving
 import random_weights
 from torchvision_matrix import images, side_of
 
-from engine import pipeline
-from engine.cancel import StopToken
 from engine.data import registry as data_registry
+from engine.events.cancellation import StopToken
 from engine.export.registry import FORMATS
 from engine.models.torchvision import PUBLISHED
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
+from engine.runs import pipeline
 
 # The smallest member of each family.
 FAMILIES = (

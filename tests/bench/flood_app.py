@@ -9,9 +9,9 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.decisions import Answer
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.recipe.decisions import Answer
 from qtui.app import QtuiApp
 from qtui.session import Session
 

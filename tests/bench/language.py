@@ -31,11 +31,11 @@ from pathlib import Path
 from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized
 
 from engine.algorithms.registry import METHODS
-from engine.cancel import StopToken
+from engine.data.text.encoded import load_text
 from engine.errors import EngineError
-from engine.language.load import load_language
-from engine.language.text import load_text
-from engine.quant.grouped import GroupSpec
+from engine.events.cancellation import StopToken
+from engine.models.transformers_load import load_language
+from engine.numerics.grouped import GroupSpec
 
 MAIN = ("nearest", "mse", "hqq", "awq", "gptq", "awq+gptq", "gptq+")
 FULL: dict[str, tuple[str, ...]] = {

@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from engine.algorithms.capture import capture
-from engine.algorithms.sequential import Task, quantize_blocks
-from engine.cancel import StopToken
-from engine.decoders.finetune import TuneSchedule, finetune
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
-from engine.decoders.runtime import running
-from engine.decoders.speed import Lengths, step_of, tokens_per_second
-from engine.decoders.strategy import DYNAMIC
+from engine.data.text.encoded import SequenceData, TextData
+from engine.events.cancellation import StopToken
 from engine.kernels.probe import probe
-from engine.language.linears import anatomy, blocks_of, weight_of
-from engine.language.load import LanguageModel
-from engine.language.perplexity import Perplexity, sequence_perplexity, stream_perplexity
-from engine.language.text import SequenceData, TextData
-from engine.quant.grouped import GroupSpec, minmax, quantize
+from engine.lowering.modules.blocks import Task, quantize_blocks
+from engine.lowering.modules.capture import capture
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.lowering.modules.runtime import running
+from engine.models.anatomy import anatomy, blocks_of, weight_of
+from engine.models.transformers_load import LanguageModel
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.planning.matrix_strategy import DYNAMIC
+from engine.tasks.decode_timing import Lengths, step_of, tokens_per_second
+from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perplexity
+from engine.training.finetune import TuneSchedule, finetune
 
 BEGIN, END = "<!-- bench:language -->", "<!-- /bench:language -->"
 KL_TOKENS = 6000

@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 import transformers
 
-from engine.cancel import StopToken
-from engine.decoders.header import config_dict
-from engine.decoders.onnx_file import write
-from engine.decoders.onnx_run import OnnxDecoder
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.decoders.skeleton import empty
-from engine.decoders.speed import Lengths, Speed, tokens_per_second
-from engine.decoders.stepping import Step, last
-from engine.language.linears import anatomy
-from engine.quant.grouped import GroupedWeight, GroupSpec, minmax
-from engine.spec import ActivationSpec
+from engine.events.cancellation import StopToken
+from engine.export.decoder_header import config_dict
+from engine.export.onnx.decoder_file import write
+from engine.export.onnx.decoder_run import OnnxDecoder
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.skeleton import empty
+from engine.lowering.modules.stepping import Step, last
+from engine.models.anatomy import anatomy
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax
+from engine.recipe.spec import ActivationSpec
+from engine.tasks.decode_timing import Lengths, Speed, tokens_per_second
 
 EIGHT = GroupSpec(8, 0, True)
 DYNAMIC = "int8, activations int8 a token"

@@ -30,7 +30,7 @@ from driving import drive
 
 from engine.data import registry as data_registry
 from engine.models.torchvision import PUBLISHED, Published
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
 
 CLASSES = "abcdefghij"
 # As small as a family takes: the patches of a ViT and the windows of a MaxViT divide the image.

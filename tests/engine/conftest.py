@@ -46,7 +46,7 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_file: Path, own_cache: Path) -> Callable[..., Any]:
     """A recipe for the small model on a few images, with changes."""
-    from engine.recipe import Recipe
+    from engine.recipe.recipe import Recipe
 
     def recipe(**changes: Any) -> Recipe:
         data = {"calibration": 32, "limit": 64, **changes.pop("data", {})}
@@ -69,7 +69,7 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
     """``quantize(simplecnn)`` on digits, all of it real but for one thing: no layer is found slower on integers."""
     from unittest.mock import patch
 
-    import engine.job as job
+    import engine.runs.job as job
     from engine import Recipe, quantize
 
     folder = tmp_path_factory.mktemp("main") / "run"
@@ -80,6 +80,6 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
         return original(measured, *rest)
 
     original = job.export
-    with driving.one_thread(), patch.object(job, "export", export), patch("engine.stages.timing.Stopwatch", driving.Untimed):
+    with driving.one_thread(), patch.object(job, "export", export), patch("engine.runs.stages.layer_timing.Stopwatch", driving.Untimed):
         report = quantize(Recipe.make(model="simplecnn"), folder)
     return MainRun(folder, report, held[0])

@@ -14,15 +14,15 @@ from unittest.mock import patch
 
 import torch
 
-from engine import pipeline
-from engine.cancel import StopToken
-from engine.decisions import Answer
-from engine.evaluation import Latency
-from engine.events import Ask, Event, Progress
+from engine.events.cancellation import StopToken
+from engine.events.event import Ask, Event, Progress
 from engine.export.parity import tried
 from engine.kernels.stopwatch import Stopwatch
-from engine.recipe import Recipe
-from engine.report import Report
+from engine.recipe.decisions import Answer
+from engine.recipe.recipe import Recipe
+from engine.report.report import Report
+from engine.runs import pipeline
+from engine.tasks.evaluation import Latency
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -118,10 +118,10 @@ def one_thread() -> Iterator[None]:
 def untimed() -> Iterator[None]:
     with (
         one_thread(),
-        patch("engine.stages.evaluate.latencies", _once),
-        patch("engine.stages.fuse.latencies", _once),
+        patch("engine.runs.stages.evaluate.latencies", _once),
+        patch("engine.runs.stages.fuse.latencies", _once),
         patch("engine.export.timing.times", _untimed),
-        patch("engine.stages.timing.Stopwatch", Untimed),
+        patch("engine.runs.stages.layer_timing.Stopwatch", Untimed),
         patch("engine.export.parity.tried", lambda *given: None if UNTRIED else tried(*given)),
     ):
         yield

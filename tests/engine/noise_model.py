@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.kinds import kind
-from engine.graph.normalize import chunks_to_slices, functional_to_modules
-from engine.graph.trace import trace
-from engine.quant.layout import arrange
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.kinds import kind
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.normalize import chunks_to_slices, functional_to_modules
+from engine.lowering.graph.trace import trace
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 
 class _Noisy(fx.Interpreter):

@@ -13,9 +13,11 @@ import driving
 import pretend_device
 import torch
 
-from engine import Recipe, precision
-from engine.kernels import gpu, gpu_child
-from engine.stages import load
+from engine import Recipe
+from engine.kernels.gpu import probe as gpu
+from engine.kernels.gpu import probe_child as gpu_child
+from engine.runs.stages import load
+from engine.training import precision
 
 
 def probe(device: str) -> tuple[dict[str, str | None], bool]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from families import build
 
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
-from engine.language.linears import Matrix, anatomy, weight_of
-from engine.quant.grouped import GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
-from engine.spec import ActivationSpec
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.models.anatomy import Matrix, anatomy, weight_of
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec
 
 INT8, DYNAMIC, STATIC = GroupSpec(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
 VOCABULARY = 96

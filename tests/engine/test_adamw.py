@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.adamw import AdamW
+from engine.training.adamw import AdamW
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-8}
 

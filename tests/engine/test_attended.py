@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from driving import Outcome, drive, figures, resumed, state_of
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.changes import rule_part
-from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled, UsageError
-from engine.recipe import Recipe
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.recipe.changes import rule_part
+from engine.recipe.decisions import Answer, Fold, Strategy, Train
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 Make = Callable[..., Recipe]
 NO_TRAINING: dict[str, Answer] = {"qat": False}

@@ -19,17 +19,17 @@ from driving import consume, drive, state_of, tree, untimed
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine import pipeline
-from engine.cancel import StopToken
-from engine.data import digits
-from engine.data.base import Subset
+from engine.data.images import digits
+from engine.data.images.base import Subset
 from engine.errors import EngineError, UsageError
-from engine.events import Ask, EpochFinished, Event, Notice, StageStarted
+from engine.events.cancellation import StopToken
+from engine.events.event import Ask, EpochFinished, Event, Notice, StageStarted
 from engine.models.custom import build
 from engine.models.simplecnn import SimpleCNN
 from engine.paths import check_writable, write_atomic
-from engine.pipeline import train
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
+from engine.runs import pipeline
+from engine.runs.pipeline import train
 
 Make = Callable[..., Recipe]
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -266,7 +266,7 @@ def test_an_unexpected_failure_later_keeps_its_traceback(tiny: Make, tmp_path: P
     def fail(*_: Any) -> Any:
         raise ZeroDivisionError("one\ntwo")
 
-    monkeypatch.setattr("engine.stages.convert.convert", fail)
+    monkeypatch.setattr("engine.runs.stages.convert.convert", fail)
     outcome = drive(tiny(), tmp_path / "run")
     text = str(outcome.error)
     assert type(outcome.error) is EngineError and "\n" not in text and "one two" in text and "calibrate" in text
@@ -300,7 +300,7 @@ def test_a_folder_without_permission(tiny: Make, tmp_path: Path, monkeypatch: py
 
 
 def test_too_little_room(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.rundir.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("engine.runs.rundir.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     refused(tiny(), tmp_path, EngineError, "0.0 MB free", "--out on another disk")
 
 
@@ -444,7 +444,7 @@ def test_training_that_cannot_save_says_so(own_cache: Path, tmp_path: Path, monk
         raise FULL
 
     monkeypatch.setattr("engine.paths.write_atomic", full)
-    monkeypatch.setattr("engine.training.accuracy", lambda *_: 0.5)
+    monkeypatch.setattr("engine.training.loop.accuracy", lambda *_: 0.5)
     data = digits.load()
     few = replace(data, train=Subset(data.train, torch.arange(8)))
     monkeypatch.setattr(digits, "load", lambda folder=None, size=None: few)

@@ -13,13 +13,13 @@ from driving import consume, drive
 from PIL import Image
 from safetensors.torch import load_file
 
-from engine import examine, pipeline
-from engine.cancel import StopToken
 from engine.errors import EngineError, UsageError
-from engine.events import Notice
+from engine.events.cancellation import StopToken
+from engine.events.event import Notice
 from engine.models.cached import cached_for, cached_weights
 from engine.models.registry import WEIGHTS
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
+from engine.runs import examine, pipeline
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from driving import Outcome, drive, figures
 
-from engine import events as ev
-from engine import job
 from engine.data import registry
-from engine.evaluation import Latency
-from engine.graph.fuse import folded_parameters
+from engine.events import event as ev
+from engine.lowering.graph.fuse import folded_parameters
 from engine.models.custom import build
-from engine.quant.numerics import weight_range
-from engine.recipe import Recipe
-from engine.report import finite
+from engine.numerics.uniform import weight_range
+from engine.recipe.recipe import Recipe
+from engine.report.report import finite
+from engine.runs import job
+from engine.tasks.evaluation import Latency
 
 Make = Callable[..., Recipe]
 MIXED: dict[str, Any] = {
@@ -40,7 +40,7 @@ def watched(tiny_file: Path, own_cache: Path, tmp_path_factory: pytest.TempPathF
     """An attended run with training, every tick told."""
     recipe = Recipe.make(model=f"{tiny_file}:make", **MIXED)
     folder = tmp_path_factory.mktemp("watched") / "run"
-    with patch("engine.stages.calibrate.Every", lambda *_: lambda: True):
+    with patch("engine.runs.stages.calibrate.Every", lambda *_: lambda: True):
         return recipe, folder, drive(recipe, folder, attended=True)
 
 
@@ -220,7 +220,7 @@ def test_the_forms_of_a_trained_run_are_of_one_timing(tiny: Make, tmp_path: Path
         hour = next(hours)
         return {name: Latency(hour * (place + 1.0), 100.0, len(x)) for place, name in enumerate(models)}
 
-    monkeypatch.setattr("engine.stages.evaluate.latencies", timed)
+    monkeypatch.setattr("engine.runs.stages.evaluate.latencies", timed)
     outcome = drive(tiny(**MIXED), tmp_path / "run", attended=True)
     report = outcome.data
     for key, batch in (("latency_ms", "batch_1"), ("latency_batched_ms", "batch_64")):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine import examine, gpus, processor
+from engine.machine import gpus, processor
+from engine.runs import examine
 
 XEON = "".join(
     f"processor\t: {i}\nmodel name\t: Big  Xeon\nphysical id\t: {i // 4}\ncore id\t: {i % 2}\n"

@@ -1,4 +1,4 @@
-"""engine/evaluation.py, layer by layer: against a reference in float64 that is written out here, unit by unit."""
+"""engine/tasks/evaluation.py, layer by layer: against a reference in float64 that is written out here, unit by unit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.cancel import StopToken
-from engine.data.base import Data, MemorySplit
+from engine.data.images.base import Data, MemorySplit
 from engine.errors import Cancelled
-from engine.evaluation import LayerNoise, layer_sqnr
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
+from engine.events.cancellation import StopToken
 from engine.kernels.simulate import Simulate
-from engine.quant.layout import Layout, arrange
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
-from engine.stages import convert
-from engine.stages.calibrate import calibrate
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layout import Layout, arrange
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.trace import trace
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.runs.stages import convert
+from engine.runs.stages.calibrate import calibrate
+from engine.tasks.evaluation import LayerNoise, layer_sqnr
 
 
 class Net(nn.Module):

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import engine
-from engine.data import digits
+from engine.data.images import digits
 from engine.models.registry import WEIGHTS
 from engine.models.simplecnn import SimpleCNN
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
 
 NUMBER = (int, float)
 LATENCY = {"p50": NUMBER, "p95": NUMBER, "batch": int}

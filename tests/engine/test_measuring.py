@@ -1,4 +1,4 @@
-"""engine/evaluation.py and the choice between models, against numpy and formulas."""
+"""engine/tasks/evaluation.py and the choice between models, against numpy and formulas."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from engine.cancel import StopToken
 from engine.data import registry
-from engine.data.base import Data, MemorySplit
+from engine.data.images.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
-from engine.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
-from engine.events import Progress
-from engine.passes import passes
-from engine.recipe import Recipe, Threshold
-from engine.stages import evaluate
-from engine.stages.compare import better, times, verdict
-from engine.stages.evaluate import Measurement, Times, fp32_size, ratio
+from engine.events.cancellation import StopToken
+from engine.events.event import Progress
+from engine.machine.repeats import passes
+from engine.recipe.recipe import Recipe, Threshold
+from engine.report.verdict import better, times, verdict
+from engine.runs.stages import evaluate
+from engine.runs.stages.evaluate import Measurement, Times, fp32_size, ratio
+from engine.tasks.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
 
 CLASSES = 4
 
@@ -191,7 +191,7 @@ def test_percentiles_are_of_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         real_check(token)
 
     monkeypatch.setattr(StopToken, "check", check)
-    monkeypatch.setattr("engine.evaluation.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("engine.tasks.evaluation.time.perf_counter", lambda: now[0])
     times = latencies({"it": model}, torch.zeros(1, 3, 2, 2), StopToken(), seconds=5.0)["it"]
     count = next(taken) - 1
     assert times.p50 == pytest.approx(np.median(np.arange(1, count + 1)), abs=1)
@@ -222,7 +222,7 @@ def test_the_faster_form_at_each_batch_is_the_baseline(monkeypatch: pytest.Monke
         single = len(x) == 1
         return {name: Latency(9.0 if name == "it" else 1.0 if (name == fast) == single else 2.0, 3.0, len(x)) for name in models}
 
-    monkeypatch.setattr("engine.stages.evaluate.latencies", timed)
+    monkeypatch.setattr("engine.runs.stages.evaluate.latencies", timed)
     images = registry.load("digits")
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval())
     steps = evaluate.evaluate(gm, evaluate.baseline(gm), images, Recipe.make(model="simplecnn", data={"limit": 64}), StopToken())  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ def test_passes_that_were_disturbed_move_no_share(monkeypatch: pytest.MonkeyPatc
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval())
     for name, seconds in (("0", [1.0] * 5), ("1", [9.0, 9.0, 1.0, 1.0, 1.0])):
         clock.spend(gm.get_submodule(name), seconds)
-    monkeypatch.setattr("engine.evaluation.time", clock)
+    monkeypatch.setattr("engine.tasks.evaluation.time", clock)
     shares = profile(gm, torch.randn(1, 3, 8, 8)).shares
     assert (shares["_0"], shares["_1"]) == (0.5, 0.5)
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from driving import Outcome, drive, resumed
 
-from engine import events as ev
-from engine.artifact import load_quantized, read, to_bytes
-from engine.cancel import StopToken
-from engine.data.base import Data
+from engine.data.images.base import Data
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.export.artifact import load_quantized, read, to_bytes
 from engine.kernels.probe import KERNELS, Machine, probe
-from engine.recipe import Recipe
-from engine.stages import load
+from engine.recipe.recipe import Recipe
+from engine.runs.stages import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was made on")
 Make = Callable[..., Recipe]
@@ -79,11 +79,11 @@ def test_a_run_that_is_resumed_on_another_machine_is_told_of(tiny: Make, tmp_pat
 def test_a_file_from_another_machine_is_told_of(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Machine, told: str
 ) -> None:
-    monkeypatch.setattr("engine.pipeline.probe", lambda: NONE)
+    monkeypatch.setattr("engine.runs.pipeline.probe", lambda: NONE)
     drive(tiny(), tmp_path / "run")
     program, header = read(tmp_path / "run" / "model.safetensors")
     assert header["isa"] == "AVX2, no VNNI"
-    monkeypatch.setattr("engine.artifact.probe", lambda: here)
+    monkeypatch.setattr("engine.export.artifact.probe", lambda: here)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         load_quantized(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_training_is_not_continued_on_other_grids(tiny: Make, tmp_path: Path, mo
     recipe = tiny(preset="w4a8", threshold="mse:1e-12", qat={"mode": "always", "epochs": 3})
     drive(recipe, folder, on_event=stop_after_two)
     before = (folder / "checkpoints" / "qat.pt").read_bytes()
-    monkeypatch.setattr("engine.pipeline.probe", lambda: Machine(probe().isa, False, True, EXACT))
+    monkeypatch.setattr("engine.runs.pipeline.probe", lambda: Machine(probe().isa, False, True, EXACT))
     moved = resumed(folder, on_event=stop_after_two)
     assert [epoch.epoch for epoch in moved.of(ev.EpochFinished)] == [1, 2], "from the start: the checkpoint's grids have 8 bits"
     (folder / "checkpoints" / "qat.pt").write_bytes(before)
@@ -166,7 +166,7 @@ def test_on_the_processor_there_is_nothing_to_tell(tiny: Make, tmp_path: Path) -
 
 def test_without_kernels_a_gpus_run_is_called_simulation(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "pick_device", lambda name: "cpu:0")
-    monkeypatch.setattr("engine.pipeline.probe", lambda: Machine("unknown", False, None, dict.fromkeys(KERNELS, "missing")))
+    monkeypatch.setattr("engine.runs.pipeline.probe", lambda: Machine("unknown", False, None, dict.fromkeys(KERNELS, "missing")))
     outcome = drive(tiny(), tmp_path / "run")
     assert any("simulated on the processor" in e.text for e in outcome.of(ev.Notice))
     assert outcome.data["ptq"]["simulated"] and "simulated, so no speed is claimed" in outcome.data["verdict"]["text"]

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 import engine
 from engine.data import registry
 from engine.errors import EngineError, UsageError
-from engine.events import Notice
+from engine.events.event import Notice
 from engine.models.custom import build
 from engine.models.weights_file import load_into
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
 
 HEAD = "import torch\nfrom torch import nn\n"
 

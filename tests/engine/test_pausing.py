@@ -1,4 +1,4 @@
-"""engine/cancel.py and engine/ticker.py: requests from other threads and signal handlers, and a clock without the pauses."""
+"""engine/events/cancellation.py and engine/events/progress.py: requests from other threads and signal handlers, and a clock without the pauses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled
-from engine.ticker import Every, Ticker
+from engine.events.cancellation import StopToken
+from engine.events.progress import Every, Ticker
 
 
 def checking(stop: StopToken) -> tuple[threading.Thread, list[Any]]:
@@ -108,7 +108,7 @@ def test_enough_is_for_good_and_does_not_stop() -> None:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     moment = [100.0]
-    monkeypatch.setattr("engine.cancel.time.perf_counter", lambda: moment[0])
+    monkeypatch.setattr("engine.events.cancellation.time.perf_counter", lambda: moment[0])
     return moment
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from engine.rates import warm_cosine
+from engine.training.schedule import warm_cosine
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1])

@@ -1,4 +1,4 @@
-"""engine/recipe.py: what it accepts, what it says where it does not, and that it reads back what it writes."""
+"""engine/recipe/recipe.py: what it accepts, what it says where it does not, and that it reads back what it writes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from engine.errors import UsageError
-from engine.recipe import Recipe, Threshold
-from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.recipe.recipe import Recipe, Threshold
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 
 FULL = """\
 model: simplecnn
@@ -126,7 +126,7 @@ def test_fingerprint_ignores_order_machine_and_lines(write: Write) -> None:
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
-    code = "from engine.recipe import Recipe; print(Recipe.make(model='m', seed=3).fingerprint())"
+    code = "from engine.recipe.recipe import Recipe; print(Recipe.make(model='m', seed=3).fingerprint())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert other.stdout.strip() == Recipe.make(model="m", seed=3).fingerprint()
 
@@ -358,5 +358,5 @@ def test_an_exact_copy_meets_every_sqnr() -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, engine.recipe; sys.exit('torch' in sys.modules)"
+    code = "import sys, engine.recipe.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

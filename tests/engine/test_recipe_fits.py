@@ -1,4 +1,4 @@
-"""engine/recipe_fits.py: words that a model of the other kind has no use for are told, not passed over."""
+"""engine/recipe/fits.py: words that a model of the other kind has no use for are told, not passed over."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import driving
 import pytest
 
 from engine.errors import UsageError
-from engine.possible import possible
-from engine.recipe import Recipe
-from engine.recipe_fits import check
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.planning.legality import possible
+from engine.recipe.fits import check
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 
 def rule(**weights: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from driving import drive
 
-from engine import events as ev
 from engine.errors import EngineError
-from engine.recipe import Recipe
-from engine.replay import from_dict, read
-from engine.report import finite
-from engine.rundir import RunDir
-from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.events import event as ev
+from engine.events.replay import from_dict, read
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.report.report import finite
+from engine.runs.rundir import RunDir
 
 BINS = ev.Bins(-1.0, 0.5, (3, 0, 4))
 SPEC = LayerSpec(WeightSpec(4, "per-group", 64, "mse"), ActivationSpec(7, True, "entropy"))

@@ -1,4 +1,4 @@
-"""engine/rundir.py and engine/report.py: what stands in runs/, whatever else stands there too."""
+"""engine/runs/rundir.py and engine/report/report.py: what stands in runs/, whatever else stands there too."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from driving import tree
 
 from engine.errors import EngineError, UsageError
-from engine.events import Measured, Notice, Progress
+from engine.events.event import Measured, Notice, Progress
 from engine.paths import cache_dir, write_atomic
-from engine.report import Report
-from engine.rundir import RunDir, find_run, list_runs, new_directory, runs_root
+from engine.report.report import Report
+from engine.runs.rundir import RunDir, find_run, list_runs, new_directory, runs_root
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.language.fit import TextSchedule
-from engine.running_loss import RunningLoss
+from engine.training.language_fit import TextSchedule
+from engine.training.running_loss import RunningLoss
 
 LOSSES = torch.rand(50, generator=torch.Generator().manual_seed(0))
 SCHEDULE = TextSchedule(epochs=3, context=32)

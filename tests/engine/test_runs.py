@@ -15,14 +15,14 @@ import torch
 from driving import Outcome, drive, figures, resumed, state_of, tree, untimed
 
 import engine
-from engine import pipeline
-from engine.cancel import StopToken
 from engine.data import registry
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import Ask, EpochFinished, Event, Finished, Notice, Progress, StageFinished, StageStarted, Stopped
+from engine.events.cancellation import StopToken
+from engine.events.event import Ask, EpochFinished, Event, Finished, Notice, Progress, StageFinished, StageStarted, Stopped
 from engine.models.custom import build
-from engine.recipe import Recipe
-from engine.report import Report
+from engine.recipe.recipe import Recipe
+from engine.report.report import Report
+from engine.runs import pipeline
 
 Make = Callable[..., Recipe]
 QAT = {"preset": "w4a4", "threshold": "mse:0.0001", "qat": {"mode": "always", "epochs": 3, "lr": 0.02}}
@@ -265,7 +265,7 @@ def test_a_failed_resume_keeps_what_there_was(tiny: Make, tmp_path: Path, monkey
     run = tmp_path / "run"
     drive(tiny(), run, {"quantize": False})
     events = (run / "events.jsonl").read_text()
-    monkeypatch.setattr("engine.rundir.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("engine.runs.rundir.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     outcome = resumed(run)
     assert isinstance(outcome.error, EngineError) and "MB free" in str(outcome.error)
     assert (run / "events.jsonl").read_text() == events and state_of(run) == "cancelled"

@@ -17,7 +17,8 @@ import tiny_language
 import torch
 from safetensors.torch import load_file
 
-from engine import Recipe, precision
+from engine import Recipe
+from engine.training import precision
 
 HERE = Path(__file__).parent
 _UNKNOWN = not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend")

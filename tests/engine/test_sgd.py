@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.sgd import SGD
+from engine.training.sgd import SGD
 
 
 def pair(seed: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -83,7 +83,7 @@ def test_the_state_of_other_parameters_is_refused() -> None:
 
 def test_training_does_not_load_the_compiler() -> None:
     code = (
-        "import sys, torch; from engine.sgd import SGD\n"
+        "import sys, torch; from engine.training.sgd import SGD\n"
         "p = torch.nn.Parameter(torch.ones(2)); p.grad = torch.ones(2); SGD([{'params': [p]}], 0.1, 0.9).step()\n"
         "torch.nn.utils.clip_grad_norm_([p], 1.0); sys.exit('torch._dynamo' in sys.modules)"
     )

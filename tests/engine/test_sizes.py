@@ -9,23 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.artifact import to_bytes
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
+from engine.export.artifact import to_bytes
 from engine.kernels.probe import Machine
+from engine.lowering.graph.convert import convert
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.observe import Observed
+from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
-from engine.possible import possible
-from engine.presets import PRESETS
-from engine.quant.convert import convert
-from engine.quant.layout import arrange
-from engine.quant.observe import Observed
-from engine.quant.plan import plan
-from engine.recipe import Recipe
-from engine.sizes import predicted_bytes, stored_bytes
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
-from engine.stages.convert import round_weights
-from engine.stages.evaluate import fp32_size
+from engine.planning.legality import possible
+from engine.planning.plan import plan
+from engine.planning.size import predicted_bytes, stored_bytes
+from engine.recipe.presets import PRESETS
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.runs.stages.convert import round_weights
+from engine.runs.stages.evaluate import fp32_size
 
 MACHINE = Machine("AVX2", False, True)
 GROUPS = LayerSpec(WeightSpec(4, "per-group", 32), ActivationSpec(8))

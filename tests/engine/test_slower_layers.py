@@ -10,12 +10,12 @@ import driving
 import pytest
 from driving import Outcome, drive, figures, resumed
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.decisions import Strategy
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
 from engine.kernels.probe import probe
 from engine.kernels.stopwatch import Race, Run
-from engine.recipe import Recipe
+from engine.recipe.decisions import Strategy
+from engine.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -18,20 +18,20 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import functional as pixels
 
-from engine.cancel import StopToken
 from engine.data import registry as data_registry
-from engine.data.base import Subset
-from engine.data.image_files import _fit
+from engine.data.images.base import Subset
+from engine.data.images.image_files import _fit
 from engine.errors import EngineError, UsageError
+from engine.events.cancellation import StopToken
 from engine.models import torchvision_build, weights_file
 from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ENTRIES, find
 from engine.models.torchvision import PUBLISHED, Published
-from engine.pipeline import train
-from engine.recipe import Recipe
-from engine.stages import load
-from engine.stages.baseline import schedule_for
-from engine.training import precision
+from engine.recipe.recipe import Recipe
+from engine.runs.pipeline import train
+from engine.runs.stages import load
+from engine.training.baseline import schedule_for
+from engine.training.loop import precision
 
 BY_NAME = {published.name: published for published in PUBLISHED}
 # The smallest of each family that is not too large for a test.
@@ -254,7 +254,7 @@ def test_what_is_trained_is_what_a_run_takes(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("QTUI_CACHE", str(tmp_path))
     digits_data = data_registry.load("digits")
     few = replace(digits_data, train=Subset(digits_data.train, torch.arange(64)), test=Subset(digits_data.test, torch.arange(8)))
-    monkeypatch.setattr("engine.data.digits.load", lambda *_: few)
+    monkeypatch.setattr("engine.data.images.digits.load", lambda *_: few)
     for stem, told in (("auto", "imagenet"), ("small", "small")):
         outcome = consume(train("shufflenet_v2_x0_5", "digits", epochs=1, stem=stem), StopToken())
         assert outcome.report == cached_weights("shufflenet_v2_x0_5", "digits") and outcome.error is None

@@ -19,7 +19,7 @@ from torch import nn
 from engine import load_quantized
 from engine.data import registry as data_registry
 from engine.models import custom
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
 
 # As their own classes make them, only shallow and narrow: every kind of block that the family has is in them.
 FACTORIES = """

@@ -1,4 +1,4 @@
-"""engine/training.py and stages/baseline.py: the schedule, the best epoch, and going on after a stop."""
+"""engine/training/loop.py and stages/baseline.py: the schedule, the best epoch, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from driving import one_thread
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine.cancel import StopToken
-from engine.data.base import Data, MemorySplit
+from engine.data.images.base import Data, MemorySplit
 from engine.errors import Cancelled, EngineError
-from engine.events import EpochFinished, Event, Notice, Progress, Step
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
-from engine.precision import Half
-from engine.sgd import SGD
-from engine.stages.baseline import DEFAULTS, schedule_for, train_baseline
-from engine.training import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
+from engine.training.baseline import DEFAULTS, schedule_for, train_baseline
+from engine.training.loop import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
+from engine.training.precision import Half
+from engine.training.sgd import SGD
 
 
 def a_split(count: int, seed: int) -> MemorySplit:
@@ -217,7 +217,7 @@ class Dropping(Net):
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
 def test_what_is_drawn_and_scaled_goes_on_too(half: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.training.half_type", lambda device: half)
+    monkeypatch.setattr("engine.training.loop.half_type", lambda device: half)
     schedule, more = replace(SCHEDULE, mixed=True), {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     torch.manual_seed(0)
     whole = fitted(Dropping(), schedule)
@@ -418,7 +418,7 @@ def ended(when: Any, model: nn.Module | None = None, **more: Any) -> tuple[Fitte
     ids=["in the first epoch", "after the first", "after the second", "in the third", "after the last"],
 )
 def test_enough_ends_training_with_the_best_epoch(when: Any, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.training.Every", lambda *_: lambda: True)
+    monkeypatch.setattr("engine.training.loop.Every", lambda *_: lambda: True)
     scores = iter([0.4, 0.3, 0.9, 0.8])
     states: list[dict[str, Tensor]] = []
 

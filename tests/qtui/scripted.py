@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine import events as ev
-from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError, UsageError
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
 
 QUESTIONS = (
     ("trace", "trace?"),

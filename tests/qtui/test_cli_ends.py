@@ -14,8 +14,8 @@ import pytest
 import scripted
 
 import engine
-from engine import events as ev
 from engine.errors import EngineError, UsageError
+from engine.events import event as ev
 from qtui.__main__ import main
 
 ESCAPE = "\x1b"

@@ -10,10 +10,11 @@ import driving
 import families
 import pytest
 
-from engine import Recipe, exporting
-from engine.cancel import StopToken
+from engine import Recipe
 from engine.errors import Cancelled
-from engine.events import Notice
+from engine.events.cancellation import StopToken
+from engine.events.event import Notice
+from engine.runs import reexport as exporting
 from qtui.__main__ import main
 
 

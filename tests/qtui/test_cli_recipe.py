@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from engine.errors import UsageError
-from engine.recipe import Device, Preset, QatMode, Recipe
+from engine.recipe.recipe import Device, Preset, QatMode, Recipe
 from qtui.arguments import DEVICES, PRESETS, QAT_MODES, build_parser
 from qtui.request import overrides, recipe_of
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from scripted import QUESTIONS, script
 
-from engine import events as ev
+from engine.events import event as ev
 from qtui import text
 from qtui.bars import Bars
 from qtui.console import Console, drive

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.events import LayerRow, Planned
-from engine.possible import NO_KERNEL
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events.event import LayerRow, Planned
+from engine.planning.legality import NO_KERNEL
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import HISTORY, Draft
 from qtui.edits import EDITS, WEIGHT_BITS
 from qtui.strategy_rules import exactly, fields_of, resolve, rules_of

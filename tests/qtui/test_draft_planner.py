@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine.changes import with_strategy
-from engine.events import Planned
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
+from engine.events.event import Planned
 from engine.kernels.probe import Machine
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
-from engine.quant.plan import plan
-from engine.recipe import Recipe
+from engine.planning.plan import plan
+from engine.recipe.changes import with_strategy
+from engine.recipe.recipe import Recipe
 from qtui.draft import Draft
 from qtui.edits import EDITS
 from qtui.strategy_rules import resolve, rules_of

@@ -12,11 +12,11 @@ import pytest
 import scripted
 
 import engine
-from engine import examine
-from engine.data import cifar10
+from engine.data.images import cifar10
 from engine.kernels import probe
-from engine.language import registry as language
 from engine.models import cached, registry
+from engine.models import language_registry as language
+from engine.runs import examine
 from qtui import listing
 from qtui.__main__ import main
 

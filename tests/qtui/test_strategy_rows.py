@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.events import LayerRow, Planned
-from engine.presets import PRESETS
-from engine.recipe import Recipe
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events.event import LayerRow, Planned
+from engine.recipe.presets import PRESETS
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import Draft
 from qtui.drawing.columns import arrange
 from qtui.drawing.rows import Cell, measure

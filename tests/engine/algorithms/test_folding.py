@@ -7,10 +7,10 @@ import torch
 from tiny_decoders import FAMILIES, blocks_of, captured, decoder, texts
 from torch import nn
 
-from engine.algorithms.capture import capture, run_block
-from engine.algorithms.folding import groups_of
-from engine.algorithms.linear import linears
 from engine.errors import EngineError
+from engine.lowering.modules.block_linears import linears
+from engine.lowering.modules.capture import capture, run_block
+from engine.lowering.modules.folding import groups_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

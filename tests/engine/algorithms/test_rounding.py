@@ -13,7 +13,7 @@ from engine.algorithms.mse import diagonal_blocks, group_error, mse
 from engine.algorithms.refine import descend, refine, rescale
 from engine.algorithms.registry import METHODS, method
 from engine.errors import EngineError, UsageError
-from engine.quant.grouped import GroupedWeight, GroupSpec, in_groups, minmax, quantize
+from engine.numerics.grouped import GroupedWeight, GroupSpec, in_groups, minmax, quantize
 
 SPECS = [GroupSpec(4, 32), GroupSpec(3, 40, True), GroupSpec(3, 0), GroupSpec(8, 0, True)]
 
@@ -34,7 +34,7 @@ def weights(out: int, width: int) -> torch.Tensor:
 
 def optimal_brain_quantizer(w: torch.Tensor, grid: object, h: torch.Tensor, damping: float, order: list[int]) -> torch.Tensor:
     """Weights as the paper's section 3.1 has them: one column at a time, the inverse of what is left recomputed from scratch."""
-    from engine.quant.grouped import Grid
+    from engine.numerics.grouped import Grid
 
     assert isinstance(grid, Grid)
     step, zero = (part.double() for part in grid.columns(w.shape[1]))

@@ -10,7 +10,7 @@ from engine.algorithms.gram import Gram, output_error, shrunk
 from engine.algorithms.propagate import propagate
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import EngineError
-from engine.quant.grouped import GroupSpec, minmax, quantize
+from engine.numerics.grouped import GroupSpec, minmax, quantize
 
 
 def outliers(count: int = 800, width: int = 64) -> torch.Tensor:

@@ -13,17 +13,18 @@ import torch
 from tiny_decoders import blocks_of, captured, decoder
 from torch import nn
 
-from engine.algorithms import sequential, statistics
 from engine.algorithms.awq import awq
-from engine.algorithms.capture import Batch
 from engine.algorithms.gram import Gram
-from engine.algorithms.progress import MatrixQuantized
 from engine.algorithms.registry import METHODS, Method
-from engine.algorithms.sequential import Task, quantize_blocks
-from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError
-from engine.events import Event, Notice, Progress
-from engine.quant.grouped import GroupedWeight, GroupSpec
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Notice, Progress
+from engine.lowering.modules import blocks as sequential
+from engine.lowering.modules import statistics
+from engine.lowering.modules.blocks import Task, quantize_blocks
+from engine.lowering.modules.capture import Batch
+from engine.lowering.modules.progress import MatrixQuantized
+from engine.numerics.grouped import GroupedWeight, GroupSpec
 
 SPEC = GroupSpec(3, 16)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.algorithms.capture import Batch, capture
+from engine.lowering.modules.capture import Batch, capture
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
 # Family: its class, what its configuration adds, where its blocks are, and who takes back the scale of which group.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.data.augment import crop_and_flip
-from engine.data.base import Data, MemorySplit, Subset, check_labels
+from engine.data.images.augment import crop_and_flip
+from engine.data.images.base import Data, MemorySplit, Subset, check_labels
 from engine.errors import EngineError, UsageError
 
 MEAN, STD = (0.1, 0.5, 0.9), (0.2, 0.25, 0.5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import cifar10
+from engine.data.images import cifar10
 from engine.errors import EngineError
 
 NAMES = [f"class{number}" for number in range(10)]

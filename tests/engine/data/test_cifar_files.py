@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data.cifar_files import read_batch, read_classes
+from engine.data.images.cifar_files import read_batch, read_classes
 from engine.errors import EngineError
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (6, 3072)).astype(np.uint8)

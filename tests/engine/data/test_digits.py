@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import digits
-from engine.data.base import Data, Split
+from engine.data.images import digits
+from engine.data.images.base import Data, Split
 
 
 @pytest.fixture(scope="module")

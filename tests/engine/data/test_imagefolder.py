@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data import imagefolder
+from engine.data.images import imagefolder
 from engine.errors import EngineError, UsageError
 
 

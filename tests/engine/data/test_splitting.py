@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.data.splitting import permutation, require_images, share, take
+from engine.data.images.splitting import permutation, require_images, share, take
 from engine.errors import EngineError
 
 

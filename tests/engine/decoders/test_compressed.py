@@ -13,14 +13,14 @@ from quantized_families import DYNAMIC, EIGHT, FOUR, decoder_of, family, lively,
 from safetensors.torch import load_file
 from tiny_language import tokenizer
 
-from engine.decoders.compressed import quantization_config, refuse, schemes_of, stored_matrix, words, write
-from engine.decoders.plan import plan
-from engine.decoders.quantized import QuantizedDecoder, apply
 from engine.errors import EngineError
-from engine.events import LayerRow
-from engine.language.linears import anatomy
-from engine.quant.grouped import GroupSpec
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events.event import LayerRow
+from engine.export.compressed_tensors import quantization_config, refuse, schemes_of, stored_matrix, words, write
+from engine.lowering.modules.quantized import QuantizedDecoder, apply
+from engine.models.anatomy import anatomy
+from engine.numerics.grouped import GroupSpec
+from engine.planning.matrices import plan
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 LINEAR = ["llama", "mistral", "opt", "pythia", "qwen2", "qwen3"]
 SPECS = [
@@ -107,7 +107,7 @@ def test_the_library_unpacks_the_same_numbers(spec: GroupSpec) -> None:
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_libraries_read_the_folder(name: str, spec: GroupSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     library()
-    from engine.decoders.compressed_run import CompressedDecoder
+    from engine.export.compressed_tensors_run import CompressedDecoder
 
     decoder = wide(name, spec)
     write(decoder, None, tmp_path)
@@ -193,7 +193,7 @@ def test_a_plan_is_refused_as_its_export_would_be() -> None:
 @torch.no_grad()
 def test_zero_points_beside_another_form_are_unpacked_by_the_library(tmp_path: Path) -> None:
     library()
-    from engine.decoders.compressed_run import CompressedDecoder
+    from engine.export.compressed_tensors_run import CompressedDecoder
 
     decoder, path = wide("llama", GroupSpec(4, 8)), "model.layers.1.mlp.up_proj"
     matrices = {**decoder.matrices, path: wide("llama", EIGHT).matrices[path]}
@@ -208,8 +208,8 @@ def test_zero_points_beside_another_form_are_unpacked_by_the_library(tmp_path: P
 @torch.no_grad()
 def test_activations_are_rounded_by_the_library(tmp_path: Path) -> None:
     library()
-    from engine.decoders.compressed_run import CompressedDecoder
-    from engine.decoders.loaded import rounding
+    from engine.export.compressed_tensors_run import CompressedDecoder
+    from engine.lowering.modules.loaded import rounding
 
     decoder = family("llama", EIGHT, activations=DYNAMIC)
     assert write(decoder, None, tmp_path) == "2 matrices outside of the blocks are stored in float16"
@@ -240,7 +240,7 @@ def test_what_the_format_has_not_is_told_in_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_damaged_folders_are_told_in_a_line(symmetric: bool, tmp_path: Path) -> None:
     library()
-    from engine.decoders.compressed_run import CompressedDecoder
+    from engine.export.compressed_tensors_run import CompressedDecoder
 
     write(family("llama", GroupSpec(4, 8, symmetric)), None, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

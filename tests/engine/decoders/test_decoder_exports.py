@@ -13,17 +13,18 @@ import torch
 from quantized_families import DYNAMIC, EIGHT, family, some_ids
 from tiny_language import tokenizer
 
-from engine.cancel import StopToken
-from engine.decoders import exports, onnx_file
-from engine.decoders.exports import Given, make
-from engine.decoders.formats import FORMATS, find
-from engine.decoders.parity import compare
-from engine.decoders.speed import Lengths
-from engine.decoders.stepping import of_model
-from engine.differing import DIFFERS
 from engine.errors import Cancelled, EngineError, UsageError
+from engine.events.cancellation import StopToken
+from engine.export import decoder_exports as exports
+from engine.export.decoder_exports import Given, make
+from engine.export.decoder_formats import FORMATS, find
+from engine.export.decoder_parity import compare
+from engine.export.onnx import decoder_file as onnx_file
 from engine.export.registry import Format
-from engine.quant.grouped import GroupSpec
+from engine.lowering.modules.stepping import of_model
+from engine.numerics.grouped import GroupSpec
+from engine.report.mismatch import DIFFERS
+from engine.tasks.decode_timing import Lengths
 
 STOP = StopToken()
 

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from tiny_language import gpt2
 
 import engine
-import engine.artifact
-from engine.decoders.file import read, read_with_header, to_bytes
-from engine.decoders.loaded import LoadedDecoder, rounded
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.decoders.runtime import running
+import engine.export.artifact
 from engine.errors import EngineError
+from engine.export.decoder_artifact import read, read_with_header, to_bytes
 from engine.kernels.probe import probe
-from engine.quant.grouped import GroupSpec
-from engine.quant.numerics import QParams
-from engine.spec import ActivationSpec
+from engine.lowering.modules.loaded import LoadedDecoder, rounded
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.runtime import running
+from engine.numerics.grouped import GroupSpec
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec
 
 SPECS = [GroupSpec(3, 16), GroupSpec(3, 0, True), GroupSpec(4, 32, True), GroupSpec(4, 5), GroupSpec(8, 0, True), GroupSpec(2, 7)]
 
@@ -122,7 +122,7 @@ def test_rounding_agrees_with_plain_numbers() -> None:
 
 
 def test_images_do_without_transformers() -> None:
-    tree = ast.parse(Path(engine.artifact.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(engine.export.artifact.__file__).read_text(encoding="utf-8"))
     always = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert always and not [name for name in always if name.startswith(("engine.decoders", "engine.language", "transformers"))]
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from engine.decoders.kernel import Asked, asked
-from engine.decoders.layers import KERNELS, choose, label, labels
-from engine.decoders.on_int8 import on_int8
-from engine.decoders.quantized import QuantizedMatrix
-from engine.decoders.rows import PackedEmbedding
-from engine.decoders.weight_only import ROWS, Widened, wide
+from engine.kernels.matrix.base import Asked, asked
+from engine.kernels.matrix.choose import KERNELS, choose, label, labels
+from engine.kernels.matrix.on_int8 import on_int8
+from engine.kernels.matrix.rows import PackedEmbedding
+from engine.kernels.matrix.weight_only import ROWS, Widened, wide
 from engine.kernels.probe import KERNELS as PROBED
 from engine.kernels.probe import Machine, probe
-from engine.quant.grouped import GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.lowering.modules.quantized import QuantizedMatrix
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 INT8, DYNAMIC, STATIC = GroupSpec(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
 FULL = Machine("AVX512", True, False, dict.fromkeys(PROBED))

@@ -5,9 +5,9 @@ import torch
 from small_decoders import VOCABULARY, small
 from tiny_language import finished
 
-from engine.cancel import StopToken
-from engine.decoders.speed import Lengths, Speed, step_of, tokens_per_second
 from engine.errors import Cancelled
+from engine.events.cancellation import StopToken
+from engine.tasks.decode_timing import Lengths, Speed, step_of, tokens_per_second
 
 
 class Clock(StopToken):

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from quantized_families import EIGHT, family
 
-from engine.decoders.figures import Seen, latencies, quantized_entry, verdict
-from engine.decoders.measure import Closeness, Judged
-from engine.decoders.runtime import Placement
-from engine.decoders.speed import Speed
-from engine.language.perplexity import perplexity_of
-from engine.recipe import Threshold
+from engine.lowering.modules.runtime import Placement
+from engine.recipe.recipe import Threshold
+from engine.report.language_figures import Seen, latencies, quantized_entry, verdict
+from engine.tasks.decode_timing import Speed
+from engine.tasks.language_evaluation import Closeness, Judged
+from engine.tasks.perplexity import perplexity_of
 
 FP32, IT = (perplexity_of([(30.0 + more, 10), (31.0, 10)], 16, 8) for more in (0.0, 0.01))
 JUDGED = Judged(FP32, IT, Closeness(1e-4, 30.0, 0.99, 1e-3))

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from trainings import OnEvent, check_checkpoints_are_told_apart, ended_early, nothing, resumed_and_straight, stream, watched
 
-from engine.cancel import StopToken
-from engine.decoders.finetune import Tuned, TuneSchedule, finetune
-from engine.decoders.lessons import batches
-from engine.decoders.quantized import apply
-from engine.decoders.student import State, Student
+from engine.data.text.encoded import SequenceData, TextData
 from engine.errors import EngineError, UsageError
-from engine.events import EpochFinished, Event, Step
-from engine.language.linears import anatomy, weight_of
-from engine.language.text import SequenceData, TextData
-from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event, Step
+from engine.lowering.modules.quantized import apply
+from engine.lowering.modules.student import State, Student
+from engine.models.anatomy import anatomy, weight_of
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.training.finetune import Tuned, TuneSchedule, finetune
+from engine.training.text_batches import batches
 
 SCHEDULE = TuneSchedule(epochs=3, context=32, windows=24, tokens=128, lr=3e-3, places=3, judged=None, mixed=False)
 SPEC = GroupSpec(2, 8)

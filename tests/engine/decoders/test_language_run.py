@@ -15,14 +15,14 @@ import tiny_language
 import torch
 
 from engine import Recipe, load_quantized
-from engine.algorithms.progress import MatrixQuantized
-from engine.decisions import Strategy
-from engine.decoders.look import look
-from engine.decoders.speed import Speed
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.events import Graph, Layers, Notice, Planned, Ranges, Samples, Setting, Step, Weights
-from engine.language.linears import anatomy
-from engine.spec import FP32, Rule
+from engine.events.event import Graph, Layers, Notice, Planned, Ranges, Samples, Setting, Step, Weights
+from engine.lowering.modules.progress import MatrixQuantized
+from engine.lowering.modules.table import look
+from engine.models.anatomy import anatomy
+from engine.recipe.decisions import Strategy
+from engine.recipe.spec import FP32, Rule
+from engine.tasks.decode_timing import Speed
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_the_forms_of_a_trained_run_are_of_one_timing(place: Path, tmp_path: Pat
         hour = next(hours)
         return {name: Speed((at + 1.0) / hour, (at + 2.0) / hour, 32, 16, 16, 1.0, 1.0) for at, name in enumerate(steps)}
 
-    monkeypatch.setattr("engine.decoders.paces.tokens_per_second", timed)
+    monkeypatch.setattr("engine.tasks.forms_timing.tokens_per_second", timed)
     report = driving.drive(recipe(place, preset="w3", qat={"mode": "always", "epochs": 1}), tmp_path / "run").data
     fp32 = report["baseline"]["latency_ms"]["p50"]
     for form in ("ptq", "qat"):
@@ -199,7 +199,7 @@ def test_modules_are_timed_by_the_median_of_five_passes(monkeypatch: pytest.Monk
     for module, left in ((model.lm_head, head), (model.transformer.ln_f, norm)):
         plain = module.forward
         module.forward = lambda x, plain=plain, left=left: (now.__setitem__(0, now[0] + next(left)), plain(x))[1]
-    monkeypatch.setattr("engine.decoders.look.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("engine.lowering.modules.table.time", SimpleNamespace(perf_counter=lambda: now[0]))
     shares = look(model, anatomy(model), torch.zeros(1, 8, dtype=torch.long)).shares
     assert shares["lm_head"] == shares["transformer.ln_f"] == 0.5
 

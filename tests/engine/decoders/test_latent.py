@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.decoders.latent import MARGIN, Latent
-from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.lowering.modules.latent import MARGIN, Latent
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
 
 SPECS = [GroupSpec(3, 8), GroupSpec(4, 8, True), GroupSpec(4, 5), GroupSpec(8, 0, True)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tiny_language
 import torch
 
-from engine.decoders.loading import LoadedLanguage
-from engine.language.text import SequenceData
+from engine.data.text.encoded import SequenceData
+from engine.runs.language_loading import LoadedLanguage
 
 
 def test_a_part_of_the_sequences_is_the_first_of_them_not_the_shortest() -> None:

@@ -9,10 +9,10 @@ import tiny_language
 import torch
 from torch import Tensor
 
-from engine.cancel import StopToken
-from engine.decoders.measure import Judged, against
 from engine.errors import Cancelled, EngineError
-from engine.language.perplexity import parts_of
+from engine.events.cancellation import StopToken
+from engine.tasks.language_evaluation import Judged, against
+from engine.tasks.perplexity import parts_of
 
 
 def logits(seed: int) -> object:

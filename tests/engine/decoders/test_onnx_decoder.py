@@ -14,22 +14,22 @@ from families import build as plain
 from quantized_families import DYNAMIC, EIGHT, NAMES, decoder_of, family, lively, some_ids
 from tiny_language import gpt2
 
-from engine.cancel import StopToken
-from engine.decoders.loaded import rounding
-from engine.decoders.onnx_graph import build
-from engine.decoders.onnx_matrices import blocked, note
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.decoders.stepping import Step
 from engine.errors import EngineError
-from engine.language.generate import continuation
-from engine.quant.grouped import GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
-from engine.quant.packing import unpack
-from engine.spec import ActivationSpec
+from engine.events.cancellation import StopToken
+from engine.export.onnx.decoder_graph import build
+from engine.export.onnx.decoder_matrices import blocked, note
+from engine.lowering.modules.loaded import rounding
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.stepping import Step
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.packing import unpack
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec
+from engine.tasks.generation import continuation
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-from engine.decoders.onnx_run import OnnxDecoder
+from engine.export.onnx.decoder_run import OnnxDecoder
 
 FLOAT, INTEGER = 1, 4
 Write = Callable[..., OnnxDecoder]
@@ -233,7 +233,7 @@ def test_files_that_are_no_decoders_are_told_in_a_line(tmp_path: Path, written: 
 
 def test_what_a_terminal_sends_does_not_reach_the_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trial = f"import os, sys; sys.exit(7 if os.getpgrp() == {os.getpgrp()} else 0)"
-    monkeypatch.setattr("engine.decoders.onnx_run._TRIAL", trial)
+    monkeypatch.setattr("engine.export.onnx.decoder_run._TRIAL", trial)
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(EngineError, match="cannot be loaded by ONNX Runtime"):
         OnnxDecoder(tmp_path / "model.onnx", 1, tried=True)

@@ -8,17 +8,17 @@ import families
 import pytest
 import tiny_language
 
-from engine.cancel import StopToken
-from engine.decoders.layers import labels
-from engine.decoders.plan import plan
-from engine.decoders.rounding import round_decoder
-from engine.decoders.runtime import running
-from engine.decoders.strategy import DYNAMIC, PRESETS, ROWS, possible
 from engine.errors import UsageError
+from engine.events.cancellation import StopToken
+from engine.kernels.matrix.choose import labels
 from engine.kernels.probe import probe
-from engine.language.linears import anatomy
-from engine.quant.plan import Plan
-from engine.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.lowering.modules.rounding import round_decoder
+from engine.lowering.modules.runtime import running
+from engine.models.anatomy import anatomy
+from engine.planning.matrices import plan
+from engine.planning.matrix_strategy import DYNAMIC, PRESETS, ROWS, possible
+from engine.planning.plan import Plan
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 INT8 = LayerSpec(ROWS, DYNAMIC)
 

@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES, build
 from small_decoders import VOCABULARY, small
 
-from engine.decoders.recorded import Recorded, cuda_graph, quickest
-from engine.decoders.speed import step_of
 from engine.errors import EngineError
+from engine.lowering.modules.recorded import Recorded, cuda_graph, quickest
+from engine.tasks.decode_timing import step_of
 
 IDS = torch.randint(2, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(3))
 WRITTEN = torch.randint(2, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(4))

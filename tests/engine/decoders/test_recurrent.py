@@ -12,7 +12,7 @@ import torch
 
 from engine import Recipe
 from engine.errors import EngineError
-from engine.events import StageFinished
+from engine.events.event import StageFinished
 
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
 JAMBA = {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2, "num_experts_per_tok": 1, "use_mamba_kernels": False}

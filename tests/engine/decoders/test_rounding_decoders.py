@@ -13,15 +13,15 @@ import torch
 from quantized_families import lively
 from torch import Tensor
 
-from engine.cancel import StopToken
-from engine.decoders.activations import batches, observe
-from engine.decoders.plan import plan
-from engine.decoders.quantized import QuantizedDecoder, apply, duplicate
-from engine.decoders.rounding import retuned, round_decoder
 from engine.errors import Cancelled, EngineError
-from engine.events import Ranges
-from engine.language.linears import anatomy, weight_of
-from engine.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events.cancellation import StopToken
+from engine.events.event import Ranges
+from engine.lowering.modules.observe import batches, observe
+from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
+from engine.lowering.modules.rounding import retuned, round_decoder
+from engine.models.anatomy import anatomy, weight_of
+from engine.planning.matrices import plan
+from engine.recipe.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 
 FEW = 6
 

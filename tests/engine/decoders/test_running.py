@@ -5,15 +5,15 @@ import torch
 from families import FAMILIES
 from small_decoders import DYNAMIC, INT8, STATIC, VOCABULARY, on_integers, small
 
-from engine.cancel import StopToken
-from engine.decoders.fused import fuse_activations
-from engine.decoders.quantized import duplicate
-from engine.decoders.runtime import as_run, running
+from engine.events.cancellation import StopToken
 from engine.kernels.probe import probe
-from engine.language.generate import continuation
-from engine.language.linears import weight_of
-from engine.quant.grouped import GroupSpec
-from engine.quant.numerics import QParams
+from engine.lowering.modules.fused_activations import fuse_activations
+from engine.lowering.modules.quantized import duplicate
+from engine.lowering.modules.runtime import as_run, running
+from engine.models.anatomy import weight_of
+from engine.numerics.grouped import GroupSpec
+from engine.numerics.uniform import QParams
+from engine.tasks.generation import continuation
 
 MACHINE = probe()
 IDS = torch.randint(2, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(7))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.decoders.finetune import TuneSchedule
-from engine.decoders.loading import settled
-from engine.decoders.settings import schedule_of, with_batch
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
+from engine.runs.language_loading import settled
+from engine.training.finetune import TuneSchedule
+from engine.training.settings import schedule_of, with_batch
 
 
 def asked(**qat: Any) -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished_runs import run
 
-from engine.recipe import Recipe
+from engine.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from typing import Any
 
 import driving
 
-from engine import exporting, pipeline
-from engine.cancel import StopToken
+from engine.events.cancellation import StopToken
+from engine.runs import pipeline
+from engine.runs import reexport as exporting
 
 
 def run(recipe: Any, out: Path) -> driving.Outcome:

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.export.base import Given
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
 from engine.kernels.simulate import Simulate
-from engine.quant.convert import convert, unit_parameters
-from engine.quant.layout import arrange
-from engine.quant.numerics import affine, quantize_weight
-from engine.quant.runtime import QuantizedModel
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.lowering.graph.convert import convert, unit_parameters
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.graph.trace import trace
+from engine.numerics.uniform import affine, quantize_weight
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 
 class Residual(nn.Module):

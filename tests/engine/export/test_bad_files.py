@@ -20,11 +20,11 @@ from finished_runs import again, contents
 from safetensors.torch import save_file
 
 from engine import load_quantized
-from engine.cancel import StopToken
 from engine.errors import EngineError
+from engine.events.cancellation import StopToken
 from engine.export import parity
 from engine.export.registry import FORMATS
-from engine.report import Report
+from engine.report.report import Report
 from qtui.__main__ import main
 from qtui.engine_thread import TorchEngine
 
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written(finished: Path, capsys: pytest.CaptureF
     def deny(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("engine.exported.tempfile.TemporaryFile", deny)
+    monkeypatch.setattr("engine.export.finished.tempfile.TemporaryFile", deny)
     said = refused(finished, "pt2", capsys)
     assert f"{finished} cannot be written (Read-only file system): copy the run" in said
 

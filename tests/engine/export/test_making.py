@@ -14,15 +14,15 @@ import driving
 import pytest
 from finished_runs import again, contents, run
 
-from engine.decoders.formats import FORMATS as DECODERS
-from engine.differing import DIFFERS, differs
 from engine.errors import EngineError, UsageError
-from engine.events import Finished, Notice, Table
+from engine.events.event import Finished, Notice, Table
 from engine.export import making, registry
-from engine.exported import merged
-from engine.recipe import ExportFormat
-from engine.report import Report
-from engine.runtimes import fastest, runtimes
+from engine.export.decoder_formats import FORMATS as DECODERS
+from engine.export.finished import merged
+from engine.recipe.recipe import ExportFormat
+from engine.report.mismatch import DIFFERS, differs
+from engine.report.report import Report
+from engine.report.runtimes import fastest, runtimes
 
 ALL = ("safetensors", "onnx", "openvino", "pt2")
 needs = pytest.mark.skipif(

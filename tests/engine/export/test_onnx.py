@@ -14,10 +14,10 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.export.base import Given
-from engine.export.onnx import build, load, write
+from engine.export.onnx.file import build, load, write
 from engine.export.split import split
-from engine.quant.numerics import sqnr_db
-from engine.spec import WeightSpec
+from engine.numerics.uniform import sqnr_db
+from engine.recipe.spec import WeightSpec
 
 onnx = pytest.importorskip("onnx")
 SPECS = [(nets.W8, 8), (nets.W8, 7), (nets.W4, 4), (nets.GROUPS, 8), (nets.W8, None), (nets.GROUPS, None)]

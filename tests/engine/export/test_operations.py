@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from test_onnx import distance
 from torch import Tensor, nn
 
-from engine.export import onnx, openvino
+from engine.export import openvino
+from engine.export.onnx import file as onnx
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

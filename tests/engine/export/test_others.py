@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.export import openvino, pt2, safetensors
-from engine.quant.numerics import quantize_weight
+from engine.numerics.uniform import quantize_weight
 
 SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
 

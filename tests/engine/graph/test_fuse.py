@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.graph.fuse import find_pairs, folded_layer, fuse
-from engine.graph.trace import trace
+from engine.lowering.graph.fuse import find_pairs, folded_layer, fuse
+from engine.lowering.graph.trace import trace
 
 LAYERS = {
     "conv1d": (lambda **k: nn.Conv1d(4, 6, 3, padding=1, **k), nn.BatchNorm1d, (4, 9)),
@@ -117,7 +117,7 @@ def test_a_wrong_fold_would_show_in_the_delta(monkeypatch):
         fused.bias.data += 0.25
         return fused
 
-    monkeypatch.setattr("engine.graph.fuse.folded_layer", wrong)
+    monkeypatch.setattr("engine.lowering.graph.fuse.folded_layer", wrong)
     _, pairs, change = fuse(gm, torch.randn(2, 3, 8, 8), find_pairs(gm))
     assert all(pair.max_abs_delta == pytest.approx(0.25, abs=1e-4) for pair in pairs)
     assert change > 0.2

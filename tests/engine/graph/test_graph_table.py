@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.graph.table import COLUMNS, cells, rows, shape_text
-from engine.graph.trace import trace
+from engine.lowering.graph.table import COLUMNS, cells, rows, shape_text
+from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
 NAMES = ["x", "conv1", "bn1", "relu", "pool", "conv2", "bn2", "relu_1", "pool_1", "flatten", "fc1", "relu_2", "fc2", "output"]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.graph.kinds import kind, source, tensor_inputs
-from engine.graph.trace import trace
+from engine.lowering.graph.kinds import kind, source, tensor_inputs
+from engine.lowering.graph.trace import trace
 
 
 class Calls(nn.Module):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.graph.kinds import kind
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
+from engine.lowering.graph.kinds import kind
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.trace import trace
 
 
 class Same(nn.Conv2d):

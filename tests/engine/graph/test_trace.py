@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError
-from engine.graph.trace import trace
+from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
 BATCHES = (1, 2, 5, 7)

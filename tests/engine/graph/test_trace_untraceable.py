@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.errors import EngineError
-from engine.graph.trace import trace
+from engine.lowering.graph.trace import trace
 
 BATCHES = (1, 2, 5, 7)
 

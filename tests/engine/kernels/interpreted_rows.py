@@ -9,11 +9,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from engine.decoders.int_mm import ScaledSums
-from engine.decoders.on_gpu import _Int4, _Int8
-from engine.kernels.gpu_child import _few_rows
-from engine.quant.grouped import GroupedWeight, GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
+from engine.kernels.gpu.probe_child import _few_rows
+from engine.kernels.matrix.int_mm import ScaledSums
+from engine.kernels.matrix.on_gpu import _Int4, _Int8
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.numerics.uniform import QParams
 
 SPECS = [GroupSpec(4, 64, False), GroupSpec(4, 0, True), GroupSpec(3, 32, True), GroupSpec(3, 128, False), GroupSpec(2, 64, False)]
 

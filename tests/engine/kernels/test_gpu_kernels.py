@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.decoders.dynamic import bits_of
-from engine.decoders.int_mm import ScaledSums
-from engine.decoders.kernel import asked
-from engine.decoders.layers import choose
-from engine.kernels import gpu
-from engine.kernels.gpu import KERNELS, IntegerMatrix, seen_from
+from engine.kernels.gpu import probe as gpu
+from engine.kernels.gpu.probe import KERNELS, IntegerMatrix, seen_from
+from engine.kernels.matrix.base import asked
+from engine.kernels.matrix.choose import choose
+from engine.kernels.matrix.dynamic import bits_of
+from engine.kernels.matrix.int_mm import ScaledSums
 from engine.kernels.probe import Machine
-from engine.quant.grouped import GroupSpec, minmax, quantize
-from engine.quant.numerics import QParams
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 HERE = Machine("AVX512", True, False, {})
 
@@ -131,7 +131,7 @@ def test_the_kernels_of_triton_give_what_float64_gives() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_kernels_of_this_gpu_are_right(capsys: pytest.CaptureFixture[str]) -> None:
-    from engine.kernels.gpu_child import main
+    from engine.kernels.gpu.probe_child import main
 
     main("cuda")
     told = {entry["kernel"]: entry["error"] for entry in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled
+from engine.events.cancellation import StopToken
 from engine.kernels import stopwatch
 from engine.kernels.stopwatch import Race, Run, Stopwatch, machine_key, race
 

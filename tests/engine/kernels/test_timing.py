@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cancel import StopToken
+from engine.events.cancellation import StopToken
 from engine.kernels.base import Kernel
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
@@ -15,7 +15,7 @@ from engine.kernels.simulate import Simulate
 from engine.kernels.stopwatch import Race, Run, Stopwatch, race
 from engine.kernels.timing import LayerShape, Timing, laid_out, tied, time_layer
 from engine.kernels.x86_int8 import OneDNN
-from engine.quant.numerics import dequantize
+from engine.numerics.uniform import dequantize
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 CONV: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from families import FAMILIES, build
 
-from engine.decoders.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
-from engine.language.linears import anatomy, weight_of
-from engine.quant.grouped import GroupSpec, minmax, quantize
-from engine.spec import ActivationSpec
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.models.anatomy import anatomy, weight_of
+from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.recipe.spec import ActivationSpec
 
 FOUR, EIGHT = GroupSpec(4, 16), GroupSpec(8, 0, True)
 DYNAMIC = ActivationSpec(symmetric=True, dynamic=True)

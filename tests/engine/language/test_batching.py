@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.language.batching import filled
+from engine.data.text.batching import filled
 
 
 def test_shorter_ones_are_filled_up_with_their_last_token() -> None:

@@ -11,10 +11,10 @@ import tiny_language
 import torch
 from trainings import OnEvent, check_checkpoints_are_told_apart, ended_early, nothing, resumed_and_straight, stream, watched
 
-from engine.cancel import StopToken
 from engine.errors import EngineError
-from engine.events import EpochFinished, Event, Progress, Step
-from engine.language.fit import TextFitted, TextSchedule, batches, fit_text
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event, Progress, Step
+from engine.training.language_fit import TextFitted, TextSchedule, batches, fit_text
 
 SCHEDULE = TextSchedule(epochs=4, context=32, short=2, tokens=128, lr=1e-2, mixed=False)
 

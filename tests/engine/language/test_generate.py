@@ -6,9 +6,9 @@ import pytest
 import tiny_language
 import torch
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError
-from engine.language.generate import continuation
+from engine.events.cancellation import StopToken
+from engine.tasks.generation import continuation
 
 IDS = torch.tensor([3, 1, 4, 1, 5])
 

@@ -9,7 +9,7 @@ from families import FAMILIES, SHARED_KEYS, build
 from torch import nn
 
 from engine.errors import EngineError
-from engine.language.linears import anatomy, blocks_of, linears, weight_of
+from engine.models.anatomy import anatomy, blocks_of, linears, weight_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,10 +16,10 @@ from families import FAMILIES, build
 from safetensors.torch import load_file, save_file
 
 from engine.errors import EngineError, UsageError
-from engine.language import hub
-from engine.language.load import check_vocabulary, context_of, load_language
-from engine.language.registry import ENTRIES, LanguageEntry, hub_cache, is_language
+from engine.models import hub
+from engine.models.language_registry import ENTRIES, LanguageEntry, hub_cache, is_language
 from engine.models.registry import find
+from engine.models.transformers_load import check_vocabulary, context_of, load_language
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import tiny_language
 
-from engine import pipeline
-from engine.cancel import StopToken
+from engine.data.text.documents import Document, split_of
+from engine.data.text.tokens import encode
 from engine.errors import Cancelled, UsageError
-from engine.events import EpochFinished, Event, StageFinished, StageStarted
-from engine.language import mini
-from engine.language.documents import Document, split_of
-from engine.language.load import load_language
-from engine.language.perplexity import stream_perplexity
-from engine.language.tokens import encode
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event, StageFinished, StageStarted
+from engine.models.transformers_load import load_language
+from engine.runs import pipeline
+from engine.tasks.perplexity import stream_perplexity
+from engine.training import gpt2_mini as mini
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_fewer_epochs_keep_the_part_of_short_ones() -> None:
 
 
 def test_the_network_has_the_parameters_that_the_list_says() -> None:
-    from engine.language.registry import ENTRIES
+    from engine.models.language_registry import ENTRIES
 
     assert sum(p.numel() for p in mini.build().parameters()) == ENTRIES["gpt2-mini"].params
     assert ENTRIES["gpt2-mini"].context == mini.CONTEXT
@@ -108,5 +108,5 @@ def test_the_network_has_the_parameters_that_the_list_says() -> None:
 
 @pytest.mark.slow
 def test_training_does_not_wait_for_torchs_compiler() -> None:
-    code = "import sys, engine.language.fit; sys.exit('torch._dynamo' in sys.modules)"
+    code = "import sys, engine.training.language_fit; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

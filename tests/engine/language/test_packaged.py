@@ -5,12 +5,12 @@ from __future__ import annotations
 import tiny_language
 import torch
 
-from engine.cancel import StopToken
-from engine.language.generate import continuation
-from engine.language.load import load_language
-from engine.language.perplexity import sequence_perplexity
-from engine.language.registry import ENTRIES
+from engine.events.cancellation import StopToken
+from engine.models.language_registry import ENTRIES
 from engine.models.registry import WEIGHTS
+from engine.models.transformers_load import load_language
+from engine.tasks.generation import continuation
+from engine.tasks.perplexity import sequence_perplexity
 
 PROSE = """The function returns a new list that holds the names of all files in the given directory. If the path does not exist, an
 error is raised, and nothing is returned to the caller. The optional argument tells whether the names are sorted before they are used.

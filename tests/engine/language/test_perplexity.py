@@ -9,10 +9,10 @@ import tiny_language
 import torch
 from torch import Tensor
 
-from engine.cancel import StopToken
 from engine.errors import Cancelled, EngineError
-from engine.events import Progress
-from engine.language.perplexity import Perplexity, sequence_perplexity, stream_perplexity, windows
+from engine.events.cancellation import StopToken
+from engine.events.event import Progress
+from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perplexity, windows
 
 
 def stream(tokens: int, seed: int = 0) -> Tensor:

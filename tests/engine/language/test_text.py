@@ -16,14 +16,14 @@ import pytest
 import tiny_language
 import torch
 
-from engine.cancel import StopToken
+from engine.data.text import documents, wikitext
+from engine.data.text.documents import SPLITS, Document, python_docs, python_sources, split_of
+from engine.data.text.encoded import SequenceData, TextData, load_text
+from engine.data.text.prose import SHINGLE, Novel, paragraphs
+from engine.data.text.textfiles import divide, read_file
+from engine.data.text.tokens import encode
 from engine.errors import Cancelled, EngineError, UsageError
-from engine.language import documents, wikitext
-from engine.language.documents import SPLITS, Document, python_docs, python_sources, split_of
-from engine.language.prose import SHINGLE, Novel, paragraphs
-from engine.language.text import SequenceData, TextData, load_text
-from engine.language.textfiles import divide, read_file
-from engine.language.tokens import encode
+from engine.events.cancellation import StopToken
 
 
 def loaded(name: object) -> TextData:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from engine.language.documents import Document as Document
-from engine.language.load import LanguageModel
-from engine.language.tokens import END, train_bpe
+from engine.data.text.documents import Document as Document
+from engine.data.text.tokens import END, train_bpe
+from engine.models.transformers_load import LanguageModel
 
 T = TypeVar("T")
 ROWS, CONTEXT = 300, 32

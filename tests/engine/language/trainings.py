@@ -11,10 +11,10 @@ import tiny_language
 import torch
 from torch import Tensor
 
-from engine.cancel import StopToken
+from engine.data.text.tokens import encode
 from engine.errors import Cancelled, EngineError
-from engine.events import EpochFinished, Event, Notice, Progress
-from engine.language.tokens import encode
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event, Notice, Progress
 
 T = TypeVar("T")
 OnEvent = Callable[[Event, StopToken], None]

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from engine.errors import EngineError
-from engine.graph.kinds import kind
-from engine.graph.trace import trace
-from engine.quant.calls import build_module, decode, encode, function, function_name, module_recipe, names_in, pooling
+from engine.lowering.graph.calls import build_module, decode, encode, function, function_name, module_recipe, names_in, pooling
+from engine.lowering.graph.kinds import kind
+from engine.lowering.graph.trace import trace
 
 
 def node(target, op="call_function", args=()):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from engine.errors import EngineError, UsageError
-from engine.quant.grouped import GroupSpec, from_tensors, minmax, quantize
+from engine.numerics.grouped import GroupSpec, from_tensors, minmax, quantize
 
 SPECS = [GroupSpec(b, g, s) for b in (2, 3, 4, 5, 8) for g in (0, 32, 48) for s in (True, False)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.quant.histogram import BINS, Histogram
+from engine.numerics.histogram import BINS, Histogram
 
 
 def normal(count, scale=1.0, offset=0.0, seed=0):

@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from engine.graph.fuse import find_pairs, fuse
-from engine.graph.kinds import kind, module_of
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
 from engine.kernels.x86_int8 import OneDNN
-from engine.quant.convert import convert, unit_parameters
-from engine.quant.layout import arrange
-from engine.quant.numerics import affine, quantize_weight
-from engine.quant.runtime import QuantizedModel
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.lowering.graph.convert import convert, unit_parameters
+from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.kinds import kind, module_of
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.graph.trace import trace
+from engine.numerics.uniform import affine, quantize_weight
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 AVERAGES = ("mean", "avg_pool", "adaptive_avg_pool")
 BITS = 7  # Exact on every instruction set.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.quant.numerics import QParams, affine, dequantize, pack_nibbles, quantize, sqnr_db, unpack_nibbles
+from engine.numerics.uniform import QParams, affine, dequantize, pack_nibbles, quantize, sqnr_db, unpack_nibbles
 
 RANGES = [
     (-1.0, 1.0),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.quant.observers import HistogramMSE, MinMax, MovingAverage, observer, settled
-from engine.spec import ActivationSpec
+from engine.numerics.observers import HistogramMSE, MinMax, MovingAverage, observer, settled
+from engine.recipe.spec import ActivationSpec
 
 NAMES = ["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
 

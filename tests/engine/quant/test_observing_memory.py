@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from engine.cancel import StopToken
-from engine.data.base import Data, MemorySplit
-from engine.graph.memory import channels_last
-from engine.graph.trace import trace
-from engine.quant.layout import arrange
-from engine.quant.observe import Observed
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
-from engine.stages import calibrate
+from engine.data.images.base import Data, MemorySplit
+from engine.events.cancellation import StopToken
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.observe import Observed
+from engine.lowering.graph.trace import trace
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.runs.stages import calibrate
 
 BATCH, SIDE = 16, 64
 

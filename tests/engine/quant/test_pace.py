@@ -8,9 +8,9 @@ import pytest
 
 from engine.kernels.stopwatch import Race
 from engine.kernels.timing import Timing
-from engine.presets import PRESETS
-from engine.quant.pace import Pace, Trial, decide, is_open, stored, undecided
-from engine.spec import LayerSpec
+from engine.planning.layer_speed import Pace, Trial, decide, is_open, stored, undecided
+from engine.recipe.presets import PRESETS
+from engine.recipe.spec import LayerSpec
 
 W8A8 = PRESETS["w8a8"]
 SLOW, BOTH = Pace(Timing(0.3, 0.1), Timing(1.0, 4.0, 64)), Pace(Timing(0.3, 0.1), Timing(5.0, 4.0, 64))

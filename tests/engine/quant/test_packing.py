@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.quant.numerics import pack_nibbles
-from engine.quant.packing import pack, packed_width, unpack
+from engine.numerics.packing import pack, packed_width, unpack
+from engine.numerics.uniform import pack_nibbles
 
 
 def bits_of(packed: torch.Tensor, columns: int, bits: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.quant.pool import max_pool2d
+from engine.lowering.graph.pool import max_pool2d
 
 KERNELS = [(1, 1), (2, 2), (3, 3), (2, 3), (5, 1)]
 STRIDES = [(1, 1), (2, 2), (3, 1), (2, 3)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.quant.numerics import best_scale, quantize_weight
-from engine.spec import WeightSpec
+from engine.numerics.uniform import best_scale, quantize_weight
+from engine.recipe.spec import WeightSpec
 
 BITS = range(2, 9)
 SHAPES = [(6, 4, 3, 3), (5, 33), (7, 1, 3), (3, 2, 2, 2, 2), (1, 1)]

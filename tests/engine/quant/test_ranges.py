@@ -9,12 +9,12 @@ import torch
 from torch import fx, nn
 
 from engine.errors import EngineError
-from engine.graph.trace import trace
-from engine.quant import observe
-from engine.quant.layout import arrange
-from engine.quant.observe import SAMPLE, Observed, sample
-from engine.quant.ranges import Watch, ends
-from engine.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.lowering.graph import observe
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.observe import SAMPLE, Observed, sample
+from engine.lowering.graph.ranges import Watch, ends
+from engine.lowering.graph.trace import trace
+from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 NAMES = ["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
 COSTLY = ["histogram-mse", "entropy"]

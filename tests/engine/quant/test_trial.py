@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.cancel import StopToken
-from engine.evaluation import profile
-from engine.graph.normalize import functional_to_modules
-from engine.graph.trace import trace
+from engine.events.cancellation import StopToken
 from engine.kernels.simulate import Simulate
 from engine.kernels.stopwatch import Race, Run, Stopwatch
-from engine.presets import PRESETS
-from engine.quant.layout import arrange
-from engine.quant.pace import stored
-from engine.quant.program import Step
-from engine.quant.runtime import QuantizedModel
-from engine.quant.trial import Bench, linked
-from engine.spec import LayerSpec
+from engine.lowering.graph.layout import arrange
+from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.program import Step
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.graph.trace import trace
+from engine.lowering.graph.trial import Bench, linked
+from engine.planning.layer_speed import stored
+from engine.recipe.presets import PRESETS
+from engine.recipe.spec import LayerSpec
+from engine.tasks.evaluation import profile
 
 W8A8 = PRESETS["w8a8"]
 

@@ -1,5 +1,5 @@
 """An engine that says what a real one says, without PyTorch: for tests of the app. ``ScriptedEngine`` follows the order of
-``engine.job``; ``Gate`` lets a test hold it at a place."""
+``engine.runs.job``; ``Gate`` lets a test hold it at a place."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine import events as ev
-from engine.cancel import StopToken
-from engine.decisions import Answer, Fold, Strategy, Train
 from engine.errors import Cancelled
-from engine.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.events import event as ev
+from engine.events.cancellation import StopToken
+from engine.recipe.decisions import Answer, Fold, Strategy, Train
+from engine.recipe.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.strategy_rules import resolve, rules_of
 
 MACHINE = {

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from scripted_engine import MEASURED, WEIGHTS, layer_rows, ranges, report, verdict
 
-from engine import events as ev
-from engine.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.events import event as ev
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 from qtui import subject
 from qtui.drawing.columns import arrange
 from qtui.drawing.rows import Cell, measure

@@ -10,7 +10,7 @@ from app_driving import Driver, drive
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
-from engine.decisions import Train
+from engine.recipe.decisions import Train
 from qtui.screens.calibrate import CalibrateScreen
 from qtui.screens.calibrate_ranges import settled
 from qtui.widgets.sentence import Sentence

@@ -14,8 +14,8 @@ from reports import measured, told, write_run
 from scripted_engine import MEASURED, ScriptedEngine
 from snapshots import check_text
 
-from engine import events as ev
-from engine.rundir import list_runs
+from engine.events import event as ev
+from engine.runs.rundir import list_runs
 from qtui import runs as past_runs
 from qtui.drawing.rows import Cell
 from qtui.runs import Form, Past, PastRun, past

@@ -10,8 +10,8 @@ import pytest
 from graphs import BRANCHED, BRANCHED_PAIRS, REASON, deep, node
 from scripted_engine import NODES, PAIRS, REFUSED
 
-from engine import events as ev
-from engine.decisions import Fold
+from engine.events import event as ev
+from engine.recipe.decisions import Fold
 from qtui import messages as ms
 from qtui import reasons
 from qtui.drawing.columns import arrange

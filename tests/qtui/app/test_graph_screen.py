@@ -13,8 +13,8 @@ from graphs import BRANCHED, BRANCHED_PAIRS, REASON, deep
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
-from engine import events as ev
-from engine.decisions import Fold
+from engine.events import event as ev
+from engine.recipe.decisions import Fold
 from qtui import reasons
 from qtui.screens.graph import GraphScreen
 from qtui.state import Run, State

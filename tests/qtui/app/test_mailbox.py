@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from engine import events as ev
+from engine.events import event as ev
 from qtui.mailbox import Mailbox
 
 

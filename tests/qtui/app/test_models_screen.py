@@ -12,10 +12,10 @@ from app_driving import Driver, drive
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
-from engine.language import registry as language
+from engine.models import language_registry as language
 from engine.models.registry import ENTRIES
 from engine.models.size import file_size
-from engine.rundir import RunSummary
+from engine.runs.rundir import RunSummary
 from qtui import catalog
 from qtui.catalog import Choice
 from qtui.drawing.columns import arrange

@@ -9,9 +9,9 @@ import pytest
 from reports import FOLDED_LAYER, FP32_LAYER, told, write_run
 from scripted_engine import MEASURED
 
-from engine import events as ev
-from engine.runtimes import TEXT, fastest
-from engine.runtimes import runtimes as timed
+from engine.events import event as ev
+from engine.report.runtimes import TEXT, fastest
+from engine.report.runtimes import runtimes as timed
 from qtui import messages as ms
 from qtui import text
 from qtui.drawing.rows import Cell

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from scripted_engine import MACHINE, NODES, ScriptedEngine, report
 
-from engine import events as ev
-from engine import replay
-from engine.cancel import StopToken
-from engine.decisions import Answer, Fold
+from engine.events import event as ev
+from engine.events import replay
+from engine.events.cancellation import StopToken
+from engine.recipe.decisions import Answer, Fold
 from qtui import messages as ms
 from qtui.reducer import CHART_POINTS, LOG_LINES, reduce, trained
 from qtui.state import STAGES, State, Training

@@ -12,10 +12,10 @@ from app_driving import Driver, drive
 from scripted_engine import LAYERS, Gate, ScriptedEngine
 from textual.widgets import Input
 
-from engine.decisions import Strategy
-from engine.presets import PRESETS
-from engine.recipe import Recipe
-from engine.spec import FP32, Rule
+from engine.recipe.decisions import Strategy
+from engine.recipe.presets import PRESETS
+from engine.recipe.recipe import Recipe
+from engine.recipe.spec import FP32, Rule
 from qtui.draft import Draft
 from qtui.screens.dialogs import Choose, Confirm, Prompt, Reading
 from qtui.state import Job

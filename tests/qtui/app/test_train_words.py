@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from scripted_engine import MEASURED
 
-from engine import events as ev
+from engine.events import event as ev
 from qtui.screens import train_words
 from qtui.state import Job, Run, State, Training
 from qtui.widgets import training_words as words

@@ -1,0 +1,1 @@
+"""Images as batches in three splits."""

@@ -1,0 +1,93 @@
+"""Image files on disk, decoded when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine.data.images.transform import Transform
+from engine.errors import EngineError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images by path: only ``paths`` and ``labels``, int64 (N,), are held. ``frame`` is the (H, W) every image comes in.
+
+    With ``transform`` an image is scaled and its middle kept; without, one of another size is an ``EngineError`` when it
+    is read, and so is a file that cannot be decoded.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    frame: tuple[int, int]
+    transform: Transform | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 (N, 3, H, W) and labels int64 (N,) at ``indices``."""
+        height, width = self.frame
+        images = torch.empty((len(indices), 3, height, width), dtype=torch.uint8)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = torch.from_numpy(np.array(self._decode(self.paths[index]))).permute(2, 0, 1)
+        return images, self.labels[indices]
+
+    def _decode(self, path: str) -> Image.Image:
+        image = _open(path)
+        height, width = self.frame
+        if self.transform is not None:
+            return _fit(image, self.transform)
+        if image.size != (width, height):
+            found = f"{image.width}x{image.height}"
+            raise EngineError(f"{path} is {found} but the first image is {width}x{height}: set data.size in the recipe to resize")
+        return image
+
+
+def frame_size(path: str) -> tuple[int, int]:
+    """(H, W) of the image at ``path``; ``EngineError`` when it cannot be decoded."""
+    image = _open(path)
+    return image.height, image.width
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        # Naming the formats keeps Pillow's rarer decoders away from files that only pretend to be images.
+        with Image.open(path, formats=_FORMATS) as image:
+            return _to_rgb(image, path)
+    except EngineError:
+        raise
+    except Exception as error:  # a damaged file can fail as anything, from OSError to struct.error
+        reason = type(error).__name__ if path in str(error) else str(error)[:100]
+        raise EngineError(f"{path} cannot be read as an image ({reason}): replace or remove it") from error
+
+
+def _to_rgb(image: Image.Image, path: str) -> Image.Image:
+    # Pillow would clip deeper pixels to 255 without a word.
+    if image.mode.startswith(("I", "F")):
+        raise EngineError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+    # Pillow warns on stderr when a palette with transparency goes to RGB in one step.
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _fit(image: Image.Image, transform: Transform) -> Image.Image:
+    """As torchvision's ``Resize`` and ``CenterCrop`` do it, to the pixel: weights were measured on exactly that."""
+    shorter, longer = sorted(image.size)
+    other = int(transform.resize * longer / shorter)
+    scaled = (transform.resize, other) if image.width <= image.height else (other, transform.resize)
+    if scaled != image.size:
+        image = image.resize(scaled, _INTERPOLATIONS[transform.interpolation])
+    left, top = (round((side - transform.size) / 2) for side in image.size)
+    return image.crop((left, top, left + transform.size, top + transform.size))

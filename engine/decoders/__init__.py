@@ -1,1 +1,0 @@
-"""Quantized decoders: their parts, the kernels these run on, their file."""

@@ -1,0 +1,1 @@
+"""What a run emits: frozen, tensor-free values. Torch-free."""

@@ -1,0 +1,45 @@
+"""Progress of a loop, at a pace that a screen can follow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from engine.events.event import Progress
+
+
+class Ticker:
+    """Turns a loop into ``Progress`` events, at most one every ``interval`` seconds and always the last one.
+
+    ``clock`` gives seconds; a run's own (``StopToken.clock``) leaves pauses out of rate and ETA.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, interval: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.stage, self.total, self.unit, self.interval = stage, total, unit, interval
+        self.done = 0
+        self._clock = clock
+        self._start = clock()
+        self._last = -float("inf")
+
+    def advance(self, by: int = 1) -> Iterator[Progress]:
+        self.done += by
+        now = self._clock()
+        if self.done < self.total and now - self._last < self.interval:
+            return
+        self._last = now
+        rate = self.done / max(now - self._start, 1e-9)
+        yield Progress(self.stage, self.done, self.total, self.unit, rate, max(self.total - self.done, 0) / rate)
+
+
+class Every:
+    """True at the first call and then at most once in ``interval`` seconds of ``clock``."""
+
+    def __init__(self, interval: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._interval, self._clock, self._last = interval, clock, -float("inf")
+
+    def __call__(self) -> bool:
+        now = self._clock()
+        due = now - self._last >= self._interval
+        if due:
+            self._last = now
+        return due

@@ -1,0 +1,114 @@
+"""The rows that events bring to a screen: nodes, layers, ranges and weights, as frozen values without tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.planning.legality import is_slower
+from engine.recipe.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One node of a graph as texts; ``shape`` has N for the batch; ``time_share`` is its part (0..1) of the fp32 time."""
+
+    opcode: str
+    name: str
+    target: str
+    args: str
+    kwargs: str
+    shape: str
+    params: int
+    time_share: float | None = None
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A layer and the normalization that reads it, by module path and by node name. ``reason`` says why it cannot be
+    folded, None when it can; ``max_abs_delta`` is set once it was folded."""
+
+    conv: str
+    bn: str
+    conv_node: str
+    bn_node: str
+    reason: str | None = None
+    max_abs_delta: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
+    alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
+    ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...). ``int8_ms`` and
+    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured. ``decoder``
+    says where a matrix of a decoder is, and is empty for other networks; ``tied`` names the layer whose matrix it shares."""
+
+    path: str
+    kind: str
+    node: str
+    params: int
+    weight_shape: tuple[int, ...]
+    requested: LayerSpec
+    actual: LayerSpec
+    proposed: LayerSpec
+    rule: str
+    why: str
+    proposed_why: str
+    time_share: float
+    kernel: str
+    editable: bool
+    obstacle: str | None = None
+    int8_ms: float | None = None
+    fp32_ms: float | None = None
+    decoder: Literal["", "block", "outside"] = ""
+    tied: str | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether the layer takes longer on integers than in fp32 here, alone."""
+        return self.int8_ms is not None and self.fp32_ms is not None and is_slower(self.int8_ms, self.fp32_ms)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A histogram: ``counts[i]`` values lie in ``start + i * width`` to ``start + (i + 1) * width``."""
+
+    start: float
+    width: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RangeRow:
+    """Values that share one grid: seen extremes, the ends of the grid that the observer would give now, and the paths of the
+    layers that read them. ``bins`` counts all values or an even sample of them. ``settled`` is the number of images, or windows of
+    text, after which the range moved by less than 1 %, None while it moves. ``outliers`` counts channels whose largest value is
+    many times that of the median channel, of ``channels``; None where channels are not told apart."""
+
+    name: str
+    layers: tuple[str, ...]
+    low: float
+    high: float
+    clip_low: float
+    clip_high: float
+    bins: Bins
+    settled: int | None = None
+    outliers: int | None = None
+    channels: int | None = None
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One layer's weights as they are quantized (normalization folded in). ``clip_low`` and ``clip_high`` are the ends of
+    the widest grid; ``narrowest`` and ``widest`` the least and the greatest absolute range of a channel."""
+
+    path: str
+    low: float
+    high: float
+    clip_low: float
+    clip_high: float
+    narrowest: float
+    widest: float
+    channels: int
+    bins: Bins

@@ -1,0 +1,227 @@
+"""``model.safetensors``: a program with its integers, scales and recipe, and the way back to a running model.
+
+The file holds numbers and JSON, never code: steps may only name tensor operations of torch (``quant.calls``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError, one_line
+from engine.kernels.choose import kernels_for
+from engine.kernels.probe import Machine, probe
+from engine.lowering.graph.input_spec import taking
+from engine.lowering.graph.program import Program, Step, steps_from
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.numerics.uniform import QWeight, pack_nibbles, unpack_nibbles
+
+if TYPE_CHECKING:
+    from engine.lowering.modules.loaded import LoadedDecoder
+
+NAME = "model.safetensors"
+_SCHEMA = 1
+_OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
+
+
+def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
+    """The file's content. Weights of 4 bits or fewer are stored two to a byte."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {f"tensor/{name}": tensor.contiguous().clone() for name, tensor in program.tensors.items()}
+    layers: dict[str, Any] = {}
+    for name, weight in program.layers.items():
+        layers[name] = {"bits": weight.bits, "shape": list(weight.values.shape), "group_size": weight.group_size}
+        tensors[f"layer/{name}/values"] = pack_nibbles(weight.values) if weight.bits <= 4 else weight.values.contiguous()
+        tensors[f"layer/{name}/scale"] = weight.scale.contiguous()
+        if weight.multiplier is not None:
+            tensors[f"layer/{name}/multiplier"] = weight.multiplier.contiguous()
+    header = {"schema": _SCHEMA, "program": program.header(), "layers": layers, "recipe": recipe_yaml, "isa": isa}
+    return save(tensors, {"qtui": json.dumps(header)})
+
+
+def read(path: Path) -> tuple[Program, dict[str, Any]]:
+    """Program and header of a file. Raises EngineError for one that is missing, damaged or foreign."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise EngineError(f"{path} does not exist: give the folder of a finished run")
+    if path.suffix in _OTHERS:
+        raise EngineError(f"{path} is not a {NAME}, the one file that this program loads: give the folder of a finished run")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("qtui", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise EngineError(f"{path} is not a whole safetensors file ({one_line(error, 120)}): copy it again") from error
+    if isinstance(header, dict) and header.get("kind") == "decoder":
+        raise EngineError(f"{path} holds a language model: load it with engine.load_quantized")
+    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
+        raise EngineError(f"{path} was not written by this program (no header of schema {_SCHEMA}): give the folder of a finished run")
+    try:
+        layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
+        kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
+        program = Program(steps_from(header["program"]), header["program"]["result"], layers, kept)
+        _check_flow(program)
+        for step in program.steps:
+            _check(step, program)
+        return program, header
+    except EngineError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> EngineError:
+    return EngineError(f"{path} is damaged ({type(error).__name__}: {one_line(error, 120)}): copy it again")
+
+
+def _check(step: Step, program: Program) -> None:
+    """Raises ValueError for what a kernel would take at its word: it reads past the end where sizes disagree."""
+    for key in _GRIDS:
+        if step.attrs.get(key) is not None:
+            _check_grid(*step.attrs[key])
+    count = {"quantize": 1, "dequantize": 1, "max_pool": 1, "sum": 2, "layer": 2 if step.attrs.get("accumulate") else 1}.get(step.op)
+    if count is not None and len(step.inputs) != count:
+        raise ValueError(f"step {step.output} reads {step.inputs}")
+    if step.op == "max_pool":
+        _check_sizes(step.output, step.attrs, 2, ("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    if step.op == "layer":
+        _check_layer(step, program.layers[step.attrs["layer"]], program)
+
+
+def _check_layer(step: Step, weight: QWeight, program: Program) -> None:
+    a, dims = step.attrs, weight.values.dim() - 2
+    if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
+        raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
+    bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.scale.shape):
+        raise ValueError(f"the bias of {a['layer']} is {bias.dtype} {tuple(bias.shape)}")
+    if dims:
+        _check_sizes(a["layer"], a["geometry"], dims, ("stride", 1), ("padding", 0), ("dilation", 1))
+        _check_sizes(a["layer"], {"groups": [a["geometry"]["groups"]]}, 1, ("groups", 1))
+        if len(weight.scale) % a["geometry"]["groups"]:
+            raise ValueError(f"{a['layer']} has {a['geometry']['groups']} groups")
+
+
+def _check_sizes(what: str, given: Mapping[str, Any], count: int, *least: tuple[str, int]) -> None:
+    for key, low in least:
+        if len(given[key]) != count or any(type(size) is not int or not low <= size < 65536 for size in given[key]):
+            raise ValueError(f"{key} of {what} is {given[key]}")
+
+
+def _check_flow(program: Program) -> None:
+    """Raises ValueError unless each value is computed before it is read; one, the images, comes from outside."""
+    known: set[str] = set()
+    outside: set[str] = set()
+    for step in program.steps:
+        outside |= set(step.inputs) - known
+        if step.output in known | outside:
+            raise ValueError(f"{step.output} is computed twice or too late")
+        known.add(step.output)
+    if len(outside) > 1 or program.result not in known | outside:
+        raise ValueError(f"nothing computes {program.result if program.result not in known else sorted(outside)}")
+
+
+_GRIDS = ("grid", "input", "output", "accumulate", "left", "right")
+
+
+def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
+    if not (math.isfinite(scale) and scale > 0 and 0 <= zero_point <= qmax <= 255):
+        raise ValueError(f"a grid of step {scale}, zero point {zero_point} and {qmax} levels")
+
+
+def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QWeight:
+    shape, bits, size = tuple(int(n) for n in about["shape"]), int(about["bits"]), int(about["group_size"])
+    stored, scale, multiplier = (tensors.get(f"layer/{name}/{part}") for part in ("values", "scale", "multiplier"))
+    if stored is None or scale is None or not 2 <= bits <= 8:
+        raise ValueError(f"layer {name} of {bits} bits lacks values or scale")
+    if stored.dtype != (torch.uint8 if bits <= 4 else torch.int8):
+        raise ValueError(f"values of {name} are {stored.dtype}")
+    values = unpack_nibbles(stored, shape) if bits <= 4 else stored.reshape(shape)
+    if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
+        raise ValueError(f"scale of {name} is {scale.dtype} {tuple(scale.shape)}")
+    if multiplier is not None:
+        groups = (shape[0], -(-math.prod(shape[1:]) // size))
+        if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
+            raise ValueError(f"groups of {name} are {multiplier.dtype} {tuple(multiplier.shape)}")
+    return QWeight(values, scale, bits, multiplier, size)
+
+
+def load_quantized(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel | LoadedDecoder:
+    """The quantized model of a finished run: of images as ``load_network`` gives it, of language as a ``LoadedDecoder``, which takes
+    token ids (N, T) and returns logits (N, T, vocabulary). Raises EngineError."""
+    path = _file(directory)
+    if not _is_decoder(path):
+        return load_network(path, model)
+    # Language models bring transformers, which others do without.
+    from engine.lowering.modules.loaded import load
+
+    return load(path)
+
+
+def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
+    """The quantized network of a finished run, on this machine's kernels.
+
+    It takes float32 images (N, C, H, W), normalized as the recipe says, returns float32 logits, and raises EngineError for
+    other inputs. ``model`` is the fp32 model and is needed only where some of its own modules stayed whole. Warns where the model
+    was made for another instruction set and its activations would saturate here. Raises EngineError.
+    """
+    path = _file(directory)
+    program, header = read(path)
+    machine = probe()
+    if told := _moved(machine, header.get("isa"), _widest(path, program)):
+        warnings.warn(f"{path} was made on {told}: quantize the model here", stacklevel=2)
+    modules = dict(model.named_modules()) if model is not None else {}
+    try:
+        with torch.no_grad():
+            found = QuantizedModel(program, kernels_for(machine), modules)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    found.taking = taking(program)
+    return found
+
+
+def _file(directory: str | Path) -> Path:
+    path = Path(directory)
+    return path / NAME if path.is_dir() else path
+
+
+def _is_decoder(path: Path) -> bool:
+    """Whether the header says so; damaged files are judged where they are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("qtui", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and header.get("kind") == "decoder"
+
+
+def _moved(machine: Machine, made_on: Any, widest: int) -> str | None:
+    """What is to be known of a file on this machine, None where it is at home."""
+    if machine.saturates and widest > 127:
+        return f"{made_on} with 8-bit activations, whose sums saturate on this processor ({machine.instructions})"
+    if isinstance(made_on, str) and machine.moved_from(made_on):
+        narrow = " with 7-bit activations, where this processor multiplies 8" if widest <= 127 and machine.activation_bits == 8 else ""
+        return f"{made_on}{narrow}; this processor has {machine.instructions}, so its figures and its speed can differ"
+    return None
+
+
+def _widest(path: Path, program: Program) -> int:
+    """The largest integer that an activation can hold."""
+    try:
+        return max((int(step.attrs["input"][2]) for step in program.steps if step.op == "layer"), default=0)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(path, error) from error

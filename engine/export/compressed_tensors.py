@@ -1,0 +1,226 @@
+"""A folder in the Hugging Face layout whose ``config.json`` says compressed-tensors: what transformers and vLLM read.
+
+Matrices of ``Linear`` layers in the blocks are stored as their integers: ``pack-quantized`` (weights alone, in 4 or 8 bits, int32
+words of consecutive values) or ``int-quantized`` (8 bits, with activations rounded to 8 bits a token). What is outside of the blocks is
+stored in float16, dequantized: vLLM reads embeddings and heads so. The format is that of the library compressed-tensors 0.20,
+``compressors/pack_quantized`` and ``naive_quantized``; nothing of it is needed to write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+from engine.events.event import LayerRow
+from engine.export.decoder_header import config_dict
+from engine.lowering.modules.quantized import QuantizedDecoder, group_spec
+from engine.models.anatomy import anatomy
+from engine.numerics.grouped import LARGEST, GroupedWeight, GroupSpec
+from engine.numerics.packing import pack
+from engine.recipe.spec import ActivationSpec
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+             "tokenizer.model", "spiece.model", "chat_template.jinja")  # fmt: skip
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one matrix is stored; those with equal schemes are a group of the config. ``group`` 0 is the whole row."""
+
+    bits: int
+    group: int
+    symmetric: bool
+    dynamic: bool
+
+    @property
+    def format(self) -> str:
+        return "int-quantized" if self.dynamic else "pack-quantized"
+
+    def entry(self, targets: list[str]) -> dict[str, Any]:
+        """The group's JSON, whole: readers differ in what they take as default."""
+        weights = {
+            "num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "strategy": "group" if self.group else "channel",
+            "group_size": self.group or None, "dynamic": False,
+        }  # fmt: skip
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+        return {
+            "targets": targets, "weights": weights, "input_activations": inputs if self.dynamic else None, "output_activations": None,
+            "format": self.format,
+        }  # fmt: skip
+
+
+def write(decoder: QuantizedDecoder, source: Path | None, folder: Path) -> str:
+    """Fill ``folder``, which is there and empty; tokenizer files come from ``source``. A note for a person of what differs from the
+    decoder, empty where nothing does.
+
+    Raises EngineError for layers that are no ``Linear``, for groups that do not divide a row, and for numbers beyond float16.
+    """
+    from safetensors.torch import save_file
+
+    schemes = schemes_of(decoder)
+    tensors = _tensors(decoder, schemes)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {**config_dict(decoder.twin.config), "dtype": "float16", "architectures": [type(decoder.twin).__name__]}
+    config["quantization_config"] = quantization_config(decoder, schemes)
+    _json(folder / "config.json", config)
+    generation = getattr(decoder.twin, "generation_config", None)
+    if generation is not None:
+        _json(folder / "generation_config.json", json.loads(generation.to_json_string()))
+    for name in TOKENIZER:
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return note(decoder, schemes)
+
+
+def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
+    """Those of the matrices in the blocks, by module path; none for those that the format's readers have no form for, which are stored
+    in float16. Raises EngineError as ``write`` does."""
+    asked: list[_Asked] = []
+    for part in anatomy(decoder.twin).matrices:
+        matrix = decoder.matrices.get(part.path)
+        if matrix is None or part.block is None or part.tied or part.kind == "Embedding":
+            continue
+        if part.kind != "Linear":
+            raise EngineError(
+                f"compressed-tensors passes over transformers' Conv1D, which {part.path} is, and transformers would draw its weights at "
+                "random: export this model to onnx or safetensors"
+            )
+        asked.append((part.path, matrix.weight.spec, part.shape, matrix.activations))
+    return _schemes(asked)
+
+
+def refuse(layers: Sequence[LayerRow]) -> None:
+    """Raises EngineError as ``write`` would for what these rows of a plan become."""
+    found = (row for row in layers if row.decoder == "block" and row.tied is None and row.kind == "Linear")
+    _schemes([
+        (row.path, group_spec(row.actual.weights), row.weight_shape, row.actual.activations) for row in found if row.actual.weights
+    ])  # fmt: skip
+
+
+_Asked = tuple[str, GroupSpec, tuple[int, ...], ActivationSpec | None]
+
+
+def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
+    found: dict[str, Scheme] = {}
+    for path, spec, (outputs, inputs), activations in asked:
+        scheme = _scheme(path, spec, inputs, activations)
+        # compressed-tensors 0.20 cannot view zero points of 4 bits that fit into one word.
+        if scheme.symmetric or scheme.bits != 4 or outputs > 8:
+            found[path] = scheme
+    if not found:
+        raise EngineError(
+            "no Linear layer of a block is quantized, and the format has no others: quantize some, or export to onnx or safetensors"
+        )
+    return found
+
+
+def _scheme(path: str, spec: GroupSpec, inputs: int, activations: ActivationSpec | None) -> Scheme:
+    whole = spec.size(inputs) == inputs
+    if not whole and inputs % spec.group_size:
+        raise EngineError(
+            f"its groups are of equal size, and {path} has {inputs} inputs in groups of {spec.group_size}: "
+            "give a group size that divides them, or export to onnx or safetensors"
+        )
+    bits = 4 if spec.bits <= 4 else 8
+    dynamic = activations is not None and activations.dynamic and activations.bits == 8
+    if whole and dynamic and bits == 8 and spec.symmetric:
+        return Scheme(bits, 0, True, True)
+    # A row of one group is like the rows of more: layers that are alike have one scheme.
+    return Scheme(bits, 0 if spec.group_size > inputs else spec.group_size, spec.symmetric, False)
+
+
+def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    """The config's JSON. Where all layers of the blocks are alike the target is the class, which every reader knows; else paths.
+
+    ``dequantize`` is a word to transformers alone: its places for packed weights have zero points of another shape, while what it
+    unpacks as it loads is read whole. It unpacks all layers by one scheme, so that layers of several have no such way.
+    """
+    linears = [name for name, module in decoder.twin.named_modules() if isinstance(module, nn.Linear)]
+    ignored = [name for name in linears if name not in schemes]
+    kinds = list(dict.fromkeys(schemes.values()))
+    groups = {}
+    for i, kind in enumerate(kinds):
+        targets = ["Linear"] if len(kinds) == 1 else [path for path, scheme in schemes.items() if scheme == kind]
+        groups[f"group_{i}"] = kind.entry(targets)
+    formats = {kind.format for kind in kinds}
+    return {
+        "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": None, "config_groups": groups,
+        "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
+    }  # fmt: skip
+
+
+def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensors:
+    made: Tensors = {}
+    for path, scheme in schemes.items():
+        stored = stored_matrix(decoder.matrices[path].weight, scheme)
+        made.update({f"{path}.{name}": tensor for name, tensor in stored.items()})
+    seen: set[int] = set()
+    for name, tensor in decoder.twin.state_dict(keep_vars=True).items():
+        if name.removesuffix(".weight") in schemes or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if tensor.is_floating_point() and tensor.abs().max() > LARGEST:
+            raise EngineError(f"{name} holds numbers beyond float16: export this model to onnx or safetensors")
+        made[name] = (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).contiguous().clone()
+    return made
+
+
+def stored_matrix(weight: GroupedWeight, scheme: Scheme) -> Tensors:
+    """The tensors of one matrix by the format's names. Integers are signed there: unsigned ones and zero points are moved by half."""
+    half = 1 << (scheme.bits - 1)
+    signed = weight.values.to(torch.int16) - (0 if weight.spec.symmetric else half)
+    if scheme.dynamic:
+        return {"weight": signed.to(torch.int8).contiguous(), "weight_scale": weight.scale.contiguous()}
+    made = {
+        "weight_packed": words((signed + half).to(torch.uint8), scheme.bits), "weight_scale": weight.scale.contiguous(),
+        "weight_shape": torch.tensor(weight.values.shape, dtype=torch.int64),
+    }  # fmt: skip
+    if weight.zero is not None:
+        # Zero points are packed along the outputs.
+        made["weight_zero_point"] = words(weight.zero.t().contiguous(), scheme.bits).t().contiguous()
+    return made
+
+
+def words(codes: Tensor, bits: int) -> Tensor:
+    """uint8 (rows, n) below ``2**bits`` as int32 words, little-endian: (rows, ceil(n * bits / 32))."""
+    packed = pack(codes, bits)
+    return torch.nn.functional.pad(packed, (0, -packed.shape[1] % 4)).contiguous().view(torch.int32)
+
+
+def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
+    """What differs from the decoder; what it kept in fp32 lies in float16 too."""
+    said = []
+    parts = anatomy(decoder.twin)
+    blocks = {matrix.path for matrix in parts.matrices if matrix.block is not None}
+    if wider := sum(decoder.matrices[path].weight.spec.bits != scheme.bits for path, scheme in schemes.items()):
+        said.append(f"{wider} matrices of fewer bits are stored in 4 or 8")
+    if outside := sum(path not in schemes and path not in blocks for path in decoder.matrices):
+        said.append(f"{outside} matrices outside of the blocks are stored in float16")
+    if narrow := [path for path in decoder.matrices if path in blocks and path not in schemes]:
+        said.append(f"{len(narrow)} matrices of 8 outputs or fewer are stored in float16, for zero points: {_named(narrow, parts.blocks)}")
+    if rest := parts.uncovered:
+        said.append(f"{len(rest)} tensors that no method quantizes are stored in float16: {_named(rest, parts.blocks)}")
+    if plain := sum(decoder.matrices[path].activations is not None and not scheme.dynamic for path, scheme in schemes.items()):
+        said.append(f"the activations of {plain} matrices are not rounded: the format's readers have them for 8-bit weights a channel")
+    return "; ".join(said)
+
+
+def _named(paths: Sequence[str], blocks: str) -> str:
+    """``mlp.experts.down_proj`` once for all blocks."""
+    numbered = re.compile(rf"{re.escape(blocks)}\.\d+\.")
+    return ", ".join(dict.fromkeys(numbered.sub("", path) for path in paths))
+
+
+def _json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

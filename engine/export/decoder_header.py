@@ -1,0 +1,68 @@
+"""The JSON of a decoder's file: configuration, and what each matrix is besides its tensors. Nothing of it names code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, get_args
+
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.numerics.grouped import GroupedWeight
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec, Observer
+
+KIND, SCHEMA = "decoder", 1
+# What a configuration of transformers says of places and kernels instead of the architecture.
+_NOT_KEPT = ("_name_or_path", "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+             "_experts_implementation", "_experts_implementation_internal", "quantization_config", "auto_map")  # fmt: skip
+
+
+def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, Any]:
+    """Plain JSON of schema 1."""
+    return {
+        "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
+        "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
+    }  # fmt: skip
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A transformers configuration as JSON, whole: what later versions take as default does not change it."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in found.items() if key not in _NOT_KEPT}
+
+
+def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
+    return {
+        **matrix.weight.meta(), "tied": matrix.tied,
+        "activations": asdict(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
+    }  # fmt: skip
+
+
+def matrix(path: str, about: Mapping[str, Any], weight: GroupedWeight) -> QuantizedMatrix:
+    """The inverse for one matrix. Raises ValueError, KeyError or TypeError for what no run writes."""
+    tied = about["tied"]
+    if tied is not None and (not isinstance(tied, str) or tied == path):
+        raise ValueError(f"{path} is tied to {tied!r}")
+    return QuantizedMatrix(weight, _activations(path, about["activations"]), _grid(path, about["grid"]), tied)
+
+
+def _activations(path: str, about: Any) -> ActivationSpec | None:
+    if about is None:
+        return None
+    spec = ActivationSpec(**about)
+    if type(spec.bits) is not int or not 2 <= spec.bits <= 8 or spec.observer not in get_args(Observer):
+        raise ValueError(f"activations of {path} are {spec.bits!r} bits by {spec.observer!r}")
+    if type(spec.dynamic) is not bool or type(spec.symmetric) is not bool:
+        raise ValueError(f"activations of {path} are neither dynamic nor static")
+    return spec
+
+
+def _grid(path: str, about: Any) -> QParams | None:
+    if about is None:
+        return None
+    grid = QParams(float(about["scale"]), int(about["zero_point"]), int(about["qmax"]))
+    if not (math.isfinite(grid.scale) and grid.scale > 0 and 0 <= grid.zero_point <= grid.qmax <= 255):
+        raise ValueError(f"the grid of {path} has step {grid.scale}, zero point {grid.zero_point} and {grid.qmax} levels")
+    return grid

@@ -1,0 +1,37 @@
+"""``model.onnx`` of a decoder: the graph of ``onnx_graph`` in one file, beyond 2 GB with its numbers in a file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.export.onnx.decoder_graph import build
+from engine.export.onnx.decoder_matrices import note, per_token
+from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.models.anatomy import kind_of
+
+# protobuf holds no message of 2 GiB.
+LARGEST = 2**31 - 2**24
+DATA = "model.onnx.data"
+
+
+def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accuracy: int = 4) -> str:
+    """Write the file; and, beyond 2 GB, ``model.onnx.data`` beside it. A note for a person of what differs from the decoder.
+
+    Raises EngineError for what has no graph."""
+    said = [note({name: matrix.weight for name, matrix in decoder.matrices.items() if not matrix.tied})]
+    multiplied = [matrix for path, matrix in decoder.matrices.items() if kind_of(decoder.twin.get_submodule(path)) != "Embedding"]
+    if accuracy == 4 and (blocks := sum(not per_token(matrix) for matrix in multiplied)):
+        said.append(f"ONNX Runtime rounds what enters {blocks} matrices to 8 bits in blocks, whatever the recipe says of it")
+    save(build(decoder, about, accuracy), path)
+    return "; ".join(part for part in said if part)
+
+
+def save(model: Any, path: Path, largest: int = LARGEST) -> None:
+    import onnx
+
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < largest:
+        path.write_bytes(model.SerializeToString())
+        return
+    onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA, size_threshold=1024)

@@ -1,0 +1,152 @@
+"""An ONNX graph under construction: nodes, initializers, names, and shapes with an open batch dimension."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPSET, IR_VERSION = 21, 10
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A dimension of ``times`` the number of images."""
+
+    times: int = 1
+
+
+Dim = int | Batch
+
+
+def dims(small: Sequence[int], large: Sequence[int], batches: tuple[int, int]) -> tuple[Dim, ...]:
+    """The shape for any number of images, from those at two. Raises ValueError for one that is not a multiple of it."""
+    found: list[Dim] = []
+    for a, b in zip(small, large, strict=True):
+        times, rest = divmod(b - a, batches[1] - batches[0])
+        if rest or (times and times * batches[0] != a):
+            raise ValueError(f"a size of {a} for {batches[0]} images and {b} for {batches[1]}")
+        found.append(Batch(times) if times else a)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph: its ONNX name and shape. ``constant`` holds it where it does not depend on the images; it gets
+    a name when it is read. ``kind`` is the type of its elements."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    constant: Tensor | None = None
+    kind: torch.dtype = torch.float32
+
+
+class Graph:
+    """Collects nodes in order. Names are made unique; equal constants are stored once. An image has ``pixels`` numbers."""
+
+    def __init__(self, pixels: int = 1) -> None:
+        import onnx
+
+        self.pixels = pixels
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._taken: set[str] = {INPUT, OUTPUT}
+        self._known: dict[tuple[Any, ...], str] = {}
+        self._batch: str | None = None
+
+    def name(self, hint: str) -> str:
+        base = hint.replace(":q", "_q").replace(":f", "_f")
+        name, n = base, 1
+        while name in self._taken:
+            name, n = f"{base}_{n}", n + 1
+        self._taken.add(name)
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], hint: str, **attributes: Any) -> str:
+        """Add a node of one output; the output's name."""
+        output = self.name(hint)
+        self.nodes.append(self.onnx.helper.make_node(op, list(inputs), [output], name=f"{output}/{op}", **attributes))
+        return output
+
+    def constant(self, value: Any, hint: str = "constant") -> str:
+        """An initializer of a tensor, an array or a number (float32, or int64 for integers)."""
+        array = np.asarray(_array(value), order="C")
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.data if array.size else b"").digest())
+        if key not in self._known:
+            self._known[key] = self.name(hint)
+            self.initializers.append(self.onnx.numpy_helper.from_array(array, self._known[key]))
+        return self._known[key]
+
+    def int4(self, values: Tensor, hint: str) -> str:
+        """An initializer of int8 numbers in -8..7, stored two to a byte."""
+        from engine.numerics.uniform import pack_nibbles
+
+        name = self.name(hint)
+        kind = self.onnx.TensorProto.INT4
+        self.initializers.append(
+            self.onnx.helper.make_tensor(name, kind, list(values.shape), pack_nibbles(values.contiguous()).numpy().tobytes(), raw=True)
+        )
+        return name
+
+    def read(self, value: Value) -> str:
+        """The value's name; a constant becomes an initializer."""
+        return value.name if value.constant is None else self.constant(value.constant, value.name)
+
+    def shape(self, shape: Sequence[Dim], hint: str) -> str:
+        """A tensor that holds ``shape``."""
+        if not any(isinstance(size, Batch) for size in shape):
+            return self.constant(np.array(shape, np.int64), hint)
+        if self._batch is None:
+            # By the count of elements: OpenVINO reads a Shape off whichever value has as many images, and where that is what a
+            # convolution gives before it is rounded, it adds the first channel's bias to all channels.
+            count = self.node("Size", [INPUT], "size")
+            self._batch = self.node("Div", [count, self.constant([self.pixels])], "batch")
+        parts = []
+        for size in shape:
+            if isinstance(size, Batch):
+                parts.append(self._batch if size.times == 1 else self.node("Mul", [self._batch, self.constant([size.times])], hint))
+            else:
+                parts.append(self.constant([size]))
+        return self.node("Concat", parts, hint, axis=0)
+
+    def reshape(self, name: str, shape: Sequence[Dim], hint: str) -> str:
+        """``name`` in another shape of as many elements."""
+        if 0 in shape or sum(isinstance(size, Batch) for size in shape) > 1:
+            return self.node("Reshape", [name, self.shape(shape, f"{hint}_shape")], hint)
+        target = [-1 if isinstance(size, Batch) else size for size in shape]
+        return self.node("Reshape", [name, self.constant(target)], hint)
+
+    def model(self, images: Sequence[int], logits: Sequence[Dim], result: str, about: Mapping[str, str]) -> Any:
+        """The checked ``ModelProto``; ``images`` and ``logits`` are shapes, the first size of each is the batch."""
+        helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        self.nodes.append(helper.make_node("Identity", [result], [OUTPUT], name=f"{OUTPUT}/Identity"))
+        graph = helper.make_graph(
+            self.nodes, "qtui",
+            [helper.make_tensor_value_info(INPUT, kind, ["batch", *images[1:]])],
+            [helper.make_tensor_value_info(OUTPUT, kind, ["batch", *logits[1:]])],
+            self.initializers,
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qtui")
+        helper.set_model_props(model, dict(about))
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().contiguous().numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    array = np.array(value)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

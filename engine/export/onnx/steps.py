@@ -1,0 +1,246 @@
+"""A program as an ONNX graph: integers between QuantizeLinear and DequantizeLinear, floating point through ``aten``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.errors import EngineError, one_line
+from engine.export.onnx import weights as onnx_weights
+from engine.export.onnx.aten import BATCHES, translate
+from engine.export.onnx.graph import Dim, Graph, Value, dims
+from engine.lowering.graph import calls
+from engine.lowering.graph.program import Step, grid_from
+from engine.lowering.graph.runtime import Function, QuantizedModel
+from engine.numerics.uniform import QParams
+
+# Where a grid has fewer levels than a byte, its bound is drawn on integers, or on numbers before they are rounded.
+Bound = Literal["integers", "numbers"]
+_SLACK = 1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Written:
+    graph: Graph
+    result: str
+    logits: tuple[Dim, ...]
+
+
+def write_program(model: QuantizedModel, images: Tensor, bound: Bound) -> Written:
+    """The graph of ``model``'s program. ``images`` (N, C, H, W), N at least 3. Raises EngineError naming the layer that has no
+    ONNX form."""
+    small, large = (model.values(images[:count]) for count in BATCHES)
+    return _Writer(model, small, large, bound, images[0].numel()).run()
+
+
+class _Writer:
+    def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound, pixels: int) -> None:
+        self.model, self.program, self.small, self.large, self.bound = model, model.program, small, large, bound
+        self.graph = Graph(pixels)
+        self.values: dict[str, Any] = {}
+        self.grids: dict[str, QParams] = {}
+        self._floats: dict[str, Value] = {}
+
+    def run(self) -> Written:
+        source = self.model.input_name
+        if source is not None:
+            self.values[source] = Value("images", self._shape(source))
+        for step, function in self.model.functions():
+            try:
+                self._step(step, function)
+            except EngineError:
+                raise
+            except Exception as error:
+                raise EngineError(f"{_path(step)} cannot be written as ONNX ({type(error).__name__}: {one_line(error, 120)})") from error
+        result = self.program.result
+        return Written(self.graph, self.graph.read(self.values[result]), self._shape(result))
+
+    def _step(self, step: Step, function: Function) -> None:
+        if not _holds_tensors(self.small[step.output]):
+            self.values[step.output] = None
+            return
+        write: Callable[[Step, Function], None] = getattr(self, f"_op_{step.op}")
+        write(step, function)
+
+    def _shape(self, name: str) -> tuple[Dim, ...]:
+        return dims(self.small[name].shape, self.large[name].shape, BATCHES)
+
+    def _float(self, name: str) -> Any:
+        """A value to compute with: integers are dequantized, once."""
+        if name not in self.grids:
+            return self.values[name]
+        if name not in self._floats:
+            grid, value = self.grids[name], self.values[name]
+            output = self.graph.node("DequantizeLinear", [value.name, *self._scale(grid)], f"{name}_f")
+            self._floats[name] = Value(output, value.shape)
+        return self._floats[name]
+
+    def _scale(self, grid: QParams) -> list[str]:
+        return [self.graph.constant(np.array(grid.scale, np.float32)), self.graph.constant(np.array(grid.zero_point, np.uint8))]
+
+    def _quantized(self, step: Step, number: str, grid: QParams, moved: bool = False) -> None:
+        """The step's output: ``number`` rounded to ``grid``; it lies within the grid where values were only ``moved``."""
+        graph, top = self.graph, 255 if moved else grid.qmax
+        if top < 255 and self.bound == "numbers":
+            ends = [graph.constant(np.array((end - grid.zero_point) * grid.scale, np.float32)) for end in (0, top)]
+            number = graph.node("Clip", [number, *ends], step.output)
+        name = graph.node("QuantizeLinear", [number, *self._scale(grid)], step.output)
+        if top < 255 and self.bound == "integers":
+            name = graph.node("Clip", [name, *(graph.constant(np.array(end, np.uint8)) for end in (0, top))], step.output)
+        self.values[step.output] = Value(name, self._shape(step.output))
+        self.grids[step.output] = grid
+
+    def _translated(self, step: Step, run: Function, known: Callable[[Tensor], str | None] = lambda _: None) -> Any:
+        """``run`` on the step's inputs as numbers."""
+        pairs = [(_number(self.small[name]), _number(self.large[name])) for name in step.inputs]
+        values = [self._float(name) for name in step.inputs]
+        return translate(self.graph, run, pairs, values, step.output, _path(step), known)
+
+    def _op_quantize(self, step: Step, _: Function) -> None:
+        self._quantized(step, self.graph.read(self.values[step.inputs[0]]), _grid(step, "grid"))
+
+    def _op_dequantize(self, step: Step, _: Function) -> None:
+        self.values[step.output] = self._float(step.inputs[0])
+
+    def _op_identity(self, step: Step, _: Function) -> None:
+        self.values[step.output] = self.values[step.inputs[0]]
+        self.grids[step.output] = self.grids[step.inputs[0]]
+
+    def _op_constant(self, step: Step, _: Function) -> None:
+        tensor = self.program.tensors[step.output]
+        self.values[step.output] = Value(step.output, tuple(tensor.shape), tensor)
+
+    def _op_call(self, step: Step, function: Function) -> None:
+        self.values[step.output] = self._translated(step, function)
+
+    def _op_module(self, step: Step, function: Function) -> None:
+        if not step.attrs["weight_only"]:
+            self.values[step.output] = self._translated(step, function)
+            return
+        weight = self.program.layers[step.output]
+        if step.attrs["kind"] == "Linear":
+            bias = self.program.tensors.get(f"{step.output}.bias")
+            made = self.graph.node(
+                "MatMul", [self.graph.read(self._float(step.inputs[0])), onnx_weights.blocked(self.graph, weight, step.output)], step.output
+            )
+            made = made if bias is None else self.graph.node("Add", [made, self.graph.constant(bias)], step.output)
+            self.values[step.output] = Value(made, self._shape(step.output))
+            return
+        exact = weight.dequantize()
+        name = onnx_weights.weights(self.graph, weight, weight.scale, step.output)
+        known = {True: name}
+        self.values[step.output] = self._translated(
+            step, function, lambda tensor: known.get(tensor.shape == exact.shape and torch.equal(tensor, exact))
+        )
+
+    def _op_carry(self, step: Step, function: Function) -> None:
+        self._quantized(step, self.graph.read(self._translated(step, function)), self.grids[step.inputs[0]], moved=True)
+
+    def _op_pad(self, step: Step, _: Function) -> None:
+        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
+        self._quantized(step, self.graph.read(self._translated(step, partial(F.pad, pad=pads))), _grid(step, "grid"), moved=True)
+
+    def _op_max_pool(self, step: Step, _: Function) -> None:
+        a = step.attrs
+        pool = partial(
+            F.max_pool2d, kernel_size=list(a["kernel"]), stride=list(a["stride"]), padding=list(a["padding"]),
+            dilation=list(a["dilation"]), ceil_mode=a["ceil_mode"],
+        )  # fmt: skip
+        self._quantized(step, self.graph.read(self._translated(step, pool)), self.grids[step.inputs[0]], moved=True)
+
+    def _op_average(self, step: Step, _: Function) -> None:
+        average = self.model.call(step)
+        self._quantized(step, self.graph.read(self._translated(step, average)), _grid(step, "output"))
+
+    def _op_sum(self, step: Step, _: Function) -> None:
+        out = _grid(step, "output")
+        made = self.graph.node("Add", [self.graph.read(self._float(name)) for name in step.inputs], step.output)
+        self._quantized(step, self._activated(made, "relu" if step.attrs["relu"] else "none", out, step.output), out)
+
+    def _op_layer(self, step: Step, _: Function) -> None:
+        a, hint = step.attrs, step.attrs["layer"]
+        source, out = _grid(step, "input"), grid_from(a["output"])
+        weight = self.program.layers[hint]
+        offset = self.program.tensors[f"{hint}.bias"] if a["bias"] else None
+        scale = onnx_weights.usable_scale(weight, offset, source.scale)
+        inputs = [onnx_weights.weights(self.graph, weight, scale, hint)]
+        if offset is not None:
+            inputs.append(onnx_weights.bias(self.graph, offset, scale, source.scale, hint))
+        if a["kind"] == "linear":
+            self._linear(step, inputs, source, out)
+            return
+        g = a["geometry"]
+        made = self.graph.node(
+            "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.values.shape[2:]),
+            strides=list(g["stride"]), pads=[*g["padding"], *g["padding"]], dilations=list(g["dilation"]), group=g["groups"],
+        )  # fmt: skip
+        if a["accumulate"]:
+            made = self.graph.node("Add", [made, self.graph.read(self._float(step.inputs[1]))], hint)
+        self._finish(step, made, out)
+
+    def _linear(self, step: Step, inputs: list[str], source: QParams, out: QParams | None) -> None:
+        """As a product of two matrices; further dimensions are flattened as integers, so that the product stays next to them."""
+        x, hint = self.values[step.inputs[0]], step.attrs["layer"]
+        name = x.name
+        if len(x.shape) != 2:
+            rows = _rows(self.small[step.inputs[0]], self.large[step.inputs[0]])
+            name = self.graph.reshape(name, (rows, x.shape[-1]), hint)
+        made = self.graph.node("DequantizeLinear", [name, *self._scale(source)], hint)
+        made = self.graph.node("Gemm", [made, *inputs], hint, transB=1)
+        self._finish(step, made, out)
+        if len(x.shape) != 2:
+            value = self.values[step.output]
+            shape = self._shape(step.output)
+            self.values[step.output] = Value(self.graph.reshape(value.name, shape, hint), shape)
+
+    def _finish(self, step: Step, made: str, out: QParams | None) -> None:
+        made = self._activated(made, step.attrs["activation"], out, step.attrs["layer"])
+        if out is None:
+            self.values[step.output] = Value(made, self._shape(step.output))
+        else:
+            self._quantized(step, made, out)
+
+    def _activated(self, made: str, kind: str, out: QParams | None, hint: str) -> str:
+        """The activation, where the grid's own ends do not do its work."""
+        byte = out is not None and out.zero_point == 0 and (out.qmax == 255 or self.bound == "integers")
+        if kind == "none" or (kind == "relu" and byte):
+            return made
+        if kind == "relu6":
+            top = out is not None and (out.qmax - out.zero_point) * out.scale <= 6 * _SLACK
+            if byte and top:
+                return made
+            return self.graph.node("Clip", [made, self.graph.constant(0.0), self.graph.constant(6.0)], hint)
+        return self.graph.node({"relu": "Relu", "hardswish": "HardSwish"}[kind], [made], hint)
+
+
+def _path(step: Step) -> str:
+    return str(step.attrs.get("path") or step.output.partition(":")[0])
+
+
+def _grid(step: Step, key: str) -> QParams:
+    found = grid_from(step.attrs[key])
+    assert found is not None
+    return found
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(_holds_tensors(v) for v in value))
+
+
+def _number(value: Any) -> Any:
+    """Integers as numbers; in row-major order, for torch takes other ways in another order that only move memory."""
+    if not isinstance(value, Tensor):
+        return value
+    return (value.float() if value.dtype == torch.uint8 else value.clone()).contiguous()
+
+
+def _rows(small: Tensor, large: Tensor) -> Dim:
+    width = small.shape[-1]
+    return dims((small.numel() // width,), (large.numel() // width,), BATCHES)[0]

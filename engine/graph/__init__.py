@@ -1,1 +1,0 @@
-"""The model as a graph: traced with shapes, shown as rows, folded."""

@@ -1,0 +1,1 @@
+"""Integer matrix kernels of a GPU, and the probe that trusts them."""

@@ -1,0 +1,1 @@
+"""Kernels of quantized matrices with float or integer activations."""

@@ -1,0 +1,80 @@
+"""Embeddings that stay packed in memory: the rows that are looked up are unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.matrix.base import Asked
+from engine.kernels.probe import Machine
+from engine.lowering.modules.quantized import QuantizedMatrix
+from engine.numerics.grouped import Grid, GroupedWeight
+from engine.numerics.packing import unpack
+
+
+class Rows:
+    """Any grid: an embedding is looked up, not multiplied."""
+
+    storage_only = False
+
+    def label(self, asked: Asked, machine: Machine) -> str:
+        return f"int{asked.weights.bits} rows"
+
+    def refuses(self, asked: Asked, machine: Machine) -> str | None:
+        if asked.kind != "Embedding":
+            return "no embedding"
+        return None if asked.plain else "this embedding does more than look rows up"
+
+    def note(self, asked: Asked, machine: Machine) -> str | None:
+        return None
+
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return weight.dequantize()
+
+    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
+        return PackedEmbedding(matrix.weight.to(machine.device))
+
+
+class PackedEmbedding(nn.Module):
+    """Ids of any shape to float32 (..., width), as ``weight.dequantize()[ids]``. Raises IndexError for ids that are no row."""
+
+    def __init__(self, weight: GroupedWeight) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.values.shape
+        self._spec, self._scale, self._zero = weight.spec, weight.scale, weight.zero
+        self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.spec.bits < 8 else _Whole(weight.values)
+
+    def share(self, look: Callable[[Tensor], Tensor]) -> None:
+        """Look the integers up by ``look``, ids (n,) to (n, width), and let go of those that are held here."""
+        self._look = look
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        zero = None if self._zero is None else self._zero[flat]
+        rows = GroupedWeight(self._look(flat), Grid(self._spec, self._scale[flat], zero)).dequantize()
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self._spec.bits} bits"
+
+
+class _Whole:
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self._values[ids]
+
+
+class _Packed:
+    """Integers of fewer than 8 bits side by side in bytes."""
+
+    def __init__(self, weight: GroupedWeight) -> None:
+        self.packed, self._spec = weight.to_tensors()["packed"], weight.spec
+        self._width, self._dtype = weight.values.shape[1], weight.values.dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        codes = unpack(self.packed[ids], self._width, self._spec.bits)
+        return codes if self._spec.low == 0 else (codes.to(torch.int16) + self._spec.low).to(self._dtype)

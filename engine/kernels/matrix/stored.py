@@ -1,0 +1,31 @@
+"""Matrices that are small on disk alone: they are float32 again while the model runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engine.kernels.matrix.base import Asked
+from engine.kernels.probe import Machine
+from engine.lowering.modules.quantized import QuantizedMatrix
+from engine.numerics.grouped import GroupedWeight
+
+
+class Stored:
+    """The last resort for float activations: transformers' own layer in float32, on the weights that the integers stand for."""
+
+    storage_only = True
+
+    def label(self, asked: Asked, machine: Machine) -> str:
+        return f"torch fp32, int{asked.weights.bits} stored"
+
+    def refuses(self, asked: Asked, machine: Machine) -> str | None:
+        return None if asked.activations is None else "activations are integers"
+
+    def note(self, asked: Asked, machine: Machine) -> str | None:
+        return "small on disk only: in memory and in speed it is float32"
+
+    def computed(self, weight: GroupedWeight) -> Tensor:
+        return weight.dequantize()
+
+    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> None:
+        return None

@@ -1,0 +1,1 @@
+"""A traced graph whose values stay integers from layer to layer."""

@@ -1,0 +1,102 @@
+"""Running a float graph while observers look at the values that will be integers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from engine.lowering.graph.layout import Layout
+from engine.lowering.graph.memory import as_it_lies
+from engine.numerics.histogram import Histogram, extremes
+from engine.numerics.observers import RangeObserver, observer, settled
+from engine.numerics.uniform import QParams, affine
+
+SAMPLE = 2**16
+
+
+class Observed:
+    """Feeds each value class's observer from its sources; keeps nothing of the values themselves.
+
+    ``gm`` is not changed, its modules are shared. With ``counting`` each class has its histogram too: its observer's, or
+    one of about ``SAMPLE`` values of each batch. ``at_once`` images run through the graph together, all of a batch by default:
+    fewer need less memory and change no range.
+    """
+
+    def __init__(self, gm: fx.GraphModule, layout: Layout, counting: bool = False, at_once: int | None = None) -> None:
+        self._at_once = at_once
+        self.observers: dict[str, RangeObserver] = {c.name: observer(c.spec) for c in layout.classes}
+        self._extra = {name: Histogram() for name, seen in self.observers.items() if counting and seen.histogram is None}
+        self._classes = {c.name: c for c in layout.classes}
+        self._class_of = {source: c.name for c in layout.classes for source in c.sources}
+        self._pending: dict[str, list[float]] = {}
+        self._graph = self._looking(gm)
+
+    def _looking(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The graph with a look at each watched value before anything changes it. It runs as code, which frees a value where it
+        was last read; an interpreter's bookkeeping would cost as much as a small layer."""
+        graph = copy.deepcopy(gm.graph)
+        looking = fx.GraphModule(gm, graph)
+        for before, node in zip(gm.graph.nodes, list(graph.nodes), strict=True):
+            if before.name in self._class_of:
+                path = f"look_{before.name}"
+                looking.add_submodule(path, _Look(partial(self._see, before.name)))
+                with graph.inserting_after(node):
+                    graph.call_module(path, (node,))
+        looking.recompile()
+        return looking
+
+    def _see(self, source: str, value: Tensor) -> None:
+        name = self._class_of[source]
+        if self.observers[name].batchwise:
+            self._pending.setdefault(source, []).extend(extremes(value))
+        else:
+            self.observers[name].update(value)
+        if name in self._extra:
+            self._extra[name].update(sample(value))
+
+    def histogram(self, name: str) -> Histogram:
+        """That of a class; KeyError where nothing counts its values."""
+        return self.observers[name].histogram or self._extra[name]
+
+    def batch(self, x: Tensor) -> None:
+        """One calibration batch (N, C, H, W), on the graph's device."""
+        with torch.inference_mode():
+            for part in x.split(self._at_once or len(x)):  # type: ignore[no-untyped-call]
+                # Not called as a module, which would print the code beside an error.
+                self._graph.forward(part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part)
+        for source, ends in self._pending.items():
+            self.observers[self._class_of[source]].update(torch.tensor(ends))
+        self._pending.clear()
+
+    def grids(self) -> Mapping[str, QParams]:
+        """The grid of each class. Raises EngineError when a value was never finite."""
+        found = {}
+        for name, seen in self.observers.items():
+            spec = self._classes[name].spec
+            found[name] = affine(*settled(seen, spec.bits, f"the output of {name}"), spec.bits, spec.symmetric)
+        return found
+
+
+class _Look(nn.Module):
+    def __init__(self, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def forward(self, value: Tensor) -> None:
+        self._see(value)
+
+
+def sample(x: Tensor) -> Tensor:
+    """At most ``SAMPLE`` values of ``x``, 1-d, evenly from all channels and places; all where there are no more."""
+    # A stride that shares no factor with the count meets every channel.
+    flat = as_it_lies(x)
+    count = len(flat)
+    stride = max(-(-count // SAMPLE), 1)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return flat[::stride]

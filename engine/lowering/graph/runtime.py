@@ -1,0 +1,285 @@
+"""Executes a program: each step becomes one function, and the functions run in order."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+from engine.kernels.base import IntegerLayer, Kernel
+from engine.lowering.graph import binding, calls
+from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed
+from engine.lowering.graph.input_spec import Taking
+from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.pool import max_pool2d
+from engine.lowering.graph.program import Program, Step, grid_from
+from engine.numerics.uniform import dequantize, quantize
+
+Function = Callable[..., Any]
+_PLANS = 4
+
+
+@dataclass(frozen=True)
+class _Bound:
+    run: Function
+    inputs: tuple[int, ...]
+    output: int
+    done: tuple[int, ...]
+
+
+class QuantizedModel(nn.Module):
+    """Images (N, C, H, W) in float32, normalized as in training, to float32 logits.
+
+    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. With ``taking``
+    other images are refused in a sentence.
+    """
+
+    def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.program = program
+        self.placement: dict[str, tuple[str, str | None]] = {}
+        self.simulated = False
+        self.taking: Taking | None = None
+        self._kernels = kernels
+        self._whole: Mapping[str, nn.Module] = modules or {}
+        names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
+        self._slots = {name: slot for slot, name in enumerate(names)}
+        self._input = next((name for name in names if not any(step.output == name for step in program.steps)), None)
+        self._steps = next((steps for kernel in kernels if (steps := kernel.steps()) is not None), None)
+        self._functions: list[Function] = []
+        self._bound = self._bind()
+        self._plans: OrderedDict[Any, Fixed | None] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.taking is None:
+            return self._computed(x)
+        self.taking.check(x)
+        try:
+            return self._computed(x)
+        except Exception as error:
+            raise self.taking.failed(x, error) from error
+
+    def _computed(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(), self._lock:
+            fixed = self._fixed(x) if self._steps is not None else None
+            if fixed is not None:
+                return fixed(x)
+            values = self._holding(x)
+            for step in self._bound:
+                values[step.output] = step.run(*[values[i] for i in step.inputs])
+                for slot in step.done:
+                    values[slot] = None
+            result: Tensor = values[self._slots[self.program.result]]
+            return result
+
+    def _fixed(self, x: Tensor) -> Fixed | None:
+        """The program on images like ``x``, None where a value has no fixed place; the last few shapes are kept."""
+        key = (x.shape, x.stride(), x.dtype, torch.get_num_threads())
+        if key not in self._plans:
+            try:
+                self._plans[key] = Fixing(self.program.steps, self._functions, self._input, self.program.result).build(x)
+            except NotFixed:
+                self._plans[key] = None
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _holding(self, x: Tensor) -> list[Any]:
+        """A place for each value, the images in theirs."""
+        values: list[Any] = [None] * len(self._slots)
+        if self._input is not None:
+            values[self._slots[self._input]] = x
+        return values
+
+    def watch(self, x: Tensor) -> dict[str, Tensor]:
+        """All values of one pass that are tensors, by name: ``NAME`` in float, ``NAME:q`` as integers."""
+        return {name: value for name, value in self.values(x).items() if isinstance(value, Tensor)}
+
+    def values(self, x: Tensor) -> dict[str, Any]:
+        """All values of one pass by name: tensors, and the sizes and tuples between them."""
+        values = self._holding(x)
+        with torch.inference_mode():
+            for step in self._bound:
+                arguments = [values[i] for i in step.inputs]
+                # A residual sum may overwrite its operand, which is still to be looked at.
+                values[step.output] = step.run(*[a.clone() if isinstance(a, Tensor) else a for a in arguments])
+        return {name: values[slot] for name, slot in self._slots.items()}
+
+    @property
+    def input_name(self) -> str | None:
+        """The value that the images are; None where nothing reads them."""
+        return self._input
+
+    def functions(self) -> list[tuple[Step, Function]]:
+        """Each step with the function that carries it out."""
+        return [(step, bound.run) for step, bound in zip(self.program.steps, self._bound, strict=True)]
+
+    def _bind(self) -> list[_Bound]:
+        last: dict[str, int] = {}
+        for index, step in enumerate(self.program.steps):
+            for name in step.inputs:
+                last[name] = index
+        last[self.program.result] = len(self.program.steps)
+        shared = binding.aliases(self.program.steps)
+        bound = []
+        for index, step in enumerate(self.program.steps):
+            run = self._function(step)
+            self._functions.append(run)
+            if step.op == "layer" and len(step.inputs) == 2:
+                together = shared[step.inputs[1]]
+                if step.inputs[0] in together or any(last.get(name, -1) > index for name in together):
+                    run = binding.sparing(run)
+            done = tuple(self._slots[n] for n in dict.fromkeys(step.inputs) if last[n] == index)
+            bound.append(_Bound(run, tuple(self._slots[n] for n in step.inputs), self._slots[step.output], done))
+        return bound
+
+    def _function(self, step: Step) -> Function:
+        build: Callable[[Step], Function] | None = getattr(self, f"_op_{step.op}", None)
+        if build is None:
+            raise EngineError(
+                f"the file holds a step {step.op!r} that this version does not know: it is damaged or newer than this program"
+            )
+        return build(step)
+
+    def _op_quantize(self, step: Step) -> Function:
+        q = grid_from(step.attrs["grid"])
+        assert q is not None
+        # Half a step is added and the fraction cut off: three passes where rounding would take five.
+        inverse, shift, top = 1.0 / q.scale, torch.tensor(q.zero_point + 0.5), q.qmax
+
+        def run(x: Tensor) -> Tensor:
+            layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+            return torch.add(shift, x, alpha=inverse).clamp_(0, top).to(torch.uint8, memory_format=layout)
+
+        return (self._steps.quantize(q, run) if self._steps else None) or run
+
+    def _op_dequantize(self, step: Step) -> Function:
+        q = grid_from(step.attrs["grid"])
+        assert q is not None
+        return lambda x: dequantize(x, q)
+
+    @staticmethod
+    def layer(program: Program, step: Step) -> IntegerLayer:
+        """What a kernel needs to know of a ``layer`` step."""
+        a = step.attrs
+        weights = program.layers[a["layer"]]
+        source, target = grid_from(a["input"]), grid_from(a["output"])
+        assert source is not None
+        bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
+        shape: dict[str, Any] = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
+        return IntegerLayer(
+            a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
+        )
+
+    def _op_layer(self, step: Step) -> Function:
+        a, layer = step.attrs, self.layer(self.program, step)
+        refusal = None
+        for kernel in self._kernels:
+            reason = kernel.refuses(layer)
+            if reason is None:
+                self.placement[a["layer"]] = (kernel.label(layer), refusal)
+                self.simulated |= kernel.simulated
+                return kernel.build(layer)
+            refusal = f"{kernel.name}: {reason}"
+        raise EngineError(f"{a['path']} cannot run here: {refusal}")
+
+    def _op_sum(self, step: Step) -> Function:
+        left, right, out = (grid_from(step.attrs[key]) for key in ("left", "right", "output"))
+        assert left is not None
+        assert right is not None
+        assert out is not None
+        relu = step.attrs["relu"]
+        offset = -left.zero_point * left.scale - right.zero_point * right.scale
+
+        def run(a: Tensor, b: Tensor) -> Tensor:
+            y = a.to(torch.float32).mul_(left.scale).add(b, alpha=right.scale).add_(offset)
+            return quantize(y.relu_() if relu else y, out)
+
+        return (self._steps.add(left, right, out, relu, run) if self._steps else None) or run
+
+    def _op_max_pool(self, step: Step) -> Function:
+        a = step.attrs
+        kernel, stride, padding, dilation = (tuple(a[key]) for key in ("kernel", "stride", "padding", "dilation"))
+
+        def run(x: Tensor) -> Tensor:
+            return max_pool2d(x, kernel, stride, padding, dilation, a["ceil_mode"])
+
+        able = self._steps is not None and not a["ceil_mode"]
+        return (self._steps.max_pool(kernel, stride, padding, dilation, run) if able and self._steps else None) or run
+
+    def _op_identity(self, step: Step) -> Function:
+        return lambda x: x
+
+    def _op_average(self, step: Step) -> Function:
+        source, target = grid_from(step.attrs["input"]), grid_from(step.attrs["output"])
+        assert source is not None
+        assert target is not None
+        call = self.call(step)
+        flat = binding.whole_mean(step)
+
+        def run(x: Tensor) -> Tensor:
+            # A mean is much smaller than what it is taken of: on its own grid it keeps its precision.
+            return quantize(call(dequantize(x, source)), target)
+
+        able = self._steps is not None and flat is not None
+        return (self._steps.mean(source, target, bool(flat), run) if able and self._steps else None) or run
+
+    def _op_pad(self, step: Step) -> Function:
+        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
+        zero = int(step.attrs["grid"][1])
+
+        def run(x: Tensor) -> Tensor:
+            channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            y = F.pad(x, pads, value=zero)
+            return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+        return run
+
+    def _op_carry(self, step: Step) -> Function:
+        return self.call(step)
+
+    def _op_call(self, step: Step) -> Function:
+        return self.call(step)
+
+    def _op_constant(self, step: Step) -> Function:
+        value = self.program.tensors[step.output]
+        return lambda: value
+
+    def _op_module(self, step: Step) -> Function:
+        return self.positional(self.module(step), step)
+
+    def module(self, step: Step) -> nn.Module:
+        """The module of a ``module`` step with its weights, in eval mode. Raises EngineError where its code is missing."""
+        a = step.attrs
+        if a["module"] is not None:
+            module = calls.build_module(a["module"])
+        elif a["path"] in self._whole:
+            module = copy.deepcopy(self._whole[a["path"]])
+        else:
+            raise EngineError(f"{a['path']} is a {a['kind']} that stayed whole: give its code with load_quantized(DIR, model=factory())")
+        prefix = f"{step.output}."
+        state = {name.removeprefix(prefix): tensor for name, tensor in self.program.tensors.items() if name.startswith(prefix)}
+        if a["weight_only"]:
+            state["weight"] = self.program.layers[step.output].dequantize()
+        module.load_state_dict(state, strict=False, assign=True)
+        channels_last(module)
+        return module.requires_grad_(False).eval()
+
+    @staticmethod
+    def positional(function: Function, step: Step) -> Function:
+        """``function`` with the step's arguments, as a function of the step's inputs."""
+        return binding.positional(function, step.attrs["args"], step.attrs["kwargs"])
+
+    def call(self, step: Step) -> Function:
+        """The tensor operation that a step names, as a function of the step's inputs."""
+        return binding.positional(calls.function(step.attrs["function"]), step.attrs["args"], step.attrs["kwargs"])

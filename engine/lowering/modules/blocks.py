@@ -1,0 +1,198 @@
+"""A decoder quantized block by block: each layer is calibrated on what the quantized layers before it put out.
+
+The hidden states of one block, twice where errors are propagated, and the statistics of one group are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.algorithms.gram import Gram
+from engine.algorithms.matrix import quantize_matrix
+from engine.algorithms.registry import Method, method
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Notice
+from engine.events.progress import Ticker
+from engine.lowering.modules.block_checkpoint import of_others, read_block, write_block
+from engine.lowering.modules.block_linears import Linear, linears
+from engine.lowering.modules.capture import Batch, run_block
+from engine.lowering.modules.folding import Group, groups_of
+from engine.lowering.modules.progress import MatrixQuantized, noted, timed
+from engine.lowering.modules.statistics import statistics
+from engine.numerics.grouped import GroupedWeight, GroupSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a matrix is to become: ``method`` is a name of ``registry.METHODS`` or a method of one's own."""
+
+    spec: GroupSpec
+    method: str | Method = "gptq"
+
+    @property
+    def how(self) -> Method:
+        return method(self.method) if isinstance(self.method, str) else self.method
+
+
+# None keeps the matrix of that name as it is.
+Choose = Callable[[str], Task | None]
+
+
+def quantize_blocks(
+    blocks: Sequence[tuple[str, nn.Module]],
+    batches: list[Batch],
+    choose: Choose,
+    stop: StopToken | None = None,
+    checkpoints: Path | None = None,
+) -> Generator[Event, None, dict[str, GroupedWeight]]:
+    """Quantize the linear layers of ``blocks``, (name, module) in the order they run, and return their packed weights by name.
+
+    The blocks are changed in place: weights become what their integers stand for, norms and biases take up scales and means.
+    ``batches`` (from ``capture``) hold the hidden states that enter the first block and are overwritten by those that leave
+    each. Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
+    written there, and a later call with the same model, text and tasks goes on from it bit for bit (a method of one's own is
+    known by its functions' addresses: its checkpoints serve the process that wrote them). A ``Notice`` tells of blocks that are
+    there for others.
+    Raises Cancelled when ``stop`` is set, at the next batch, and EngineError as its parts do.
+    """
+    stop = stop or StopToken()
+    named = [(name, block, linears(block, name)) for name, block in blocks]
+    tasks = {m.name: task for _, _, found in named for m in found if (task := choose(m.name)) is not None}
+    ticker = Ticker("quantize", len(tasks), "matrices", clock=stop.clock)
+    carried = any(task.how.propagation for task in tasks.values())
+    if carried:
+        for batch in batches:
+            batch.original = batch.hidden
+    mark = fingerprint(named, batches, tasks) if checkpoints is not None else ""
+    paths = [] if checkpoints is None else [checkpoints / f"block-{index:04d}.safetensors" for index in range(len(named))]
+    if others := of_others(paths, mark):
+        yield Notice(f"{others} of {len(named)} blocks were kept for another recipe, model or text: rounded again", "warning")
+    packed: dict[str, GroupedWeight] = {}
+    for index, (_, block, found) in enumerate(named):
+        path = paths[index] if paths else None
+        before = copy.deepcopy(block) if carried else None
+        kept = None if path is None else read_block(path, mark, block, found)
+        if kept is not None:
+            done, told = kept
+            yield from (replace(note, kept=True) for note in told)
+            yield from ticker.advance(len(done))
+        else:
+            told = []
+            steps = timed(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), stop.clock)
+            done = yield from noted(steps, told.append)
+            if path is not None:
+                write_block(path, mark, block, found, done, told)
+        packed |= done
+        if index + 1 < len(named):
+            leave(block, before, batches, index, stop)
+    return packed
+
+
+@torch.no_grad()
+def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], index: int, stop: StopToken) -> None:
+    """Run ``block``, and the block as it was ``before``, and put what leaves them in the place of what entered."""
+    for batch in batches:
+        stop.check()
+        if before is not None:
+            batch.original = run_block(before, batch, index, batch.original)
+        batch.hidden = run_block(block, batch, index)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One block's turn."""
+
+    block: nn.Module
+    index: int
+    found: list[Linear]
+    batches: list[Batch]
+    tasks: dict[str, Task]
+    stop: StopToken
+
+    def asked(self, group: Group) -> list[Linear]:
+        return [linear for linear in group.members if linear.name in self.tasks]
+
+    def inputs_of(self, group: Group, before: nn.Module | None = None) -> Gram:
+        """``before`` is the block with nothing rounded: drifts are told from it."""
+        original = None
+        if before is not None:
+            path = next(name for name, module in self.block.named_modules() if module is group.members[0].module)
+            original = (before, before.get_submodule(path))
+        return statistics(self.block, group, self.batches, self.index, self.stop, original)
+
+
+def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
+    wanted = [linear for linear in place.found if linear.name in place.tasks]
+    groups: list[Group] = []
+    folded: dict[str, str] = {}
+    if any(place.tasks[linear.name].how.needs_inputs for linear in wanted):
+        scaled = any(place.tasks[linear.name].how.scaling for linear in wanted)
+        groups = groups_of(place.block, place.found, place.batches[0], place.index, fold=scaled)
+        # All scales of a block are folded before any of its weights is rounded: a fold may change a layer that comes earlier.
+        for group in groups:
+            folded |= _scale(place, group)
+    before = copy.deepcopy(place.block) if carried else None
+    done: dict[str, GroupedWeight] = {}
+    for group in groups:
+        yield from _one_group(place, group, before, folded, done, ticker)
+    for linear in wanted:
+        if linear.name not in done:
+            yield from _one_group(place, Group((linear,)), None, folded, done, ticker, reached=False)
+    return done
+
+
+def _one_group(
+    place: _Place,
+    group: Group,
+    before: nn.Module | None,
+    folded: dict[str, str],
+    done: dict[str, GroupedWeight],
+    ticker: Ticker,
+    reached: bool = True,
+) -> Generator[Event, None, None]:
+    asked = place.asked(group)
+    needed = reached and any(place.tasks[linear.name].how.needs_inputs for linear in asked)
+    inputs = place.inputs_of(group, before) if needed else None
+    for linear in asked:
+        place.stop.check()
+        task = place.tasks[linear.name]
+        result = quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+        linear.write(result.weight.dequantize())
+        if result.shift is not None and linear.bias is not None:
+            linear.bias.data += result.shift
+        done[linear.name] = result.weight
+        source = folded.get(linear.name)
+        yield MatrixQuantized(linear.name, str(task.spec), task.how.title, result.sqnr_db, result.weight.bytes, source, result.note)
+        yield from ticker.advance()
+
+
+def _scale(place: _Place, group: Group) -> dict[str, str]:
+    """Fold the scale that the members' methods ask for, if any and where it can be; who folded into what, by name. The scale
+    of the first method that asks serves the whole group."""
+    asked = place.asked(group)
+    scaling = next((how.scaling for linear in asked if (how := place.tasks[linear.name].how).scaling), None)
+    if scaling is None or group.source is None:
+        return {}
+    inputs = place.inputs_of(group)
+    group.fold(scaling([linear.read() for linear in asked], [place.tasks[linear.name].spec for linear in asked], inputs))
+    return {linear.name: group.source.name for linear in asked}
+
+
+def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batches: Sequence[Batch], tasks: dict[str, Task]) -> str:
+    """Of the model's weights, the calibration text and the tasks. Two runs that agree in it give the same bits on one machine."""
+    digest = hashlib.sha256()
+    for _, block, _ in named:
+        for name, tensor in block.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for batch in batches:
+        digest.update(batch.hidden.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(repr(sorted((name, str(task.spec), str(task.method)) for name, task in tasks.items())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""What the layers of a decoder read: ranges, and the channels that stand out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.data.text.batching import filled
+from engine.errors import EngineError
+from engine.events.cancellation import StopToken
+from engine.events.event import Bins, Event, RangeRow, Ranges
+from engine.events.progress import Every, Ticker
+from engine.lowering.graph.ranges import BINS, ends
+from engine.numerics.histogram import Histogram
+from engine.numerics.observers import RangeObserver, observer, settled
+from engine.numerics.uniform import QParams, affine
+from engine.recipe.spec import ActivationSpec
+
+# A channel stands out whose largest value is that many times the median channel's. Dettmers et al. 2022 (arXiv:2208.07339,
+# section 4) call values of 6 and more outliers, in models whose values are of the order of one.
+STANDS_OUT = 6.0
+
+
+class Inputs:
+    """The input of one layer. ``largest`` (in,) holds the largest magnitude of each channel."""
+
+    def __init__(self, spec: ActivationSpec, counting: bool) -> None:
+        self.spec = spec
+        self.observer: RangeObserver = observer(spec)
+        self.histogram = Histogram() if counting else None
+        self.largest: Tensor | None = None
+        self.low, self.high = math.inf, -math.inf
+        self.windows = 0
+        # The range that is held against later ones, and the windows that were seen when it came.
+        self._held: tuple[float, float, int] | None = None
+
+    def update(self, x: Tensor) -> None:
+        """``x`` (..., in), of tokens that count."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        largest = rows.abs().amax(0)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        low, high = float(rows.min()), float(rows.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.observer.update(rows)
+        if self.histogram is not None:
+            self.histogram.update(rows)
+
+    def saw(self, windows: int) -> None:
+        """Note whether the last ``windows`` have moved the range, by more than a hundredth of its width."""
+        self.windows += windows
+        held = self._held
+        if held is None or max(held[0] - self.low, self.high - held[1]) > 0.01 * (self.high - self.low):
+            self._held = (self.low, self.high, self.windows)
+
+    @property
+    def settled(self) -> int | None:
+        """The windows after which the range held still; None while it moves."""
+        return self._held[2] if self._held and 3 * self._held[2] <= 2 * self.windows else None
+
+    @property
+    def outliers(self) -> int:
+        assert self.largest is not None
+        return int((self.largest > STANDS_OUT * self.largest.median().clamp_min(1e-30)).sum())
+
+    def grid(self, path: str) -> QParams:
+        """Raises EngineError where the values are not finite."""
+        low, high = settled(self.observer, self.spec.bits, path)
+        return affine(low, high, self.spec.bits, self.spec.symmetric)
+
+
+def observe(
+    model: Any, layers: Mapping[str, ActivationSpec], windows: Sequence[Tensor], batch: int, stop: StopToken, counting: bool,
+) -> Generator[Event, None, dict[str, Inputs]]:  # fmt: skip
+    """Run ``windows`` of token ids, 1-D each, through ``model`` and look at what enters ``layers`` (module paths); with ``counting``
+    also ``Ranges`` on the way, in windows. Raises EngineError for inputs that are not finite, Cancelled on stop."""
+    seen = {path: Inputs(spec, counting) for path, spec in layers.items()}
+    current: dict[str, Tensor | None] = {"keep": None}
+    hooks = [model.get_submodule(path).register_forward_pre_hook(_look(seen[path], current)) for path in layers]
+    ticker = Ticker("calibrate", len(windows), "windows", clock=stop.clock)
+    due = Every(0.5, stop.clock)
+    done = 0
+    try:
+        with torch.inference_mode():
+            for ids, keep in batches(windows, batch):
+                stop.check()
+                current["keep"] = keep
+                model(input_ids=ids, use_cache=False)
+                done += len(ids)
+                for it in seen.values():
+                    it.saw(len(ids))
+                if counting and due():
+                    yield Ranges(done, len(windows), rows(seen))
+                yield from ticker.advance(len(ids))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path, found in seen.items():
+        if found.largest is None:
+            raise EngineError(f"no calibration text reached {path}: keep it in fp32, or calibrate on more text")
+        if not torch.isfinite(found.largest).all():
+            raise EngineError(f"what enters {path} is NaN or infinite on the calibration text: check the weights")
+    if counting:
+        yield Ranges(done, len(windows), rows(seen), final=True)
+    return seen
+
+
+def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+    """Ids (N, T), and what of them counts, None for all: shorter ones are filled up on the right."""
+    for start in range(0, len(windows), batch):
+        ids, keep = filled(windows[start : start + batch])
+        yield ids, None if keep.all() else keep
+
+
+def rows(seen: Mapping[str, Inputs]) -> tuple[RangeRow, ...]:
+    found = []
+    for path, it in seen.items():
+        if it.largest is None or it.histogram is None or not (math.isfinite(it.low) and math.isfinite(it.high)):
+            continue
+        clip = ends(affine(it.low, it.high, it.spec.bits, it.spec.symmetric)) if it.observer.quick else (it.low, it.high)
+        counts = it.histogram.over(it.low, it.high, BINS)
+        bins = Bins(it.low, (it.high - it.low) / BINS or 1.0, counts)
+        found.append(RangeRow(path, (path,), it.low, it.high, *clip, bins, it.settled, it.outliers, len(it.largest)))
+    return tuple(found)
+
+
+def _look(seen: Inputs, current: Mapping[str, Tensor | None]) -> Any:
+    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        keep = current["keep"]
+        rows = given[0].reshape(-1, given[0].shape[-1])
+        seen.update(rows if keep is None else rows[keep.flatten()])
+
+    return look

@@ -1,0 +1,76 @@
+"""A decoder whose matrices are integers: what was rounded, and the way back to a model in floats."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.anatomy import weight_of
+from engine.numerics.grouped import GroupedWeight, GroupSpec
+from engine.numerics.uniform import QParams
+from engine.recipe.spec import ActivationSpec, WeightSpec
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """One matrix on integers: ``weight`` (out, in), or (rows, width) of an embedding. ``activations`` None computes with float
+    inputs; otherwise they are rounded as they come (``dynamic``), or to ``grid``, which calibration has found.
+
+    ``tied`` names the matrix whose integers these are too: the head of a decoder that shares its embedding's."""
+
+    weight: GroupedWeight
+    activations: ActivationSpec | None = None
+    grid: QParams | None = None
+    tied: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """On disk; a tied matrix is stored where it is first."""
+        return 0 if self.tied else self.weight.bytes
+
+
+@dataclass(frozen=True)
+class QuantizedDecoder:
+    """``twin`` is a transformers model in float32 whose weights are what the integers stand for, with scales folded into its
+    norms and biases; ``matrices`` are the integers by module path. Paths that are no key of it stay in float32. All of it is on the
+    processor: ``runtime.running`` brings a copy to another device."""
+
+    twin: Any
+    matrices: Mapping[str, QuantizedMatrix]
+
+    def rest(self) -> dict[str, Tensor]:
+        """The tensors of the state that are not integers: embeddings that are kept, norms, biases. Each tied tensor once."""
+        known = {f"{path}.weight" for path in self.matrices}
+        held = {id(self.twin.get_submodule(path).weight) for path in self.matrices}
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.twin.named_parameters():
+            if name not in known and id(parameter) not in held:
+                found[name] = parameter.detach()
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Of integers, scales and the float32 rest, without a file's header."""
+        return sum(m.bytes for m in self.matrices.values()) + sum(t.numel() * t.element_size() for t in self.rest().values())
+
+
+@torch.no_grad()
+def apply(model: nn.Module, weights: Mapping[str, GroupedWeight]) -> None:
+    """Write what ``weights`` stand for into ``model``, by module path, in place."""
+    for path, weight in weights.items():
+        weight_of(model.get_submodule(path)).copy_(weight.dequantize())
+
+
+def duplicate(model: Any) -> Any:
+    """A copy of a transformers model of its own memory; what was tied stays tied."""
+    return copy.deepcopy(model)
+
+
+def group_spec(spec: WeightSpec) -> GroupSpec:
+    """The grid's form that a layer's ``spec`` asks for."""
+    return GroupSpec(spec.bits, spec.group_size if spec.granularity == "per-group" else 0, spec.symmetric)

@@ -1,0 +1,111 @@
+"""From a plan to integers: the blocks in their order, then what stands outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.algorithms.matrix import quantize_matrix
+from engine.algorithms.registry import method
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, LayerRow
+from engine.lowering.modules.blocks import Task, quantize_blocks
+from engine.lowering.modules.capture import capture
+from engine.lowering.modules.observe import batches, observe
+from engine.lowering.modules.progress import MatrixQuantized, noted
+from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, duplicate, group_spec
+from engine.lowering.modules.trained_noise import noises
+from engine.models.anatomy import blocks_of, weight_of
+from engine.numerics.grouped import GroupedWeight
+from engine.recipe.spec import ActivationSpec
+
+
+def round_decoder(
+    model: Any, layers: Sequence[LayerRow], windows: Sequence[Tensor], batch: int, stop: StopToken, checkpoints: Path | None = None
+) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:
+    """Quantize a copy of ``model`` as ``layers`` say, calibrated on ``windows`` of token ids; and what is known of each matrix.
+
+    ``windows`` are on the model's device; what is returned is on the processor. Goes block by block: the statistics of one group of
+    layers are in memory at a time, and with ``checkpoints`` each finished block is kept and not done again. Yields Progress and
+    ``MatrixQuantized``. Raises EngineError as its parts do, Cancelled on stop.
+    """
+    twin = duplicate(model)
+    wanted = {row.path: row for row in layers if row.actual.weights is not None}
+    told: dict[str, MatrixQuantized] = {}
+    path, blocks = blocks_of(twin)
+    tasks = {
+        row.path: Task(group_spec(row.actual.weights), row.actual.weights.method)
+        for row in wanted.values() if row.decoder == "block" and row.actual.weights is not None
+    }  # fmt: skip
+    weights: dict[str, GroupedWeight] = {}
+    if tasks:
+        # Without a method that looks at inputs no text is run at all.
+        needed = any(task.how.needs_inputs for task in tasks.values())
+        entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), batches(windows, batch), stop) if needed else []
+        named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
+        steps = quantize_blocks(named, entering, tasks.get, stop, checkpoints)
+        weights = yield from noted(steps, lambda note: told.update({note.name: note}))
+    for row in wanted.values():
+        if row.path not in weights and row.tied is None:
+            stop.check()
+            assert row.actual.weights is not None
+            weights[row.path], note = _alone(twin, row)
+            told[row.path] = note
+            yield note
+    grids = yield from _grids(twin, wanted, windows, batch, stop)
+    return QuantizedDecoder(twin.to("cpu"), _matrices(wanted, weights, grids)), told
+
+
+def retuned(
+    before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], original: Any, model: Any, weights: Mapping[str, GroupedWeight],
+    windows: Sequence[Tensor], batch: int, stop: StopToken,
+) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:  # fmt: skip
+    """``before`` with ``weights`` and ``model``, its twin, as training has left them, and what is known of each matrix then: ``told`` of
+    ``before``, with SQNRs against ``original``, the fp32 model (``trained.noises``). Static grids are found anew."""
+    static = {path: m.activations for path, m in before.matrices.items() if m.activations and not m.activations.dynamic}
+    seen = (yield from observe(model, static, windows, batch, stop, counting=False)) if static else {}
+    found = yield from noises(original, before, told, model, weights, windows, batch, stop)
+    matrices = {
+        path: replace(
+            matrix, weight=weights.get(path, matrix.weight).to("cpu"), grid=seen[path].grid(path) if path in seen else matrix.grid
+        )
+        for path, matrix in before.matrices.items()
+    }
+    return QuantizedDecoder(model.to("cpu"), matrices), found
+
+
+@torch.no_grad()
+def _alone(twin: Any, row: LayerRow) -> tuple[GroupedWeight, MatrixQuantized]:
+    """A matrix outside of the blocks, from its weights alone."""
+    spec = row.actual.weights
+    assert spec is not None
+    how, form = method(spec.method), group_spec(spec)
+    held = weight_of(twin.get_submodule(row.path))
+    found = quantize_matrix(held.float().contiguous(), form, how, None, False)
+    held.copy_(found.weight.dequantize())
+    return found.weight, MatrixQuantized(row.path, str(form), how.title, found.sqnr_db, found.weight.bytes)
+
+
+def _grids(
+    twin: Any, wanted: Mapping[str, LayerRow], windows: Sequence[Tensor], batch: int, stop: StopToken
+) -> Generator[Event, None, dict[str, Any]]:
+    """The grids of static activations, found on the rounded model: scales that were folded have changed what layers read."""
+    static: dict[str, ActivationSpec] = {
+        path: row.actual.activations for path, row in wanted.items() if row.actual.activations and not row.actual.activations.dynamic
+    }
+    if not static:
+        return {}
+    seen = yield from observe(twin, static, windows, batch, stop, counting=False)
+    return {path: it.grid(path) for path, it in seen.items()}
+
+
+def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, GroupedWeight], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
+    return {
+        path: QuantizedMatrix(weights[row.tied or path].to("cpu"), row.actual.activations, grids.get(path), row.tied)
+        for path, row in wanted.items()
+    }

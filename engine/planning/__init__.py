@@ -1,0 +1,1 @@
+"""What each layer is to become, and why."""

@@ -1,1 +1,0 @@
-"""Quantization itself: arithmetic, observers, fake-quantizers, the plan, and the conversion to integers."""

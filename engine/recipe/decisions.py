@@ -1,0 +1,36 @@
+"""Answers to a run's questions that say more than yes or no. Each of them implies yes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.recipe.spec import Rule
+
+
+@dataclass(frozen=True)
+class Fold:
+    """To ``optimize``: fold the pairs of these normalizations (module paths) now, the others at conversion."""
+
+    bns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """To ``quantize``: plan again with this preset and these rules, the first that matches a layer wins.
+
+    With ``go`` the run goes on with that plan; without, it shows the plan and asks again.
+    """
+
+    preset: str
+    rules: tuple[Rule, ...]
+    go: bool = True
+
+
+@dataclass(frozen=True)
+class Train:
+    """To ``qat``: train for that many epochs."""
+
+    epochs: int
+
+
+Answer = bool | Fold | Strategy | Train | None

@@ -1,0 +1,51 @@
+"""Words of a recipe that belong to the other kind of model: told in one line, where they would have no effect. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.data.text.corpora import ENTRIES as TEXTS
+from engine.errors import UsageError
+from engine.export.decoder_formats import FORMATS as DECODERS
+from engine.export.registry import FORMATS
+from engine.recipe.recipe import DataPart, QatPart, Recipe, RulePart
+
+# A run writes all keys into its recipe: only what differs from the default was asked for.
+_DATA, _QAT = DataPart(), QatPart()
+
+
+def check(recipe: Recipe, language: bool) -> None:
+    """``language`` is whether the model reads text. Raises UsageError for the first word that such a model has no use for."""
+    found = next(_of_images(recipe) if language else _of_text(recipe), None)
+    if found:
+        raise UsageError(f"{found}, and {recipe.model} reads {'text' if language else 'images'}: leave it out")
+
+
+def _of_images(recipe: Recipe) -> Iterator[str]:
+    part, qat = recipe.data, recipe.qat
+    asked = {
+        "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
+        "data.mean": part.mean, "data.std": part.std, "data.size": part.size, "data.batch": part.batch != _DATA.batch,
+        "qat.freeze_bn": qat.freeze_bn != _QAT.freeze_bn,
+    }  # fmt: skip
+    yield from (f"{key} is for networks on images" for key, given in asked.items() if given)
+
+
+def _of_text(recipe: Recipe) -> Iterator[str]:
+    part = recipe.data
+    if part.name in TEXTS:
+        raise UsageError(f"{part.name} is text and {recipe.model} reads images: give --data digits, cifar10 or a folder of images by class")
+    asked = {"data.context": part.context, "data.stride": part.stride != _DATA.stride, "graph: export": recipe.graph != "modules"}
+    yield from (f"{key} is for language models" for key, given in asked.items() if given)
+    yield from (f"export to {name} is for language models" for name in recipe.export if name in DECODERS and name not in FORMATS)
+    for rule in recipe.rules:
+        yield from (f"rule {rule.match!r}: {words} is for language models" for words in _of_decoders(rule))
+
+
+def _of_decoders(rule: RulePart) -> Iterator[str]:
+    if rule.weights and rule.weights.method != "nearest":
+        yield f"method {rule.weights.method}"
+    if rule.weights and not rule.weights.symmetric:
+        yield "symmetric: false of weights"
+    if rule.activations and rule.activations.dynamic:
+        yield "dynamic: true"

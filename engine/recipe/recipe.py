@@ -1,0 +1,277 @@
+"""What a run is asked: model, data, rules, threshold, QAT, export. Torch-free; YAML in and out, validated.
+
+``Recipe.load`` and ``Recipe.make`` end every problem in one ``UsageError`` line; the bare constructor raises pydantic's own error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from engine.errors import UsageError
+from engine.recipe import yaml as recipe_yaml
+from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rounding, Rule, WeightSpec
+from engine.recipe.threshold import Threshold as Threshold
+
+Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3"]
+Device = Literal["auto", "cpu", "cuda"]
+QatMode = Literal["auto", "always", "never"]
+Stem = Literal["auto", "small", "imagenet"]
+ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2", "compressed-tensors"]
+
+_LARGEST = 2**31 - 1
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, recipe_yaml.Scientific) else value
+
+
+def _text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _one_of(words: object) -> str:
+    return "one of " + ", ".join(str(word) for word in get_args(words))
+
+
+# A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
+_Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
+_Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+_Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+_Bits = Annotated[int, Field(ge=2, le=8, description="2 to 8")]
+_Batch = Annotated[int, Field(ge=1, le=4096, description="1 to 4096")]
+_Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
+_CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
+_Flag = Annotated[bool, Field(description="true or false")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataPart(_Part):
+    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` is in pixels. Of a text ``calibration`` counts
+    windows of ``context`` tokens (null: what the model reads at most), ``limit`` tokens of the test split, and ``stride`` the tokens
+    between the windows that measure perplexity."""
+
+    name: Annotated[_Text, Field(description="the name of a data set, or a folder")] = "digits"
+    calibration: _Count = 512
+    batch: _Batch = 64
+    limit: _CountOrNull = None
+    mean: Annotated[tuple[_Float, _Float, _Float] | None, Field(strict=False, description="three finite numbers, or null")] = None
+    std: Annotated[
+        tuple[_Positive, _Positive, _Positive] | None, Field(strict=False, description="three finite numbers above 0, or null")
+    ] = None
+    size: _CountOrNull = None
+    context: _CountOrNull = None
+    stride: _Count = 512
+
+
+class WeightsPart(_Part):
+    """A rule's weights: the fields of ``WeightSpec``."""
+
+    bits: _Bits = 8
+    granularity: Annotated[Granularity, Field(description=_one_of(Granularity))] = "per-channel"
+    group_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="one of 16, 32, 64, 128, 256")] = 32
+    scale: Annotated[Rounding, Field(description=_one_of(Rounding))] = "minmax"
+    symmetric: _Flag = True
+    method: Annotated[Method, Field(description=_one_of(Method))] = "nearest"
+
+    @model_validator(mode="after")
+    def _group_size_is_used(self) -> Self:
+        if "group_size" in self.model_fields_set and "granularity" not in self.model_fields_set:
+            raise ValueError("weights.group_size has no effect per channel: add granularity: per-group")
+        return self
+
+
+class ActivationsPart(_Part):
+    """A rule's activations: the fields of ``ActivationSpec``."""
+
+    bits: _Bits = 8
+    symmetric: _Flag = False
+    observer: Annotated[Observer, Field(description=_one_of(Observer))] = "minmax"
+    dynamic: _Flag = False
+
+
+class RulePart(_Part):
+    """One rule: ``weights`` with or without ``activations``, or ``keep: fp32``. Equality ignores the line it came from."""
+
+    match: Annotated[_Text, Field(description="a glob on the module path such as 'layer1.*', or kind:Linear")]
+    weights: Annotated[WeightsPart | None, Field(description="a mapping with bits, granularity, group_size, scale")] = None
+    activations: Annotated[ActivationsPart | None, Field(description="a mapping with bits, symmetric, observer")] = None
+    keep: Annotated[Literal["fp32"] | None, Field(description="fp32")] = None
+    _line: int | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        name = recipe_yaml.show(self.match)
+        if self.match.strip() == "kind:":
+            raise ValueError(f"match is {name}: name a kind, such as kind:Linear")
+        if self.keep and (self.weights or self.activations):
+            raise ValueError(f"rule {name} has both keep and weights or activations: remove one of them")
+        if not (self.keep or self.weights or self.activations):
+            raise ValueError(f"rule {name} asks for nothing: add weights, weights and activations, or keep: fp32")
+        if self.activations and not self.weights:
+            raise ValueError(f"rule {name} has activations without weights: add weights, such as weights: {{bits: 8}}")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if isinstance(other, RulePart) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.match, self.weights, self.activations, self.keep))
+
+    def rule(self) -> Rule:
+        """The rule in the engine's words, with the line of the recipe it came from."""
+        weights = WeightSpec(**self.weights.model_dump()) if self.weights else None
+        activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
+        return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
+
+
+class QatPart(_Part):
+    """Quantization-aware training. ``batch`` counts images, of a text windows. ``freeze_bn`` is the part of training after which
+    BatchNorm statistics are frozen, ``distill`` the weight of the fp32 model's answers against the labels, or the text, in the
+    loss."""
+
+    mode: Annotated[QatMode, Field(description=_one_of(QatMode))] = "auto"
+    epochs: Annotated[int, Field(ge=1, le=1000, description="1 to 1000")] = 5
+    batch: _Batch = 64
+    lr: Annotated[_Positive, Field(description="above 0")] = 0.002
+    freeze_bn: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
+    distill: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
+
+
+class Recipe(_Part):
+    """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
+
+    ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
+    is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
+    the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
+    and a run writes down what came of it. ``graph`` is what is shown of a language model: its modules, or
+    the operations that ``torch.export`` finds."""
+
+    model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
+    weights: Annotated[_Text | None, Field(description="a path, or null")] = None
+    data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
+    stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
+    preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
+    rules: Annotated[
+        tuple[RulePart, ...],
+        Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
+    ] = ()
+    quantize_first: _Flag = False
+    graph: Annotated[Literal["modules", "export"], Field(description="one of modules, export")] = "modules"
+    slower: Annotated[
+        tuple[_Text, ...] | None,
+        Field(strict=False, description="a list of layers, such as [fc2]; [] for none, null to measure"),
+    ] = None
+    fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
+    threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
+    qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
+    export: Annotated[
+        tuple[ExportFormat, ...],
+        Field(strict=False, description=f"a list of formats; available in this version: {', '.join(get_args(ExportFormat))}"),
+    ] = ("safetensors",)
+    device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0
+    isa: Annotated[str | None, Field(description="text, or null")] = None
+
+    @field_validator("threshold")
+    @classmethod
+    def _canonical_threshold(cls, text: str) -> str:
+        try:
+            return str(Threshold.parse(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("export")
+    @classmethod
+    def _each_format_once(cls, formats: tuple[ExportFormat, ...]) -> tuple[ExportFormat, ...]:
+        return tuple(dict.fromkeys(formats))
+
+    @classmethod
+    def make(cls, **fields: Any) -> Recipe:
+        """A recipe from keywords; ``data``, ``qat`` and each of ``rules`` may be mappings. Raises ``UsageError``, without a line."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise recipe_yaml.usage_error(recipe_yaml.problems(error, cls, fields)) from None
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Recipe:
+        """The recipe in a YAML file. Overrides win over the file; a mapping for ``data`` or ``qat`` changes only the keys it has.
+
+        Raises ``UsageError``: one line ``FILE:LINE: what: next step`` (no place where an override is at fault).
+        """
+        document = recipe_yaml.read(path)
+        fields = _merged(document.fields, overrides)
+        found = list(document.problems)
+        try:
+            recipe = cls.model_validate(fields)
+        except ValidationError as error:
+            for problem in recipe_yaml.problems(error, cls, fields):
+                found.append(replace(problem, place=document.place(problem.loc, overrides)))
+        if found:
+            raise recipe_yaml.usage_error(found)
+        if "rules" not in overrides:
+            for index, rule in enumerate(recipe.rules):
+                rule._line = document.line(("rules", index))
+        return recipe
+
+    def layer_rules(self) -> tuple[Rule, ...]:
+        """The rules in order; the first that matches a layer wins."""
+        return tuple(rule.rule() for rule in self.rules)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
+        # A key that came later asks, while it has its default, for what a recipe without it asks for.
+        later = {name for name in ("fold_later", "stem", "graph") if getattr(self, name) == type(self).model_fields[name].default}
+        # Measured or decided, no layer in fp32 is what a recipe without the key gives.
+        later |= set() if self.slower else {"slower"}
+        asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa"} | later))
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """YAML text in the order of the fields; a file with it loads as an equal recipe."""
+        fields = _without_decoders(self.model_dump(mode="json"))
+        for rule in fields["rules"]:
+            for key in ("weights", "activations", "keep"):
+                if rule[key] is None:
+                    del rule[key]
+        return recipe_yaml.dump(fields)
+
+
+def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what only decoders know, where it has its default: other recipes read, and are told apart, as without it."""
+    for part, keys in _DECODERS.items():
+        for place in (rule.get(part) or {} for rule in fields["rules"]) if part in ("weights", "activations") else (fields[part],):
+            for key, default in keys.items():
+                if place.get(key) == default:
+                    del place[key]
+    if fields.get("graph") == "modules":
+        del fields["graph"]
+    return fields
+
+
+_DECODERS: dict[str, dict[str, Any]] = {
+    "weights": {"symmetric": True, "method": "nearest"}, "activations": {"dynamic": False}, "data": {"context": None, "stride": 512},
+}  # fmt: skip
+
+
+def _merged(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(fields)
+    for key, value in overrides.items():
+        current = merged.get(key, {})
+        if isinstance(value, Mapping) and isinstance(current, Mapping):
+            merged[key] = {**current, **value}
+        elif not isinstance(value, Mapping):
+            merged[key] = value
+        # else the file has no mapping where one belongs: it stays, so that the error names its line
+    return merged

@@ -1,0 +1,1 @@
+"""What a run found. Torch-free."""

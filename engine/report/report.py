@@ -1,0 +1,161 @@
+"""What a run found: contract 2 as plain JSON types, and as Markdown for a person."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import EngineError
+from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
+from engine.report.markdown import number, table
+from engine.report.mismatch import DIFFERS, differs
+from engine.report.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
+
+SCHEMA = 1
+_KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
+
+
+@dataclass(frozen=True)
+class Report:
+    data: dict[str, Any]
+
+    @property
+    def met(self) -> bool:
+        return bool(self.data["verdict"]["met"])
+
+    def to_json(self) -> str:
+        """Strict JSON: a figure that is not finite becomes null."""
+        return json.dumps(finite(self.data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        d = self.data
+        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
+        parts += [*_exports(d), *samples(d), "## Layers", "", *_layers(d)]
+        if d.get("operations"):
+            parts += ["", "## Operations in fp32", "", *_operations(d)]
+        parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
+        if d.get("orders"):
+            parts += ["", "## Folding before or after quantization", "", *_orders(d)]
+        return "\n".join(parts) + "\n"
+
+    @classmethod
+    def load(cls, directory: Path) -> Report:
+        """Raises EngineError when the folder holds no finished report."""
+        path = directory / "report.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EngineError(
+                f"{directory} holds no report.json ({error.strerror}): the run has not finished, `qtui resume {directory}` goes on with it"
+            ) from error
+        except ValueError as error:
+            raise EngineError(f"{path} is not JSON ({error}): run it again") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise EngineError(f"{path} is not a report of schema {SCHEMA}: it belongs to another version")
+        missing = [key for key in _KEYS if key not in data]
+        if missing:
+            raise EngineError(f"{path} lacks {', '.join(missing)}: run it again")
+        return cls(data)
+
+
+def finite(value: Any) -> Any:
+    """Plain JSON types, with null for a number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _figures(d: dict[str, Any]) -> list[str]:
+    if _reads_text(d):
+        return perplexities(d)
+    rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
+    return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
+
+
+def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
+    error = e.get("error") or {}
+    return (
+        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", number(error.get("mse"), "{:.2e}"),
+        number(error.get("sqnr_db"), "{:.1f} dB"), number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
+        f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
+    )  # fmt: skip
+
+
+def _reads_text(d: dict[str, Any]) -> bool:
+    return bool(d["baseline"]["metric"] == "perplexity")
+
+
+def _exports(d: dict[str, Any]) -> list[str]:
+    if not d["exports"]:
+        return []
+    text = _reads_text(d)
+    rows = [_export_row(e, text) for e in d["exports"]]
+    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", "accuracy")
+    lines = ["## Exports", "", *table(("format", "file", "size", "read back by", answer, "SQNR", value), rows), ""]
+    if text:
+        lines += [PERPLEXITY_THERE, ""]
+    known = runtimes(d)
+    if len(known) > 2:
+        first, second = paces(d).heads
+        header = ("runtime", "file", "computes with", f"{first} p50 / p95", f"{second} p50 / p95", f"speedup, {first}", second)
+        lines += ["## Latency per runtime", "", *table(header, [_runtime_row(one, reference(known)) for one in known]), ""]
+        if not all(one.together for one in known):
+            apart = " and ".join(one.name for one in known if not one.together)
+            lines += [f"{apart}: {paces(d).apart}.", ""]
+        lines += [fastest(d), ""]
+    return lines
+
+
+def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
+    times = [f"{t[0]:.2f} / {t[1]:.2f} ms" if t else "" for t in (one.single, one.batched)]
+    return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
+
+
+def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
+    same = e.get("parity") or {}
+    read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
+    read = e.get("reason") or DIFFERS if differs(e) else read
+    sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
+    exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
+    size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
+    value = exported(e) if text else number(e.get("value"), "{:.2%}")
+    return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, value)
+
+
+def _layers(d: dict[str, Any]) -> list[str]:
+    rows = [
+        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], number(x["sqnr_db"], "{:.1f} dB"), f"{x['params']:,}",
+         f"{100 * x['time_share']:.1f} %", x["reason"])
+        for x in d["layers"]
+    ]  # fmt: skip
+    return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", "parameters", "fp32 time", "why"), rows)
+
+
+def _operations(d: dict[str, Any]) -> list[str]:
+    return table(("operation", "times", "why"), [(o["operation"], str(o["count"]), o["reason"]) for o in d["operations"]])
+
+
+def _graph(d: dict[str, Any]) -> list[str]:
+    g = d["graph"]
+    if _reads_text(d):
+        return [graph(g)]
+    lines = [f"{g['nodes']} nodes traced, differing from the model by at most {g['trace_delta']:.1e}."]
+    lines += [f"- {p['conv']} + {p['bn']}: folded, largest change {p['max_abs_delta']:.1e}" for p in g["fused"]]
+    lines += [f"- {p['conv']} + {p['bn']}: not folded: {p['reason']}" for p in g["refused"]]
+    return lines + [f"- {leaf['path']} ({leaf['kind']}) stays whole: {leaf['reason']} ({leaf['where']})" for leaf in g["untraced"]]
+
+
+def _environment(d: dict[str, Any]) -> list[str]:
+    return [f"- {key}: {value}" for key, value in d["environment"].items()]
+
+
+def _orders(d: dict[str, Any]) -> list[str]:
+    rows = [
+        (o["order"], number(o["ptq"], "{:.2%}"), number(o["ptq_mse"], "{:.3e}"), number(o["qat"], "{:.2%}"), o["run"]) for o in d["orders"]
+    ]
+    return table(("order", "PTQ accuracy", "PTQ error", "QAT accuracy", "run"), rows)

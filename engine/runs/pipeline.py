@@ -1,0 +1,218 @@
+"""A run from its recipe to its folder: started, resumed, stopped, failed. The stages themselves are in ``job``."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.errors import Cancelled, EngineError, UsageError, one_line
+from engine.events.cancellation import StopToken
+from engine.events.event import Ask, Event, Notice, Stopped
+from engine.kernels.probe import Machine, probe
+from engine.models.custom import is_custom
+from engine.models.language_registry import is_language
+from engine.models.registry import Stem, find
+from engine.recipe import fits as recipe_fits
+from engine.recipe.decisions import Answer
+from engine.recipe.recipe import Recipe
+from engine.report.report import Report
+from engine.runs.job import CHECKPOINT, Job
+from engine.runs.rundir import RunDir, find_run, is_running, new_directory
+from engine.runs.stages import fitting, load
+from engine.runs.work import Run, T, stage
+
+if TYPE_CHECKING:
+    from engine.runs.language_job import LanguageJob
+
+_ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
+
+
+def run(recipe: Recipe, out: Path | None, stop: StopToken, attended: bool = False) -> Run[Report]:
+    """Carry out ``recipe`` in ``out`` (a new folder below ``runs_root()`` by default).
+
+    Yields events; answer an ``Ask`` with ``send``. ``attended`` means that a person decides at a screen: training is
+    offered where the threshold is met too, and more is measured on the way. Raises UsageError or EngineError in one
+    line, and Cancelled once the state is saved. Before loading has succeeded nothing is written.
+    """
+    return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended))
+
+
+def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
+    """Go on with a run that was stopped: the stages before training are done again (seconds), training continues after
+    its last whole epoch. What was agreed to is not asked again."""
+    directory = find_run(str(directory))
+    recipe = Recipe.load(directory / "recipe.yaml")
+    if (directory / "report.json").exists():
+        raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
+    if is_running(directory):
+        raise UsageError(f"{directory} is still going: stop it first, or wait for it")
+    steps = _guarded(recipe, directory, stop, resumed=True, attended=attended)
+    answer: Answer = None
+    thrown: BaseException | None = None
+    while True:
+        try:
+            event = steps.throw(thrown) if thrown else steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        answer, thrown = True, None
+        # Training that had not begun had not been agreed to either.
+        if not isinstance(event, Ask) or (event.key == "qat" and not (directory / CHECKPOINT).exists()):
+            try:
+                answer = yield event
+            except BaseException as error:
+                thrown = error
+
+
+def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
+    language = is_language(recipe.model)
+    recipe_fits.check(recipe, language)
+    if language:
+        from engine.runs.language_loading import settled
+        from engine.training.settings import with_batch
+
+        recipe = settled(recipe)
+    seen: list[Event] = []
+    loading = _tapped(stage("load", f"Loading {recipe.model}", _load(recipe, stop, language)), seen.append)
+    try:
+        loaded = yield from loading
+    except (EngineError, Cancelled):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
+        raise EngineError(f"{text}: {_hint(error, language)}check the model and the data") from error
+    machine = probe()
+    moved = machine.moved_from(recipe.isa)
+    recipe = recipe.model_copy(update={"isa": machine.instructions})
+    if language:
+        recipe = with_batch(recipe, loaded.context)
+    model = loaded.language.model if language else loaded.model
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
+    job = _job(recipe, loaded, machine, where, stop, attended)
+    try:
+        for event in seen:
+            where.event(event)
+        where.write("recipe.yaml", load.absolute(recipe).to_yaml())
+        if moved:
+            yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
+        return (yield from _tapped(job.run(), where.event))
+    except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
+        if where.finished:
+            raise
+        with contextlib.suppress(EngineError):
+            where.state("cancelled", f"stopped during {job.doing}")
+            where.event(Stopped(str(where.path), job.doing))
+        if isinstance(stopped, GeneratorExit):
+            raise
+        yield Stopped(str(where.path), job.doing)
+        raise Cancelled from stopped
+    except EngineError as error:
+        where.fail(str(error))
+        raise
+    except Exception as error:
+        text = traceback.format_exc()
+        kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
+        raise EngineError(
+            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, language)}the traceback is in {kept}"
+        ) from error
+    finally:
+        where.close()
+
+
+def _load(recipe: Recipe, stop: StopToken, language: bool) -> Run[Any]:
+    if not language:
+        return (yield from load.load(recipe))
+    from engine.runs import language_loading as loading
+
+    return (yield from loading.load(recipe, stop, load.pick_device(recipe.device)))
+
+
+def _job(recipe: Recipe, loaded: Any, machine: Machine, where: RunDir, stop: StopToken, attended: bool) -> Job | LanguageJob:
+    if isinstance(loaded, load.Loaded):
+        return Job(recipe, loaded, machine, where, stop, attended)
+    # Language models bring transformers, which networks on images do without.
+    from engine.runs.language_job import LanguageJob
+
+    return LanguageJob(recipe, loaded, machine, where, stop, attended)
+
+
+def _said(text: str) -> Run[None]:
+    yield Notice(text, "warning")
+
+
+def _cause(error: Exception) -> str:
+    """The error's own words, without those that a graph's interpreter adds about its node."""
+    return one_line(Exception(str(error).partition("While executing %")[0]), 160)
+
+
+def _hint(error: Exception, language: bool) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
+        return f"lower {'data.context' if language else 'data.batch'} in the recipe; "
+    return ""
+
+
+def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
+    """Pass events on and answers back, showing each event to ``tap`` first."""
+    answer: Answer = None
+    while True:
+        try:
+            event = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        tap(event)
+        try:
+            answer = yield event
+        except BaseException as error:
+            steps.throw(error)
+            raise
+
+
+def train(
+    model: str, data: str | None, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
+    device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
+) -> Run[Path]:  # fmt: skip
+    """Train a baseline; the weights file that was written: ``out``, or the one in the cache that a run finds by itself.
+
+    A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
+    """
+    if is_language(model):
+        return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
+    if is_custom(model):
+        raise UsageError(f"{model} is your own factory, and training goes by name: give its trained weights to a run by --weights FILE")
+    place = folder or data
+    if place is None:
+        raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")
+    from engine.data import registry as data_registry
+    from engine.models.cached import cached_weights
+    from engine.training.baseline import schedule_for, train_baseline
+
+    entry = find(model)
+    where = load.pick_device(device)
+    images = data_registry.load(folder or str(data), transform=fitting.transform_of(model))
+    fitting.fits(entry, images)
+    schedule = replace(schedule_for(images.name, entry), seed=seed)
+    if epochs is not None:
+        schedule = replace(schedule, epochs=epochs)
+    known = data_registry.known_as(place)
+    target = out or cached_weights(model, known)
+    if out is None and entry.weights_for(known):
+        yield Notice(f"the package's weights stay what a run of {model} on {known} takes: --weights {target} takes these", "warning")
+    done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
+    return done.weights
+
+
+def _train_language(
+    model: str, data: str | None, out: Path | None, epochs: int | None, seed: int, device: str, command: str, stop: StopToken
+) -> Run[Path]:
+    """``out`` is a folder, ``model`` in the current one by default."""
+    from engine.training import gpt2_mini as mini
+
+    mini.check(model, data)
+    schedule = replace(mini.SCHEDULE if epochs is None else mini.with_epochs(mini.SCHEDULE, epochs), seed=seed)
+    return (yield from mini.train_mini(out or Path(model), schedule, stop=stop, command=command, device=load.pick_device(device)))

@@ -1,0 +1,244 @@
+"""The run directory: what a run leaves behind, each file whole, and the list of runs.
+
+``events.jsonl`` is appended as events happen; ``state.json`` says how far the run came; everything else is written
+atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+from engine.errors import EngineError, UsageError, nearest
+from engine.events.event import Event, Failed, Progress, Ranges
+from engine.export.decoder_formats import FORMATS as DECODERS
+from engine.export.registry import FORMATS
+from engine.paths import save, unwritable
+from engine.report.report import finite
+
+_EXPORTS = tuple(dict.fromkeys(name for entry in (*FORMATS.values(), *DECODERS.values()) for name in entry.files))
+_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
+
+# Characters of a folder's name behind its time: systems take 255.
+_LONGEST = 120
+
+State = Literal["running", "finished", "cancelled", "failed"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    directory: Path
+    started: str
+    model: str
+    data: str
+    state: State
+    chosen: str | None
+    baseline: float | None
+    value: float | None
+    text: str
+
+
+class RunDir:
+    """One run's folder. A failure takes away again what this run made, and puts back what it set aside."""
+
+    def __init__(self, path: Path, model: str, data: str, need_bytes: int, resumed: bool = False) -> None:
+        self.path = path
+        self.resumed = resumed
+        self.finished = False
+        self.written: list[str] = []
+        self._made: list[Path] = []
+        self._aside: Path | None = None
+        self._events: TextIO | None = None
+        self._about = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "model": model, "data": data}
+        try:
+            self._made = [place for place in (path, *path.parents) if not place.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(path).free
+            if free < need_bytes:
+                raise EngineError(
+                    f"{path} has {free / 1e6:.1f} MB free and a run needs about {need_bytes / 1e6:.1f} MB: give --out on another disk"
+                )
+            if not resumed:
+                self._set_aside()
+            self.state("running")
+            self._events = (path / "events.jsonl").open("a" if resumed else "w", encoding="utf-8")
+            self.written.append("events.jsonl")
+        except (OSError, EngineError) as error:
+            self._take_back()
+            if isinstance(error, EngineError):
+                raise
+            raise EngineError(f"{path} cannot be written ({error.strerror or error}): give --out with a folder that can") from error
+
+    def _set_aside(self) -> None:
+        """What an earlier run left in the same folder, and other files of these names, move to ``previous/``."""
+        found = [name for name in _FILES if (self.path / name).exists()]
+        if not found:
+            return
+        earlier = _summary(self.path)
+        if earlier is not None and earlier.state == "running":
+            raise EngineError(f"{self.path} holds a run that is still going: give another --out")
+        taken = [int(place.name) for place in self.path.glob("previous/*") if place.name.isdecimal()]
+        aside = self.path / "previous" / str(max(taken, default=0) + 1)
+        aside.mkdir(parents=True)
+        self._aside = aside
+        for name in found:
+            (self.path / name).rename(aside / name)
+
+    def _take_back(self) -> None:
+        """Undo what this run did to its folder."""
+        self.close()
+        with contextlib.suppress(OSError, EngineError):
+            if self.resumed:
+                if "state.json" in self.written:
+                    self.state("failed", "it could not be resumed")
+                return
+            if self.path in self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            for place in self._made[1:]:
+                place.rmdir()
+        if self.path in self._made:
+            return
+        with contextlib.suppress(OSError):
+            for name in self.written:
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.path / "checkpoints").rmdir()
+            for place in list(self._aside.iterdir()) if self._aside else ():
+                place.rename(self.path / place.name)
+            if self._aside:
+                self._aside.rmdir()
+                self._aside.parent.rmdir()
+
+    def event(self, event: Event) -> None:
+        """Raises EngineError, as all that writes here."""
+        # These tick while a stage works, and tell nothing that the events at its end do not.
+        ticks = isinstance(event, Progress) or (isinstance(event, Ranges) and not event.final)
+        if ticks or self._events is None:
+            return
+        try:
+            self._events.write(json.dumps(finite(event.to_dict()), allow_nan=False) + "\n")
+            self._events.flush()
+        except OSError as error:
+            raise unwritable(self.path / "events.jsonl", error) from error
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Raises EngineError when the disk is full or the folder has become read-only."""
+        path = self.path / name
+        save(path, content.encode() if isinstance(content, str) else content)
+        self.written.append(name)
+        return path
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Files that something else writes here for this run."""
+        self.written += names
+
+    def state(self, state: State, text: str = "", **more: Any) -> None:
+        about = {**self._about, "state": state, "text": text, "pid": os.getpid(), **more}
+        self.write("state.json", json.dumps(finite(about), allow_nan=False) + "\n")
+        self.finished = state == "finished"
+
+    def close(self) -> None:
+        # After a failed write the rest of the buffer fails again.
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
+
+    def fail(self, text: str, trace: str | None = None) -> Path:
+        """Record a failure. With a traceback, or once training has saved something, the folder stays; otherwise it goes.
+
+        Returns where the traceback is, or the folder.
+        """
+        if trace is None and not self.resumed and not any(self.path.glob("checkpoints/*")):
+            self._take_back()
+            return self.path
+        with contextlib.suppress(OSError, EngineError):
+            self.state("failed", text)
+            self.event(Failed(text, trace))
+            return self.write("traceback.txt", trace) if trace else self.path
+        return self.path
+
+
+def runs_root() -> Path:
+    """``QTUI_RUNS``, or ``runs`` in the working directory."""
+    return Path(os.environ.get("QTUI_RUNS") or "runs")
+
+
+def new_directory(model: str, data: str) -> Path:
+    """A folder below ``runs_root()`` that is not there, named by time, model and data: of a folder by its own name alone."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = model.rpartition(":")[2]
+    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{name}-{Path(data).name}")[:_LONGEST]
+    base = runs_root() / f"{stamp}-{stem}"
+    path, n = base, 2
+    while path.exists():
+        path, n = base.with_name(f"{base.name}-{n}"), n + 1
+    return path
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """The runs below ``root``, newest first; what is not a run is passed over."""
+    if not root.is_dir():
+        return []
+    found = [_summary(path) for path in root.iterdir() if (path / "state.json").is_file()]
+    return sorted((run for run in found if run), key=lambda run: (run.started, run.directory.name), reverse=True)
+
+
+def _summary(directory: Path) -> RunSummary | None:
+    try:
+        about = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        state: State = about["state"]
+        if state == "running" and not _alive(int(about["pid"])):
+            state = "failed"
+        words = [about["started"], about["model"], about["data"], about.get("text", ""), about.get("chosen") or ""]
+        figures = [about.get("baseline") or 0, about.get("value") or 0]
+        if (
+            state not in get_args(State)
+            or not all(isinstance(w, str) for w in words)
+            or not all(isinstance(f, int | float) for f in figures)
+        ):
+            return None
+        return RunSummary(
+            directory, about["started"], about["model"], about["data"], state,
+            about.get("chosen"), about.get("baseline"), about.get("value"), about.get("text", ""),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def is_running(directory: Path) -> bool:
+    """Whether the run in that folder is still at work."""
+    run = _summary(directory)
+    return run is not None and run.state == "running"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return pid > 0
+
+
+def find_run(name: str) -> Path:
+    """A run's folder, given as a path or as (the beginning of) a name below ``runs_root()``. Raises UsageError."""
+    path = Path(name)
+    if (path / "state.json").is_file():
+        return path
+    names = [run.directory.name for run in list_runs(runs_root())]
+    # A second run in the same second is named after the first, with a number.
+    matching = [name] if name in names else [n for n in names if n.startswith(name)]
+    if len(matching) == 1:
+        return runs_root() / matching[0]
+    if matching:
+        raise UsageError(f"run {name!r} could be {', '.join(matching[:4])}: give more of the name")
+    raise UsageError(f"run {name!r} is not known: {nearest(name, names) if names else f'there are no runs in {runs_root()}'}")

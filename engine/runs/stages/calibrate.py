@@ -1,0 +1,56 @@
+"""calibrate: one pass over training images; only ranges and histograms are kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Generator, Mapping
+
+from torch import fx
+
+from engine.data.images.base import Data
+from engine.errors import EngineError
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Ranges
+from engine.events.progress import Every, Ticker
+from engine.lowering.graph.layout import Layout
+from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.observe import Observed
+from engine.lowering.graph.ranges import Watch
+from engine.numerics.uniform import QParams
+
+_CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time
+_LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
+
+
+def calibrate(
+    gm: fx.GraphModule, layout: Layout, data: Data, images: int, batch: int, device: str, stop: StopToken, attended: bool = False
+) -> Generator[Event, None, Mapping[str, QParams]]:
+    """The grid of each value class, from the first ``images`` of the training split; with ``attended`` also ``Ranges``."""
+    total = data.count("train", images)
+    if total == 0:
+        raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
+    graph = channels_last(copy.deepcopy(gm), device)
+    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch)
+    watch = Watch(observed, layout) if attended else None
+    due = Every(0.25, stop.clock)
+    ticker = Ticker("calibrate", total, "img", clock=stop.clock)
+    for x, _ in data.batches("train", batch, limit=images, device=device):
+        stop.check()
+        observed.batch(x)
+        if watch:
+            watch.batch(len(x))
+            if due():
+                yield Ranges(watch.seen, total, watch.look(_LOOK))
+        yield from ticker.advance(len(x))
+    grids = observed.grids()
+    if watch:
+        yield Ranges(watch.seen, total, watch.last(grids), final=True)
+    return grids
+
+
+def cached(gm: fx.GraphModule) -> int:
+    """How many images to take at a time, so that the largest of their values is still in the cache where the next layer, or an
+    observer, reads it."""
+    sizes = [math.prod(size or 1 for size in node.meta["shape"]) for node in gm.graph.nodes if "shape" in node.meta]
+    return max(_CACHED // (4 * max(sizes, default=1)), 1)

@@ -1,0 +1,68 @@
+"""trace: the model as a graph with shapes, checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, fx, nn
+
+from engine.errors import EngineError
+from engine.events.event import Event, Graph, Notice, Table
+from engine.lowering.graph import table
+from engine.lowering.graph.calls import function_name
+from engine.lowering.graph.kinds import kind
+from engine.lowering.graph.normalize import chunks_to_slices, functional_to_modules
+from engine.lowering.graph.trace import UntracedModule
+from engine.lowering.graph.trace import trace as trace_graph
+from engine.tasks.evaluation import Profile, profile
+
+LAYERS = ("conv", "conv_transpose", "linear")
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """``profile`` is that of one image in fp32."""
+
+    graph: fx.GraphModule
+    untraced: tuple[UntracedModule, ...]
+    max_abs_delta: float
+    profile: Profile
+
+    @property
+    def time_share(self) -> dict[str, float]:
+        """Node names to their part (0..1) of the fp32 time for one image."""
+        return self.profile.shares
+
+
+def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
+    traced = trace_graph(model, example)
+    functional_to_modules(traced.module)
+    chunks_to_slices(traced.module)
+    whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in traced.module.graph.nodes)), None)
+    if whole is not None:
+        raise EngineError(
+            f"nothing in {whole.kind} can be quantized: {whole.reason} ({whole.where}): move that line into a module of its own"
+        )
+    for node in traced.module.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            function_name(node)
+    for leaf in traced.untraced:
+        yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
+    found = profile(traced.module, example[:1])
+    yield graph_table("graph", "Graph", traced.module)
+    yield graph_rows("traced", traced.module, found.shares)
+    return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, found)
+
+
+def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:
+    rows = tuple(table.cells(row) for row in table.rows(gm))
+    return Table(key, f"{title} ─ {len(rows)} nodes", table.COLUMNS, rows)
+
+
+def graph_rows(which: Literal["traced", "fused"], gm: fx.GraphModule, shares: Mapping[str, float]) -> Graph:
+    """``shares`` maps node names to their part of some time; here they are parts of the time of the nodes that are left."""
+    whole = sum(shares.get(node.name, 0.0) for node in gm.graph.nodes) or 1.0
+    rows = (replace(row, time_share=shares[row.name] / whole) if row.name in shares else row for row in table.rows(gm))
+    return Graph(which, tuple(rows))

@@ -1,0 +1,108 @@
+"""The model that a recipe names, built for its data, with the weights that belong to it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+from engine.data import registry as data_registry
+from engine.data.images.base import Data
+from engine.errors import EngineError, UsageError
+from engine.models import custom
+from engine.models.cached import cached_weights, recorded_stem
+from engine.models.registry import ModelEntry, Stem, find
+from engine.models.weights_file import fill, load_into, load_state, read_state
+from engine.recipe.recipe import Recipe
+from engine.runs.stages.fitting import fits
+
+
+def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
+    """The model in eval mode, where its weights come from, and its stem where it has more than one."""
+    if custom.is_custom(recipe.model):
+        model, weights, stem = _custom(recipe, data)
+    else:
+        model, weights, stem = _listed(find(recipe.model), recipe, data)
+    model.eval().requires_grad_(False)
+    _settle(model)
+    broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if broken:
+        raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
+    return model, weights, stem
+
+
+def _settle(model: nn.Module) -> None:
+    """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
+    they do not change, and a layer can then be quantized as any other."""
+    for module in list(model.modules()):
+        held = getattr(module, "parametrizations", None) if is_parametrized(module) else None
+        for name in list(held or ()):
+            remove_parametrizations(module, str(name), leave_parametrized=True)
+    model.requires_grad_(False)
+
+
+def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
+    if recipe.stem != "auto":
+        raise UsageError(f"stem is {recipe.stem}, and {recipe.model} is your own factory: leave stem out")
+    model = custom.build(recipe.model)
+    if not recipe.weights:
+        return model, "as its factory gives them", None
+    load_into(model, Path(recipe.weights), recipe.model, data.name)
+    return model, f"from {recipe.weights}", None
+
+
+def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
+    fits(entry, data)
+    known = data_registry.known_as(recipe.data.name)
+    packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)
+    file, words = None, "from torchvision"
+    if recipe.weights:
+        file, words = Path(recipe.weights), f"from {recipe.weights}"
+    elif packaged:
+        file, words = packaged, "from the package"
+    elif kept.is_file():
+        file, words = kept, "from the cache"
+    elif not (entry.published and data_registry.is_imagenet(data.classes)):
+        raise EngineError(f"{entry.name} has no weights for {data.name} in the package: {_named(data)}{_advice(entry, recipe)}")
+    side = data.shape[1]
+    state = None if file is None else read_state(file)
+    stem = entry.stem(_stem(entry, recipe, file, state), side)
+    model = entry.build(len(data.classes), side, stem)
+    if file is not None and state is not None:
+        load_state(model, state, file, entry.name, data.name)
+    else:
+        assert entry.published is not None
+        from engine.models.torchvision_build import published_state
+
+        published = published_state(entry.published, _advice(entry, recipe))
+        fill(model, published, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
+    return model, words, stem if entry.published and entry.published.has_small_stem else None
+
+
+def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
+    """The stem that the weights were trained with, where they tell; else the one that is asked for, or the published one."""
+    from engine.models.torchvision_build import stem_of
+
+    asked: Stem = recipe.stem
+    trained: Stem | None = "imagenet"
+    if file is not None and state is not None:
+        trained = recorded_stem(file) or (stem_of(entry.published, state) if entry.published else None)
+    if trained and asked not in ("auto", trained):
+        raise EngineError(f"{file or entry.name} was trained with the stem {trained!r}, not {asked!r}: leave stem out, or train anew")
+    return trained or ("imagenet" if asked == "auto" else asked)
+
+
+def _advice(entry: ModelEntry, recipe: Recipe) -> str:
+    return f"give --weights FILE or run `qtui train {entry.name} --data {shlex.quote(recipe.data.name)}`"
+
+
+def _named(data: Data) -> str:
+    """Why data that could be ImageNet's is not taken for it."""
+    if len(data.classes) != data_registry.IMAGENET_CLASSES:
+        return ""
+    first = ", ".join(data.classes[:2])
+    return f"its folders ({first} …) are not named by WordNet id (n01440764 …) or 000 to 999, in ImageNet's order; "

@@ -1,0 +1,114 @@
+"""Train a baseline in fp32 where no weights exist."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.data.images.base import Data
+from engine.errors import Cancelled
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Notice, StageFinished, StageStarted
+from engine.lowering.graph.kinds import BATCH_NORMS
+from engine.lowering.graph.memory import channels_last
+from engine.models.registry import ModelEntry, Stem
+from engine.models.weights_file import restore
+from engine.paths import check_writable, save
+from engine.runs.stages.fitting import check, first_images
+from engine.training.checkpoint import read as read_checkpoint
+from engine.training.loop import Schedule, accuracy, fit, precision
+
+# What reaches the accuracy that the README states, for a small CNN on two cores.
+DEFAULTS = {"digits": Schedule(epochs=20, batch=32, lr=0.02), "cifar10": Schedule(epochs=30, batch=128, lr=0.05)}
+OTHERWISE = Schedule(epochs=20, batch=64, lr=0.02)
+
+
+# Deeper networks, at a rate that their normalization bears.
+PUBLISHED = {
+    "digits": Schedule(epochs=10, batch=32, lr=0.02, mixed=True), "cifar10": Schedule(epochs=60, batch=128, lr=0.1, mixed=True),
+}  # fmt: skip
+# Scans of 8×8 pixels, enlarged fourfold: the published stem brings them back to that, at an eighth of the arithmetic.
+ENLARGED = ("digits",)
+
+
+def schedule_for(data: str, entry: ModelEntry | None = None) -> Schedule:
+    """What is known to train ``entry`` (a small CNN where it is None) on ``data``."""
+    if entry is not None and entry.published is not None:
+        return PUBLISHED.get(data, Schedule(epochs=20, batch=64, lr=0.02, mixed=True))
+    return DEFAULTS.get(data, OTHERWISE)
+
+
+# What torch takes by itself. Some published networks ask for 0.0003: statistics that follow over weeks of training.
+LEAST_MOMENTUM = 0.1
+
+
+def _hasten(model: nn.Module) -> None:
+    """Let running statistics follow within some hundred steps."""
+    for module in model.modules():
+        if isinstance(module, BATCH_NORMS) and module.momentum is not None:
+            module.momentum = max(module.momentum, LEAST_MOMENTUM)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    weights: Path
+    record: Path
+    validation: float
+    test: float
+
+
+def train_baseline(
+    entry: ModelEntry,
+    data: Data,
+    out: Path,
+    schedule: Schedule,
+    command: str,
+    stop: StopToken,
+    device: str = "cpu",
+    stem: Stem = "auto",
+) -> Generator[Event, None, Baseline]:
+    """Train ``entry`` on ``data``; the epoch that is best on validation is written to ``out`` (safetensors), and beside
+    it a JSON record with the command, the seed and the accuracy on the test split."""
+    from safetensors.torch import save as to_safetensors
+
+    yield StageStarted("train", f"training {entry.name} on {data.name}: {schedule.epochs} epochs on {data.count('train'):,} images")
+    check_writable(out)
+    start = time.perf_counter()
+    torch.manual_seed(schedule.seed)
+    side = data.shape[1]
+    begins = entry.stem("imagenet" if stem == "auto" and data.name in ENLARGED else stem, side)
+    model = entry.build(len(data.classes), side, begins)
+    check(model.eval(), first_images(data), data, entry.name)
+    _hasten(model)
+    model = channels_last(model, device)
+    told: dict[str, Any] = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
+    identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
+    checkpoint = out.with_suffix(".checkpoint.pt")
+    try:
+        fitted = yield from fit(model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
+    except Cancelled:
+        kept = read_checkpoint(checkpoint, identity)
+        yield Notice("stopped; the same command goes on after the last whole epoch" if kept else "stopped before an epoch was finished")
+        raise
+    restore(model, fitted.best)
+    test = accuracy(model, data, "test", 256, stop, device)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    record = {
+        "model": entry.name, "data": data.name, "command": command, "seed": schedule.seed, "schedule": asdict(schedule),
+        "best_epoch": fitted.epoch, "validation_accuracy": round(fitted.value, 4), "test_accuracy": round(test, 4),
+        "test_images": data.count("test"), "torch": torch.__version__.split("+")[0], "seconds": round(time.perf_counter() - start, 1),
+        "threads": torch.get_num_threads(), "precision": precision(schedule, device) or "float32", **told,
+    }  # fmt: skip
+    save(out, to_safetensors(state, metadata=told or None))
+    save(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
+    checkpoint.unlink(missing_ok=True)
+    yield Notice(f"best epoch {fitted.epoch}: {fitted.value:.2%} on validation, {test:.2%} on the {data.count('test'):,} test images")
+    yield StageFinished("train", time.perf_counter() - start)
+    return Baseline(out, out.with_suffix(".json"), fitted.value, test)

@@ -1,0 +1,58 @@
+"""Training in 16 bits where the device is fast at it, with weights and sums in 32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.training.sgd import SGD
+
+
+def half_type(device: str) -> torch.dtype | None:
+    """What ``device`` multiplies faster than float32, or None."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Elsewhere it is emulated, and slower than float32.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if supported is not None and supported() else None
+
+
+def unscaled(mixed: bool, device: str) -> str:
+    """What a training without scaled gradients computes in: ``bfloat16`` where it is ``mixed`` and the device is fast at it, else
+    ``float32``; float16 has too few small numbers."""
+    return "bfloat16" if mixed and half_type(device) == torch.bfloat16 else "float32"
+
+
+class Half:
+    """Mixed precision, or nothing of it where ``name`` is None. float16 has so few small numbers that its gradients are scaled."""
+
+    def __init__(self, name: str | None, device: str) -> None:
+        self._type: torch.dtype | None = getattr(torch, name) if name else None
+        self._device = device
+        self._scaler = torch.amp.GradScaler(device, enabled=self._type == torch.float16)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._type is None else torch.autocast(self._device, self._type)
+
+    def step(self, loss: Tensor, optimizer: SGD, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
+        """Backward, the gradient's norm bounded by ``clip``, and the optimizer's step."""
+        # The scaler asks for torch's optimizer and uses its groups and its step.
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            self._scaler.unscale_(optimizer)  # type: ignore[arg-type]
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self._scaler.step(optimizer)  # type: ignore[arg-type]
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of the gradients, which moves while training; empty where they are not scaled."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError or RuntimeError for a state of another type."""
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(dict(state))

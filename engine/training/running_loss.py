@@ -1,0 +1,54 @@
+"""The loss of an epoch while it is trained, as each training tells it."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.errors import EngineError
+from engine.events.event import Step
+
+
+class Pace(Protocol):
+    """What a training goes by: epochs, the highest learning rate, and that of step 0..``steps`` - 1."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    def rate(self, step: int, steps: int) -> float: ...
+
+
+class RunningLoss:
+    """Summed on the device that computes it: reading it at every step would make a GPU wait.
+
+    ``total`` is the sum over the samples as of the last ``read``, as doubles add it, however often it was read.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.total = 0.0
+        self._sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = 0
+
+    def add(self, mean: Tensor, count: int = 1) -> None:
+        """The ``mean`` loss of ``count`` samples."""
+        self._sum += mean.detach().double() * count
+        self._count += count
+
+    def read(self) -> float:
+        """The mean over the samples since the last call."""
+        before, self.total = self.total, self._sum.item()
+        count, self._count = self._count, 0
+        return (self.total - before) / count
+
+    def step(self, stage: str, epoch: int, schedule: Pace, done: int, steps: int) -> Step:
+        """``read`` as an event, after ``done`` of all ``steps``. Raises EngineError where the loss is not finite."""
+        mean = self.read()
+        if not math.isfinite(mean):
+            raise EngineError(f"the training loss is not finite in epoch {epoch}: lower the learning rate (now {schedule.lr:g})")
+        return Step(stage, epoch, schedule.epochs, done, steps, mean, schedule.rate(done - 1, steps))
