@@ -1,4 +1,4 @@
-"""engine/events/cancellation.py and engine/events/progress.py: requests from other threads and signal handlers, and a clock without the pauses."""
+"""Requests from other threads and signal handlers, and a clock without the pauses."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _machine(kernels: dict[str, str | None]) -> Machine:
 
 
 def _key(device: str) -> str:
-    sources = (Path(__file__).with_name(name).read_text() for name in ("gpu.py", "gpu_child.py", "few_rows.py", "few_rows_triton.py"))
+    sources = (Path(__file__).with_name(name).read_text() for name in ("probe.py", "probe_child.py", "few_rows.py", "few_rows_triton.py"))
     parts = [torch.__version__, str(torch.version.cuda), device, *sources]
     if torch.cuda.is_available():
         parts += [torch.cuda.get_device_name(), str(torch.cuda.get_device_capability())]

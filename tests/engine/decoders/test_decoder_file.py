@@ -124,7 +124,7 @@ def test_rounding_agrees_with_plain_numbers() -> None:
 def test_images_do_without_transformers() -> None:
     tree = ast.parse(Path(engine.export.artifact.__file__).read_text(encoding="utf-8"))
     always = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert always and not [name for name in always if name.startswith(("engine.decoders", "engine.language", "transformers"))]
+    assert always and not [name for name in always if name.startswith(("engine.lowering.modules", "engine.data.text", "transformers"))]
 
 
 Parts = tuple[dict[str, Any], dict[str, torch.Tensor]]
