@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.api import quantize as quantize
-    from engine.export.artifact import load_quantized as load_quantized
+    from engine.lowering.artifact import load_quantized as load_quantized
     from engine.recipe.recipe import Recipe as Recipe
     from engine.report.report import Report as Report
 
 _PLACES = {
     "Recipe": "engine.recipe.recipe",
     "Report": "engine.report.report",
-    "load_quantized": "engine.export.artifact",
+    "load_quantized": "engine.lowering.artifact",
     "quantize": "engine.api",
 }
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.events.event import LayerRow
-from engine.export.decoder_header import config_dict
+from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.quantized import QuantizedDecoder, group_spec
 from engine.models.anatomy import anatomy
 from engine.numerics.grouped import LARGEST, GroupedWeight, GroupSpec

@@ -92,7 +92,7 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
 
 
 def _safetensors(given: Given, path: Path) -> str:
-    from engine.export.decoder_artifact import to_bytes
+    from engine.lowering.modules.artifact import to_bytes
 
     path.write_bytes(to_bytes(given.decoder, given.recipe, given.isa))
     return ""

@@ -8,7 +8,7 @@ from engine.export.registry import Format
 FORMATS = {
     entry.name: entry
     for entry in (
-        Format("safetensors", "engine.export.decoder_artifact", ("model.safetensors",), "qtui"),
+        Format("safetensors", "engine.lowering.modules.artifact", ("model.safetensors",), "qtui"),
         Format(
             "onnx", "engine.export.onnx.decoder_file", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",), ("model.onnx.data",)
         ),

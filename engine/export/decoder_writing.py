@@ -11,9 +11,10 @@ from engine.events.event import Event, Notice, Progress, Table
 from engine.export.decoder_exports import Entry, Given, make
 from engine.export.decoder_formats import find
 from engine.export.making import fingerprint
-from engine.report import language_figures as figures
 from engine.report.mismatch import differs
 from engine.tasks.decode_timing import Speed
+from engine.tasks.forms_timing import timing_of
+from engine.tasks.metrics import DECODE, PREFILL
 
 
 def written(
@@ -40,7 +41,9 @@ def latencies(speed: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens a second as milliseconds: of a token that is written, and of the prompt that is read."""
     if not speed:
         return {"latency_ms": {}, "latency_batched_ms": {}}
-    return {**figures.latencies(Speed(**speed)), "tokens_per_second": {key: round(speed[key], 1) for key in ("prefill", "decode")}}
+    found = timing_of(Speed(**speed)).latencies
+    times = {"latency_ms": found[DECODE.key].to_dict(), "latency_batched_ms": found[PREFILL.key].to_dict()}
+    return {**times, "tokens_per_second": {key: round(speed[key], 1) for key in ("prefill", "decode")}}
 
 
 def runtimes(entries: Sequence[Entry], baseline: Mapping[str, Any], native: Mapping[str, Any]) -> list[Entry]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
-from engine.export.artifact import NAME
 from engine.export.making import fingerprint
 from engine.export.registry import FORMATS, Format
+from engine.lowering.files import NAME
 from engine.report.mismatch import differs
 
 

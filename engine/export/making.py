@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from engine.data.images.base import Data
 from engine.errors import Cancelled, EngineError, one_line
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table
@@ -20,6 +19,7 @@ from engine.export.base import Given, Runner
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
 from engine.report.mismatch import DIFFERS, differs, entered
+from engine.tasks.base import Task
 
 Entry = dict[str, Any]
 
@@ -29,7 +29,7 @@ class Comparison:
     """What files are compared on: the test split or its first ``limit`` images, in batches. ``fp32`` are the forms of the fp32
     model that are timed beside them, by name."""
 
-    data: Data
+    task: Task
     batch: int
     limit: int | None = None
     fp32: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def timed(
         return []
     forms = timing.fp32_runners(test.fp32)
     yield Notice(f"timing {len(runners) + bool(forms)} runtimes in turns")
-    found = yield from timing.times({**forms, **runners}, test.data, stop)
+    found = yield from timing.times({**forms, **runners}, test.task, stop)
     for made in entries:
         if made["path"] and made["format"] in found:
             made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in found[made["format"]])
@@ -108,7 +108,7 @@ def _read_back(
         return None
     try:
         runner = parity.load(entry, directory / entry.files[0], given)
-        found = yield from parity.compare(runner, given, test.data, test.batch, test.limit, stop)
+        found = yield from parity.compare(runner, given, test.task, test.batch, test.limit, stop)
     except (Cancelled, GeneratorExit):
         raise
     except Exception as error:

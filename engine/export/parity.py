@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.data.images.base import Data
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
@@ -20,15 +19,15 @@ from engine.events.progress import Ticker
 from engine.export.base import Given, Runner
 from engine.export.registry import Format
 from engine.numerics.uniform import sqnr_db
-from engine.tasks.evaluation import interval
+from engine.tasks.base import Task
 
 _PATIENCE = 600
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal top-1
-    answers (0..1); top-1 of the file itself (0..1), with the half-width of its 95 % interval; and the images compared."""
+    """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal
+    answers (0..1); the task's metric of the file itself, with the half-width of its 95 % interval; and the items compared."""
 
     max_abs: float
     sqnr_db: float
@@ -73,28 +72,33 @@ def tried(entry: Format, path: Path, trial: str) -> None:
 
 
 def compare(
-    runner: Runner, given: Given, data: Data, batch: int, limit: int | None, stop: StopToken, stage: str = "export"
+    runner: Runner, given: Given, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export"
 ) -> Generator[Event, None, Parity]:
-    """Both models on the test split, or the first ``limit`` images of it. Raises EngineError for a file's logits that are not
+    """Both models on the test split, or the first ``limit`` items of it. Raises EngineError for a file's logits that are not
     finite where the model's are."""
-    total = data.count("test", limit)
-    ticker = Ticker(stage, total, "img", clock=stop.clock)
+    total = task.count("test", limit)
+    ticker = Ticker(stage, total, task.unit, clock=stop.clock)
     signal = noise = worst = 0.0
-    same = right = 0
+    same = answered = 0
+    evaluator = task.evaluator()
     with torch.inference_mode():
-        for x, y in data.batches("test", batch, limit=limit):
+        for part in task.batches("test", batch=batch, limit=limit):
             stop.check()
-            wanted, got = given.model(x.contiguous(memory_format=torch.channels_last)), _answer(runner, x)
+            wanted, got = given.model(*part.laid_out().args), _answer(runner, part.args[0])
             if wanted.isfinite().all() and not got.isfinite().all():
                 raise EngineError("its logits are NaN or infinite: use another format, or another version of the runtime")
             difference = (wanted - got).double()
             worst = max(worst, difference.abs().max().item())
             signal += wanted.double().square().sum().item()
             noise += difference.square().sum().item()
-            same += int((wanted.argmax(1) == got.argmax(1)).sum())
-            right += int((got.argmax(1) == y).sum())
-            yield from ticker.advance(len(x))
-    return Parity(worst, sqnr_db(signal, noise), same / total, right / total, interval(right, total), total)
+            first, second = task.answers((wanted,)), task.answers((got,))
+            if first is not None and second is not None:
+                same += int((first == second).sum())
+                answered += first.numel()
+            evaluator.update(got, part.targets)
+            yield from ticker.advance(part.count)
+    value = evaluator.compute()[task.metric.name]
+    return Parity(worst, sqnr_db(signal, noise), same / max(answered, 1), value.value, value.interval, total)
 
 
 def _answer(runner: Runner, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.export.artifact import load_network, to_bytes
 from engine.export.base import Given, Runner
+from engine.lowering.graph.artifact import load_network, to_bytes
 
 
 def write(given: Given, path: Path) -> None:

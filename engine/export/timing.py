@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.data.images.base import Data
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Runner
-from engine.tasks.evaluation import Latency
+from engine.tasks.base import Task
+from engine.tasks.timing import Latency
 
 BATCHES = (1, 64)
 FP32 = "fp32"
@@ -25,7 +25,7 @@ Entry = dict[str, Any]
 
 
 def times(
-    runners: Mapping[str, Runner], data: Data, stop: StopToken, seconds: float = 1.5, stage: str = "export"
+    runners: Mapping[str, Runner], task: Task, stop: StopToken, seconds: float = 1.5, stage: str = "export"
 ) -> Generator[Event, None, dict[str, Times]]:
     """Milliseconds of each runtime at each of ``BATCHES``, over about ``seconds`` each. Images are in the runtime's own layout
     before the clock starts.
@@ -36,7 +36,7 @@ def times(
     found: dict[str, list[Latency]] = {name: [] for name in runners}
     ticker = Ticker(stage, len(BATCHES) * _BLOCKS * len(runners), "timings", clock=stop.clock)
     for done, size in enumerate(BATCHES, 1):
-        x = next(data.batches("test", size, limit=size))[0]
+        x = next(task.batches("test", batch=size, limit=size)).args[0]
         held = {name: runner.hold(x) for name, runner in runners.items()}
         blocks: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         end = stop.clock() + seconds * len(runners)

@@ -90,6 +90,11 @@ def is_language(name: str) -> bool:
     return (place / "config.json").is_file() or (not place.exists() and is_hub_id(name))
 
 
+def is_folder(name: str) -> bool:
+    """Whether ``name`` is the folder of a language model."""
+    return is_language(name) and name not in ENTRIES and Path(name).expanduser().is_dir()
+
+
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` has the form OWNER/MODEL."""
     return _HUB_ID.fullmatch(name) is not None

@@ -14,11 +14,14 @@ from engine.recipe.recipe import DataPart, QatPart, Recipe, RulePart
 _DATA, _QAT = DataPart(), QatPart()
 
 
-def check(recipe: Recipe, language: bool) -> None:
-    """``language`` is whether the model reads text. Raises UsageError for the first word that such a model has no use for."""
-    found = next(_of_images(recipe) if language else _of_text(recipe), None)
+def check(recipe: Recipe, reads: str) -> None:
+    """``reads`` is what the model is given: images, text, or anything.
+
+    Raises UsageError for the first word that such a model has no use for."""
+    words = {"text": _of_images, "images": _of_text}.get(reads)
+    found = next(words(recipe), None) if words else None
     if found:
-        raise UsageError(f"{found}, and {recipe.model} reads {'text' if language else 'images'}: leave it out")
+        raise UsageError(f"{found}, and {recipe.model} reads {reads}: leave it out")
 
 
 def _of_images(recipe: Recipe) -> Iterator[str]:

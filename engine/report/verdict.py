@@ -1,84 +1,133 @@
-"""compare: which of PTQ, QAT and fp32 to ship, and why, in a sentence."""
+"""Which of PTQ, QAT and fp32 to ship, and why, in a sentence. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from engine.recipe.recipe import Threshold
-from engine.runs.stages.evaluate import BATCH, Measurement
+from engine.recipe.threshold import Threshold
+from engine.report.figures import BaselineFigures, QuantizedFigures
+from engine.tasks.metrics import Metric, Workload
 
-_BY = {"drop": "accuracy", "mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
+_QUANTITIES = {"mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
 
 
-def better(qat: Measurement, ptq: Measurement, threshold: Threshold) -> tuple[bool, str]:
-    """Whether QAT is kept, and why. It must measure better on the validation split, by the quantity of the threshold and
-    then by SQNR, and the test split must not say the opposite."""
-    on_validation, on_test = (_score(m, threshold, "validation") for m in (qat, ptq)), (_score(m, threshold, "test") for m in (qat, ptq))
-    new, old = on_validation
+@dataclass(frozen=True)
+class Quality:
+    """One form on one split: the metric's ``value`` beside fp32's, and the distance of the outputs from fp32's."""
+
+    value: float
+    baseline: float
+    error: Mapping[str, float]
+
+    def drop(self, metric: Metric) -> float:
+        return metric.drop(self.baseline, self.value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``chosen`` is ``fp32``, ``ptq`` or ``qat``; ``met`` whether the threshold is."""
+
+    chosen: str
+    threshold: str
+    met: bool
+    text: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The report's ``verdict``."""
+        return {"chosen": self.chosen, "threshold": self.threshold, "met": self.met, "text": self.text}
+
+
+def met(threshold: Threshold, metric: Metric, quality: Quality) -> bool:
+    """Whether the threshold is met on the split that ``quality`` is of."""
+    error = quality.error
+    return threshold.met(
+        baseline=0.0,
+        value=-quality.drop(metric),
+        mse=error["mse"],
+        sqnr_db=error["sqnr_db"],
+        agreement=error.get("agreement", math.nan),
+    )
+
+
+def better(metric: Metric, threshold: Threshold, qat: Mapping[str, Quality], ptq: Mapping[str, Quality]) -> tuple[bool, str]:
+    """Whether QAT is kept, and why; ``qat`` and ``ptq`` are by split. It must measure better on the validation split, by the quantity
+    of the threshold and then by SQNR, and the test split must not say the opposite."""
+    (new, old), (new_test, old_test) = (
+        (_score(metric, threshold, qat[split]), _score(metric, threshold, ptq[split])) for split in ("validation", "test")
+    )
     if new <= old:
-        return False, f"QAT is not kept: {_figure(new, old, threshold)} on validation, no better than PTQ"
-    new_test, old_test = on_test
+        return False, f"QAT is not kept: {_figure(metric, new, old, threshold)} on validation, no better than PTQ"
     if new_test[0] < old_test[0]:
-        return False, f"QAT is not kept: better on validation but worse on test, where {_figure(new_test, old_test, threshold)}"
-    return True, f"QAT is kept: {_figure(new_test, old_test, threshold)} on test"
+        figure = _figure(metric, new_test, old_test, threshold)
+        return False, f"QAT is not kept: better on validation but worse on test, where {figure}"
+    return True, f"QAT is kept: {_figure(metric, new_test, old_test, threshold)} on test"
 
 
-def _figure(new: tuple[float, float], old: tuple[float, float], threshold: Threshold) -> str:
+def _score(metric: Metric, threshold: Threshold, quality: Quality) -> tuple[float, float]:
+    """What ranks a form, greater is better: the threshold's own quantity, then the SQNR."""
+    error = quality.error
+    sqnr = error["sqnr_db"]
+    named = {"drop": metric.rank(quality.value), "agreement": error.get("agreement", sqnr), "mse": -error["mse"]}
+    return named.get(threshold.metric, sqnr), sqnr
+
+
+def _figure(metric: Metric, new: tuple[float, float], old: tuple[float, float], threshold: Threshold) -> str:
     """The figure that decides: the threshold's own, or the SQNR where that is the same for both."""
+    name = _QUANTITIES.get(threshold.metric, metric.name)
     if new[0] == old[0] and threshold.metric != "sqnr":
-        return f"equal {_BY[threshold.metric]} and an SQNR of {new[1]:.1f} dB against PTQ's {old[1]:.1f} dB"
-    return f"its {_BY[threshold.metric]} is {_show(new, threshold)} against PTQ's {_show(old, threshold)}"
+        return f"equal {name} and an SQNR of {new[1]:.1f} dB against PTQ's {old[1]:.1f} dB"
+    return f"its {name} is {_show(metric, new, threshold)} against PTQ's {_show(metric, old, threshold)}"
 
 
-def _score(m: Measurement, threshold: Threshold, split: str) -> tuple[float, float]:
-    quality = m.test if split == "test" else m.validation
-    first = {"drop": quality.value, "agreement": quality.agreement, "mse": -quality.mse}.get(threshold.metric, quality.sqnr_db)
-    return first, quality.sqnr_db
-
-
-def _show(score: tuple[float, float], threshold: Threshold) -> str:
+def _show(metric: Metric, score: tuple[float, float], threshold: Threshold) -> str:
     if threshold.metric == "mse":
         return f"{-score[0]:.2e}"
     if threshold.metric == "sqnr":
         return f"{score[0]:.1f} dB"
-    return f"{score[0]:.2%}"
+    if threshold.metric == "agreement":
+        return f"{score[0]:.2%}"
+    return metric.format(metric.rank(score[0]))
 
 
 def verdict(
-    which: str, seen: Measurement, entry: Mapping[str, Any], size_before: int, threshold: Threshold, trained: str | None,
-    device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
-    """Contract 2's ``verdict``; ``which`` is the better of ``ptq`` and ``qat``, ``trained`` what came of QAT. ``device`` is where
-    the run calibrated and trained: figures are the processor's all the same."""
-    met = seen.met(threshold, "test")
-    drop = seen.test_baseline.value - seen.test.value
-    side = "the same as fp32" if abs(drop) < 5e-5 else f"{100 * abs(drop):.2f} points {'under' if drop > 0 else 'over'} fp32"
-    size = times(size_before / entry["size_bytes"], "smaller", "larger")
-    speed = entry["speedup"]
-    pace = (
-        f"{times(speed['batch_1'], 'faster', 'slower')} at batch 1, {times(speed[f'batch_{BATCH}'], 'faster', 'slower')} at batch {BATCH}"
-    )
-    if device != "cpu":
-        pace += " on the processor"
-    if entry["simulated"]:
-        pace = "simulated, so no speed is claimed"
-    facts = f"{seen.test.value:.2%} on the test split (±{100 * seen.test.interval:.1f}), {side}; {size}; {pace}"
+    which: str, metric: Metric, workloads: Sequence[Workload], figures: QuantizedFigures, baseline: BaselineFigures,
+    quality: Quality, threshold: Threshold, trained: str | None = None, measured_on: str = "",
+) -> Verdict:  # fmt: skip
+    """``which`` is the better of ``ptq`` and ``qat``, ``quality`` its test split, ``trained`` what came of QAT. ``measured_on`` names
+    where the times were taken, if not where the run calibrated and trained."""
+    if not figures.integer_layers + figures.stored_layers:
+        text = "fp32 stays: nothing was quantized, see the layers and their reasons."
+        return Verdict("fp32", str(threshold), False, text)
+    is_met = met(threshold, metric, quality)
+    facts = _facts(metric, workloads, figures, baseline, quality, measured_on)
     name = which.upper()
-    if not entry["integer_layers"] + entry["stored_layers"]:
-        return {
-            "chosen": "fp32",
-            "threshold": str(threshold),
-            "met": False,
-            "text": "fp32 stays: nothing was quantized, see the layers and their reasons.",
-        }
-    if size_before <= entry["size_bytes"] and max(speed.values()) <= 1 and not entry["simulated"]:
-        facts += "; neither smaller nor faster than fp32 here"
-    if met:
+    if is_met:
         text = f"{name} is chosen: {facts}. Threshold {threshold} is met."
     else:
         text = f"fp32 stays: threshold {threshold} is not met. The better quantized model, {name}, has {facts}; it is in model.safetensors."
-    return {"chosen": which if met else "fp32", "threshold": str(threshold), "met": met, "text": f"{text} {trained}." if trained else text}
+    return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text)
+
+
+def _facts(
+    metric: Metric, workloads: Sequence[Workload], figures: QuantizedFigures, baseline: BaselineFigures, quality: Quality, measured_on: str
+) -> str:
+    interval = f" ({metric.half_width(figures.interval)})" if figures.interval else ""
+    side = metric.difference(quality.baseline, quality.value)
+    size = times(baseline.size_bytes / figures.size_bytes, "smaller", "larger")
+    told = [(times(figures.speedup[w.key], "faster", "slower"), w.phrase) for w in workloads if w.key in figures.speedup]
+    pace = ", ".join(f"{ratio} {phrase}" for ratio, phrase in told) + measured_on
+    if figures.simulated:
+        pace = "simulated, so no speed is claimed"
+    facts = f"{metric.titled(figures.value)} on the test split{interval}, {side}; {size}; {pace}"
+    if figures.stored_layers:
+        count = "1 layer is" if figures.stored_layers == 1 else f"{figures.stored_layers} layers are"
+        facts += f"; {count} stored in few bits and computed in fp32 here"
+    slow = figures.speedup and max(figures.speedup.values()) <= 1 and not figures.simulated
+    if baseline.size_bytes <= figures.size_bytes and slow:
+        facts += "; neither smaller nor faster than fp32 here"
+    return facts
 
 
 def times(ratio: float, more: str, less: str) -> str:

@@ -9,18 +9,18 @@ from typing import Any
 from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Finished, StageFinished, StageStarted
-from engine.export.artifact import NAME
-from engine.export.decoder_artifact import read
 from engine.export.decoder_exports import Entry, Given
 from engine.export.decoder_formats import FORMATS, find
 from engine.export.decoder_writing import runtimes, written
 from engine.export.finished import check_new, check_unchanged, check_writable, merged, said_of
 from engine.kernels.probe import probe
+from engine.lowering.files import NAME
+from engine.lowering.modules.artifact import read
 from engine.paths import save
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
-from engine.runs import language_loading as loading
-from engine.runs.language_job import COMPARED
+from engine.runs.exporting import compared_windows
+from engine.tasks import causal_lm_loading as loading
 
 
 def export(
@@ -41,9 +41,8 @@ def export(
     start = stop.clock()
     yield StageStarted("export", "Exporting")
     decoder = read(directory / NAME)
-    loaded = yield from loading.load(loading.settled(recipe), stop)
-    windows = [ids for ids, _ in loaded.parts("test", recipe.data.stride)[:COMPARED]]
-    given = Given(decoder, windows, loaded.language.path, recipe.to_yaml(), probe().instructions, recipe.model)
+    subject = yield from loading.load(loading.settled(recipe), stop, "cpu")
+    given = Given(decoder, compared_windows(subject.task), subject.source, recipe.to_yaml(), probe().instructions, recipe.model)
     made: list[Entry] = []
     try:
         yield from written(asked, given, directory, stop, made)

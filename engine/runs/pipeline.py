@@ -7,28 +7,27 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events.cancellation import StopToken
 from engine.events.event import Ask, Event, Notice, Stopped
-from engine.kernels.probe import Machine, probe
+from engine.kernels.probe import probe
+from engine.machine.device import pick_device
 from engine.models.custom import is_custom
-from engine.models.language_registry import is_language
 from engine.models.registry import Stem, find
-from engine.recipe import fits as recipe_fits
+from engine.recipe import fits
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
+from engine.runs import exporting
+from engine.runs.absolute import absolute
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.rundir import RunDir, find_run, is_running, new_directory
-from engine.runs.stages import fitting, load
 from engine.runs.work import Run, T, stage
-
-if TYPE_CHECKING:
-    from engine.runs.language_job import LanguageJob
+from engine.tasks import fitting
+from engine.tasks.registry import TaskEntry, task_of
 
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
@@ -70,35 +69,30 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
 
 
 def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
-    language = is_language(recipe.model)
-    recipe_fits.check(recipe, language)
-    if language:
-        from engine.runs.language_loading import settled
-        from engine.training.settings import with_batch
-
-        recipe = settled(recipe)
+    entry = task_of(recipe.model)
+    fits.check(recipe, entry.reads)
+    recipe = entry.settled(recipe)
     seen: list[Event] = []
-    loading = _tapped(stage("load", f"Loading {recipe.model}", _load(recipe, stop, language)), seen.append)
+    loading = _tapped(stage("load", f"Loading {recipe.model}", entry.load(recipe, stop, pick_device(recipe.device))), seen.append)
     try:
-        loaded = yield from loading
+        subject = yield from loading
+        exporting.check(recipe, subject)
     except (EngineError, Cancelled):
         raise
     except Exception as error:
         text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
-        raise EngineError(f"{text}: {_hint(error, language)}check the model and the data") from error
+        raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
     machine = probe()
     moved = machine.moved_from(recipe.isa)
     recipe = recipe.model_copy(update={"isa": machine.instructions})
-    if language:
-        recipe = with_batch(recipe, loaded.context)
-    model = loaded.language.model if language else loaded.model
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    where = RunDir(out or new_directory(recipe.model, loaded.data.name), recipe.model, loaded.data.name, _ROOM * weights, resumed)
-    job = _job(recipe, loaded, machine, where, stop, attended)
+    recipe = subject.task.settled(recipe)
+    name = subject.task.data(1, None)["name"]
+    where = RunDir(out or new_directory(recipe.model, name), recipe.model, name, _ROOM * subject.bytes, resumed)
+    job = Job(recipe, subject, machine, where, stop, attended)
     try:
         for event in seen:
             where.event(event)
-        where.write("recipe.yaml", load.absolute(recipe).to_yaml())
+        where.write("recipe.yaml", absolute(recipe).to_yaml())
         if moved:
             yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
         return (yield from _tapped(job.run(), where.event))
@@ -119,27 +113,10 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         text = traceback.format_exc()
         kept = where.fail(f"{type(error).__name__} during {job.doing}", text)
         raise EngineError(
-            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, language)}the traceback is in {kept}"
+            f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, entry)}the traceback is in {kept}"
         ) from error
     finally:
         where.close()
-
-
-def _load(recipe: Recipe, stop: StopToken, language: bool) -> Run[Any]:
-    if not language:
-        return (yield from load.load(recipe))
-    from engine.runs import language_loading as loading
-
-    return (yield from loading.load(recipe, stop, load.pick_device(recipe.device)))
-
-
-def _job(recipe: Recipe, loaded: Any, machine: Machine, where: RunDir, stop: StopToken, attended: bool) -> Job | LanguageJob:
-    if isinstance(loaded, load.Loaded):
-        return Job(recipe, loaded, machine, where, stop, attended)
-    # Language models bring transformers, which networks on images do without.
-    from engine.runs.language_job import LanguageJob
-
-    return LanguageJob(recipe, loaded, machine, where, stop, attended)
 
 
 def _said(text: str) -> Run[None]:
@@ -151,9 +128,9 @@ def _cause(error: Exception) -> str:
     return one_line(Exception(str(error).partition("While executing %")[0]), 160)
 
 
-def _hint(error: Exception, language: bool) -> str:
+def _hint(error: Exception, entry: TaskEntry) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
-        return f"lower {'data.context' if language else 'data.batch'} in the recipe; "
+        return f"lower {entry.memory} in the recipe; "
     return ""
 
 
@@ -181,7 +158,7 @@ def train(
 
     A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
     """
-    if is_language(model):
+    if task_of(model).reads == "text":
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     if is_custom(model):
         raise UsageError(f"{model} is your own factory, and training goes by name: give its trained weights to a run by --weights FILE")
@@ -193,7 +170,7 @@ def train(
     from engine.training.baseline import schedule_for, train_baseline
 
     entry = find(model)
-    where = load.pick_device(device)
+    where = pick_device(device)
     images = data_registry.load(folder or str(data), transform=fitting.transform_of(model))
     fitting.fits(entry, images)
     schedule = replace(schedule_for(images.name, entry), seed=seed)
@@ -215,4 +192,4 @@ def _train_language(
 
     mini.check(model, data)
     schedule = replace(mini.SCHEDULE if epochs is None else mini.with_epochs(mini.SCHEDULE, epochs), seed=seed)
-    return (yield from mini.train_mini(out or Path(model), schedule, stop=stop, command=command, device=load.pick_device(device)))
+    return (yield from mini.train_mini(out or Path(model), schedule, stop=stop, command=command, device=pick_device(device)))

@@ -10,26 +10,28 @@ from typing import Any, TypeVar
 from torch import nn
 
 from engine.data import registry as data_registry
-from engine.data.images.base import Data
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Finished, Notice, StageFinished, StageStarted
-from engine.export.artifact import NAME, load_network, read
 from engine.export.base import Given
 from engine.export.finished import check_new, check_unchanged, check_writable, merged, said_of
 from engine.export.making import Comparison, Entry, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
+from engine.lowering.files import NAME
+from engine.lowering.graph import tracing
+from engine.lowering.graph.artifact import load_network, read
+from engine.lowering.graph.fp32_forms import fp32_forms
 from engine.lowering.graph.fuse import find_pairs, fuse
 from engine.lowering.graph.program import Program
 from engine.paths import save
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.report.runtimes import fastest
-from engine.runs.stages import load, trace
-from engine.runs.stages.export import images
-from engine.runs.stages.fitting import transform_of
-from engine.runs.stages.load import Loaded
-from engine.tasks.evaluation import fp32_forms
+from engine.runs.exporting import calibration_inputs
+from engine.tasks import classification
+from engine.tasks.base import Task
+from engine.tasks.fitting import transform_of
+from engine.tasks.subject import Subject
 
 T = TypeVar("T")
 Steps = Generator[Event, Any, Report]
@@ -129,13 +131,13 @@ def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event,
     program, header = read(directory / NAME)
     try:
         # The fp32 model is needed for what stayed whole, and to be timed beside the files.
-        loaded: Loaded | None = _quietly(load.load(recipe.model_copy(update={"device": "cpu"})), stop)
+        loaded: Subject | None = _quietly(classification.load(recipe, stop, "cpu"), stop)
     except EngineError as error:
         if _needs_code(program):
             raise
         loaded = None
         yield Notice(f"fp32 is not timed again: {error}", "warning")
-    data = loaded.data if loaded else _data(recipe)
+    task = loaded.task if loaded else _task(recipe)
     whole = loaded.model if loaded else None
     modules = dict(whole.named_modules()) if whole is not None else {}
     with warnings.catch_warnings(record=True) as told:
@@ -145,8 +147,8 @@ def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event,
         yield Notice(str(warning.message), "warning")
     part = recipe.data
     forms = _forms(loaded, stop) if loaded else {}
-    test = Comparison(data, part.batch, part.limit, forms)
-    return Given(model, images(data), modules, header["recipe"], header["isa"], recipe.model), test
+    test = Comparison(task, part.batch, part.limit, forms)
+    return Given(model, calibration_inputs(task), modules, header["recipe"], header["isa"], recipe.model), test
 
 
 def _needs_code(program: Program) -> bool:
@@ -154,15 +156,17 @@ def _needs_code(program: Program) -> bool:
     return any(step.op == "module" and step.attrs.get("module") is None for step in program.steps)
 
 
-def _data(recipe: Recipe) -> Data:
+def _task(recipe: Recipe) -> Task:
     part = recipe.data
-    return data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+    images = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+    return classification.Classification(images)
 
 
-def _forms(loaded: Loaded, stop: StopToken) -> Mapping[str, nn.Module]:
+def _forms(loaded: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
     """The fp32 model in the forms of a run's baseline."""
-    graph = _quietly(trace.trace(loaded.model, loaded.example), stop).graph
-    return fp32_forms(fuse(graph, loaded.example, find_pairs(graph))[0])
+    example = loaded.example.args[0]
+    graph = _quietly(tracing.trace(loaded.model, example), stop).graph
+    return fp32_forms(fuse(graph, example, find_pairs(graph))[0])
 
 
 def _quietly(steps: Generator[Event, Any, T], stop: StopToken) -> T:

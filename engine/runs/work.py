@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.errors import Cancelled
@@ -13,8 +14,8 @@ from engine.kernels.probe import Machine
 from engine.recipe.changes import with_epochs
 from engine.recipe.decisions import Answer, Train
 from engine.recipe.recipe import Recipe, Threshold
+from engine.runs.absolute import absolute
 from engine.runs.rundir import RunDir
-from engine.runs.stages.load import absolute
 
 T = TypeVar("T")
 Run = Generator[Event, Answer, T]
@@ -39,8 +40,17 @@ class Work:
         self.doing = "loading"
         self.seconds = 0.0
 
+    @property
+    def directory(self) -> Path:
+        return self.where.path
+
+    @property
+    def identity(self) -> str:
+        """What was asked, as 16 hex digits, wherever the run is started from."""
+        return absolute(self.recipe).fingerprint()
+
     def environment(self) -> dict[str, Any]:
-        """Contract 2's ``environment``."""
+        """The report's ``environment``."""
         raise NotImplementedError
 
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:

@@ -7,18 +7,31 @@ from typing import Any
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
-from engine.lowering.modules.recorded import quickest
 from engine.tasks.decode_timing import Lengths, Speed, tokens_per_second
+from engine.tasks.metrics import DECODE, PREFILL
+from engine.tasks.recorded_decoding import quickest
+from engine.tasks.timing import Latency, Timing
 
 
-def paces(forms: Mapping[str, Any], context: int, device: str, stop: StopToken) -> Generator[Event, None, dict[str, Speed]]:
+def timings(models: Mapping[str, Any], context: int, device: str, stop: StopToken) -> Generator[Event, None, dict[str, Timing]]:
     """Of transformers models by name, which read ``context`` tokens at most. A form that a GPU could not write as a recording is told
     of. Raises Cancelled on stop."""
     lengths = Lengths().within(context)
-    steps = {name: quickest(form, device, lengths.begin + lengths.new) for name, form in forms.items()}
-    vocabulary = int(next(iter(forms.values())).get_input_embeddings().weight.shape[0])
+    steps = {name: quickest(model, device, lengths.begin + lengths.new) for name, model in models.items()}
+    vocabulary = int(next(iter(models.values())).get_input_embeddings().weight.shape[0])
     speeds = yield from tokens_per_second(steps, vocabulary, lengths, stop, device=device)
     for name, step in steps.items():
         if why := getattr(step, "why", None):
             yield Notice(f"{name}: each kernel of a token is launched by itself, {why}")
-    return speeds
+    return {name: timing_of(speed) for name, speed in speeds.items()}
+
+
+def timing_of(speed: Speed) -> Timing:
+    """Milliseconds of a token that is written with a cache and of the prompt that is read, and the same as tokens a second."""
+    token = Latency(1e3 / speed.decode, speed.token_p95, 1)
+    prompt = Latency(1e3 * speed.prompt / speed.prefill, speed.prompt_p95, 1)
+    rates = {
+        "prefill": round(speed.prefill, 1), "decode": round(speed.decode, 1), "prompt": speed.prompt, "new": speed.new,
+        **({"recorded": True} if speed.recorded else {}),
+    }  # fmt: skip
+    return Timing({DECODE.key: token, PREFILL.key: prompt}, {"tokens_per_second": rates})

@@ -8,35 +8,35 @@ from typing import Any
 from engine.data.text.encoded import SequenceData
 from engine.events.cancellation import StopToken
 from engine.events.event import Samples
-from engine.runs.language_loading import LoadedLanguage
+from engine.tasks.causal_lm import CausalLM
 from engine.tasks.generation import continuation
 
 PROMPTS, WORDS, NEW = 2, 24, 40
 
 
-def sampled(loaded: LoadedLanguage, forms: Mapping[str, Any], stop: StopToken) -> tuple[Samples, ...]:
+def sampled(task: CausalLM, models: Mapping[str, Any], stop: StopToken) -> tuple[Samples, ...]:
     """Beginnings of the test text, each continued by each form with the likeliest token. Raises Cancelled on stop."""
     found = []
-    for ids in _beginnings(loaded):
+    for ids in _beginnings(task):
         texts = {}
-        for name, model in forms.items():
-            new = list(continuation(model, ids.to(loaded.device), NEW, stop=stop, context=loaded.language.context))
-            texts[name] = _text(loaded, new)
-        found.append(Samples(_text(loaded, ids.tolist()), texts))
+        for name, model in models.items():
+            new = list(continuation(model, ids.to(task.device), NEW, stop=stop, context=task.language.context))
+            texts[name] = _text(task, new)
+        found.append(Samples(_text(task, ids.tolist()), texts))
     return tuple(found)
 
 
-def _beginnings(loaded: LoadedLanguage) -> list[Any]:
-    if isinstance(loaded.data, SequenceData):
-        longest = sorted(loaded.data.sequences["test"], key=len, reverse=True)
+def _beginnings(task: CausalLM) -> list[Any]:
+    if isinstance(task.text, SequenceData):
+        longest = sorted(task.text.sequences["test"], key=len, reverse=True)
         return [ids[: max(len(ids) // 3, 1)] for ids in longest[:PROMPTS]]
-    stream = loaded.data.streams["test"]
+    stream = task.text.streams["test"]
     step = len(stream) // PROMPTS
-    return [stream[i * step : i * step + min(WORDS, loaded.context // 2)] for i in range(PROMPTS)]
+    return [stream[i * step : i * step + min(WORDS, task.context // 2)] for i in range(PROMPTS)]
 
 
-def _text(loaded: LoadedLanguage, ids: list[int]) -> str:
-    tokenizer = loaded.language.tokenizer
+def _text(task: CausalLM, ids: list[int]) -> str:
+    tokenizer = task.language.tokenizer
     if tokenizer is None:
         return " ".join(map(str, ids))
     text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -21,9 +21,10 @@ from engine.lowering.graph.memory import channels_last
 from engine.models.registry import ModelEntry, Stem
 from engine.models.weights_file import restore
 from engine.paths import check_writable, save
-from engine.runs.stages.fitting import check, first_images
+from engine.tasks.classification import Classification
+from engine.tasks.fitting import check, first_images
 from engine.training.checkpoint import read as read_checkpoint
-from engine.training.loop import Schedule, accuracy, fit, precision
+from engine.training.loop import Schedule, fit, measured, precision
 
 # What reaches the accuracy that the README states, for a small CNN on two cores.
 DEFAULTS = {"digits": Schedule(epochs=20, batch=32, lr=0.02), "cifar10": Schedule(epochs=30, batch=128, lr=0.05)}
@@ -90,15 +91,16 @@ def train_baseline(
     model = channels_last(model, device)
     told: dict[str, Any] = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
     identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
+    task = Classification(data)
     checkpoint = out.with_suffix(".checkpoint.pt")
     try:
-        fitted = yield from fit(model, data, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
+        fitted = yield from fit(model, task, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
     except Cancelled:
         kept = read_checkpoint(checkpoint, identity)
         yield Notice("stopped; the same command goes on after the last whole epoch" if kept else "stopped before an epoch was finished")
         raise
     restore(model, fitted.best)
-    test = accuracy(model, data, "test", 256, stop, device)
+    test = measured(model, task, "test", 256, stop, device)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     record = {
         "model": entry.name, "data": data.name, "command": command, "seed": schedule.seed, "schedule": asdict(schedule),

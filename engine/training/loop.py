@@ -1,21 +1,21 @@
-"""The one training loop: baselines and QAT differ in the model, the loss and what happens between epochs."""
+"""The training loop: baselines and QAT differ in the model, the loss and what happens between epochs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.data.images.base import Data, SplitName
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Notice
 from engine.events.progress import Every, Ticker
+from engine.tasks.base import Batch, Split, Task, forward_of
 from engine.training.checkpoint import broken
 from engine.training.checkpoint import read as read_checkpoint
 from engine.training.checkpoint import write as write_checkpoint
@@ -24,7 +24,7 @@ from engine.training.running_loss import RunningLoss
 from engine.training.schedule import warm_cosine
 from engine.training.sgd import SGD
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Batch, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,6 @@ class Judged:
     score: tuple[float, ...]
 
 
-def cross_entropy(_: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels)
-
-
 def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     """Weight decay on matrices and convolutions alone: not on biases, normalization or quantization steps."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -90,27 +86,29 @@ def precision(schedule: Schedule, device: str) -> str | None:
 
 def fit(
     model: nn.Module,
-    data: Data,
+    task: Task,
     schedule: Schedule,
     *,
     stage: str,
     stop: StopToken,
     groups: list[dict[str, Any]] | None = None,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     before_epoch: Callable[[int], None] = lambda epoch: None,
     judge: Callable[[], Generator[Event, None, Judged]] | None = None,
     device: str = "cpu",
     checkpoint: Path | None = None,
     fingerprint: str = "",
 ) -> Generator[Event, None, Fitted]:
-    """Train ``model`` in place on the training split and judge each epoch on the validation split (by accuracy).
+    """Train ``model`` in place on the training split, by the task's own loss unless ``loss`` is given, which maps a batch and the raw
+    outputs to a loss; judge each epoch on the validation split, by the task's metric unless ``judge`` does.
 
     ``groups`` may scale the learning rate of a group by its ``factor``. With ``checkpoint`` each epoch is saved whole;
     a file of the same ``fingerprint`` is continued. When ``stop`` says enough, it ends at the next batch and the epoch
     that was begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
     """
+    measure = loss or _own_loss(task)
     optimizer = SGD(groups or parameter_groups(model, schedule), schedule.lr, schedule.momentum)
-    images = _whole(data.count("train"), schedule.batch)
+    images = _whole(task.count("train"), schedule.batch)
     batches = math.ceil(images / schedule.batch)
     steps = schedule.epochs * batches
     losses: list[float] = []
@@ -130,34 +128,34 @@ def fit(
         yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
     due = Every(0.25, stop.clock)
     for epoch in range(len(losses) + 1, schedule.epochs + 1):
-        ticker = Ticker(stage, images, "img", clock=stop.clock)
+        ticker = Ticker(stage, images, task.unit, clock=stop.clock)
         running, step = RunningLoss(device), (epoch - 1) * batches
         seed = schedule.seed * 1000 + epoch
         # Dropout draws from here: a training that goes on draws what it would have drawn.
         torch.manual_seed(seed)
         model.train()
         before_epoch(epoch)
-        for x, y in data.batches("train", schedule.batch, limit=images, seed=seed, augment=schedule.augment, device=device):
+        for part in _epoch(task, schedule, images, seed, device):
             stop.check()
             if stop.wants_enough and scores:
                 yield Notice(f"training was ended after epoch {len(scores)} of {schedule.epochs}")
                 return _fitted(best, losses, values, scores)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
-            x = x.contiguous(memory_format=torch.channels_last)
+            part = part.laid_out()
             with half.autocast():
-                value = loss(x, model(x), y)
+                value = measure(part, model(*part.args, **part.kwargs))
             optimizer.zero_grad()
             half.step(value, optimizer, model.parameters(), schedule.clip)
-            running.add(value, len(x))
+            running.add(value, part.count)
             step += 1
             if due() or step % batches == 0:
                 yield running.step(stage, epoch, schedule, step, steps)
-            yield from ticker.advance(len(x))
+            yield from ticker.advance(part.count)
         losses.append(running.total / images)
         if judge is None:
-            top = accuracy(model, data, "validation", schedule.batch * 4, stop, device)
-            judged = Judged(top, (top,))
+            top = measured(model, task, "validation", schedule.batch * 4, stop, device)
+            judged = Judged(top, (task.metric.rank(top),))
         else:
             judged = yield from judge()
         values.append(judged.value)
@@ -183,14 +181,29 @@ def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float], s
     return Fitted(best, values[last], last + 1, tuple(losses), tuple(values))
 
 
-def accuracy(
-    model: nn.Module, data: Data, split: SplitName, batch: int, stop: StopToken, device: str = "cpu", limit: int | None = None
+def _own_loss(task: Task) -> Loss:
+    def loss(part: Batch, raw: Any) -> Tensor:
+        found = task.loss(raw, part.targets)
+        if found is None:
+            raise EngineError(f"the task {task.name} has no loss: give it one to train a baseline")
+        return found
+
+    return loss
+
+
+def _epoch(task: Task, schedule: Schedule, items: int, seed: int, device: str) -> Iterator[Batch]:
+    if schedule.augment:
+        return task.training_batches(batch=schedule.batch, limit=items, seed=seed, device=device)
+    return task.batches("train", batch=schedule.batch, limit=items, seed=seed, device=device)
+
+
+def measured(
+    model: nn.Module, task: Task, split: Split, batch: int, stop: StopToken, device: str = "cpu", limit: int | None = None
 ) -> float:
-    """Top-1 of ``model`` in eval mode on a split, 0..1."""
-    model.eval()
-    right = 0
+    """The task's metric of ``model``, in eval mode, on a split."""
+    forward, evaluator = forward_of(model.eval()), task.evaluator()
     with torch.inference_mode():
-        for x, y in data.batches(split, batch, limit=limit, device=device):
+        for part in task.batches(split, batch=batch, limit=limit, device=device):
             stop.check()
-            right += int((model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
-    return right / data.count(split, limit)
+            evaluator.update(forward(part.laid_out()), part.targets)
+    return evaluator.compute()[task.metric.name].value

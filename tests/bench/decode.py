@@ -27,7 +27,6 @@ from engine.kernels.gpu.probe import seen_from
 from engine.kernels.probe import probe
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.lowering.modules.recorded import quickest
 from engine.lowering.modules.runtime import running
 from engine.lowering.modules.stepping import last
 from engine.models.anatomy import anatomy, weight_of
@@ -35,6 +34,7 @@ from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
 from engine.numerics.uniform import QParams
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.decode_timing import Lengths, Speed, Step, tokens_per_second
+from engine.tasks.recorded_decoding import quickest
 
 THREADS = 2
 # Of a table in a file; a GPU's has a place of its own.

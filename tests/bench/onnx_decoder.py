@@ -18,9 +18,9 @@ import torch
 import transformers
 
 from engine.events.cancellation import StopToken
-from engine.export.decoder_header import config_dict
 from engine.export.onnx.decoder_file import write
 from engine.export.onnx.decoder_run import OnnxDecoder
+from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.lowering.modules.skeleton import empty
 from engine.lowering.modules.stepping import Step, last

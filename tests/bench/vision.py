@@ -18,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from engine.runs.stages import calibrate, convert, evaluate, fuse, plan, trace
 from peers import Peer, accuracy, fp32_peers, int8_peers, latency, missing
 from torch import nn
 
 from engine.data import registry
 from engine.data.images.base import Data
 from engine.events.cancellation import StopToken
-from engine.export.artifact import to_bytes
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
+from engine.lowering.graph.artifact import to_bytes
 from engine.models.custom import build
 from engine.models.registry import find
 from engine.models.weights_file import load_into
 from engine.recipe.recipe import Recipe
 from engine.runs.pipeline import run
-from engine.runs.stages import calibrate, convert, evaluate, fuse, plan, trace
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTORY = f"{Path(__file__).parent / 'resnet20.py'}:resnet20"

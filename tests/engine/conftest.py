@@ -80,6 +80,6 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
         return original(measured, *rest)
 
     original = job.export
-    with driving.one_thread(), patch.object(job, "export", export), patch("engine.runs.stages.layer_timing.Stopwatch", driving.Untimed):
+    with driving.one_thread(), patch.object(job, "export", export), patch("engine.lowering.graph.layer_timing.Stopwatch", driving.Untimed):
         report = quantize(Recipe.make(model="simplecnn"), folder)
     return MainRun(folder, report, held[0])

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from engine.tasks.evaluation import Latency
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Ask, Event, Progress
@@ -22,7 +23,6 @@ from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.runs import pipeline
-from engine.tasks.evaluation import Latency
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -119,9 +119,9 @@ def untimed() -> Iterator[None]:
     with (
         one_thread(),
         patch("engine.runs.stages.evaluate.latencies", _once),
-        patch("engine.runs.stages.fuse.latencies", _once),
+        patch("engine.lowering.graph.folding.latencies", _once),
         patch("engine.export.timing.times", _untimed),
-        patch("engine.runs.stages.layer_timing.Stopwatch", Untimed),
+        patch("engine.lowering.graph.layer_timing.Stopwatch", Untimed),
         patch("engine.export.parity.tried", lambda *given: None if UNTRIED else tried(*given)),
     ):
         yield

@@ -12,11 +12,11 @@ from pathlib import Path
 import driving
 import pretend_device
 import torch
+from engine.runs.stages import load
 
 from engine import Recipe
 from engine.kernels.gpu import probe as gpu
 from engine.kernels.gpu import probe_child as gpu_child
-from engine.runs.stages import load
 from engine.training import precision
 
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.errors import EngineError
-from engine.export.artifact import load_quantized
 from engine.kernels.probe import Machine
+from engine.lowering.graph.artifact import load_quantized
 from engine.recipe.recipe import Recipe
 
 Header = dict[str, Any]
@@ -121,7 +121,7 @@ def test_a_step_without_a_part(parts: Any, store: Store, key: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*was made on")
 def test_a_layer_without_a_part(parts: Any, store: Store, key: str, saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("AVX2", False, saturates, {})
-    monkeypatch.setattr("engine.export.artifact.probe", lambda: machine)
+    monkeypatch.setattr("engine.lowering.graph.artifact.probe", lambda: machine)
     header, tensors = parts
     del step(header, "layer")["attrs"][key]
     if key == "path":  # It only serves messages.
@@ -254,7 +254,7 @@ def test_an_argument_of_another_kind_is_refused(parts: Any, store: Store, argume
 def test_a_machine_that_saturates_is_warned(
     parts: Any, store: Store, monkeypatch: pytest.MonkeyPatch, top: int, saturates: bool | None, warned: bool
 ) -> None:
-    monkeypatch.setattr("engine.export.artifact.probe", lambda: Machine("AVX2", False, saturates, {}))
+    monkeypatch.setattr("engine.lowering.graph.artifact.probe", lambda: Machine("AVX2", False, saturates, {}))
     header, tensors = parts
     for each in header["program"]["steps"]:
         if each["op"] == "layer":
@@ -293,7 +293,7 @@ def test_images_of_a_size_that_does_not_go_through_are_told_in_a_sentence(run_fo
 def test_without_integer_kernels_the_model_is_simulated_and_near(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     here = load_quantized(run_folder)(x)
-    monkeypatch.setattr("engine.export.artifact.probe", lambda: Machine("unknown", False, None, {}))
+    monkeypatch.setattr("engine.lowering.graph.artifact.probe", lambda: Machine("unknown", False, None, {}))
     simulated = load_quantized(run_folder)
     assert simulated.simulated and {kernel for kernel, _ in simulated.placement.values()} == {"simulation"}
     noise = (simulated(x) - here).square().mean() / here.square().mean()

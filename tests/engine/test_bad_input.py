@@ -266,7 +266,7 @@ def test_an_unexpected_failure_later_keeps_its_traceback(tiny: Make, tmp_path: P
     def fail(*_: Any) -> Any:
         raise ZeroDivisionError("one\ntwo")
 
-    monkeypatch.setattr("engine.runs.stages.convert.convert", fail)
+    monkeypatch.setattr("engine.lowering.graph.conversion.convert", fail)
     outcome = drive(tiny(), tmp_path / "run")
     text = str(outcome.error)
     assert type(outcome.error) is EngineError and "\n" not in text and "one two" in text and "calibrate" in text

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from driving import Outcome, drive, figures
+from engine.tasks.evaluation import Latency
 
 from engine.data import registry
 from engine.events import event as ev
@@ -22,7 +23,6 @@ from engine.numerics.uniform import weight_range
 from engine.recipe.recipe import Recipe
 from engine.report.report import finite
 from engine.runs import job
-from engine.tasks.evaluation import Latency
 
 Make = Callable[..., Recipe]
 MIXED: dict[str, Any] = {
@@ -40,7 +40,7 @@ def watched(tiny_file: Path, own_cache: Path, tmp_path_factory: pytest.TempPathF
     """An attended run with training, every tick told."""
     recipe = Recipe.make(model=f"{tiny_file}:make", **MIXED)
     folder = tmp_path_factory.mktemp("watched") / "run"
-    with patch("engine.runs.stages.calibrate.Every", lambda *_: lambda: True):
+    with patch("engine.lowering.graph.calibration.Every", lambda *_: lambda: True):
         return recipe, folder, drive(recipe, folder, attended=True)
 
 

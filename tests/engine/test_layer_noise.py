@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.runs.stages import convert
+from engine.tasks.evaluation import LayerNoise, layer_sqnr
 from torch import Tensor, fx, nn
 
 from engine.data.images.base import Data, MemorySplit
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.kernels.simulate import Simulate
+from engine.lowering.graph.calibration import calibrate
 from engine.lowering.graph.fuse import find_pairs, fuse
 from engine.lowering.graph.layout import Layout, arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.trace import trace
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
-from engine.runs.stages import convert
-from engine.runs.stages.calibrate import calibrate
-from engine.tasks.evaluation import LayerNoise, layer_sqnr
 
 
 class Net(nn.Module):

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.runs.stages import evaluate
+from engine.runs.stages.evaluate import Measurement, Times, fp32_size, ratio
+from engine.tasks.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
 from torch import Tensor, fx, nn
 
 from engine.data import registry
@@ -21,9 +24,6 @@ from engine.events.event import Progress
 from engine.machine.repeats import passes
 from engine.recipe.recipe import Recipe, Threshold
 from engine.report.verdict import better, times, verdict
-from engine.runs.stages import evaluate
-from engine.runs.stages.evaluate import Measurement, Times, fp32_size, ratio
-from engine.tasks.evaluation import Latency, Quality, compare, fp32_forms, latencies, profile
 
 CLASSES = 4
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from driving import Outcome, drive, resumed
+from engine.runs.stages import load
 
 from engine.data.images.base import Data
 from engine.events import event as ev
 from engine.events.cancellation import StopToken
-from engine.export.artifact import load_quantized, read, to_bytes
 from engine.kernels.probe import KERNELS, Machine, probe
+from engine.lowering.graph.artifact import load_quantized, read, to_bytes
 from engine.recipe.recipe import Recipe
-from engine.runs.stages import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was made on")
 Make = Callable[..., Recipe]
@@ -83,7 +83,7 @@ def test_a_file_from_another_machine_is_told_of(
     drive(tiny(), tmp_path / "run")
     program, header = read(tmp_path / "run" / "model.safetensors")
     assert header["isa"] == "AVX2, no VNNI"
-    monkeypatch.setattr("engine.export.artifact.probe", lambda: here)
+    monkeypatch.setattr("engine.lowering.graph.artifact.probe", lambda: here)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         load_quantized(tmp_path / "run")

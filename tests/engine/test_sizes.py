@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.runs.stages.evaluate import fp32_size
 from torch import Tensor, nn
 
-from engine.export.artifact import to_bytes
 from engine.kernels.probe import Machine
+from engine.lowering.graph.artifact import to_bytes
+from engine.lowering.graph.conversion import round_weights
 from engine.lowering.graph.convert import convert
 from engine.lowering.graph.fuse import find_pairs, fuse
 from engine.lowering.graph.layout import arrange
@@ -24,8 +26,6 @@ from engine.planning.size import predicted_bytes, stored_bytes
 from engine.recipe.presets import PRESETS
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
-from engine.runs.stages.convert import round_weights
-from engine.runs.stages.evaluate import fp32_size
 
 MACHINE = Machine("AVX2", False, True)
 GROUPS = LayerSpec(WeightSpec(4, "per-group", 32), ActivationSpec(8))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from driving import consume, drive
+from engine.runs.stages import load
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -29,7 +30,6 @@ from engine.models.registry import ENTRIES, find
 from engine.models.torchvision import PUBLISHED, Published
 from engine.recipe.recipe import Recipe
 from engine.runs.pipeline import train
-from engine.runs.stages import load
 from engine.training.baseline import schedule_for
 from engine.training.loop import precision
 

@@ -63,12 +63,13 @@ class Observed:
         """That of a class; KeyError where nothing counts its values."""
         return self.observers[name].histogram or self._extra[name]
 
-    def batch(self, x: Tensor) -> None:
-        """One calibration batch (N, C, H, W), on the graph's device."""
+    def batch(self, *inputs: Tensor) -> None:
+        """One calibration batch, on the graph's device: the graph's inputs in order, each (N, ...)."""
+        size = self._at_once or len(inputs[0])
         with torch.inference_mode():
-            for part in x.split(self._at_once or len(x)):  # type: ignore[no-untyped-call]
+            for parts in zip(*(x.split(size) for x in inputs), strict=True):  # type: ignore[no-untyped-call]
                 # Not called as a module, which would print the code beside an error.
-                self._graph.forward(part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part)
+                self._graph.forward(*(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in parts))
         for source, ends in self._pending.items():
             self.observers[self._class_of[source]].update(torch.tensor(ends))
         self._pending.clear()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import EngineError
-from engine.export.decoder_artifact import read_with_header
+from engine.lowering.modules.artifact import read_with_header
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from tiny_language import gpt2
 
 import engine
-import engine.export.artifact
+import engine.lowering.graph.artifact
 from engine.errors import EngineError
-from engine.export.decoder_artifact import read, read_with_header, to_bytes
 from engine.kernels.probe import probe
+from engine.lowering.modules.artifact import read, read_with_header, to_bytes
 from engine.lowering.modules.loaded import LoadedDecoder, rounded
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.lowering.modules.runtime import running
@@ -122,7 +122,7 @@ def test_rounding_agrees_with_plain_numbers() -> None:
 
 
 def test_images_do_without_transformers() -> None:
-    tree = ast.parse(Path(engine.export.artifact.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(engine.lowering.graph.artifact.__file__).read_text(encoding="utf-8"))
     always = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert always and not [name for name in always if name.startswith(("engine.lowering.modules", "engine.data.text", "transformers"))]
 

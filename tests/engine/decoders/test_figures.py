@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from engine.report.language_figures import Seen, latencies, quantized_entry, verdict
 from quantized_families import EIGHT, family
 
 from engine.lowering.modules.runtime import Placement
 from engine.recipe.recipe import Threshold
-from engine.report.language_figures import Seen, latencies, quantized_entry, verdict
 from engine.tasks.decode_timing import Speed
 from engine.tasks.language_evaluation import Closeness, Judged
 from engine.tasks.perplexity import perplexity_of

@@ -6,7 +6,7 @@ import tiny_language
 import torch
 
 from engine.data.text.encoded import SequenceData
-from engine.runs.language_loading import LoadedLanguage
+from engine.tasks.causal_lm_loading import LoadedLanguage
 
 
 def test_a_part_of_the_sequences_is_the_first_of_them_not_the_shortest() -> None:

@@ -10,8 +10,8 @@ from families import FAMILIES, build
 from small_decoders import VOCABULARY, small
 
 from engine.errors import EngineError
-from engine.lowering.modules.recorded import Recorded, cuda_graph, quickest
 from engine.tasks.decode_timing import step_of
+from engine.tasks.recorded_decoding import Recorded, cuda_graph, quickest
 
 IDS = torch.randint(2, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(3))
 WRITTEN = torch.randint(2, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.recipe.recipe import Recipe
-from engine.runs.language_loading import settled
+from engine.tasks.causal_lm_loading import settled
 from engine.training.finetune import TuneSchedule
 from engine.training.settings import schedule_of, with_batch
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from engine.runs.stages import calibrate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -14,7 +15,6 @@ from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.trace import trace
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
-from engine.runs.stages import calibrate
 
 BATCH, SIDE = 16, 64
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.tasks.evaluation import profile
 from torch import Tensor, fx, nn
 
 from engine.events.cancellation import StopToken
@@ -21,7 +22,6 @@ from engine.lowering.graph.trial import Bench, linked
 from engine.planning.layer_speed import stored
 from engine.recipe.presets import PRESETS
 from engine.recipe.spec import LayerSpec
-from engine.tasks.evaluation import profile
 
 W8A8 = PRESETS["w8a8"]
 

@@ -14,9 +14,9 @@ from engine.lowering.graph import table
 from engine.lowering.graph.calls import function_name
 from engine.lowering.graph.kinds import kind
 from engine.lowering.graph.normalize import chunks_to_slices, functional_to_modules
+from engine.lowering.graph.profile import Profile, profile
 from engine.lowering.graph.trace import UntracedModule
 from engine.lowering.graph.trace import trace as trace_graph
-from engine.tasks.evaluation import Profile, profile
 
 LAYERS = ("conv", "conv_transpose", "linear")
 

@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from engine.errors import EngineError, one_line
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
+from engine.lowering.files import NAME, file_of
 from engine.lowering.graph.input_spec import taking
 from engine.lowering.graph.program import Program, Step, steps_from
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.uniform import QWeight, pack_nibbles, unpack_nibbles
 
-if TYPE_CHECKING:
-    from engine.lowering.modules.loaded import LoadedDecoder
-
-NAME = "model.safetensors"
 _SCHEMA = 1
 _OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
 
@@ -156,18 +153,6 @@ def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     return QWeight(values, scale, bits, multiplier, size)
 
 
-def load_quantized(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel | LoadedDecoder:
-    """The quantized model of a finished run: of images as ``load_network`` gives it, of language as a ``LoadedDecoder``, which takes
-    token ids (N, T) and returns logits (N, T, vocabulary). Raises EngineError."""
-    path = _file(directory)
-    if not _is_decoder(path):
-        return load_network(path, model)
-    # Language models bring transformers, which others do without.
-    from engine.lowering.modules.loaded import load
-
-    return load(path)
-
-
 def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """The quantized network of a finished run, on this machine's kernels.
 
@@ -175,7 +160,7 @@ def load_network(directory: str | Path, model: nn.Module | None = None) -> Quant
     other inputs. ``model`` is the fp32 model and is needed only where some of its own modules stayed whole. Warns where the model
     was made for another instruction set and its activations would saturate here. Raises EngineError.
     """
-    path = _file(directory)
+    path = file_of(directory)
     program, header = read(path)
     machine = probe()
     if told := _moved(machine, header.get("isa"), _widest(path, program)):
@@ -190,23 +175,6 @@ def load_network(directory: str | Path, model: nn.Module | None = None) -> Quant
         raise _damaged(path, error) from error
     found.taking = taking(program)
     return found
-
-
-def _file(directory: str | Path) -> Path:
-    path = Path(directory)
-    return path / NAME if path.is_dir() else path
-
-
-def _is_decoder(path: Path) -> bool:
-    """Whether the header says so; damaged files are judged where they are read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("qtui", "null"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
-        return False
-    return isinstance(header, dict) and header.get("kind") == "decoder"
 
 
 def _moved(machine: Machine, made_on: Any, widest: int) -> str | None:

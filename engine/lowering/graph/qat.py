@@ -6,12 +6,12 @@ import copy
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from engine.data.images.base import Data
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.lowering.graph.layout import Layout
@@ -19,7 +19,8 @@ from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.prepare import Prepared
 from engine.numerics.uniform import QParams, QWeight
 from engine.recipe.recipe import QatPart, Threshold
-from engine.tasks.evaluation import compare
+from engine.tasks.base import Batch, Task, forward_of
+from engine.tasks.evaluate import evaluate
 from engine.training.loop import Fitted, Judged, Loss, Schedule, fit
 
 TEMPERATURE = 2.0
@@ -37,7 +38,7 @@ class Trained:
 
 def train(
     gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight], teacher: fx.GraphModule,
-    data: Data, part: QatPart, threshold: Threshold, seed: int, device: str, checkpoint: Path, fingerprint: str, stop: StopToken,
+    task: Task, part: QatPart, threshold: Threshold, seed: int, device: str, checkpoint: Path, fingerprint: str, stop: StopToken,
 ) -> Generator[Event, None, Trained]:  # fmt: skip
     """The epoch that is best on the validation split, by the quantity that ``threshold`` is about."""
     torch.manual_seed(seed)
@@ -49,15 +50,17 @@ def train(
     freeze_after = part.freeze_bn * part.epochs
 
     def judge() -> Generator[Event, None, Judged]:
-        judged = yield from compare("qat", {"qat": prepared.model.eval()}, teacher, data, "validation", part.batch * 4, stop, device=device)
-        quality = judged["qat"]
-        score = {"drop": quality.value, "agreement": quality.agreement}.get(threshold.metric, quality.sqnr_db)
+        forms = {"qat": forward_of(prepared.model.eval())}
+        steps = evaluate(task, forms, forward_of(teacher), "validation", batch=part.batch * 4, stop=stop, device=device, stage="qat")
+        result = (yield from steps)["qat"]
+        close = result.closeness
+        score = {"drop": task.metric.rank(result.value), "agreement": close.agreement}.get(threshold.metric)
         # Equal answers are told apart by how near the outputs are to fp32's.
-        return Judged(quality.value, (score, quality.sqnr_db))
+        return Judged(result.value, (close.sqnr_db if score is None else score, close.sqnr_db))
 
     fitted = yield from fit(
-        prepared.model, data, schedule, stage="qat", stop=stop, groups=prepared.groups(schedule.weight_decay),
-        loss=_loss(teacher, part.distill, threshold), before_epoch=lambda epoch: prepared.freeze(epoch > freeze_after),
+        prepared.model, task, schedule, stage="qat", stop=stop, groups=prepared.groups(schedule.weight_decay),
+        loss=_loss(task, teacher, part.distill, threshold), before_epoch=lambda epoch: prepared.freeze(epoch > freeze_after),
         judge=judge, device=device, checkpoint=checkpoint, fingerprint=fingerprint,
     )  # fmt: skip
     prepared.model.load_state_dict(fitted.best)
@@ -65,25 +68,30 @@ def train(
     return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
 
 
-def _loss(teacher: fx.GraphModule, distill: float, threshold: Threshold) -> Loss:
-    """Labels and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
-    from its outputs where that is what the threshold is about."""
+def _loss(task: Task, teacher: fx.GraphModule, distill: float, threshold: Threshold) -> Loss:
+    """The task's own loss and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
+    from its outputs: where that is what the threshold is about, and where the outputs are no logits of classes."""
 
-    def answers(x: Tensor) -> Tensor:
+    def wanted(part: Batch) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            wanted: Tensor = teacher(x)
-        return wanted.clone()
+            raw = teacher(*part.args, **part.kwargs)
+        return tuple(output.clone() for output in task.outputs(raw))
 
-    def distance(x: Tensor, logits: Tensor, _: Tensor) -> Tensor:
-        wanted = answers(x)
-        return F.mse_loss(logits, wanted) / wanted.square().mean()
+    def distance(part: Batch, raw: Any) -> Tensor:
+        pairs = zip(task.outputs(raw), wanted(part), strict=True)
+        return torch.stack([F.mse_loss(got, aim) / aim.square().mean() for got, aim in pairs]).sum()
 
-    def mixed(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        hard = F.cross_entropy(logits, labels)
+    def mixed(part: Batch, raw: Any) -> Tensor:
+        hard = task.loss(raw, part.targets)
+        if hard is None:
+            return distance(part, raw)
         if distill == 0:
             return hard
-        wanted = F.log_softmax(answers(x) / TEMPERATURE, 1)
-        soft = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), wanted, reduction="batchmean", log_target=True)
+        if not task.distribution:
+            return (1 - distill) * hard + distill * distance(part, raw)
+        (logits,), (aim,) = task.outputs(raw), wanted(part)
+        target = F.log_softmax(aim / TEMPERATURE, 1)
+        soft = F.kl_div(F.log_softmax(logits / TEMPERATURE, 1), target, reduction="batchmean", log_target=True)
         return (1 - distill) * hard + distill * TEMPERATURE**2 * soft
 
     return distance if threshold.metric in ("mse", "sqnr") else mixed

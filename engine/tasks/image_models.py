@@ -18,7 +18,7 @@ from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ModelEntry, Stem, find
 from engine.models.weights_file import fill, load_into, load_state, read_state
 from engine.recipe.recipe import Recipe
-from engine.runs.stages.fitting import fits
+from engine.tasks.fitting import fits
 
 
 def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:

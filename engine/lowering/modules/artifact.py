@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.decoder_header import KIND, SCHEMA, header, matrix
+from engine.lowering.modules.header import KIND, SCHEMA, header, matrix
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.lowering.modules.skeleton import empty, skeleton
 from engine.models.anatomy import kind_of, weight_of

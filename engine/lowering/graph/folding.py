@@ -13,8 +13,9 @@ from engine.events.event import Event, Notice, PairRow, Pairs, Table
 from engine.lowering.graph.fuse import Pair, find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.memory import channels_last
-from engine.runs.stages.trace import TracedModel, graph_rows, graph_table
-from engine.tasks.evaluation import latencies
+from engine.lowering.graph.tracing import TracedModel, graph_rows, graph_table
+from engine.tasks.base import Batch, forward_of
+from engine.tasks.timing import latencies
 
 _SECONDS = 0.4
 _IMAGES = 2  # Each pair's change is one of rounding: more images tell no more.
@@ -63,7 +64,8 @@ def fuse(
 def _times(before: fx.GraphModule, after: fx.GraphModule, example: Tensor, stop: StopToken) -> tuple[float, float]:
     """Milliseconds (p50) of both graphs for one image, timed in turns."""
     graphs = {name: channels_last(copy.deepcopy(gm)) for name, gm in (("before", before), ("after", after))}
-    found = latencies(graphs, example[:1], stop, _SECONDS)
+    forms = {name: forward_of(graph) for name, graph in graphs.items()}
+    found = latencies(forms, Batch((example[:1],)), stop, _SECONDS)
     return found["before"].p50, found["after"].p50
 
 

@@ -1,61 +1,27 @@
-"""The parts of the report that no single stage owns."""
+"""What the report tells of a graph: its folds, its layers, and what computes in fp32 between them."""
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from engine.data.images.base import Data
-from engine.errors import EngineError
 from engine.events.event import LayerRow, Table
-from engine.kernels.probe import Machine
 from engine.lowering.graph.fuse import Pair
 from engine.lowering.graph.kinds import kind, module_of
+from engine.lowering.graph.layer_noise import LayerNoise
 from engine.lowering.graph.layout import CARRIES, Layout
+from engine.lowering.graph.plan import stored_label
 from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.graph.tracing import TracedModel
 from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
-from engine.report.report import SCHEMA, Report
-from engine.runs.stages.load import Loaded, absolute
-from engine.runs.stages.plan import stored_label
-from engine.runs.stages.trace import TracedModel
-from engine.tasks.evaluation import LayerNoise
 
 IN_FLOAT = "no integer kernel for this operation: fp32 between integer layers"
 NOT_ITS_OWN = "its weight is computed, or read by others too: only a weight that is this layer's alone becomes integers"
-
-
-def report(recipe: Recipe, loaded: Loaded, machine: Machine, directory: Path, found: Mapping[str, Any]) -> Report:
-    """Contract 2: what the run was, then what its stages ``found``, by the report's own keys."""
-    whole = {
-        "schema": SCHEMA, "model": recipe.model, "data": data(loaded.data, recipe), "environment": environment(machine, loaded, recipe),
-        **found,
-    }  # fmt: skip
-    return _with_orders(Report(whole), recipe, directory)
-
-
-def data(images: Data, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "name": images.name, "calibration": images.count("train", recipe.data.calibration), "train": images.count("train"),
-        "validation": images.count("validation"), "test": images.count("test", recipe.data.limit),
-        "mean": list(images.mean), "std": list(images.std),
-        **({"transform": str(images.transform)} if images.transform else {}),
-    }  # fmt: skip
-
-
-def environment(machine: Machine, loaded: Loaded, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "torch": torch.__version__, "python": platform.python_version(), "device": loaded.device, "isa": machine.isa, "vnni": machine.vnni,
-        "threads": torch.get_num_threads(), "seed": recipe.seed, "recipe": recipe.fingerprint(), "weights": loaded.weights,
-        **({"stem": loaded.stem} if loaded.stem else {}),
-        **({"measured_on": "cpu"} if loaded.device != "cpu" else {}),
-    }  # fmt: skip
 
 
 def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, recipe: Recipe) -> dict[str, Any]:
@@ -107,43 +73,10 @@ def _noise(noise: LayerNoise | None) -> dict[str, float | None]:
     return {"sqnr_db": noise.sqnr_db if noise else None, "own_sqnr_db": noise.own_sqnr_db if noise else None}
 
 
-def layer_table(rows: list[dict[str, Any]]) -> Table:
-    def text(row: dict[str, Any]) -> tuple[str, ...]:
+def layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    def text(row: Mapping[str, Any]) -> tuple[str, ...]:
         sqnr = "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
         return row["name"], row["actual"], row["kernel"], sqnr, f"{row['params']:,}", f"{100 * row['time_share']:.1f}"
 
     columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
     return Table("layers", f"Layers ─ {len(rows)}", columns, tuple(text(row) for row in rows))
-
-
-def _with_orders(report: Report, recipe: Recipe, directory: Path) -> Report:
-    """Both orders of folding and quantizing side by side, where the other one ran too: beside this run, or before it in
-    the same folder."""
-    later = () if recipe.quantize_first else recipe.fold_later
-    key = absolute(recipe).model_copy(update={"quantize_first": False, "fold_later": later}).fingerprint()
-    own = {"order": report.data["graph"]["order"], "key": key, "run": directory.name}
-    report = Report({**report.data, "order_key": key})
-    other = next((r for r in _others(directory) if r.get("order_key") == key and r["graph"]["order"] != own["order"]), None)
-    if other is None:
-        return report
-    return Report({**report.data, "orders": [_order(report.data, directory.name), _order(other, other["run"])]})
-
-
-def _others(directory: Path) -> list[dict[str, Any]]:
-    places = [*directory.glob("previous/*/report.json"), *directory.parent.glob("*/report.json")]
-    found = []
-    for path in sorted(places, key=lambda p: p.stat().st_mtime, reverse=True)[:100]:
-        try:
-            found.append({**Report.load(path.parent).data, "run": path.parent.name})
-        except EngineError:
-            continue
-    return found
-
-
-def _order(data: Mapping[str, Any], run: str) -> dict[str, Any]:
-    trained = data.get("qat")
-    return {
-        "order": data["graph"]["order"], "run": run, "ptq": data["ptq"]["value"], "ptq_mse": data["ptq"]["error"]["mse"],
-        "qat": trained["value"] if trained else None, "qat_mse": trained["error"]["mse"] if trained else None,
-        "chosen": data["verdict"]["chosen"],
-    }  # fmt: skip

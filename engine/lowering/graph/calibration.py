@@ -8,7 +8,6 @@ from collections.abc import Generator, Mapping
 
 from torch import fx
 
-from engine.data.images.base import Data
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Ranges
@@ -18,31 +17,34 @@ from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.ranges import Watch
 from engine.numerics.uniform import QParams
+from engine.tasks.base import Task
 
 _CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time
 _LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
 
 
 def calibrate(
-    gm: fx.GraphModule, layout: Layout, data: Data, images: int, batch: int, device: str, stop: StopToken, attended: bool = False
+    gm: fx.GraphModule, layout: Layout, task: Task, items: int, batch: int, device: str, stop: StopToken, attended: bool = False
 ) -> Generator[Event, None, Mapping[str, QParams]]:
-    """The grid of each value class, from the first ``images`` of the training split; with ``attended`` also ``Ranges``."""
-    total = data.count("train", images)
+    """The grid of each value class, from the first ``items`` of the training split; with ``attended`` also ``Ranges``."""
+    total = task.count("train", items)
     if total == 0:
-        raise EngineError("the calibration set is empty: data.calibration must be 1 or more and the training split must hold images")
+        raise EngineError(
+            f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
+        )
     graph = channels_last(copy.deepcopy(gm), device)
     observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch)
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)
-    ticker = Ticker("calibrate", total, "img", clock=stop.clock)
-    for x, _ in data.batches("train", batch, limit=images, device=device):
+    ticker = Ticker("calibrate", total, task.unit, clock=stop.clock)
+    for part in task.batches("train", batch=batch, limit=items, device=device):
         stop.check()
-        observed.batch(x)
+        observed.batch(*part.args)
         if watch:
-            watch.batch(len(x))
+            watch.batch(part.count)
             if due():
                 yield Ranges(watch.seen, total, watch.look(_LOOK))
-        yield from ticker.advance(len(x))
+        yield from ticker.advance(part.count)
     grids = observed.grids()
     if watch:
         yield Ranges(watch.seen, total, watch.last(grids), final=True)

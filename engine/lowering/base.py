@@ -1,0 +1,156 @@
+"""The one interface over the ways in which a model becomes integers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import nn
+
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Table
+from engine.kernels.probe import Machine
+from engine.planning.plan import Plan
+from engine.recipe.decisions import Answer
+from engine.recipe.recipe import Recipe
+from engine.recipe.threshold import Threshold
+from engine.tasks.subject import Subject
+
+T = TypeVar("T")
+Steps = Generator[Event, Answer, T]
+
+
+class RunContext(Protocol):
+    """What a lowering may ask of the run that it works for."""
+
+    recipe: Recipe
+    machine: Machine
+    stop: StopToken
+    attended: bool
+    threshold: Threshold
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def identity(self) -> str:
+        """What was asked, as 16 hex digits, wherever the run is started from."""
+        ...
+
+    def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Steps[T]: ...
+
+    def ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Steps[Answer]: ...
+
+    def change(self, recipe: Recipe) -> Steps[None]: ...
+
+    def keep(self, recipe: Recipe) -> None: ...
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The best fp32 model. ``forms`` are by name, the first is the reference; the fastest of them is what others are compared
+    with. ``details`` are what the report's ``baseline`` tells besides."""
+
+    forms: Mapping[str, nn.Module]
+    size_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> nn.Module:
+        return next(iter(self.forms.values()))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model as it runs here. ``model`` is its executor, ``content`` its file; ``kernels`` name what computes it,
+    ``stored`` counts the layers that are integers on disk alone; ``seconds`` were spent before this run, on what it took over.
+    ``state`` is the lowering's own, and ``details`` what the report's entry tells besides."""
+
+    model: Any
+    content: bytes
+    kernels: tuple[str, ...]
+    simulated: bool
+    integer_layers: int
+    stored: int
+    state: Any
+    seconds: float = 0.0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What QAT came to: the model, each epoch's training loss and validation value, and the best epoch (counted from 1)."""
+
+    quantized: Quantized
+    losses: tuple[float, ...]
+    values: tuple[float, ...]
+    best_epoch: int
+
+
+class Lowering(ABC):
+    """One way to integers, for one run. Its methods are called in the order in which they stand here."""
+
+    name: ClassVar[str]
+    # Whether figures are the processor's wherever the run calibrates and trains.
+    measures_on_cpu: ClassVar[bool] = False
+    training_question: ClassVar[str] = "Train with quantization"
+
+    def __init__(self, subject: Subject, run: RunContext) -> None:
+        self.subject, self.run = subject, run
+
+    @abstractmethod
+    def capture(self) -> Steps[None]:
+        """Look at the model and make it ready, asking on the way."""
+
+    @abstractmethod
+    def baseline(self) -> Baseline:
+        """The fp32 model that the quantized one is compared with."""
+
+    @abstractmethod
+    def plan(self) -> Generator[Event, None, Plan]:
+        """What each layer is to become by the recipe as it is by now. It is called again for each strategy that is asked for."""
+
+    def settle(self) -> Steps[None]:
+        """Write into the recipe what was measured to make the plan."""
+        yield from ()
+
+    @property
+    @abstractmethod
+    def calibration(self) -> str:
+        """The title of the calibration."""
+
+    @abstractmethod
+    def calibrate(self, plan: Plan) -> Generator[Event, None, Any]:
+        """Statistics of the training split that rounding and grids need."""
+
+    conversion: ClassVar[str] = "Converting to integer kernels"
+
+    @abstractmethod
+    def convert(self, plan: Plan, statistics: Any) -> Generator[Event, None, Quantized]:
+        """Round the weights, and put the model on this machine's kernels."""
+
+    @abstractmethod
+    def trainable(self, plan: Plan, quantized: Quantized) -> bool:
+        """Whether there is anything to train."""
+
+    @abstractmethod
+    def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
+        """QAT from ``quantized``, and the model that it gives, converted."""
+
+    @abstractmethod
+    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+        """The report's ``layers``: asked for, done, on what, why, and the noise of each."""
+
+    @abstractmethod
+    def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table: ...
+
+    @abstractmethod
+    def graph(self) -> dict[str, Any]:
+        """The report's ``graph``."""
+
+    def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
+        """Keys of the report that this lowering alone has."""
+        return {}

@@ -1,0 +1,26 @@
+"""Where a quantized model is kept: one file for every lowering."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+NAME = "model.safetensors"
+
+
+def file_of(directory: str | Path) -> Path:
+    """The file of a run's folder, or the file itself."""
+    path = Path(directory)
+    return path / NAME if path.is_dir() else path
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether the header says that it holds the modules lowering's model; damaged files are judged where they are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("qtui", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and header.get("kind") == "decoder"

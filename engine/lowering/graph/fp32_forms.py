@@ -1,0 +1,32 @@
+"""The fp32 graph in the memory formats that it may be fastest in."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from engine.lowering.graph.memory import channels_last
+
+
+def fp32_size(gm: fx.GraphModule) -> int:
+    """Bytes of the fused fp32 model as a safetensors file."""
+    from safetensors.torch import save
+
+    return len(save({name: tensor.contiguous().clone() for name, tensor in gm.state_dict().items()}))
+
+
+def fp32_forms(gm: fx.GraphModule) -> dict[str, nn.Module]:
+    """The fused fp32 graph in both memory formats: which is faster depends on the machine and the batch."""
+    last = channels_last(copy.deepcopy(gm))
+    return {"torch fp32, channels-last": last, "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm))}
+
+
+class _Contiguous(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x.contiguous())

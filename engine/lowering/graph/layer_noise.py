@@ -1,0 +1,92 @@
+"""The noise of each integer layer, with all layers before it and alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from engine.events.cancellation import StopToken
+from engine.lowering.graph.kinds import in_place
+from engine.lowering.graph.layout import Layout, Unit
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.numerics.uniform import QParams, dequantize, sqnr_db
+from engine.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """SQNR in dB at a unit's output: ``sqnr_db`` against the fp32 model, with the errors of all layers before it;
+    ``own_sqnr_db`` with this layer's errors alone, against its float form on the inputs that it got."""
+
+    sqnr_db: float
+    own_sqnr_db: float
+
+
+def layer_sqnr(
+    gm: fx.GraphModule, rounded: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], model: QuantizedModel, task: Task,
+    stop: StopToken, items: int = 128,
+) -> dict[str, LayerNoise]:  # fmt: skip
+    """The noise of each unit on validation items, by layer node. ``gm`` is the fp32 model, ``rounded`` the float graph that
+    ``model`` is the rounding of: ``gm`` itself, or as it was trained."""
+    sums = {unit.layer: [0.0] * 4 for unit in layout.units}
+    class_of = layout.class_of()
+    units = _Units(rounded)
+    with torch.inference_mode():
+        for batch in task.batches("validation", batch=64, limit=items):
+            stop.check()
+            batch = batch.laid_out()
+            exact = _Values(gm, {unit.output for unit in layout.units})
+            exact.run(*batch.args)
+            got = model.watch(*batch.args)
+
+            def held(name: str, got: Mapping[str, Tensor] = got) -> Tensor:
+                integers = got.get(f"{name}:q")
+                return got[name] if integers is None else dequantize(integers, grids[class_of[name].name])
+
+            for unit in layout.units:
+                stop.check()
+                wanted, seen = exact.values.pop(unit.output), held(unit.output)
+                alone = units.run_unit(unit, {name: held(name) for name in (unit.input, unit.other) if name})
+                for i, part in enumerate((wanted, wanted - seen, alone, alone - seen)):
+                    sums[unit.layer][i] += _power(part)
+    return {name: LayerNoise(sqnr_db(*s[:2]), sqnr_db(*s[2:])) for name, s in sums.items()}
+
+
+def _power(x: Tensor) -> float:
+    """The sum of squares, added up in doubles."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2)
+
+
+class _Units(fx.Interpreter):
+    """Runs a unit's nodes alone."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self._nodes = {node.name: node for node in gm.graph.nodes}
+
+    def run_unit(self, unit: Unit, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The unit's output in float; ``inputs`` by node name."""
+        self.env = {self._nodes[name]: value for name, value in inputs.items()}
+        for name in unit.nodes():
+            self.env[self._nodes[name]] = self.run_node(self._nodes[name])
+        result: Tensor = self.env[self._nodes[unit.output]]
+        self.env = {}
+        return result
+
+
+class _Values(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(gm)
+        self._wanted = wanted
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            changed = any(in_place(user) and user.all_input_nodes[0] is n for user in n.users)
+            self.values[n.name] = value.clone() if changed else value
+        return value

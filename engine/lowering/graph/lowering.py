@@ -1,0 +1,175 @@
+"""The graph lowering: a traced graph, folded, whose values stay integers from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from engine.events.event import Event, Notice, Table, Weights
+from engine.kernels.choose import kernels_for
+from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
+from engine.lowering.graph import calibration, conversion, folding, layer_timing, qat, summary, tracing
+from engine.lowering.graph.artifact import to_bytes
+from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
+from engine.lowering.graph.fuse import find_pairs
+from engine.lowering.graph.fuse import fuse as fold
+from engine.lowering.graph.layer_noise import layer_sqnr
+from engine.lowering.graph.layout import Layout
+from engine.lowering.graph.plan import about_device, plan
+from engine.numerics.uniform import QParams
+from engine.planning.layer_speed import Paces
+from engine.planning.plan import Plan
+from engine.planning.plan import plan as propose
+from engine.recipe.changes import with_fold_later, with_slower
+from engine.recipe.decisions import Fold
+from engine.tasks.subject import Subject
+
+
+@dataclass(frozen=True)
+class Converted:
+    """``graph`` is the float graph that was rounded; grids are by value class, weights by layer node."""
+
+    graph: fx.GraphModule
+    converted: conversion.Converted
+
+
+class GraphLowering(Lowering):
+    """Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it."""
+
+    name = "graph"
+    measures_on_cpu = True
+
+    def __init__(self, subject: Subject, run: RunContext) -> None:
+        super().__init__(subject, run)
+        self.kernels = kernels_for(run.machine)
+        self.example = subject.example.args[0]
+        self._speeds: Paces | None = None
+
+    def capture(self) -> Steps[None]:
+        run = self.run
+        yield from about_device(self.subject.device, self.kernels)
+        yield from run.ask("trace", f"Trace {run.recipe.model}?", needed=True)
+        self.traced = yield from run.stage("trace", "Tracing", tracing.trace(self.subject.model, self.example))
+        # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.
+        self.gm, self.folded, self.pairs, self.delta = yield from self._fold()
+        self._size = fp32_size(self.folded)
+
+    def _fold(self) -> Steps[tuple[fx.GraphModule, fx.GraphModule, tuple[Any, ...], float]]:
+        run, traced, example = self.run, self.traced, self.example
+        if (yield from run.ask("analyze", "Analyze for optimization?")) is False:
+            yield from self._fold_later()
+            return traced.graph, *fold(traced.graph, example, find_pairs(traced.graph))
+        pairs = yield from run.stage("analyze", "Looking for layers to fold", folding.analyze(traced.graph))
+        later: tuple[str, ...] = ()
+        if run.recipe.quantize_first:
+            yield Notice("--quantize-first: batch normalization stays for training and is folded at conversion")
+        else:
+            folding.check(pairs, run.recipe.fold_later)
+            answer = yield from run.ask("optimize", "Optimize (fold batch normalization)?")
+            if isinstance(answer, Fold):
+                later = folding.others(pairs, answer.bns)
+                yield from run.change(with_fold_later(run.recipe, later))
+            later = run.recipe.fold_later
+            if answer is False or (later and not folding.others(pairs, later)):
+                yield from self._fold_later()
+                yield Notice("not folded now: batch normalization is folded at conversion, as with --quantize-first")
+                return traced.graph, *fold(traced.graph, example, pairs)
+        timed = run.stop if run.attended else None
+        fused, measured, delta = yield from run.stage("fuse", "Folding", folding.fuse(traced, example, pairs, later, timed))
+        if later:
+            yield Notice(f"folded at conversion: {', '.join(later)}")
+            return fused, *fold(traced.graph, example, pairs)
+        return traced.graph if run.recipe.quantize_first else fused, fused, measured, delta
+
+    def _fold_later(self) -> Steps[None]:
+        """Without the fold the run is one in the other order."""
+        yield from self.run.change(self.run.recipe.model_copy(update={"quantize_first": True, "fold_later": ()}))
+
+    def baseline(self) -> Baseline:
+        return Baseline(fp32_forms(self.folded), self._size)
+
+    def plan(self) -> Generator[Event, None, Plan]:
+        run, profile = self.run, self.traced.profile
+        again = self._speeds is not None
+        if self._speeds is None:
+            proposal = propose(self.gm, run.machine, "default", run.recipe.layer_rules(), profile.shares)
+            timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
+            self._speeds = yield from timed
+        steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, self._speeds.layers)
+        found, self.layout = yield from steps
+        return found
+
+    def settle(self) -> Steps[None]:
+        """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
+        recipe, speeds = self.run.recipe, self._speeds
+        if recipe.preset != "default" or recipe.slower is not None or speeds is None or not speeds.decided:
+            return
+        if speeds.stored:
+            yield from self.run.change(with_slower(recipe, speeds.stored))
+        else:
+            self.run.keep(with_slower(recipe, ()))
+
+    @property
+    def calibration(self) -> str:
+        count, task = self.subject.task.count("train", self.run.recipe.data.calibration), self.subject.task
+        return f"Calibrating on {count} training {task.plural}"
+
+    def calibrate(self, plan: Plan) -> Generator[Event, None, Mapping[str, QParams]]:
+        run, part = self.run, self.run.recipe.data
+        self._weights = conversion.round_weights(self.gm, self.layout, plan.specs())
+        if run.attended:
+            yield Weights(conversion.weight_rows(self.gm, self.layout, plan.specs(), self._weights))
+        steps = calibration.calibrate(
+            self.gm, self.layout, self.subject.task, part.calibration, part.batch, self.subject.device, run.stop, run.attended
+        )
+        return (yield from steps)
+
+    def convert(self, plan: Plan, statistics: Mapping[str, QParams]) -> Generator[Event, None, Quantized]:
+        return (yield from self._converted(self.gm, self.layout, statistics, self._weights))
+
+    def _converted(
+        self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, Any]
+    ) -> Generator[Event, None, Quantized]:
+        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels)
+        model = converted.model
+        content = to_bytes(model.program, self.run.recipe.to_yaml(), self.run.machine.instructions)
+        stored = len(model.program.layers) - len(model.placement)
+        kernels = tuple(sorted({kernel for kernel, _ in model.placement.values()}))
+        return Quantized(model, content, kernels, model.simulated, len(model.placement), stored, Converted(graph, converted))
+
+    def trainable(self, plan: Plan, quantized: Quantized) -> bool:
+        return bool(quantized.state.converted.weights)
+
+    def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
+        run, subject, start = self.run, self.subject, quantized.state.converted
+        trained = yield from qat.train(
+            self.gm, self.layout, start.grids, start.weights, self.folded, subject.task, run.recipe.qat, run.threshold,
+            run.recipe.seed, subject.device, checkpoint, self._fingerprint(), run.stop,
+        )  # fmt: skip
+        steps = self._converted(trained.graph, self.layout, trained.grids, trained.weights)
+        fitted = trained.fitted
+        found = yield from steps
+        return Trained(found, tuple(fitted.losses), tuple(fitted.values), fitted.epoch)
+
+    def _fingerprint(self) -> str:
+        """What a checkpoint must have in common with a run that goes on with it: what was asked, the weights, and the grids."""
+        bits = self.run.machine.activation_bits
+        return f"{self.run.identity} {self.subject.fingerprint}{'' if bits == 8 else f' {bits}-bit'}"
+
+    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+        graph, converted = quantized.state.graph, quantized.state.converted
+        noise = layer_sqnr(self.gm, graph, self.layout, converted.grids, converted.model, self.subject.task, self.run.stop)
+        return summary.layers(plan, self.layout, converted.model, noise)
+
+    def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
+        return summary.layer_table(rows)
+
+    def graph(self) -> dict[str, Any]:
+        return summary.graph(self.traced, self.pairs, self.delta, self.run.recipe)
+
+    def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
+        return {"operations": summary.operations(self.gm, quantized.model)}

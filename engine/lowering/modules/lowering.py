@@ -1,0 +1,193 @@
+"""The modules lowering: a decoder as it is, its matrices on integers and floats between them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.events.event import Event, Graph, Notice, Planned, Table, Weights
+from engine.kernels.gpu.probe import seen_from
+from engine.kernels.matrix.choose import labels
+from engine.kernels.simulate import Simulate
+from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
+from engine.lowering.modules.artifact import to_bytes
+from engine.lowering.modules.exported_graph import exported_rows
+from engine.lowering.modules.fused_activations import fuse_activations
+from engine.lowering.modules.layer_results import layer_cells, layer_results
+from engine.lowering.modules.observe import Inputs, observe
+from engine.lowering.modules.progress import MatrixQuantized
+from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.lowering.modules.rounding import retuned, round_decoder
+from engine.lowering.modules.runtime import Placement, running
+from engine.lowering.modules.table import look, together
+from engine.lowering.modules.weight_rows import weight_rows
+from engine.models.anatomy import Anatomy, anatomy
+from engine.planning.matrices import plan
+from engine.planning.plan import Plan
+from engine.recipe.spec import ActivationSpec
+from engine.tasks.causal_lm import CausalLM
+from engine.tasks.subject import Subject
+from engine.training.finetune import finetune
+from engine.training.settings import schedule_of
+
+# Windows for ranges that are shown; what the methods and static grids need they take from all of them.
+OBSERVED = 32
+BLOCKS = "checkpoints/blocks"
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A quantized decoder, what is known of each of its matrices, and what computes each of them here."""
+
+    decoder: QuantizedDecoder
+    matrices: Mapping[str, MatrixQuantized]
+    placement: Mapping[str, Placement]
+
+
+class ModulesLowering(Lowering):
+    """A transformers decoder on the device that it is on, rounded block by block."""
+
+    name = "modules"
+    training_question = "Fine-tune on rounded weights"
+    conversion = "Rounding block by block"
+
+    def __init__(self, subject: Subject, run: RunContext) -> None:
+        super().__init__(subject, run)
+        assert isinstance(subject.task, CausalLM)
+        self.task: CausalLM = subject.task
+        self.model: Any = subject.model
+        self.machine = seen_from(run.machine, subject.device)
+        # The baseline is the best fp32 form.
+        fuse_activations(self.model)
+        self.parts: Anatomy = anatomy(self.model)
+
+    def capture(self) -> Steps[None]:
+        recipe = self.run.recipe
+        yield from self.run.ask("trace", f"Trace {recipe.model}?", needed=True)
+        self.windows: list[Tensor] = self.task.calibration_windows(recipe.data.calibration, recipe.seed)
+        yield from self.run.stage("trace", "Looking at the modules", self._look())
+
+    def _look(self) -> Generator[Event, None, None]:
+        found = look(self.model, self.parts, self.windows[0][None])
+        self.shares = found.shares
+        columns = ("module", "kind", "matrix", "shape", "parameters")
+        rows = [row for row in found.rows if row.params or row.kwargs or row.time_share]
+        cells = [(row.name, row.target, " ".join((row.args, row.kwargs)).strip(), row.shape, f"{row.params:,}") for row in rows]
+        yield Table("graph", f"Modules ─ {len(found.rows)}", columns, together(cells, self.parts.blocks))
+        shown = found.rows
+        if self.run.recipe.graph == "export":
+            shown = exported_rows(self.model, self.windows[0][None])
+            nodes = tuple((row.opcode, row.name, row.target, row.args, row.shape) for row in shown)
+            yield Table("exported", f"torch.export ─ {len(shown)} nodes", ("opcode", "name", "target", "args", "shape"), nodes)
+        yield Graph("traced", shown)
+        if self.parts.tied_head:
+            yield Notice(f"{self.parts.head} shares the matrix of {self.parts.embedding}: it is stored once")
+
+    def baseline(self) -> Baseline:
+        parameters = list(self.model.parameters())
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        return Baseline({"torch fp32": self.model}, size, {"fp16_bytes": self._halves})
+
+    @property
+    def _halves(self) -> int:
+        """Bytes of the model in fp16, tied matrices counted once."""
+        count: int = sum(p.numel() for p in self.model.parameters())
+        return 2 * count
+
+    def plan(self) -> Generator[Event, None, Plan]:
+        recipe = self.run.recipe
+        found = plan(self.model, self.parts, recipe.preset, recipe.layer_rules(), self.shares, labels(self.machine))
+        for text in found.warnings:
+            yield Notice(text, "warning")
+        cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in found.layers]
+        rows = together(cells, self.parts.blocks)
+        yield Table("plan", f"Plan ─ {len(found.layers)} layers", ("layer", "kind", "becomes", "on", "why"), rows)
+        yield Planned(found.layers, recipe.preset, 8, self.baseline().size_bytes)
+        return found
+
+    @property
+    def calibration(self) -> str:
+        return f"Calibrating on {min(len(self.windows), OBSERVED)} windows of training text"
+
+    def calibrate(self, plan: Plan) -> Generator[Event, None, dict[str, Inputs]]:
+        """Ranges of what each linear layer reads, as the model is: for a person to see, and for the report."""
+        attended = self.run.attended
+        if attended:
+            yield Weights(weight_rows(self.model, plan.layers))
+        specs = {
+            row.path: row.actual.activations or ActivationSpec(8)
+            for row in plan.layers if row.decoder and row.kind != "Embedding"
+        }  # fmt: skip
+        steps = observe(self.model, specs, self.windows[:OBSERVED], self.task.windows_at_once, self.run.stop, counting=attended)
+        return (yield from steps)
+
+    def convert(self, plan: Plan, statistics: Any) -> Generator[Event, None, Quantized]:
+        checkpoints = self.run.directory / BLOCKS
+        batch = self.task.windows_at_once
+        decoder, matrices = yield from round_decoder(self.model, plan.layers, self.windows, batch, self.run.stop, checkpoints)
+        kept = sum(matrix.kept for matrix in matrices.values())
+        if kept:
+            yield Notice(f"{kept} of {len(matrices)} matrices were rounded before the run was stopped, and are taken from {BLOCKS}")
+        return self._running(decoder, matrices)
+
+    def _running(self, decoder: QuantizedDecoder, matrices: Mapping[str, MatrixQuantized]) -> Quantized:
+        model, placement = running(decoder, self.machine)
+        content = to_bytes(decoder, self.run.recipe.to_yaml(), self.run.machine.instructions)
+        simulated = {label for label, _, _ in placement.values() if label.startswith(Simulate.name)}
+        kernels = {label for label, _, stored in placement.values() if not stored} | simulated
+        stored = sum(alone for _, _, alone in placement.values())
+        seconds = sum(matrix.seconds for matrix in matrices.values() if matrix.kept)
+        state = Rounded(decoder, matrices, placement)
+        details = {"to_fp16": len(content) / self._halves}
+        return Quantized(model, content, tuple(sorted(kernels)), bool(simulated), len(placement) - stored, stored, state, seconds, details)
+
+    def _in_blocks(self, plan: Plan, quantized: Quantized) -> dict[str, Any]:
+        """The integers of the matrices inside of blocks, by path: those that are trained."""
+        blocks = {row.path for row in plan.layers if row.decoder == "block"}
+        return {path: matrix.weight for path, matrix in quantized.state.decoder.matrices.items() if path in blocks}
+
+    def trainable(self, plan: Plan, quantized: Quantized) -> bool:
+        return bool(self._in_blocks(plan, quantized))
+
+    def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
+        run, task, state = self.run, self.task, quantized.state
+        schedule = schedule_of(run.recipe.qat, task.context, run.recipe.seed)
+        tuned = yield from finetune(
+            self.model, state.decoder.twin, self._in_blocks(plan, quantized), task.text, schedule, stop=run.stop,
+            device=self.subject.device, checkpoint=checkpoint, fingerprint=f"{run.recipe.fingerprint()} {self.subject.fingerprint}",
+        )  # fmt: skip
+        decoder, matrices = yield from run.stage("convert", "Rounding what was trained", retuned(
+            state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, task.windows_at_once, run.stop,
+        ))  # fmt: skip
+        return Trained(self._running(decoder, matrices), tuple(tuned.losses), tuple(tuned.values), tuned.epoch)
+
+    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+        return layer_results(plan, quantized.state.matrices, quantized.state.placement)
+
+    def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
+        columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
+        return Table("layers", f"Layers ─ {len(rows)}", columns, together(layer_cells(rows), self.parts.blocks))
+
+    def graph(self) -> dict[str, Any]:
+        return {
+            "nodes": sum(1 for _ in self.model.modules()) - 1, "trace_delta": 0.0, "fused": [], "refused": [], "fuse_delta": 0.0,
+            "order": "fuse-first", "untraced": [], "blocks": self.parts.depth, "tied_head": self.parts.tied_head,
+        }  # fmt: skip
+
+    def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
+        return {"activations": _channels(statistics)}
+
+
+def _channels(inputs: Mapping[str, Inputs]) -> list[dict[str, Any]]:
+    """Ranges and outlier channels of what each layer reads."""
+    return [
+        {
+            "layer": path, "low": found.low, "high": found.high, "outliers": found.outliers,
+            "channels": 0 if found.largest is None else len(found.largest),
+        }
+        for path, found in inputs.items()
+    ]  # fmt: skip

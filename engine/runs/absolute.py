@@ -1,0 +1,26 @@
+"""A recipe that runs again from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.data.registry import ENTRIES as IMAGES
+from engine.data.text.corpora import ENTRIES as TEXTS
+from engine.models.language_registry import is_folder
+from engine.recipe.recipe import Recipe
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it runs again from any folder."""
+    given: dict[str, Any] = {}
+    place, _, factory = recipe.model.rpartition(":")
+    if place.endswith(".py"):
+        given["model"] = f"{Path(place).resolve()}:{factory}"
+    elif is_folder(recipe.model):
+        given["model"] = str(Path(recipe.model).expanduser().resolve())
+    if recipe.weights:
+        given["weights"] = str(Path(recipe.weights).resolve())
+    if recipe.data.name not in (*IMAGES, *TEXTS):
+        given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve())})
+    return recipe.model_copy(update=given)

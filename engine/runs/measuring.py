@@ -1,0 +1,106 @@
+"""A quantized model and fp32 on the task: quality on validation and test, and times of all forms in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
+from engine.lowering.base import Baseline, Quantized
+from engine.recipe.recipe import Recipe
+from engine.report.figures import BaselineFigures, QuantizedFigures, speedups
+from engine.report.verdict import Quality
+from engine.tasks.base import Split, Task, forward_of
+from engine.tasks.evaluate import REFERENCE, SplitResult, evaluate
+from engine.tasks.timing import Latency, Timing
+
+DECIDING: tuple[Split, ...] = ("validation", "test")
+_THIS, _EARLIER = "quantized", "PTQ"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A quantized model with its figures, and its quality by split."""
+
+    quantized: Quantized
+    figures: QuantizedFigures
+    quality: Mapping[str, Quality]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``earlier`` is the form that was measured before, with the times that it had beside this one."""
+
+    form: Form
+    baseline: BaselineFigures
+    earlier: Form | None = None
+
+
+def measure(
+    task: Task, quantized: Quantized, baseline: Baseline, recipe: Recipe, stop: StopToken, device: str, seconds: float,
+    earlier: Form | None = None,
+) -> Generator[Event, None, Measured]:  # fmt: skip
+    """``seconds`` is the time that quantization took. Raises EngineError for outputs that are not finite, Cancelled on stop."""
+    found: dict[str, Mapping[str, SplitResult]] = {}
+    for split in DECIDING:
+        found[split] = yield from evaluate(
+            task, {_THIS: forward_of(quantized.model)}, forward_of(baseline.reference), split, batch=recipe.data.batch, stop=stop,
+            limit=recipe.data.limit if split == "test" else None,
+        )  # fmt: skip
+    # Figures that stand in one table are of one timing: of two, fp32's alone may differ by more than what is told of the models.
+    models = {**baseline.forms, _THIS: quantized.model, **({_EARLIER: earlier.quantized.model} if earlier else {})}
+    timings = yield from task.time(models, stop, device)
+    fp32, kernel = _fastest(task, baseline, timings)
+    test = found["test"]
+    quality = {
+        split: Quality(results[_THIS].value, results[REFERENCE].value, results[_THIS].closeness.error()) for split, results in found.items()
+    }
+    this = test[_THIS]
+    figures = QuantizedFigures(
+        task.metric.name, this.value, this.first.interval, len(quantized.content), _kernels(quantized),
+        metrics=this.metrics, details={**quantized.details, **this.details}, error=this.closeness.error(), simulated=quantized.simulated,
+        integer_layers=quantized.integer_layers, stored_layers=quantized.stored, seconds=seconds,
+        validation={
+            "value": quality["validation"].value, "baseline": quality["validation"].baseline, "error": quality["validation"].error,
+        },
+    )  # fmt: skip
+    reference = test[REFERENCE]
+    before = BaselineFigures(
+        task.metric.name, reference.value, reference.first.interval, baseline.size_bytes, kernel, _times(task, fp32),
+        reference.metrics, {**baseline.details, **reference.details, **_rates(timings, kernel)},
+    )  # fmt: skip
+    form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality)
+    again = replace(earlier, figures=_timed(task, earlier.figures, timings[_EARLIER], fp32)) if earlier else None
+    return Measured(form, before, again)
+
+
+def _kernels(quantized: Quantized) -> str:
+    names = list(quantized.kernels)
+    if quantized.stored and not (names and quantized.details.get("to_fp16")):
+        names.append("torch fp32 on stored integers")
+    return ", ".join(names) or "torch fp32"
+
+
+def _fastest(task: Task, baseline: Baseline, timings: Mapping[str, Timing]) -> tuple[dict[str, Latency], str]:
+    """The latency of fp32's fastest form for each workload, and the form that is fastest at the first of them."""
+    forms = list(baseline.forms)
+    latencies = {w.key: min((timings[name].latencies[w.key] for name in forms), key=lambda latency: latency.p50) for w in task.workloads}
+    first = task.workloads[0].key
+    return latencies, min(forms, key=lambda name: timings[name].latencies[first].p50)
+
+
+def _rates(timings: Mapping[str, Timing], name: str) -> Mapping[str, Any]:
+    return timings[name].details
+
+
+def _times(task: Task, latencies: Mapping[str, Latency]) -> tuple[dict[str, float], ...]:
+    return tuple(latencies[w.key].to_dict() for w in task.workloads)
+
+
+def _timed(task: Task, figures: QuantizedFigures, timing: Timing, fp32: Mapping[str, Latency]) -> QuantizedFigures:
+    return replace(
+        figures, latencies=_times(task, timing.latencies), speedup=speedups(task.workloads, fp32, timing.latencies),
+        details={**figures.details, **timing.details},
+    )  # fmt: skip

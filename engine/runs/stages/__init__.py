@@ -1,1 +1,0 @@
-"""One module a stage, one public generator of events each."""

@@ -1,0 +1,152 @@
+"""A task: what is predicted, and how that is measured. Nothing outside of ``tasks`` asks what kind of model it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
+from engine.recipe.recipe import Recipe
+from engine.tasks.metrics import Metric, MetricValue, Workload, batched
+
+if TYPE_CHECKING:
+    from engine.tasks.timing import Timing
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of the model: ``args`` and ``kwargs`` are pytrees of tensors, ``targets`` is what the outputs are held against,
+    ``count`` the number of items."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    targets: Any = None
+    count: int = 1
+
+    def laid_out(self) -> Batch:
+        """The same with images channels last, as integer kernels read them."""
+        return replace(self, args=tree_map(_channels_last, self.args), kwargs=tree_map(_channels_last, dict(self.kwargs)))
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same on ``device``."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        args, kwargs, targets = (tree_map(moved, part) for part in (self.args, dict(self.kwargs), self.targets))
+        return replace(self, args=args, kwargs=kwargs, targets=targets)
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
+
+
+Forward = Callable[[Batch], Any]
+"""A form of the model: a batch to its raw outputs."""
+
+
+def forward_of(model: Callable[..., Any]) -> Forward:
+    """``model`` as a function of a batch."""
+    return lambda batch: model(*batch.args, **batch.kwargs)
+
+
+class Evaluator(Protocol):
+    """Sums over one split."""
+
+    def update(self, raw: Any, targets: Any) -> None:
+        """Take in the raw outputs of one batch."""
+        ...
+
+    def compute(self) -> Mapping[str, MetricValue]:
+        """The value of each of the task's metrics by name."""
+        ...
+
+
+class Task(ABC):
+    """What is measured of a model. ``item`` is a noun for what is counted, ``plural`` what a split
+    holds, ``unit`` its short form in rates. The first of
+    ``metrics`` decides, the rest is reported. ``workloads`` are timed; the first two stand in tables.
+
+    ``distribution`` says that the last axis of the first output holds the logits of a distribution, which distillation softens;
+    with ``divergence`` its distance from fp32's distribution is measured too.
+    """
+
+    name: str
+    item: str = "item"
+    unit: str = "items"
+    plural: str = "items"
+    metrics: tuple[Metric, ...]
+    workloads: tuple[Workload, ...] = (batched(1), batched(64))
+    distribution: ClassVar[bool] = False
+    divergence: ClassVar[bool] = False
+    not_finite: str = "check the weights and the data"
+
+    @property
+    def metric(self) -> Metric:
+        """The one that decides."""
+        return self.metrics[0]
+
+    @abstractmethod
+    def batches(
+        self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
+    ) -> Iterator[Batch]:
+        """The split in batches of ``batch`` items, in its stored order, or shuffled by ``seed``; ``limit`` keeps the first items."""
+
+    @abstractmethod
+    def count(self, split: Split, limit: int | None = None) -> int:
+        """How many items ``batches`` gives."""
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator: ...
+
+    @abstractmethod
+    def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
+        """The report's ``data``: name, and the items of each split."""
+
+    def training_batches(self, *, batch: int, limit: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+        """The training split as an epoch reads it: shuffled by ``seed``, augmented where the task knows how."""
+        return self.batches("train", batch=batch, limit=limit, seed=seed, device=device)
+
+    def outputs(self, raw: Any) -> tuple[Tensor, ...]:
+        """The tensors of the raw outputs that SQNR, parity and distillation compare."""
+        return tuple(value for value in torch.utils._pytree.tree_leaves(raw) if isinstance(value, Tensor) and value.is_floating_point())
+
+    def scored(self, outputs: tuple[Tensor, ...], targets: Any) -> tuple[Tensor, ...]:
+        """The part of the outputs that ``targets`` score: all of it, unless the task says otherwise."""
+        return outputs
+
+    def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
+        """What the model decides from ``outputs``, integers, of which the agreement with fp32 is counted; None where it decides
+        nothing."""
+        return None
+
+    def loss(self, raw: Any, targets: Any) -> Tensor | None:
+        """The loss that training lowers; None distils from fp32 alone."""
+        return None
+
+    def time(self, models: Mapping[str, Any], stop: StopToken, device: str = "cpu") -> Generator[Event, None, dict[str, Timing]]:
+        """The latencies of models by name for each workload, timed in turns."""
+        from engine.tasks.timing import time_batches
+
+        return (yield from time_batches(self, {name: forward_of(model) for name, model in models.items()}, stop))
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with what follows from the data where nothing was said."""
+        return recipe
+
+    def describe(self, models: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, list[dict[str, Any]]]:
+        """What a person looks at beside the figures, for the report's ``samples``."""
+        yield from ()
+        return []

@@ -1,0 +1,104 @@
+"""Image classification: which of the classes an image is of, judged by top-1 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.data import registry as data_registry
+from engine.data.images.base import Data
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Notice
+from engine.recipe.recipe import Recipe
+from engine.tasks import image_models
+from engine.tasks.base import Batch, Split, Task
+from engine.tasks.fitting import check, first_images, transform_of
+from engine.tasks.metrics import ACCURACY, MetricValue, wilson
+from engine.tasks.subject import Subject, fingerprint
+
+
+class Classification(Task):
+    """Images (N, C, H, W) to logits (N, classes)."""
+
+    name, item, unit, plural = "classification", "image", "img", "images"
+    distribution = True
+    not_finite = "check the weights, data.mean and data.std"
+
+    def __init__(self, images: Data) -> None:
+        self.images = images
+        self.metrics = (replace(ACCURACY, chance=1 / len(images.classes)),)
+
+    def batches(
+        self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
+    ) -> Iterator[Batch]:
+        for x, y in self.images.batches(split, batch, limit=limit, seed=seed, device=device):
+            yield Batch((x,), targets=y, count=len(x))
+
+    def training_batches(self, *, batch: int, limit: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+        for x, y in self.images.batches("train", batch, limit=limit, seed=seed, augment=True, device=device):
+            yield Batch((x,), targets=y, count=len(x))
+
+    def count(self, split: Split, limit: int | None = None) -> int:
+        return self.images.count(split, limit)
+
+    def outputs(self, raw: Any) -> tuple[Tensor, ...]:
+        return (raw,)
+
+    def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
+        return outputs[0].argmax(1)
+
+    def evaluator(self) -> Top1:
+        return Top1()
+
+    def loss(self, raw: Any, targets: Any) -> Tensor | None:
+        return F.cross_entropy(raw, targets)
+
+    def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
+        images = self.images
+        return {
+            "name": images.name, "calibration": images.count("train", calibration), "train": images.count("train"),
+            "validation": images.count("validation"), "test": images.count("test", limit),
+            "mean": list(images.mean), "std": list(images.std),
+            **({"transform": str(images.transform)} if images.transform else {}),
+        }  # fmt: skip
+
+
+class Top1:
+    """The part of items whose largest logit is the label's."""
+
+    def __init__(self) -> None:
+        self.right = self.total = 0
+
+    def update(self, raw: Tensor, targets: Tensor) -> None:
+        self.right += int((raw.argmax(1) == targets).sum())
+        self.total += len(targets)
+
+    def compute(self) -> Mapping[str, MetricValue]:
+        value, half = self.right / self.total, wilson(self.right, self.total)
+        return {"accuracy": MetricValue(value, value - half, value + half, half)}
+
+
+def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
+    """The model and the images that ``recipe`` names. Raises UsageError or EngineError in one line for whatever does not fit together."""
+    # A factory may draw its weights at random: the same recipe then draws the same.
+    torch.manual_seed(recipe.seed)
+    part = recipe.data
+    images = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+    model, weights, stem = image_models.make(recipe, images)
+    example = first_images(images)
+    check(model, example, images, recipe.model)
+    if images.transform is not None:
+        yield Notice(f"images of {images.name}: {images.transform}")
+    yield Notice(
+        f"{recipe.model} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; "
+        f"{images.name}: {images.count('train'):,} training, {images.count('validation'):,} validation and "
+        f"{images.count('test'):,} test images"
+    )
+    environment = {"weights": weights, **({"stem": stem} if stem else {})}
+    batch = Batch((example,), count=len(example))
+    return Subject(model, Classification(images), batch, device, weights, fingerprint(model), "graph", environment)

@@ -1,0 +1,64 @@
+"""The tasks by name. Torch-free; a new task is one module and one entry here.
+
+A task's module has ``load(recipe, stop, device)``, a generator of events that returns the ``Subject``, and may have
+``settled(recipe)``, the recipe with what the task takes where nothing was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.errors import UsageError, nearest
+from engine.models.language_registry import is_language
+
+if TYPE_CHECKING:
+    from engine.events.cancellation import StopToken
+    from engine.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named. ``reads`` says what the model is given, and
+    ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
+
+    name: str
+    title: str
+    metric: str
+    reads: Literal["images", "text", "anything"]
+    data: str
+    module: str
+    memory: str = "data.batch"
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        settle = getattr(import_module(self.module), "settled", None)
+        return settle(recipe) if settle else recipe
+
+    def load(self, recipe: Recipe, stop: StopToken, device: str) -> Generator[Any, None, Any]:
+        """The run's ``Subject``. Raises UsageError or EngineError in one line."""
+        return (yield from import_module(self.module).load(recipe, stop, device))
+
+
+TASKS: dict[str, TaskEntry] = {
+    entry.name: entry
+    for entry in (
+        TaskEntry("classification", "which class an image is of", "accuracy", "images", "digits", "engine.tasks.classification"),
+        TaskEntry(
+            "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
+        ),
+    )
+}
+
+
+def find(name: str) -> TaskEntry:
+    """Raises UsageError with the nearest names."""
+    if name not in TASKS:
+        raise UsageError(f"task {name!r} is not known: {nearest(name, tuple(TASKS))}; your own is path/task.py:factory")
+    return TASKS[name]
+
+
+def task_of(model: str) -> TaskEntry:
+    """The task of a model of which only the name is known."""
+    return TASKS["causal-lm" if is_language(model) else "classification"]

@@ -1,0 +1,71 @@
+"""How long forms of a model take, timed in turns so that a noisy neighbour disturbs all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from engine.events.cancellation import StopToken
+from engine.events.event import Event
+from engine.tasks.base import Batch, Forward, Task
+
+LEAST = 10
+WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call on ``batch`` items."""
+
+    p50: float
+    p95: float
+    batch: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One form: ``latencies`` by the workload's key; ``details`` are what the task's report adds to them."""
+
+    latencies: Mapping[str, Latency]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def time_batches(task: Task, forms: Mapping[str, Forward], stop: StopToken) -> Generator[Event, None, dict[str, Timing]]:
+    """``forms`` on the first items of the test split, for each of the task's workloads. Raises Cancelled on stop."""
+    found: dict[str, dict[str, Latency]] = {name: {} for name in forms}
+    for workload in task.workloads:
+        part = next(task.batches("test", batch=workload.batch, limit=workload.batch))
+        for name, latency in latencies(forms, part, stop).items():
+            found[name][workload.key] = latency
+    yield from ()
+    return {name: Timing(times) for name, times in found.items()}
+
+
+def latencies(forms: Mapping[str, Forward], batch: Batch, stop: StopToken, seconds: float = 1.5) -> dict[str, Latency]:
+    """Time the forms in turns, for ``seconds`` and at least ``LEAST`` times each. Raises Cancelled on stop."""
+    batch = batch.laid_out()
+    spent: dict[str, list[float]] = {name: [] for name in forms}
+    with torch.inference_mode():
+        for run in forms.values():
+            for _ in range(WARM_UP):
+                run(batch)
+        end = stop.clock() + seconds
+        while stop.clock() < end or min(map(len, spent.values())) < LEAST:
+            stop.check()
+            for name, run in forms.items():
+                start = time.perf_counter()
+                run(batch)
+                spent[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Latency(*_percentiles(times), batch.count) for name, times in spent.items()}
+
+
+def _percentiles(times: list[float]) -> tuple[float, float]:
+    ordered = sorted(times)
+    return round(ordered[len(ordered) // 2], 4), round(ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)], 4)
