@@ -75,9 +75,9 @@ def main_run(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> MainR
     folder = tmp_path_factory.mktemp("main") / "run"
     held: list[Any] = []
 
-    def export(measured: torch.nn.Module, *rest: Any) -> Any:
-        held.append(measured)
-        return original(measured, *rest)
+    def export(run: Any, subject: Any, chosen: Any, *rest: Any) -> Any:
+        held.append(chosen.quantized.model)
+        return original(run, subject, chosen, *rest)
 
     original = job.export
     with driving.one_thread(), patch.object(job, "export", export), patch("engine.lowering.graph.layer_timing.Stopwatch", driving.Untimed):

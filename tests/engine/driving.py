@@ -13,7 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from engine.tasks.evaluation import Latency
+from engine.tasks.base import Batch, Task
+from engine.tasks.timing import Latency
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Ask, Event, Progress
@@ -73,15 +74,15 @@ class Outcome:
         return self.report.data
 
 
-def _once(models: Mapping[str, Any], x: torch.Tensor, stop: StopToken, seconds: float = 0.0) -> dict[str, Latency]:
+def _once(forms: Mapping[str, Any], batch: Batch, stop: StopToken, seconds: float = 0.0) -> dict[str, Latency]:
     """In place of ``latencies``: one call each, and a time that is not measured."""
     stop.check()
-    for run in models.values():
-        run(x)
-    return {name: Latency(1.0, 1.0, len(x)) for name in models}
+    for run in forms.values():
+        run(batch)
+    return {name: Latency(1.0, 1.0, batch.count) for name in forms}
 
 
-def _untimed(runners: Mapping[str, Any], data: Any, stop: StopToken) -> Generator[Event, None, dict[str, tuple[Latency, ...]]]:
+def _untimed(runners: Mapping[str, Any], task: Task, stop: StopToken) -> Generator[Event, None, dict[str, tuple[Latency, ...]]]:
     """In place of the exports' ``times``."""
     stop.check()
     yield Progress("export", 1, 1, "timings")
@@ -118,7 +119,7 @@ def one_thread() -> Iterator[None]:
 def untimed() -> Iterator[None]:
     with (
         one_thread(),
-        patch("engine.runs.stages.evaluate.latencies", _once),
+        patch("engine.tasks.timing.latencies", _once),
         patch("engine.lowering.graph.folding.latencies", _once),
         patch("engine.export.timing.times", _untimed),
         patch("engine.lowering.graph.layer_timing.Stopwatch", Untimed),
