@@ -44,9 +44,10 @@ def resume(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """``qtui export``: write the model of a finished run for other runtimes."""
+    """``qtui export``: write the model of a finished run for other runtimes. A file that is not what was measured is no success."""
     from engine.export.decoder_formats import FORMATS as DECODERS
     from engine.export.registry import find
+    from engine.report.mismatch import differing
     from engine.runs.rundir import find_run
 
     # Which of them the run's own kind of model has is known when its report has been read.
@@ -59,7 +60,7 @@ def export(args: Namespace) -> int:
     report = _drive(lambda stop: exporting.export(directory, args.to, stop, args.force), args)
     if args.json:
         print(report.to_json(), flush=True)
-    return MET
+    return NOT_MET if differing(report.data["exports"]) & {*args.to} else MET
 
 
 def train(args: Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
 from engine.planning.matrix_strategy import ALONE
-from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, WeightSpec
+from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
@@ -20,7 +20,6 @@ DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8, observer="h
 ACTIVATION_BITS: tuple[int | None, ...] = (8, 7, 6, 4, None)
 GROUP_SIZES = (32, 64, 128)
 OBSERVERS: tuple[Observer, ...] = ("minmax", "moving-average", "percentile", "histogram-mse", "entropy")
-METHODS: tuple[Method, ...] = ("nearest", "mse", "hqq", "gptq", "gptq+", "awq", "awq+gptq", "smoothquant")
 GROUP_BITS = 6
 """The widest weights that the engine keeps in groups."""
 

@@ -16,6 +16,21 @@ SHRINKAGE = 10
 
 
 @dataclass
+class HeldBack:
+    """Inputs x (tokens, in) that the sums leave out, for judging what was made of them, and their original x0 where they drift."""
+
+    inputs: Tensor
+    originals: Tensor | None = None
+
+    def errors(self, weight: Tensor, rounded: Tensor, shift: Tensor | None) -> tuple[float, float]:
+        """Squared norms of W x0 and of what a layer of ``rounded`` and ``shift`` lacks of it. Without a bias to take it up, the mean
+        is part of the error."""
+        wanted = (self.inputs if self.originals is None else self.originals) @ weight.T
+        left = wanted - self.inputs @ rounded.T
+        return float(wanted.square().sum()), float((left if shift is None else left - shift).square().sum())
+
+
+@dataclass
 class Gram:
     """Sums over the inputs x (in,) of one linear layer: ``xx`` = sum of x xᵀ (in, in), ``total`` = sum of x, ``magnitude`` =
     sum of \\|x\\|, ``peak`` = largest \\|x\\|, each float32, and ``count``, the number of inputs.
@@ -34,6 +49,7 @@ class Gram:
     peak: Tensor = field(init=False)
     cross: Tensor | None = field(init=False, default=None)
     moved: Tensor = field(init=False)
+    held_back: HeldBack | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.xx = torch.zeros(self.width, self.width, device=self.device)
@@ -59,6 +75,23 @@ class Gram:
             drift = self._rows(original, keep) - rows
             self.cross.addmm_(drift.T, rows)
             self.moved += drift.sum(0)
+
+    def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None) -> None:
+        """Keep the inputs (..., in) that ``held``, bool of the leading shape, names for judging."""
+        rows, before = self._rows(x, held), None if original is None else self._rows(original, held)
+        if self.held_back is not None:
+            rows = torch.cat([self.held_back.inputs, rows])
+            before = None if before is None or self.held_back.originals is None else torch.cat([self.held_back.originals, before])
+        self.held_back = HeldBack(rows, before) if len(rows) else None
+
+    def gap(self, weight: Tensor, rounded: Tensor, whole: bool = False) -> Tensor:
+        """The mean (out,) of W x0 - Ŵ x, which a bias takes up; with ``whole`` over the inputs that are held back too."""
+        total, moved, count = self.total, self.moved, self.seen
+        if whole and self.held_back is not None:
+            x, x0 = self.held_back.inputs, self.held_back.originals
+            total, count = total + x.sum(0), count + len(x)
+            moved = moved if x0 is None else moved + (x0 - x).sum(0)
+        return weight @ ((total + moved) / count) - rounded @ (total / count)
 
     def _rows(self, x: Tensor, keep: Tensor | None) -> Tensor:
         rows = x.detach().reshape(-1, self.width).to(torch.float32)

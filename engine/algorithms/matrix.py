@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.algorithms.gram import Gram, output_error, shrunk
+from engine.algorithms.gram import Gram, HeldBack, output_error, shrunk
 from engine.algorithms.propagate import propagate
 from engine.algorithms.registry import Method
-from engine.numerics.grouped import GroupedWeight, GroupSpec, quantize
+from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
 from engine.numerics.uniform import sqnr_db
 
 
@@ -27,7 +27,8 @@ class Quantized:
 @torch.no_grad()
 def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
     """``weight`` float32 (out, in), its scaling folded already. ``inputs`` may be None where the method needs none; other
-    methods fall back on rounding to nearest without it, and say so.
+    methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on the
+    method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
 
     Raises EngineError for weights that are not finite.
     """
@@ -42,10 +43,35 @@ def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gra
     target = weight if drift is None else propagate(weight, moments, drift, method.propagation)
     grid = method.grid(target, spec, second if method.weighted else None)
     rounded, note = method.rounding(target, grid, second)
+    if method.judged and inputs.held_back is not None and (better := _nearest(weight, rounded, spec, inputs, inputs.held_back, centred)):
+        rounded, said = better
+        target, note = weight, "; ".join(filter(None, (note, said)))
     held = rounded.dequantize()
     noise, signal = float(output_error(held - target, moments).sum()), float(output_error(weight, inputs.second).sum())
-    shift = weight @ (inputs.mean + inputs.moved / inputs.seen) - held @ inputs.mean if centred else None
+    shift = inputs.gap(weight, held, whole=True) if centred else None
     return Quantized(rounded, shift, sqnr_db(signal, max(noise, 0.0)), note)
+
+
+def _nearest(
+    weight: Tensor, rounded: GroupedWeight, spec: GroupSpec, inputs: Gram, judge: HeldBack, centred: bool
+) -> tuple[GroupedWeight, str] | None:
+    """The better of two roundings to nearest and what is said of it, where it has less error on ``judge`` than ``rounded``."""
+
+    def error_of(candidate: GroupedWeight) -> tuple[float, float]:
+        held = candidate.dequantize()
+        return judge.errors(weight, held, inputs.gap(weight, held) if centred else None)
+
+    signal, own = error_of(rounded)
+    least, found = own, None
+    for which, grid in (("the same grid", rounded.grid), ("the min-max grid", minmax(weight, spec))):
+        candidate = quantize(weight, grid)
+        error = error_of(candidate)[1]
+        if error < least:
+            least, found = error, (candidate, which)
+    if found is None:
+        return None
+    better, worse = (sqnr_db(signal, error) for error in (least, own))
+    return found[0], f"rounded to nearest on {found[1]}: {better:.1f} dB on calibration text held back, against {worse:.1f} dB"
 
 
 def _weight_sqnr(weight: Tensor, rounded: Tensor) -> float:

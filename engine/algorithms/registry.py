@@ -45,6 +45,11 @@ class Method:
         """Whether calibration text is needed at all."""
         return self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding is not nearest
 
+    @property
+    def judged(self) -> bool:
+        """Whether it can be worse than rounding to nearest, and has inputs to tell it by."""
+        return self.needs_inputs and not (self.rounding is nearest and self.grid is _minmax)
+
 
 def _minmax(weight: Tensor, spec: GroupSpec, second: Tensor | None) -> Grid:
     return minmax(weight, spec)

@@ -30,7 +30,7 @@ Entry = dict[str, Any]
 @dataclass(frozen=True)
 class Given:
     """What an export is made of. ``source`` is the folder that the model came from, for its tokenizer, None without. ``windows`` of
-    token ids, (T,) each, are what it is compared on."""
+    token ids, (T,) each, are what it is compared on, and ``fp32`` gives the original model's logits of ids (1, T) there."""
 
     decoder: QuantizedDecoder
     windows: Sequence[Tensor]
@@ -40,6 +40,7 @@ class Given:
     name: str = "model"
     lengths: Lengths = field(default_factory=Lengths)
     rounds: int = 3
+    fp32: parity.Logits | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def make(name: str, given: Given, folder: Path, stop: StopToken) -> Entry:
     try:
         ran = _RUNNERS[name](folder / entry.files[0])
         with rounding(given.decoder) as twin, torch.inference_mode():
-            whole, cached = parity.compare(ran.step, lambda ids: twin(input_ids=ids, use_cache=False).logits, given.windows, stop)
+            native: parity.Logits = lambda ids: twin(input_ids=ids, use_cache=False).logits  # noqa: E731
+            whole, cached = parity.compare(ran.step, native, given.windows, stop, given.fp32)
         made.update(runtime=ran.label, kernel=ran.kernel, parity=whole.to_dict(), parity_cached=cached.to_dict(), value=whole.perplexity)
         if entered(made):
             return made

@@ -23,7 +23,8 @@ SINGLE = 16
 @dataclass(frozen=True)
 class Parity:
     """Over all tokens: the largest difference of a logit, SQNR in dB, the part of tokens whose likeliest next one is the same (0..1),
-    and perplexity: the file's, and by how much it is higher than the measured model's; and the tokens that were compared."""
+    and perplexity: the file's, and by how much it is higher than the measured model's; and the tokens that were compared.
+    ``native_sqnr_db`` is of the measured model against fp32 and ``fp32_sqnr_db`` of the file against fp32; None without fp32."""
 
     max_abs: float
     sqnr_db: float
@@ -31,22 +32,25 @@ class Parity:
     perplexity: float
     perplexity_rise: float
     compared: int
+    native_sqnr_db: float | None = None
+    fp32_sqnr_db: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compare(step: Step, reference: Logits, windows: Sequence[Tensor], stop: StopToken) -> tuple[Parity, Parity]:
-    """``windows`` of token ids, (T,) each, read whole; and read with a cache, the last ``SINGLE`` tokens of each one by one.
+def compare(step: Step, reference: Logits, windows: Sequence[Tensor], stop: StopToken, fp32: Logits | None = None) -> tuple[Parity, Parity]:
+    """``windows`` of token ids, (T,) each, read whole; and read with a cache, the last ``SINGLE`` tokens of each one by one. ``fp32``
+    is read beside them.
 
     Raises EngineError for logits that are not finite or of another shape, and without a window of two tokens; Cancelled on stop."""
     whole, cached = _Sums(), _Sums()
     for ids in (ids[None] for ids in windows if len(ids) > 1):
         stop.check()
         with torch.inference_mode():
-            wanted = reference(ids).float()
-            whole.add(step(ids, None)[0], wanted, ids)
-            cached.add(_by_steps(step, ids, stop), wanted, ids)
+            wanted, exact = reference(ids).float(), None if fp32 is None else fp32(ids).float()
+            whole.add(step(ids, None)[0], wanted, ids, exact)
+            cached.add(_by_steps(step, ids, stop), wanted, ids, exact)
     return whole.parity(), cached.parity()
 
 
@@ -63,12 +67,12 @@ def _by_steps(step: Step, ids: Tensor, stop: StopToken) -> Tensor:
 
 class _Sums:
     def __init__(self) -> None:
-        self.worst = self.signal = self.noise = 0.0
+        self.worst = self.signal = self.noise = self.exact = self.native = self.exported = 0.0
         self.tokens = self.same = self.scored = 0
         self.loss = self.wanted_loss = 0.0
 
-    def add(self, got: Tensor, wanted: Tensor, ids: Tensor) -> None:
-        """Logits (1, T, vocabulary) of ``ids`` (1, T)."""
+    def add(self, got: Tensor, wanted: Tensor, ids: Tensor, exact: Tensor | None = None) -> None:
+        """Logits (1, T, vocabulary) of ``ids`` (1, T): of the file, of the measured model and of fp32."""
         if got.shape != wanted.shape:
             raise EngineError(
                 f"it gives logits of {tuple(got.shape)} where the model gives {tuple(wanted.shape)}: it is no export of this run"
@@ -79,6 +83,10 @@ class _Sums:
         self.worst = max(self.worst, difference.abs().max().item())
         self.signal += wanted.double().square().sum().item()
         self.noise += difference.square().sum().item()
+        if exact is not None:
+            self.exact += exact.double().square().sum().item()
+            self.native += (wanted - exact).double().square().sum().item()
+            self.exported += (got - exact).double().square().sum().item()
         self.same += int((got.argmax(-1) == wanted.argmax(-1)).sum())
         self.tokens += ids.numel()
         self.scored += ids.numel() - 1
@@ -89,7 +97,8 @@ class _Sums:
         if not self.scored:
             raise EngineError("there is no text of two tokens or more to compare on")
         value, wanted = (math.exp(min(loss / self.scored, 700)) for loss in (self.loss, self.wanted_loss))
-        return Parity(self.worst, sqnr_db(self.signal, self.noise), self.same / self.tokens, value, value - wanted, self.tokens)
+        beside = (sqnr_db(self.exact, self.native), sqnr_db(self.exact, self.exported)) if self.exact else (None, None)
+        return Parity(self.worst, sqnr_db(self.signal, self.noise), self.same / self.tokens, value, value - wanted, self.tokens, *beside)
 
 
 def _loss(logits: Tensor, ids: Tensor) -> float:

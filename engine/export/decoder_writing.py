@@ -31,7 +31,7 @@ def written(
         found.append({**made, **latencies(made.get("latency") or {})})
         if made["path"] and (folder / made["path"]).is_file():
             found[-1]["sha256"] = fingerprint(folder, find(name))
-        yield Notice(_told(made), "info" if made["verified"] else "warning")
+        yield Notice(_told(made), "info" if made["verified"] and not made.get("alarm") else "warning")
     yield Progress("export", len(names), len(names), unit)
     yield Table("exports", f"Exports ─ {len(found)}", _COLUMNS, tuple(_row(made) for made in found))
     return found
@@ -82,5 +82,5 @@ def _told(made: Entry) -> str:
     size = f"{made['path']}: {made['size_bytes'] / 1e6:.2f} MB"
     if not made["verified"]:
         return f"{size}, {'it ' if differs(made) else ''}{made['reason']}"
-    note = f"; {made['note']}" if made.get("note") else ""
+    note = "".join(f"; {part}" for part in (made.get("note"), made.get("alarm") and f"it is {made['alarm']}") if part)
     return f"{size}, read back by {made['runtime']}: largest difference {made['parity']['max_abs']:.2g}{note}"

@@ -24,9 +24,10 @@ def merged(before: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]
 
 
 def said_of(made: Sequence[Mapping[str, Any]]) -> str:
-    """What an export came to: the files, and which of them are not what was measured."""
+    """What an export came to: the files, which of them are not what was measured, and what their SQNRs warn of."""
     told = [f"exported: {', '.join(str(entry['path']) for entry in made)}"]
     told += [f"{entry['path']} {entry['reason']}" for entry in made if differs(entry)]
+    told += [f"{entry['path']} is {entry['alarm']}" for entry in made if entry.get("alarm")]
     return "; ".join(told)
 
 

@@ -108,7 +108,8 @@ def _read_back(
         return None
     try:
         runner = parity.load(entry, directory / entry.files[0], given)
-        found = yield from parity.compare(runner, given, test.task, test.batch, test.limit, stop)
+        fp32 = next(iter(test.fp32.values()), None)
+        found = yield from parity.compare(runner, given, test.task, test.batch, test.limit, stop, fp32=fp32)
     except (Cancelled, GeneratorExit):
         raise
     except Exception as error:
@@ -126,6 +127,8 @@ def _read_back(
     apart = entered(made)
     told = f"{size}, read back by {runner.label}, largest difference {found.max_abs:.1e}, same answer {found.agreement:.2%}"
     yield Notice(f"{told}: it {DIFFERS}" if apart else told, "warning" if apart else "info")
+    if said := made.get("alarm"):
+        yield Notice(f"{entry.files[0]} is {said}", "warning")
     return None if apart else runner
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +22,16 @@ from engine.numerics.uniform import sqnr_db
 from engine.tasks.base import Task
 
 _PATIENCE = 600
+# Items on which fp32 is run too: enough for its distance, whatever the size of the test split.
+_BESIDE = 512
 
 
 @dataclass(frozen=True)
 class Parity:
     """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal
-    answers (0..1); the task's metric of the file itself, with the half-width of its 95 % interval; and the items compared."""
+    answers (0..1); the task's metric of the file itself, with the half-width of its 95 % interval; and the items compared.
+    ``native_sqnr_db`` is of the measured model against fp32 and ``fp32_sqnr_db`` of the file against fp32, on the first items;
+    None where fp32 was not at hand."""
 
     max_abs: float
     sqnr_db: float
@@ -35,6 +39,8 @@ class Parity:
     value: float
     interval: float
     compared: int
+    native_sqnr_db: float | None = None
+    fp32_sqnr_db: float | None = None
 
 
 def load(entry: Format, path: Path, given: Given) -> Runner:
@@ -72,19 +78,22 @@ def tried(entry: Format, path: Path, trial: str) -> None:
 
 
 def compare(
-    runner: Runner, given: Given, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export"
-) -> Generator[Event, None, Parity]:
-    """Both models on the test split, or the first ``limit`` items of it. Raises EngineError for a file's logits that are not
-    finite where the model's are."""
+    runner: Runner, given: Given, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export",
+    fp32: Callable[..., Tensor] | None = None,
+) -> Generator[Event, None, Parity]:  # fmt: skip
+    """Both models on the test split, or the first ``limit`` items of it, and ``fp32`` beside them on a few. Raises EngineError for
+    a file's logits that are not finite where the model's are."""
     total = task.count("test", limit)
     ticker = Ticker(stage, total, task.unit, clock=stop.clock)
     signal = noise = worst = 0.0
-    same = answered = 0
+    same = answered = seen = 0
+    exact = native = exported = 0.0
     evaluator = task.evaluator()
     with torch.inference_mode():
         for part in task.batches("test", batch=batch, limit=limit):
             stop.check()
-            wanted, got = given.model(*part.laid_out().args), _answer(runner, part.args[0])
+            laid_out = part.laid_out().args
+            wanted, got = given.model(*laid_out), _answer(runner, part.args[0])
             if wanted.isfinite().all() and not got.isfinite().all():
                 raise EngineError("its logits are NaN or infinite: use another format, or another version of the runtime")
             difference = (wanted - got).double()
@@ -96,9 +105,15 @@ def compare(
                 same += int((first == second).sum())
                 answered += first.numel()
             evaluator.update(got, part.targets)
+            if fp32 is not None and seen < _BESIDE:
+                reference, seen = fp32(*laid_out).double(), seen + part.count
+                exact += reference.square().sum().item()
+                native += (wanted - reference).square().sum().item()
+                exported += (got - reference).square().sum().item()
             yield from ticker.advance(part.count)
     value = evaluator.compute()[task.metric.name]
-    return Parity(worst, sqnr_db(signal, noise), same / max(answered, 1), value.value, value.interval, total)
+    beside = (sqnr_db(exact, native), sqnr_db(exact, exported)) if seen else (None, None)
+    return Parity(worst, sqnr_db(signal, noise), same / max(answered, 1), value.value, value.interval, total, *beside)
 
 
 def _answer(runner: Runner, x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from engine.errors import EngineError, one_line
 from engine.models.anatomy import anatomy, blocks_of, kind_of
 from engine.models.transformers_folder import AGAIN, Folder
-from engine.models.weights_file import read_state
+from engine.models.weights_file import check_numbers, read_state
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 _TOKENS = 8
 # A row's numbers hardly depend on the others of a batch; one token in eight that is seen changes them far more.
 _NOISE = 1e-5
@@ -51,15 +52,37 @@ def _misfit(found: Folder) -> str:
     return ""
 
 
+def check_weights(found: Folder, model: Any) -> None:
+    """Raises EngineError where a file holds integers, booleans, complex numbers or 8-bit floats for what ``model`` computes with in
+    floating point, which loading turns into float32 numbers of another meaning; and for weights that are all zero."""
+    own = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    for file in found.weights:
+        for name, kind in _kinds(file):
+            if kind not in _FLOATS and (name in own or f"{model.base_model_prefix}.{name}" in own):
+                raise EngineError(f"{file} holds {name} as {kind}, not as floating-point weights: give the folder of the model before that")
+    check_numbers(own, str(found.path))
+
+
+def _kinds(file: Path) -> list[tuple[str, str]]:
+    """Names of the tensors with their types."""
+    if file.suffix != ".safetensors":
+        return [(name, str(tensor.dtype).removeprefix("torch.")) for name, tensor in read_state(file).items()]
+    return [(name, str(part["dtype"])) for name, part in _header(file).items()]
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: part for name, part in header.items() if name != "__metadata__"}
+
+
 def _shapes(found: Folder) -> list[tuple[str, tuple[int, ...]]]:
     told: list[tuple[str, tuple[int, ...]]] = []
     for file in found.weights:
         if file.suffix != ".safetensors":
             told += [(name, tuple(tensor.shape)) for name, tensor in read_state(file).items()]
             continue
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        told += [(name, tuple(part["shape"])) for name, part in header.items() if name != "__metadata__"]
+        told += [(name, tuple(part["shape"])) for name, part in _header(file).items()]
     return told
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.models import hub
 from engine.models.language_registry import ENTRIES, is_hub_id
-from engine.models.soundness import check_decoder, left_over, unloadable
+from engine.models.soundness import check_decoder, check_weights, left_over, unloadable
 from engine.models.transformers_folder import Folder, look
 
 # Windows longer than this make perplexities of different models hard to compare, and attention slow.
@@ -112,6 +112,7 @@ def _model(found: Folder) -> Any:
             raise EngineError(f"{found.path} {what} {len(some)} of the model's tensors, {some[0]} first: copy or download it again")
     if spare := left_over(model, [str(name) for name in info["unexpected_keys"]]):
         raise EngineError(f"{found.path} holds {spare}, which its config.json has no place for: they belong to different models")
+    check_weights(found, model)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise EngineError(f"{found.path} holds NaN or infinity in {name}: use another checkpoint")

@@ -124,10 +124,25 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], place: str, name: str, d
     if missing or extra or shapes:
         parts = [_some("missing", missing), _some("not in the model", extra), _some("other shapes", shapes)]
         raise EngineError(f"{place} does not fit {name}: {'; '.join(p for p in parts if p)}: is it of another architecture or class count?")
+    check_numbers({k: state[k] for k, v in own.items() if k in state and v.is_floating_point()}, place)
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise EngineError(f"{place} holds NaN or infinity in {_list(broken)}: use another checkpoint")
     restore(model, {k: state.get(k, own[k]) for k in own})
+
+
+def check_numbers(state: Mapping[str, Tensor], place: str) -> None:
+    """Raises EngineError, which begins with ``place``, for tensors of a model's weights that are of another type than floating-point
+    numbers, and for weights that are all zero. Tensors named as what a model computes with alone: a counter is an integer."""
+    other = [k for k, v in state.items() if not v.is_floating_point()]
+    if other:
+        kinds = sorted({str(state[k].dtype).removeprefix("torch.") for k in other})
+        raise EngineError(
+            f"{place} holds {' and '.join(kinds)} where the model has floating-point weights, in {_list(other)}: "
+            "give the file of the fp32 model"
+        )
+    if state and not any(bool(v.count_nonzero()) for v in state.values()):
+        raise EngineError(f"{place} holds nothing but zeros: it was not trained, or not saved; give the trained weights")
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:

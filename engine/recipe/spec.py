@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
 Rounding = Literal["minmax", "mse"]
 Method = Literal["nearest", "mse", "hqq", "gptq", "hqq+gptq", "gptq+", "awq", "awq+gptq", "smoothquant"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)

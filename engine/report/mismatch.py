@@ -10,6 +10,12 @@ from typing import Any, TypeGuard
 # differences below half of the outputs themselves: what lies beyond either is another computation.
 LEAST_AGREEMENT = 0.9
 LEAST_SQNR_DB = 6.0
+# The same integers agree to within rounding steps: an eighth bit in which every value of a few layers is off by one leaves some
+# 30 dB of the outputs. So a file that is further from the measured model than that is from fp32, and than a tenth of the outputs,
+# computes something else; between both it is said.
+OTHER_DB, STEP_DB = 20.0, 30.0
+# Other roundings do not lower the noise by half an amplitude: what is that much nearer to fp32 lacks an error of the measured model.
+_NEARER_DB, _QUIET_DB = 6.0, 40.0
 # Standard errors of a proportion: few answers tell little.
 _ERRORS = 1.96
 DIFFERS = "differs from what was measured: do not ship"
@@ -22,11 +28,38 @@ def differs(entry: Mapping[str, Any]) -> bool:
     return known if isinstance(known, bool) else any(_apart(entry.get(key)) for key in _PARITIES)
 
 
+def alarm(entry: Mapping[str, Any]) -> str:
+    """What the SQNRs of a file, of the measured model and of fp32 say together that equal answers do not; empty where nothing."""
+    parities = [parity for key in _PARITIES if isinstance(parity := entry.get(key), Mapping)]
+    for parity in parities:
+        if _nearer(parity):
+            return (
+                f"closer to fp32 than the measured model ({parity['fp32_sqnr_db']:.1f} dB against {parity['native_sqnr_db']:.1f} dB): the "
+                "kernels of this program compute something else here, so the run's own figures are in doubt, and not this file"
+            )
+    for parity in parities:
+        noise, native = parity.get("sqnr_db"), parity.get("native_sqnr_db")
+        if _known(noise) and _known(native) and noise < min(native, STEP_DB):
+            return (
+                f"further from the measured model ({noise:.1f} dB) than that is from fp32 ({native:.1f} dB): that is more than rounding, "
+                "so judge the file by its own figures"
+            )
+    return ""
+
+
+def _nearer(parity: Mapping[str, Any]) -> bool:
+    exported, native = parity.get("fp32_sqnr_db"), parity.get("native_sqnr_db")
+    return _known(exported) and _known(native) and native < _QUIET_DB and exported > native + _NEARER_DB
+
+
 def entered(entry: dict[str, Any]) -> bool:
-    """Enter in a file's entry whether it ``differs``; one that does is not verified, and says so."""
+    """Enter in a file's entry whether it ``differs``; one that does is not verified, and says so. ``alarm`` is entered where there
+    is one."""
     entry["differs"] = differs(entry)
     if entry["differs"]:
         entry.update(verified=False, reason=f"{DIFFERS} ({_figures(entry)}); export to another format")
+    elif said := alarm(entry):
+        entry["alarm"] = said
     return bool(entry["differs"])
 
 
@@ -39,10 +72,13 @@ def differing(entries: Any) -> frozenset[str]:
 def _apart(parity: Any) -> bool:
     if not isinstance(parity, Mapping):
         return False
-    agreement, noise = (parity.get(key) for key in ("agreement", "sqnr_db"))
+    if _nearer(parity):
+        return False
+    agreement, noise, native = (parity.get(key) for key in ("agreement", "sqnr_db", "native_sqnr_db"))
+    least = max(LEAST_SQNR_DB, min(native, OTHER_DB)) if _known(native) else LEAST_SQNR_DB
     # Not "below": what is not a number is no agreement.
     return (_known(agreement) and not agreement + _slack(agreement, parity.get("compared")) >= LEAST_AGREEMENT) or (
-        _known(noise) and not noise >= LEAST_SQNR_DB
+        _known(noise) and not noise >= least
     )
 
 
@@ -56,4 +92,6 @@ def _slack(agreement: float, compared: Any) -> float:
 
 def _figures(entry: Mapping[str, Any]) -> str:
     parity = next(entry[key] for key in _PARITIES if _apart(entry.get(key)))
-    return f"{parity['agreement']:.1%} the same answers, SQNR {parity['sqnr_db']:.1f} dB"
+    native = parity.get("native_sqnr_db")
+    beside = f" where the measured model has {native:.1f} dB to fp32" if _known(native) else ""
+    return f"{parity['agreement']:.1%} the same answers, SQNR {parity['sqnr_db']:.1f} dB{beside}"

@@ -97,6 +97,8 @@ def _exports(d: dict[str, Any]) -> list[str]:
     rows = [_export_row(e, text) for e in d["exports"]]
     answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", "accuracy")
     lines = ["## Exports", "", *table(("format", "file", "size", "read back by", answer, "SQNR", value), rows), ""]
+    lines += [f"- {e['path']} is {e['alarm']}." for e in d["exports"] if e.get("alarm")]
+    lines += [""] if lines[-1] else []
     if text:
         lines += [PERPLEXITY_THERE, ""]
     known = runtimes(d)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.recipe.threshold import Threshold
+from engine.report.doubt import Trained, of_classes, of_text
 from engine.report.figures import BaselineFigures, QuantizedFigures
 from engine.tasks.metrics import Metric, Workload
 
@@ -15,11 +16,17 @@ _QUANTITIES = {"mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
 
 @dataclass(frozen=True)
 class Quality:
-    """One form on one split: the metric's ``value`` beside fp32's, and the distance of the outputs from fp32's."""
+    """One form on one split: the metric's ``value`` beside fp32's (± ``interval``), and the distance of the outputs from fp32's.
+    ``samples`` counts what is independent of each other, ``chance`` is the metric of an answer that looks at nothing, and
+    ``difference_error`` the standard error of the paired difference; None where they are not known."""
 
     value: float
     baseline: float
     error: Mapping[str, float]
+    interval: float = 0.0
+    samples: int = 0
+    chance: float | None = None
+    difference_error: float | None = None
 
     def drop(self, metric: Metric) -> float:
         return metric.drop(self.baseline, self.value)
@@ -27,16 +34,18 @@ class Quality:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``chosen`` is ``fp32``, ``ptq`` or ``qat``; ``met`` whether the threshold is."""
+    """``chosen`` is ``fp32``, ``ptq`` or ``qat``; ``met`` whether the threshold is; ``doubt`` what the test cannot tell, empty where
+    it tells what the verdict does."""
 
     chosen: str
     threshold: str
     met: bool
     text: str
+    doubt: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The report's ``verdict``."""
-        return {"chosen": self.chosen, "threshold": self.threshold, "met": self.met, "text": self.text}
+        return {"chosen": self.chosen, "threshold": self.threshold, "met": self.met, "text": self.text, "doubt": self.doubt}
 
 
 def met(threshold: Threshold, metric: Metric, quality: Quality) -> bool:
@@ -93,21 +102,46 @@ def _show(metric: Metric, score: tuple[float, float], threshold: Threshold) -> s
 
 def verdict(
     which: str, metric: Metric, workloads: Sequence[Workload], figures: QuantizedFigures, baseline: BaselineFigures,
-    quality: Quality, threshold: Threshold, trained: str | None = None, measured_on: str = "",
+    quality: Quality, threshold: Threshold, trained: str | None = None, measured_on: str = "", ptq: Quality | None = None,
 ) -> Verdict:  # fmt: skip
     """``which`` is the better of ``ptq`` and ``qat``, ``quality`` its test split, ``trained`` what came of QAT. ``measured_on`` names
-    where the times were taken, if not where the run calibrated and trained."""
+    where the times were taken, if not where the run calibrated and trained; ``ptq`` is PTQ's test split where ``which`` is ``qat``."""
     if not figures.integer_layers + figures.stored_layers:
         text = "fp32 stays: nothing was quantized, see the layers and their reasons."
         return Verdict("fp32", str(threshold), False, text)
     is_met = met(threshold, metric, quality)
     facts = _facts(metric, workloads, figures, baseline, quality, measured_on)
     name = which.upper()
+    doubt = _doubt(metric, threshold, quality, ptq)
+    text = _sentence(name, facts, threshold, is_met, doubt)
+    return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text, doubt)
+
+
+def _sentence(name: str, facts: str, threshold: Threshold, is_met: bool, doubt: str) -> str:
+    """A verdict on the quantized model ``name`` in words. One that is met in ``doubt`` is never said to be met without it."""
+    if is_met and doubt:
+        return f"{name} is chosen, in doubt: {facts}. Threshold {threshold} is met, but the test cannot tell: {doubt}."
     if is_met:
-        text = f"{name} is chosen: {facts}. Threshold {threshold} is met."
-    else:
-        text = f"fp32 stays: threshold {threshold} is not met. The better quantized model, {name}, has {facts}; it is in model.safetensors."
-    return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text)
+        return f"{name} is chosen: {facts}. Threshold {threshold} is met."
+    text = f"fp32 stays: threshold {threshold} is not met. The better quantized model, {name}, has {facts}; it is in model.safetensors."
+    return f"{text} The test cannot tell: {doubt}." if doubt else text
+
+
+def _doubt(metric: Metric, threshold: Threshold, quality: Quality, ptq: Quality | None) -> str:
+    error = quality.error
+    gain = -quality.drop(metric)
+    trained = Trained(ptq.error["sqnr_db"], error["sqnr_db"], gain) if ptq else None
+    if metric.relative:
+        return of_text(
+            threshold, baseline=quality.baseline, rise=quality.drop(metric), error=quality.difference_error, windows=quality.samples,
+            chance=quality.chance, trained=trained,
+        )  # fmt: skip
+    if metric.unit == "%" and "agreement" in error:
+        return of_classes(
+            threshold, baseline=quality.baseline, interval=quality.interval, value=quality.value, agreement=error["agreement"],
+            sqnr_db=error["sqnr_db"], images=quality.samples, chance=quality.chance, trained=trained,
+        )  # fmt: skip
+    return ""
 
 
 def _facts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,9 +94,22 @@ def _export_decoder(run: Work, subject: Subject, chosen: Form, baseline: Baselin
     where.expect(name for form in names for name in find(form).files)
     windows = compared_windows(subject.task)
     decoder = chosen.quantized.state.decoder
-    given = Given(decoder, windows, subject.source, recipe.to_yaml(), run.machine.instructions, recipe.model)
+    about = (subject.source, recipe.to_yaml(), run.machine.instructions, recipe.model)
+    given = Given(decoder, windows, *about, fp32=fp32_logits(subject))
     entries = yield from written(names, given, where.path, run.stop)
     return {"exports": entries, "runtimes": runtimes(entries, baseline.to_dict(), chosen.figures.to_dict())}
+
+
+def fp32_logits(subject: Subject) -> Callable[[Tensor], Tensor]:
+    """The original model's logits of ids (1, T) on the processor."""
+    model: Any = subject.model
+
+    def logits(ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = model(input_ids=ids.to(subject.device), use_cache=False).logits
+        return found.cpu()
+
+    return logits
 
 
 def compared_windows(task: Any) -> list[Tensor]:

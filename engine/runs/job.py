@@ -70,13 +70,13 @@ class Job(Work):
         yield Measured("baseline", baseline.to_dict())
         yield Measured("ptq", ptq.figures.to_dict())
         if self.attended:
-            yield from self._judge("ptq", plan, ptq, baseline, None)
+            yield from self._judge("ptq", plan, ptq, baseline)
         baseline, ptq, trained, training = yield from self._train(plan, before, baseline, ptq)
         if self.attended and trained and training:
-            yield from self._judge("qat", plan, trained, baseline, training.why)
+            yield from self._judge("qat", plan, trained, baseline, training.why, ptq)
         which: Which = "qat" if trained and training and training.kept else "ptq"
         chosen = trained if trained and which == "qat" else ptq
-        found = self._verdict(which, chosen, baseline, training.why if training else None)
+        found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)
         layers = self._layer_results(which, plan, chosen.quantized)
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
@@ -117,10 +117,12 @@ class Job(Work):
                 return plan
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
 
-    def _verdict(self, which: Which, form: Form, baseline: BaselineFigures, trained: str | None) -> Verdict:
+    def _verdict(self, which: Which, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None) -> Verdict:
+        """``trained`` is what came of QAT, ``ptq`` the form before it where ``which`` is ``qat``."""
         where = " on the processor" if self._measured_elsewhere else ""
+        task, before = self.task, ptq.quality["test"] if ptq else None
         return verdict(
-            which, self.task.metric, self.task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where
+            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before
         )
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
@@ -134,11 +136,13 @@ class Job(Work):
             self._samples[which] = yield from self.task.describe(models, self.stop)
         return self._samples[which]
 
-    def _judge(self, which: Which, plan: Plan, form: Form, baseline: BaselineFigures, told: str | None) -> Run[None]:
+    def _judge(
+        self, which: Which, plan: Plan, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None
+    ) -> Run[None]:
         """What a person wants to see before the next decision: the layers, and the verdict if the run ended here."""
         yield Layers(which, tuple(self._layer_results(which, plan, form.quantized)))
         yield from self._described(which, self.lowering.baseline(), form.quantized)
-        yield Judgement(which, self._verdict(which, form, baseline, told).to_dict())
+        yield Judgement(which, self._verdict(which, form, baseline, trained, ptq).to_dict())
 
     def _train(
         self, plan: Plan, before: Baseline, baseline: BaselineFigures, ptq: Form

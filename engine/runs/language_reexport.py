@@ -19,7 +19,7 @@ from engine.lowering.modules.artifact import read
 from engine.paths import save
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
-from engine.runs.exporting import compared_windows
+from engine.runs.exporting import compared_windows, fp32_logits
 from engine.tasks import causal_lm_loading as loading
 
 
@@ -42,7 +42,15 @@ def export(
     yield StageStarted("export", "Exporting")
     decoder = read(directory / NAME)
     subject = yield from loading.load(loading.settled(recipe), stop, "cpu")
-    given = Given(decoder, compared_windows(subject.task), subject.source, recipe.to_yaml(), probe().instructions, recipe.model)
+    given = Given(
+        decoder,
+        compared_windows(subject.task),
+        subject.source,
+        recipe.to_yaml(),
+        probe().instructions,
+        recipe.model,
+        fp32=fp32_logits(subject),
+    )
     made: list[Entry] = []
     try:
         yield from written(asked, given, directory, stop, made)

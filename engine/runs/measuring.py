@@ -54,9 +54,7 @@ def measure(
     timings = yield from task.time(models, stop, device)
     fp32, kernel = _fastest(task, baseline, timings)
     test = found["test"]
-    quality = {
-        split: Quality(results[_THIS].value, results[REFERENCE].value, results[_THIS].closeness.error()) for split, results in found.items()
-    }
+    quality = {split: _quality(results[_THIS], results[REFERENCE]) for split, results in found.items()}
     this = test[_THIS]
     figures = QuantizedFigures(
         task.metric.name, this.value, this.first.interval, len(quantized.content), _kernels(quantized),
@@ -74,6 +72,12 @@ def measure(
     form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality)
     again = replace(earlier, figures=_timed(task, earlier.figures, timings[_EARLIER], fp32)) if earlier else None
     return Measured(form, before, again)
+
+
+def _quality(this: SplitResult, reference: SplitResult) -> Quality:
+    return Quality(
+        this.value, reference.value, this.closeness.error(), reference.first.interval, this.samples, this.chance, this.difference_error
+    )
 
 
 def _kernels(quantized: Quantized) -> str:

@@ -63,7 +63,12 @@ def forward_of(model: Callable[..., Any]) -> Forward:
 
 
 class Evaluator(Protocol):
-    """Sums over one split."""
+    """Sums over one split.
+
+    An evaluator may also have ``details()``, keys for the report; ``chance()``, the metric of an answer that looks at nothing;
+    ``samples()``, how many of its items are independent of each other; and ``difference_error(reference)``, the standard error of
+    the paired difference from another evaluator of the same split.
+    """
 
     def update(self, raw: Any, targets: Any) -> None:
         """Take in the raw outputs of one batch."""

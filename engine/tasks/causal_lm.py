@@ -142,6 +142,7 @@ class PerplexityEvaluator:
     def __init__(self, stride: int | None) -> None:
         self._stride = stride
         self._sums: list[tuple[float, int]] = []
+        self._scored: list[Tensor] = []
         self._context = 0
 
     def update(self, raw: Any, targets: Scored) -> None:
@@ -153,6 +154,7 @@ class PerplexityEvaluator:
         if not math.isfinite(nll):
             raise EngineError("the model's output on the text is NaN or infinite: check the weights")
         self._sums.append((nll, len(wanted)))
+        self._scored.append(wanted)
         self._context = max(self._context, len(targets.ids))
 
     @property
@@ -168,6 +170,24 @@ class PerplexityEvaluator:
         found = self.perplexity
         keys = ("protocol", "context", "stride", "tokens", "windows", "nll", "low", "high")
         return {"perplexity": {key: getattr(found, key) for key in keys}}
+
+    def samples(self) -> int:
+        return len(self._sums)
+
+    def difference_error(self, reference: PerplexityEvaluator) -> float | None:
+        """The standard error of the mean difference of both losses over the windows, nats a token; None for a single window: both
+        read the same text."""
+        pairs = zip(reference._sums, self._sums, strict=True)
+        return perplexity_of([(after - before, count) for (before, count), (after, _) in pairs], 1, None).error
+
+    def chance(self) -> float:
+        """The perplexity of a form that knows nothing but how often each token is scored. Frequencies that are taken from the text
+        itself flatter it: the bias of the entropy is put right to first order (Miller 1955)."""
+        counts = torch.bincount(torch.cat(self._scored)).double()
+        counts = counts[counts > 0]
+        total = counts.sum()
+        entropy = -(counts / total * (counts / total).log()).sum() + (len(counts) - 1) / (2 * total)
+        return math.exp(float(entropy))
 
 
 def tokens(text: TextData | SequenceData) -> dict[str, int]:

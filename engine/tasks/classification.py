@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -73,14 +74,20 @@ class Top1:
 
     def __init__(self) -> None:
         self.right = self.total = 0
+        self._classes: Counter[int] = Counter()
 
     def update(self, raw: Tensor, targets: Tensor) -> None:
         self.right += int((raw.argmax(1) == targets).sum())
         self.total += len(targets)
+        self._classes.update(targets.tolist())
 
     def compute(self) -> Mapping[str, MetricValue]:
         value, half = self.right / self.total, wilson(self.right, self.total)
         return {"accuracy": MetricValue(value, value - half, value + half, half)}
+
+    def chance(self) -> float:
+        """The part of items of the most frequent class: what an answer that looks at nothing gets right."""
+        return max(self._classes.values(), default=0) / max(self.total, 1)
 
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:

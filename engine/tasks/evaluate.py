@@ -42,12 +42,17 @@ class Closeness:
 @dataclass(frozen=True)
 class SplitResult:
     """One form on one split. ``metrics`` are by name, the task's first one first; ``count`` is the number of items; ``details``
-    are what a task's evaluator tells besides."""
+    are what a task's evaluator tells besides. ``chance`` is the metric of an answer that looks at nothing, ``samples`` counts what
+    is independent of each other, and ``difference_error`` is the standard error of the paired difference from fp32; None where the
+    task does not know them."""
 
     metrics: Mapping[str, MetricValue]
     closeness: Closeness
     count: int
     details: Mapping[str, Any] = field(default_factory=dict)
+    chance: float | None = None
+    samples: int = 0
+    difference_error: float | None = None
 
     @property
     def first(self) -> MetricValue:
@@ -86,10 +91,18 @@ def evaluate(
                 stop.check()
             count += part.count
             yield from ticker.advance(part.count)
-    return {
-        name: SplitResult(dict(evaluator.compute()), sums[name].closeness(), count, getattr(evaluator, "details", dict)())
-        for name, evaluator in evaluators.items()
-    }
+    first = evaluators[REFERENCE]
+    return {name: _result(evaluator, first, sums[name].closeness(), count) for name, evaluator in evaluators.items()}
+
+
+def _result(evaluator: Any, reference: Any, closeness: Closeness, count: int) -> SplitResult:
+    """What an evaluator has found, with what only some evaluators know."""
+    chance, samples = getattr(evaluator, "chance", None), getattr(evaluator, "samples", None)
+    error = getattr(evaluator, "difference_error", None)
+    return SplitResult(
+        dict(evaluator.compute()), closeness, count, getattr(evaluator, "details", dict)(), chance() if chance else None,
+        samples() if samples else count, error(reference) if error else None,
+    )  # fmt: skip
 
 
 class _Sums:

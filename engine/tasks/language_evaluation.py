@@ -35,11 +35,14 @@ class Closeness:
 
 @dataclass(frozen=True)
 class Judged:
-    """One form and fp32 on one split."""
+    """One form and fp32 on one split. ``error`` is the standard error of the mean difference of their losses over the windows,
+    nats a token, None for a single window; ``chance`` the perplexity of the scored tokens' own frequencies."""
 
     fp32: Perplexity
     it: Perplexity
     closeness: Closeness
+    error: float | None = None
+    chance: float = math.inf
 
     @property
     def rise(self) -> float:
@@ -76,7 +79,22 @@ def against(
     sqnr = math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
     close = Closeness(noise / numbers, sqnr, same / count, divergence / count)
     fp32_found, found = (perplexity_of(sums[name], context, stride) for name in ("fp32", "it"))
-    return Judged(fp32_found, found, close)
+    return Judged(fp32_found, found, close, _difference_error(sums["fp32"], sums["it"]), _chance(parts))
+
+
+def _difference_error(fp32: Sequence[tuple[float, int]], it: Sequence[tuple[float, int]]) -> float | None:
+    """As ``perplexity_of`` has it of one form, of the windows' differences: both forms read the same text."""
+    return perplexity_of([(b - a, count) for (a, count), (b, _) in zip(fp32, it, strict=True)], 1, None).error
+
+
+def _chance(parts: Sequence[Part]) -> float:
+    """The perplexity of a form that knows nothing but how often each token is scored. Frequencies that are taken from the text
+    itself flatter it: the bias of the entropy is put right to first order (Miller 1955)."""
+    counts = torch.bincount(torch.cat([ids[first:] for ids, first in parts])).double()
+    counts = counts[counts > 0]
+    total = counts.sum()
+    entropy = -(counts / total * (counts / total).log()).sum() + (len(counts) - 1) / (2 * total)
+    return math.exp(float(entropy))
 
 
 def _compare(before: Tensor, after: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,14 @@ def headline(run: Run) -> tuple[str, str]:
     if not verdict:
         return ("measured", "") if run.measured.get("ptq") else ("", "")
     wanted = limit(str(verdict.get("threshold", "")), str((run.measured.get("baseline") or {}).get("metric", "accuracy")))
+    if in_doubt(verdict):
+        return f"◐ met, in doubt: {wanted}", "change"
     return (f"● met: {wanted}", "good") if verdict.get("met") else (f"✗ not met: {wanted}", "harm")
+
+
+def in_doubt(verdict: Figures) -> bool:
+    """Whether a threshold is met by figures that the test is too small or too easy for."""
+    return bool(verdict.get("met") and verdict.get("doubt"))
 
 
 def reason(run: Run) -> str:
@@ -219,12 +226,16 @@ def question(state: State, brief: bool = False) -> tuple[str, str]:
     epochs = asked_epochs(state.run)
     much = f"{epochs} epoch{'' if epochs == 1 else 's'}" if epochs else "some epochs"
     recommended = state.job is not None and state.job.default
+    doubtful = in_doubt(judgement(state.run))
     if brief:
-        return (f"t trains for {much}, n goes on without.", "change") if recommended else ("n makes the report, t trains anyway.", "good")
+        role = "change" if recommended or doubtful else "good"
+        return f"t trains for {much}, n goes on without." if recommended else "n makes the report, t trains anyway.", role
     if recommended:
         start = f"{why}: " if why else "The threshold is not met: "
         return f"{start}t trains for {much}, n goes on without.", "change"
     start = f"{why}: " if why else "The threshold is met: "
+    if doubtful:
+        return f"{start}but the test cannot tell. n makes the report, t trains anyway.", "change"
     return f"{start}training is not needed. n makes the report, t trains anyway.", "good"
 
 

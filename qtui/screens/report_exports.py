@@ -112,6 +112,8 @@ def runtime_sentence(run: Run, key: str | None) -> str:
         parts.append(f"same answer on {percent(agreement)} % of the test {'images' if of is IMAGES else 'tokens'}")
         parts += [f"largest difference {text.small(worst)}"] if worst else ["exact"]
         parts += [f"top-1 {percent(top, 2)} %" if of is IMAGES else f"perplexity {top:.2f} on what was compared"] if top is not None else []
+    if entry is not None and entry.get("alarm"):
+        parts.append(text.one_line(entry["alarm"]))
     if one == reference(known):
         parts.append("what the others are compared with")
     if not one.together:

@@ -72,6 +72,7 @@ def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> li
     checked = bool(entry.get("verified", agreement is not None or worst is not None)) and entry.get("parity") is not None
     unread = ("○", "change", "not verified") if entry.get("path") else ("✗", "harm", "not exported")
     glyph, role, word = ("✗", "harm", DIFFERS) if differs(entry) else ("●", "good", "verified") if checked else unread
+    role = "change" if entry.get("alarm") and role == "good" else role
     facts = ["" if agreement is None else f"agrees {percent(agreement, 0 if agreement == 1 else 1)} %"]
     facts.append("exact" if worst == 0 else "" if worst is None else f"Δ ≤ {text.small(worst)}")
     size, single = number(entry, "size_bytes"), number(entry, "latency_ms", "p50")
@@ -95,7 +96,7 @@ def export_lines(entry: Mapping[str, Any], width: int, of: Paces = IMAGES) -> li
         [(f"  {word}", role), (end("".join(f", {fact}" for fact in facts if fact), max(width - len(word) - 2, 0)), "")],
         [(end("  " + " · ".join(fact for fact in about if fact), width), "dim")],
     ]
-    said = text.one_line(entry.get("reason") or "")
+    said = text.one_line(entry.get("reason") or entry.get("alarm") or "")
     return [*lines, [(end(f"  {said}", width), "dim")]] if said else lines
 
 

@@ -12,7 +12,7 @@ from qtui import text
 from qtui.drawing.bars import progress
 from qtui.drawing.spans import Line, Span, merged
 from qtui.drawing.text import end, safe
-from qtui.screens.calibrate_result import limit
+from qtui.screens.calibrate_result import in_doubt, limit
 from qtui.screens.report_rows import (
     Layer,
     differs,
@@ -63,7 +63,7 @@ def verdict_title(state: State, width: int = 80) -> str:
     found = verdict(state.run)
     if not found:
         return "Report"
-    word = "threshold met" if found.get("met") else "threshold not met"
+    word = "threshold met, in doubt" if in_doubt(found) else "threshold met" if found.get("met") else "threshold not met"
     title = f"Verdict ─ {word}" if state.run.report else f"Verdict so far ─ {word}"
     wanted = limit(str(found.get("threshold") or ""), metric_of(state.run))
     return f"{title}: {wanted}" if wanted and len(title) + len(wanted) + 8 <= width else title
@@ -78,7 +78,7 @@ def verdict_spans(state: State) -> list[Span]:
     if not state.run.report:
         glyph, role, reason = missing(state)
         return [(glyph, role), (reason, ""), *([(f"As measured so far: {said}", "dim")] if said else [])]
-    role = "good" if found.get("met") else "harm"
+    role = "change" if in_doubt(found) else "good" if found.get("met") else "harm"
     head, colon, rest = said.partition(":")
     return [("●" if found.get("met") else "✗", role), (head + colon, role), (rest, "")]
 

@@ -13,8 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from engine.tasks.base import Batch, Task
-from engine.tasks.timing import Latency
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Ask, Event, Progress
@@ -24,6 +22,8 @@ from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.runs import pipeline
+from engine.tasks.base import Batch, Task
+from engine.tasks.timing import Latency
 
 REPOSITORY = Path(__file__).parents[2]
 

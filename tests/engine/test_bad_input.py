@@ -137,6 +137,24 @@ def test_weights_that_are_not_finite(tiny: Make, tmp_path: Path, weights_of: Any
     refused(tiny(weights=str(tmp_path / "w.pt")), tmp_path, EngineError, "NaN", "bn2.running_var", "use another")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (torch.zeros_like, "holds nothing but zeros"),
+        (lambda t: (t * 100).to(torch.int8), "holds int8 where the model has floating-point weights, in "),
+        (lambda t: t > 0, "holds bool where"),
+        (lambda t: t.to(torch.complex64), "holds complex64 where"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_weights_that_are_no_trained_numbers(
+    tiny: Make, tmp_path: Path, weights_of: Any, change: Callable[[torch.Tensor], torch.Tensor], said: str, name: str
+) -> None:
+    state = {key: change(value) if value.is_floating_point() else value for key, value in weights_of.items()}
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    refused(tiny(weights=str(tmp_path / name)), tmp_path / "out", EngineError, name, said)
+
+
 def test_a_factory_that_gives_nan(own_cache: Path, tmp_path: Path, tiny_file: Path) -> None:
     file = tmp_path / "m.py"
     file.write_text(tiny_file.read_text() + "\ndef bad():\n    m = make()\n    m.fc.bias.data[3] = float('nan')\n    return m\n")

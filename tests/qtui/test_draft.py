@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from engine.algorithms import registry
 from engine.events.event import LayerRow, Planned
 from engine.planning.legality import NO_KERNEL
-from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
+from engine.recipe.spec import FP32, METHODS, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import HISTORY, Draft
 from qtui.edits import EDITS, WEIGHT_BITS
 from qtui.strategy_rules import exactly, fields_of, resolve, rules_of
@@ -228,3 +229,14 @@ def test_an_exact_glob_matches_one_path() -> None:
     assert [rule.match for rule in rules] == ["head[*]"]
     assert exactly("kind:x") == "[k]ind:x"
     assert set(WEIGHT_BITS) == {8, 6, 4, 3, 2}
+
+
+def test_every_method_of_the_engine_can_be_had_with_a_key() -> None:
+    """The names come from one place: a method that is added there is in the engine's registry and on the key."""
+    block = row("a", (8, 8), kind="Linear", decoder="block")
+    spec, seen = W8A8, []
+    for _ in METHODS:
+        aim = EDITS["rounding"].aim(block, spec)
+        seen.append(aim)
+        spec = LayerSpec(WeightSpec(method=aim), W8A8.activations)
+    assert set(seen) == set(METHODS) == set(registry.METHODS) and "hqq+gptq" in seen

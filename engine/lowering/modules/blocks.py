@@ -41,6 +41,9 @@ class Task:
         return method(self.method) if isinstance(self.method, str) else self.method
 
 
+# A block that was kept by another way of choosing between roundings is not taken for one of this way.
+_ROUNDING = "judged on held-back text"
+
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
 
@@ -119,13 +122,13 @@ class _Place:
     def asked(self, group: Group) -> list[Linear]:
         return [linear for linear in group.members if linear.name in self.tasks]
 
-    def inputs_of(self, group: Group, before: nn.Module | None = None) -> Gram:
-        """``before`` is the block with nothing rounded: drifts are told from it."""
+    def inputs_of(self, group: Group, before: nn.Module | None = None, judged: bool = False) -> Gram:
+        """``before`` is the block with nothing rounded: drifts are told from it. With ``judged`` some text is held back."""
         original = None
         if before is not None:
             path = next(name for name, module in self.block.named_modules() if module is group.members[0].module)
             original = (before, before.get_submodule(path))
-        return statistics(self.block, group, self.batches, self.index, self.stop, original)
+        return statistics(self.block, group, self.batches, self.index, self.stop, original, judged)
 
 
 def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
@@ -159,7 +162,8 @@ def _one_group(
 ) -> Generator[Event, None, None]:
     asked = place.asked(group)
     needed = reached and any(place.tasks[linear.name].how.needs_inputs for linear in asked)
-    inputs = place.inputs_of(group, before) if needed else None
+    judged = any(place.tasks[linear.name].how.judged for linear in asked)
+    inputs = place.inputs_of(group, before, judged) if needed else None
     for linear in asked:
         place.stop.check()
         task = place.tasks[linear.name]
@@ -187,7 +191,7 @@ def _scale(place: _Place, group: Group) -> dict[str, str]:
 
 def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batches: Sequence[Batch], tasks: dict[str, Task]) -> str:
     """Of the model's weights, the calibration text and the tasks. Two runs that agree in it give the same bits on one machine."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_ROUNDING.encode())
     for _, block, _ in named:
         for name, tensor in block.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,20 +12,50 @@ from engine.events.cancellation import StopToken
 from engine.lowering.modules.capture import Batch, Reached, run_block
 from engine.lowering.modules.folding import Group
 
+# One token in so many is held back, and no more than are needed to tell two roundings apart.
+HELD, MOST = 8, 2048
+
 
 @torch.no_grad()
 def statistics(
-    block: nn.Module, group: Group, batches: list[Batch], index: int, stop: StopToken, original: tuple[nn.Module, nn.Module] | None = None
-) -> Gram:
-    """The inputs of ``group`` over all batches. ``original`` is the block as it was, and the layer in it that is the group's first:
-    the sums are then drifting ones. Raises Cancelled when ``stop`` is set."""
+    block: nn.Module, group: Group, batches: list[Batch], index: int, stop: StopToken, original: tuple[nn.Module, nn.Module] | None = None,
+    judged: bool = False,
+) -> Gram:  # fmt: skip
+    """The inputs of ``group`` over all batches; with ``judged`` those of the tokens that ``held_back`` names stand apart. ``original``
+    is the block as it was, and the layer in it that is the group's first: the sums are then drifting ones. Raises Cancelled when
+    ``stop`` is set."""
     first = group.members[0]
     gram = Gram(first.shape[1], first.held.device, drifting=original is not None)
-    for batch in batches:
+    for batch, held in zip(batches, held_back(batches), strict=True):
         stop.check()
         before = None if original is None else _entering(original[0], original[1], batch, index, batch.original)
-        gram.add(_entering(block, first.module, batch, index), batch.keep, before)
+        x = _entering(block, first.module, batch, index)
+        if not judged or x.shape[:-1].numel() != held.numel():
+            # Of an expert's tokens it is not known which they are.
+            gram.add(x, batch.keep, before)
+            continue
+        keep = torch.ones_like(held) if batch.keep is None else batch.keep
+        gram.add(x, keep & ~held, before)
+        gram.hold_back(x, keep & held, before)
     return gram
+
+
+def held_back(batches: Sequence[Batch]) -> list[Tensor]:
+    """Which tokens are left for judging, bool (batch, tokens) for each batch: every eighth sequence, or where there are fewer the
+    last eighth of each; ``MOST`` and the rest of a sequence at most."""
+    shapes = [batch.hidden.shape[:2] for batch in batches]
+    whole = sum(rows for rows, _ in shapes) >= HELD
+    masks, before, taken = [], 0, 0
+    for batch, (rows, tokens) in zip(batches, shapes, strict=True):
+        mask = torch.zeros(rows, tokens, dtype=torch.bool, device=batch.hidden.device)
+        for row in range(rows):
+            first = tokens - tokens // HELD if not whole else 0 if (before + row) % HELD == HELD - 1 else tokens
+            if taken < MOST:
+                mask[row, first:] = True
+                taken += tokens - first
+        masks.append(mask)
+        before += rows
+    return masks
 
 
 def _entering(block: nn.Module, layer: nn.Module, batch: Batch, index: int, hidden: Tensor | None = None) -> Tensor:

@@ -20,9 +20,10 @@ from engine.export import making, registry
 from engine.export.decoder_formats import FORMATS as DECODERS
 from engine.export.finished import merged
 from engine.recipe.recipe import ExportFormat
-from engine.report.mismatch import DIFFERS, differs
+from engine.report.mismatch import DIFFERS, differs, entered
 from engine.report.report import Report
 from engine.report.runtimes import fastest, runtimes
+from engine.runs import reexport as exporting
 
 ALL = ("safetensors", "onnx", "openvino", "pt2")
 needs = pytest.mark.skipif(
@@ -210,6 +211,76 @@ def test_a_report_without_the_word_is_judged_by_its_parity() -> None:
     assert not differs({"parity": None}) and not differs({})
 
 
+@pytest.mark.parametrize(
+    ("agreement", "sqnr_db", "native_sqnr_db", "fp32_sqnr_db", "apart", "said"),
+    [
+        # The same integers, to within roundings, at any noise of the quantization.
+        (1.0, 45.0, 30.0, 29.8, False, ""), (1.0, 45.0, 60.0, 44.8, False, ""), (0.97, 18.0, 12.0, 11.0, False, ""),
+        # All answers agree, and the outputs are those of something else.
+        (1.0, 15.0, 40.0, 15.0, True, ""), (1.0, 7.7, 12.0, 6.5, True, ""),
+        (1.0, 25.0, 40.0, 24.9, False, "further from the measured model (25.0 dB) than that is from fp32 (40.0 dB)"),
+        # What is nearer to fp32 is right, however few of its answers agree.
+        (0.52, 2.2, 2.2, 38.0, False, "closer to fp32 than the measured model (38.0 dB against 2.2 dB)"),
+        (1.0, 20.8, 20.8, 59.3, False, "closer to fp32"), (1.0, 15.9, 15.9, 47.3, False, "closer to fp32"),
+        (1.0, 24.0, 24.0, 33.0, False, "closer to fp32"), (1.0, 50.0, 50.0, 80.0, False, ""), (1.0, 20.0, 20.0, 23.0, False, "further"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["parity", "parity_cached"])
+def test_a_file_is_judged_by_its_noise_beside_that_of_the_measured_model(
+    agreement: float, sqnr_db: float, native_sqnr_db: float, fp32_sqnr_db: float, apart: bool, said: str, key: str
+) -> None:
+    parity = {"agreement": agreement, "sqnr_db": sqnr_db, "native_sqnr_db": native_sqnr_db, "fp32_sqnr_db": fp32_sqnr_db, "compared": 4000}
+    entry: dict[str, Any] = {"verified": True, key: parity}
+    if said == "further":
+        parity["sqnr_db"] = 19.9
+        assert entered(entry)
+        return
+    assert entered(entry) is apart and entry["verified"] is not apart
+    assert (said in entry["alarm"]) if said else "alarm" not in entry
+    assert not apart or f"where the measured model has {native_sqnr_db:.1f} dB to fp32" in entry["reason"]
+
+
+@pytest.mark.parametrize("answers", ["of fp32", "noisy"])
+def test_equal_answers_do_not_make_an_export_the_measured_model(finished: Path, answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is exact where the measured model is not is an alarm about the latter; a noisy one is another computation."""
+    import torch
+
+    from engine import load_quantized
+    from engine.export.base import Runner
+
+    model = load_quantized(finished)
+
+    class Exact(torch.nn.Module):
+        """As if a fifteenth of the measured model's outputs were its kernels' error."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(x)
+            return found + found.flip(1) / 15
+
+    exact = Exact()
+    monkeypatch.setattr(exporting, "fp32_forms", lambda gm: {"fp32": exact})
+    torch.manual_seed(0)
+
+    def run_file(x: torch.Tensor) -> torch.Tensor:
+        if answers == "of fp32":
+            return exact(x)
+        wanted = model(x)
+        noise = torch.randn_like(wanted)
+        return wanted + noise * wanted.norm() / noise.norm() * 10 ** (-13 / 20)
+
+    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, run_file)):
+        outcome = again(finished, "pt2")
+    entry = outcome.data["exports"][1]
+    parity, text = entry["parity"], (finished / "report.md").read_text()
+    assert 20 < parity["native_sqnr_db"] < 40
+    if answers == "of fp32":
+        assert entry["verified"] and not entry["differs"] and parity["fp32_sqnr_db"] > 100
+        for told in (entry["alarm"], text, outcome.of(Finished)[-1].text, " ".join(n.text for n in outcome.of(Notice))):
+            assert "closer to fp32 than the measured model" in told
+    else:
+        assert entry["differs"] and parity["sqnr_db"] == pytest.approx(13, abs=0.2) and DIFFERS in text
+
+
 def test_few_answers_tell_little() -> None:
     def parity(same: int, compared: int) -> dict[str, Any]:
         return {"parity": {"agreement": same / compared, "sqnr_db": 11.0, "compared": compared}}
@@ -261,6 +332,21 @@ def test_the_command_line_exports_and_says_what_is_wrong(finished: Path, capsys:
     assert "model.pt2" in told.err
     assert main(["export", str(finished), "--to", "onxx"]) == 2
     assert capsys.readouterr().err == "error: export format 'onxx' is not known: did you mean onnx?\n"
+    import torch
+
+    from engine import load_quantized
+    from engine.export.base import Runner
+
+    model = load_quantized(finished)
+    with (
+        driving.untimed(),
+        patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, lambda x: -torch.as_tensor(model(x)))),
+    ):
+        assert main(["export", str(finished), "--to", "pt2", "--force"]) == 3
+    capsys.readouterr()
+    with driving.untimed():
+        assert main(["export", str(finished), "--to", "safetensors"]) == 0, "only the files that are asked for decide"
+    capsys.readouterr()
     with (finished / "model.safetensors").open("ab") as file:
         file.write(b"x")
     assert main(["export", str(finished), "--to", "pt2"]) == 1

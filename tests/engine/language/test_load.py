@@ -109,6 +109,15 @@ def not_finite(place: Path) -> None:
     save_file(state, place / "model.safetensors", {"format": "pt"})
 
 
+def recast(place: Path, change: Callable[[torch.Tensor], torch.Tensor], file: str = "model.safetensors") -> None:
+    state = {name: change(tensor) for name, tensor in load_file(place / "model.safetensors").items()}
+    (place / "model.safetensors").unlink()
+    if file == "model.safetensors":
+        save_file(state, place / file, {"format": "pt"})
+    else:
+        torch.save(state, place / file)
+
+
 def evil(place: Path) -> None:
     (place / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": Evil()}, place / "pytorch_model.bin")
@@ -169,6 +178,11 @@ def remote(place: Path) -> None:
         (torch_file_of_a_list, "holds a list, not a state_dict"),
         (remote, "asks to run code that comes with it, which qtui never does"),
         (evil, "holds more than weights and was not opened"),
+        (lambda p: recast(p, lambda t: (t * 100).to(torch.int8)), r"model\.safetensors holds transformer\.\S+ as I8, not as floating"),
+        (lambda p: recast(p, lambda t: t > 0), "as BOOL, not as floating-point weights"),
+        (lambda p: recast(p, lambda t: t.to(torch.float8_e4m3fn)), "as F8_E4M3, not as floating-point weights"),
+        (lambda p: recast(p, lambda t: t.to(torch.complex64), "pytorch_model.bin"), r"pytorch_model\.bin holds \S+ as complex64"),
+        (lambda p: recast(p, torch.zeros_like), "holds nothing but zeros"),
     ],
 )
 def test_a_broken_folder_is_one_clear_line(folder: Path, harm: Callable[[Path], Any], said: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from qtui import text
 from qtui.drawing.rows import Cell
 from qtui.drawing.spans import plain
 from qtui.reducer import reduce
+from qtui.screens import calibrate_result as calibrated
 from qtui.screens import report_rows as rows
 from qtui.screens import report_words as words
 from qtui.screens.report_exports import runtime_sentence, runtimes_subtitle
@@ -45,6 +46,19 @@ def test_the_forms_stand_side_by_side_with_the_chosen_one_marked() -> None:
 def test_fp32_is_marked_where_it_stays() -> None:
     run = run_of(told(verdict={"chosen": "fp32", "met": False, "text": "fp32 stays: x."}))
     assert [row.glyph for row in rows.figure_rows(run)] == ["▸", " "]
+
+
+def test_a_threshold_met_in_doubt_is_not_shown_as_met() -> None:
+    said = "PTQ is chosen, in doubt: x. Threshold drop:0.005 is met, but the test cannot tell: 80 images are few."
+    found = {"chosen": "ptq", "met": True, "text": said, "threshold": "drop:0.005", "doubt": "80 images are few"}
+    run = run_of(told(verdict=found))
+    glyph, head, rest = words.verdict_spans(State(run=run))
+    assert words.verdict_title(State(run=run)).startswith("Verdict ─ threshold met, in doubt")
+    assert glyph[1] == head[1] == "change" and head[0] == "PTQ is chosen, in doubt:" and "cannot tell: 80 images are few" in rest[0]
+    assert calibrated.headline(run) == ("◐ met, in doubt: a drop of at most 0.5 points", "change")
+    assert f"{said} " in summary(run) or said in summary(run)
+    state = State(run=run, job=Job("run", "", asking="qat", default=False))
+    assert "the test cannot tell" in calibrated.question(state)[0] and calibrated.question(state)[1] == "change"
 
 
 def test_a_simulated_form_says_so() -> None:
