@@ -113,9 +113,10 @@ class Lowering(ABC):
     def plan(self) -> Generator[Event, None, Plan]:
         """What each layer is to become by the recipe as it is by now. It is called again for each strategy that is asked for."""
 
-    def settle(self) -> Steps[None]:
-        """Write into the recipe what was measured to make the plan."""
+    def settle(self, plan: Plan) -> Steps[Plan]:
+        """Write into the recipe what was measured to make the plan, and prepare the model for it; the plan as it is then."""
         yield from ()
+        return plan
 
     @property
     @abstractmethod

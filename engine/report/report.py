@@ -33,7 +33,7 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), *samples(d), "## Layers", "", *_layers(d)]
+        parts += [*_exports(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
@@ -127,6 +127,11 @@ def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
     value = exported(e) if text else number(e.get("value"), "{:.2%}")
     return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, value)
+
+
+def _coverage(d: dict[str, Any]) -> list[str]:
+    found = d.get("coverage")
+    return [f"{found['text']}.", ""] if found else []
 
 
 def _layers(d: dict[str, Any]) -> list[str]:

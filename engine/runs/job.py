@@ -59,7 +59,7 @@ class Job(Work):
         yield self.setting()
         yield from lowering.capture()
         plan = yield from self._plan()
-        yield from lowering.settle()
+        plan = yield from lowering.settle(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
         quantized = yield from self.stage("convert", lowering.conversion, lowering.convert(plan, statistics))
         seconds = self.seconds + quantized.seconds

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Kept, set[str]]] = {
     "vit": ({("LayerNorm", NO_KERNEL), ("MultiheadAttention", NO_KERNEL)}, {"GELU", "add"}),
     "swin": ({("LayerNorm", NO_KERNEL)}, {"GELU", "matmul", "softmax"}),
     "swin_v2": ({("LayerNorm", NO_KERNEL), ("ShiftedWindowAttentionV2", WHOLE)}, {"GELU"}),
-    "maxvit": ({("BatchNorm2d", "not folded"), ("LayerNorm", NO_KERNEL)}, {"GELU", "Sigmoid", "mul", "einsum", "softmax"}),
+    "maxvit": ({("LayerNorm", NO_KERNEL)}, {"GELU", "Sigmoid", "mul", "einsum", "softmax"}),
 }
 # Published members with all their layers, the smallest of each family.
 MEMBERS = (

@@ -13,7 +13,8 @@ from engine.events.event import Bins, Event, Notice, WeightRow
 from engine.kernels.base import Kernel
 from engine.lowering.graph.convert import convert as convert_graph
 from engine.lowering.graph.convert import unit_parameters
-from engine.lowering.graph.kinds import CONVOLUTIONS, kind, module_of
+from engine.lowering.graph.coverage import Coverage, coverage
+from engine.lowering.graph.kinds import kind, module_of
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.ranges import BINS
 from engine.lowering.graph.runtime import QuantizedModel
@@ -26,9 +27,10 @@ class Converted:
     model: QuantizedModel
     grids: Mapping[str, QParams]
     weights: Mapping[str, QWeight]
+    coverage: Coverage | None = None
 
 
-_LAYERS = (*CONVOLUTIONS, nn.Linear)
+_MOST = 0.5  # Of the multiply-adds: with less on integers, speed and size are mostly fp32's.
 
 
 def round_weights(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec]) -> dict[str, QWeight]:
@@ -70,15 +72,20 @@ def _weight_row(path: str, weight: Tensor, rounded: QWeight) -> WeightRow:
 
 
 def convert(
-    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight], kernels: Sequence[Kernel]
+    gm: fx.GraphModule,
+    layout: Layout,
+    grids: Mapping[str, QParams],
+    weights: Mapping[str, QWeight],
+    kernels: Sequence[Kernel],
+    image: Tensor | None = None,
 ) -> Generator[Event, None, Converted]:
-    """``gm`` on the CPU and in eval mode; ``grids`` by value class, ``weights`` by layer node."""
+    """``gm`` on the CPU and in eval mode; ``grids`` by value class, ``weights`` by layer node. How much of it runs on integers is
+    counted on one ``image`` (1, C, H, W), where that is given."""
     whole: dict[str, nn.Module] = {str(n.target): m for n in gm.graph.nodes if (m := module_of(n)) is not None}
     model = QuantizedModel(convert_graph(gm, layout, grids, weights), kernels, whole)
     used = Counter(label for label, _ in model.placement.values())
-    layers = sum(kind(node) in ("conv", "linear") for node in gm.graph.nodes)
-    # Layers inside modules that stayed whole are layers too.
-    layers += sum(isinstance(part, _LAYERS) for m in whole.values() if not isinstance(m, _LAYERS) for part in m.modules())
-    on = f": {', '.join(f'{label} ×{count}' for label, count in sorted(used.items()))}" if used else ""
-    yield Notice(f"{sum(used.values())} of {layers} convolutions and linear layers run on integers{on}", "info" if used else "warning")
-    return Converted(model, grids, weights)
+    covered = None if image is None else coverage(gm, model, image)
+    if covered is not None:
+        on = f"; kernels: {', '.join(f'{label} ×{count}' for label, count in sorted(used.items()))}" if used else ""
+        yield Notice(f"{covered.sentence()}{on}", "info" if covered.share >= _MOST else "warning")
+    return Converted(model, grids, weights, covered)

@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import BATCH_NORMS, CONVOLUTIONS, kind, module_of, source
+from engine.lowering.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, kind, module_of, source
 
-LAYERS = (*CONVOLUTIONS, nn.Linear)
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 _DIMENSIONS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
     nn.Linear: nn.BatchNorm1d,
 }
 
@@ -60,8 +63,6 @@ def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
     layer, norm = module_of(conv), module_of(bn)
     assert layer is not None
     assert isinstance(norm, BATCH_NORMS)
-    if kind(conv) == "conv_transpose":
-        return "a transposed convolution is not folded"
     if norm.running_mean is None or norm.running_var is None:
         return f"{bn.target} keeps no running statistics: it normalizes each batch by itself"
     if norm.training or layer.training:
@@ -79,7 +80,7 @@ def _refusal(conv: fx.Node, bn: fx.Node, calls: Counter[str]) -> str | None:
     if layer._forward_pre_hooks or layer._forward_hooks:
         return f"{conv.target} has forward hooks, which may change its weights or its result"
     assert isinstance(layer, LAYERS)
-    channels = layer.weight.shape[0]
+    channels = layer.out_channels if isinstance(layer, TRANSPOSED) else layer.weight.shape[0]
     if channels != norm.num_features:
         return f"{channels} channels against {norm.num_features} statistics"
     return None
@@ -100,7 +101,19 @@ def folded_parameters(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor
     if norm.affine:
         factor = factor * norm.weight.detach().double()
         shift = norm.bias.detach().double()
-    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), shift + (bias - mean) * factor
+    return weight * _along_outputs(layer, factor), shift + (bias - mean) * factor
+
+
+def _along_outputs(layer: nn.Module, factor: Tensor) -> Tensor:
+    """A number for each output channel in a shape that multiplies the layer's weight: (out, in / groups, ...), of a transposed
+    convolution (in, out / groups, ...)."""
+    assert isinstance(layer, LAYERS)
+    ones = [1] * (layer.weight.dim() - 2)
+    if isinstance(layer, TRANSPOSED):
+        return (
+            factor.reshape(layer.groups, -1).repeat_interleave(layer.in_channels // layer.groups, 0).reshape(layer.in_channels, -1, *ones)
+        )
+    return factor.reshape(-1, 1, *ones)
 
 
 def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
@@ -158,7 +171,7 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         before = source(n)
-        if kind(n) in ("conv", "linear") and before is not None:
+        if kind(n) in ("conv", "conv_transpose", "linear") and before is not None:
             self.seen[n.name] = self.env[before].clone()
         elif kind(n) == "bn":
             self.outputs[n.name] = result.clone()

@@ -12,7 +12,7 @@ from torch import fx
 from engine.events.event import Event, Notice, Table, Weights
 from engine.kernels.choose import kernels_for
 from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
-from engine.lowering.graph import calibration, conversion, folding, layer_timing, qat, summary, tracing
+from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
 from engine.lowering.graph.artifact import to_bytes
 from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
@@ -103,15 +103,18 @@ class GraphLowering(Lowering):
         found, self.layout = yield from steps
         return found
 
-    def settle(self) -> Steps[None]:
-        """What was measured of the layers has decided once: the recipe that is kept gives the same plan again."""
-        recipe, speeds = self.run.recipe, self._speeds
-        if recipe.preset != "default" or recipe.slower is not None or speeds is None or not speeds.decided:
-            return
-        if speeds.stored:
-            yield from self.run.change(with_slower(recipe, speeds.stored))
-        else:
-            self.run.keep(with_slower(recipe, ()))
+    def settle(self, plan: Plan) -> Steps[Plan]:
+        """What was measured of the layers has decided once: the recipe that is kept gives the same plan again. Branches of a
+        concatenation that are too narrow for its grid are scaled."""
+        run, speeds = self.run, self._speeds
+        if run.recipe.preset == "default" and run.recipe.slower is None and speeds is not None and speeds.decided:
+            if speeds.stored:
+                yield from run.change(with_slower(run.recipe, speeds.stored))
+            else:
+                run.keep(with_slower(run.recipe, ()))
+        steps = balancing.balance(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
+        self.gm, plan, self.layout, self._branches = yield from steps
+        return plan
 
     @property
     def calibration(self) -> str:
@@ -134,7 +137,7 @@ class GraphLowering(Lowering):
     def _converted(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, Any]
     ) -> Generator[Event, None, Quantized]:
-        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels)
+        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example[:1])
         model = converted.model
         content = to_bytes(model.program, self.run.recipe.to_yaml(), self.run.machine.instructions)
         stored = len(model.program.layers) - len(model.placement)
@@ -172,4 +175,9 @@ class GraphLowering(Lowering):
         return summary.graph(self.traced, self.pairs, self.delta, self.run.recipe)
 
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
-        return {"operations": summary.operations(self.gm, quantized.model)}
+        covered = quantized.state.converted.coverage
+        return {
+            "operations": summary.operations(self.gm, quantized.model),
+            **({"coverage": covered.entry()} if covered else {}),
+            **({"balanced": balancing.entries(self._branches)} if self._branches else {}),
+        }

@@ -13,8 +13,8 @@ from engine.events.event import Event, Graph, Notice, Table
 from engine.lowering.graph import table
 from engine.lowering.graph.calls import function_name
 from engine.lowering.graph.kinds import kind
-from engine.lowering.graph.normalize import chunks_to_slices, functional_to_modules
 from engine.lowering.graph.profile import Profile, profile
+from engine.lowering.graph.simplify import simplify
 from engine.lowering.graph.trace import UntracedModule
 from engine.lowering.graph.trace import trace as trace_graph
 
@@ -38,22 +38,21 @@ class TracedModel:
 
 def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
     traced = trace_graph(model, example)
-    functional_to_modules(traced.module)
-    chunks_to_slices(traced.module)
-    whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in traced.module.graph.nodes)), None)
+    graph = simplify(traced.module, example)
+    whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in graph.graph.nodes)), None)
     if whole is not None:
         raise EngineError(
             f"nothing in {whole.kind} can be quantized: {whole.reason} ({whole.where}): move that line into a module of its own"
         )
-    for node in traced.module.graph.nodes:
+    for node in graph.graph.nodes:
         if node.op in ("call_function", "call_method"):
             function_name(node)
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
-    found = profile(traced.module, example[:1])
-    yield graph_table("graph", "Graph", traced.module)
-    yield graph_rows("traced", traced.module, found.shares)
-    return TracedModel(traced.module, traced.untraced, traced.max_abs_delta, found)
+    found = profile(graph, example[:1])
+    yield graph_table("graph", "Graph", graph)
+    yield graph_rows("traced", graph, found.shares)
+    return TracedModel(graph, traced.untraced, traced.max_abs_delta, found)
 
 
 def graph_table(key: str, title: str, gm: fx.GraphModule) -> Table:

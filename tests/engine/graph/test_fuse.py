@@ -164,7 +164,6 @@ REFUSED = {
         (3, 4, 4),
         "bn is called 2 times",
     ),
-    "transposed": (Pairs(nn.ConvTranspose2d(3, 4, 2), nn.BatchNorm2d(4)), (3, 4, 4), "a transposed convolution is not folded"),
     "tokens": (Pairs(nn.Linear(5, 4), nn.BatchNorm1d(6)), (6, 5), "the linear layer's features are not the normalized dimension"),
     "hooks": (Pairs(hooked(), nn.BatchNorm2d(4)), (3, 4, 4), "conv has forward hooks"),
 }
