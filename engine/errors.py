@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engine import plain_text
+
 
 class EngineError(Exception):
     """A run that cannot go on. ``str(error)`` is one line, ready to be shown."""
@@ -20,8 +22,9 @@ class Cancelled(Exception):
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The error's text on one line of at most ``limit`` characters; empty where it has none."""
-    return " ".join(str(error).split())[:limit]
+    """The error's text on one line of at most ``limit`` characters, with nothing that could steer a terminal; empty where it has
+    none."""
+    return plain_text.one_line(error, limit)
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -29,4 +32,7 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    # Beside what a slip of one letter meant, what is only like it is no suggestion.
+    slips = difflib.get_close_matches(name, close, n=3, cutoff=0.9)
+    close = slips or close
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

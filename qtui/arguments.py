@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from engine.models.language_registry import is_language
+from engine.plain_text import one_line
 
 PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\nsee {self.prog} --help\n")
+        self.exit(2, f"error: {one_line(message)}\nsee {self.prog} --help\n")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse; a misspelt command or option is named before argparse complains about what follows from it."""
@@ -128,6 +129,10 @@ def _run(run: Parser) -> None:
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)
+    run.add_argument("--size", metavar="N", type=_integer, help="scale the shorter side of a folder's images to N pixels")
+    run.add_argument("--crop", metavar="N", type=_integer, help="keep the middle N×N pixels of them (default: --size)")
+    run.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="how they are scaled (default: bilinear, or the model's)")
+    run.add_argument("--classes", metavar="FILE", help="names of all classes, one a line, in the order of the model's outputs")
     run.add_argument("--quantize-first", action="store_true", default=None, help="fold BatchNorm while training, not before")
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")

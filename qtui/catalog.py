@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.models.language_registry import LanguageEntry, is_language
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
 from engine.models.torchvision import Published
+from engine.reading import MB, read_json
 from qtui import text
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _own(name: str) -> Model:
 
 def _accuracy(weights: Path) -> float | None:
     try:
-        return float(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["test_accuracy"])
+        return float(read_json(weights.with_suffix(".json"), MB)["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

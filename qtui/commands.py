@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
+from engine.plain_text import plain
 
 if TYPE_CHECKING:
     from engine.report.report import Report
@@ -71,7 +72,7 @@ def train(args: Namespace) -> int:
     asked: dict[str, Any] = {"folder": None, "out": out, "epochs": args.epochs, "seed": args.seed, "device": args.device, "stem": args.stem}
     command = shlex.join(["uv", "run", "qtui", *args.argv])
     weights = _drive(lambda stop: pipeline.train(args.model, args.data, **asked, command=command, stop=stop), args)
-    print(f"\nweights written to {weights}", flush=True)
+    print(f"\nweights written to {plain(weights)}", flush=True)
     return MET
 
 

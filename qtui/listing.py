@@ -14,6 +14,8 @@ from engine.models.cached import cached_for
 from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ModelEntry
 from engine.models.size import file_size
+from engine.plain_text import escaped_json
+from engine.reading import MB, read_json
 from qtui import text
 
 IMAGENET = "imagenet"
@@ -33,7 +35,7 @@ def models(args: Namespace) -> int:
     if args.json:
         return print_json(found)
     if not found:
-        print(f"no model matches {args.filter}; qtui models lists them all")
+        print(f"no model matches {text.plain(args.filter)}; qtui models lists them all")
         return 0
     rows = [(m["name"], _count(m["params"]), _bytes(m["bytes"]), _input(m), _weights(m), m["description"]) for m in found]
     return print_table(("name", "params", "fp32", "input", "weights, test accuracy or perplexity", "what"), rows)
@@ -110,7 +112,7 @@ def data(args: Namespace) -> int:
 
 
 def print_json(value: object) -> int:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+    print(escaped_json(json.dumps(value, indent=2, ensure_ascii=False, default=str)), flush=True)
     return 0
 
 
@@ -123,7 +125,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
 
 def _accuracy(weights: Path) -> float | None:
     try:
-        return float(json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["test_accuracy"])
+        return float(read_json(weights.with_suffix(".json"), MB)["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -41,7 +41,7 @@ def show(args: Namespace) -> int:
     report = Report.load(directory)
     try:
         told = report.to_json() if args.json else text.plain(report.to_markdown().rstrip("\n"))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         place = directory / "report.json"
         raise EngineError(f"{place} lacks figures or holds odd ones ({text.one_line(error)}): run it again, or see --json") from error
     print(told, flush=True)

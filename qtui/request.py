@@ -10,7 +10,16 @@ if TYPE_CHECKING:
 
 _TOP = {"model": "model", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
 _TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph"}
-_DATA = {"data": "name", "mean": "mean", "std": "std", "limit": "limit"}
+_DATA = {
+    "data": "name",
+    "mean": "mean",
+    "std": "std",
+    "limit": "limit",
+    "size": "size",
+    "crop": "crop",
+    "interpolation": "interpolation",
+    "classes": "classes",
+}
 _QAT = {"qat": "mode", "epochs": "epochs"}
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.reading import read_bytes
+
 if TYPE_CHECKING:
     from engine.runs.rundir import RunSummary
 
 MOST = 200
-_RECIPE_BYTES = 100_000
+_RECIPE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _load(directory: Path, started: str) -> PastRun | None:
     try:
         report = Report.load(directory).data
         return _told(directory, started, report)
-    except (EngineError, AttributeError, TypeError, ValueError, RecursionError):
+    except (EngineError, AttributeError, TypeError, ValueError, RecursionError, OverflowError):
         return None
 
 
@@ -143,8 +145,9 @@ def _strategy(path: Path) -> tuple[str, int | None]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        with path.open("rb") as file:
-            content = yaml.load(file.read(_RECIPE_BYTES), Loader=loader)
-        return str(content.get("preset") or ""), len(content.get("rules") or ())
+        content = yaml.load(read_bytes(path, _RECIPE_BYTES), Loader=loader)
+        # An alias can stand for a text without end: only text is taken for text.
+        preset, rules = content.get("preset") or "", content.get("rules") or ()
+        return preset if isinstance(preset, str) else "", len(rules) if isinstance(rules, list) else None
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
         return "", None

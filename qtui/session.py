@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
 from engine.events import event as ev
 from engine.events.cancellation import StopToken
 from engine.recipe.decisions import Answer, Strategy
@@ -103,8 +104,12 @@ class Session:
         try:
             events = replay.read(directory)
             self._tell(ms.Opened(directory), *events)
-            if (directory / "report.json").exists():
+            if os.path.lexists(directory / "report.json"):
                 self._load_report(directory)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            # Each event is of its type; what they say of each other may still be of no run that there can be.
+            said = f"{type(error).__name__}: {one_line(error, 120)}"
+            self._tell(ms.Problem(f"{directory / 'events.jsonl'} is damaged ({said})", "choose another run"))
         except EngineError as error:
             self._tell(problem(error))
         except OSError as error:

@@ -6,20 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+# What is from outside is made safe in one place; whoever shows figures has it from here too.
+from engine.plain_text import one_line as one_line
+from engine.plain_text import plain as plain
+
 if TYPE_CHECKING:
     from engine.events.event import EpochFinished, Progress
 
 
 _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
-
-
-def plain(text: object) -> str:
-    """Text without control characters: a name that comes from a file must not steer the terminal."""
-    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "?" for c in str(text))
-
-
-def one_line(text: object) -> str:
-    return " ".join(plain(text).split())
 
 
 def metric(name: str, value: float) -> str:

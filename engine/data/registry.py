@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, UsageError, nearest
 
 if TYPE_CHECKING:
     from engine.data.images.base import Data
-    from engine.data.images.transform import Transform, Triple
+    from engine.data.images.transform import Interpolation, Transform, Triple
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,14 @@ _KNOWN = (
         ("folder",),
     ),
     DataEntry(
-        "imagefolder", "your images, DIR/CLASS/*", "your own", True, None, None, "engine.data.images.imagefolder", ("folder", "size")
+        "imagefolder",
+        "your images, DIR/CLASS/*",
+        "your own",
+        True,
+        None,
+        None,
+        "engine.data.images.imagefolder",
+        ("folder", "size", "crop", "interpolation", "classes"),
     ),
 )
 IMAGENET_CLASSES = 1000
@@ -57,15 +64,16 @@ ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 
 def load(
     name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
-    transform: Transform | None = None,
+    transform: Transform | None = None, crop: int | None = None, interpolation: Interpolation | None = None, classes: str | None = None,
 ) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own. ``transform`` is what a model expects of photographs; data of one size take no notice of it,
-    and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not
-    take or values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
+    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``.
+    ``transform`` is what a model expects of photographs; data of one size take no notice of it,
+    and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not take or
+    values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
     """
     entry = ENTRIES.get(name_or_dir)
     if entry is None:
@@ -75,10 +83,12 @@ def load(
             raise UsageError(f"two folders for the data, {name_or_dir} and {folder}: give one")
     else:
         place = None if folder is None else _existing(folder, is_path=True)
-    for option, value in (("folder", folder), ("size", size)):
+    asked = {"crop": crop, "interpolation": interpolation, "classes": classes}
+    for option, value in (("folder", folder), ("size", size), *asked.items()):
         if value is not None and option not in entry.takes:
             raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
-    prepared = {"transform": transform} if transform is not None and "size" in entry.takes else {}
+    prepared: dict[str, Any] = {"transform": transform} if transform is not None and "size" in entry.takes else {}
+    prepared |= {option: value for option, value in asked.items() if value is not None}
     data: Data = import_module(entry.module).load(place, size, **prepared)
     if mean is None and std is None:
         return data

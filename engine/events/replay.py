@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,9 +13,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from engine.errors import EngineError
 from engine.events import event as events
 from engine.events.event import Event
+from engine.reading import MB, parse_json, read_bytes
+from engine.report.schema import EVENTS, WHOLE, misfit
 
 _KINDS: dict[str, Any] = {name: kind for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, Event)}
 Read = Callable[[Any], Any]
+# Of a decoder of a thousand layers they are a few.
+_LARGEST = 64 * MB
 
 
 def from_dict(content: Mapping[str, Any]) -> Event | None:
@@ -24,12 +27,13 @@ def from_dict(content: Mapping[str, Any]) -> Event | None:
 
     None for an event of an unknown name and for content that does not fit it; keys that it does not have are passed over.
     """
-    kind = _KINDS.get(str(content.get("event")))
-    if kind is None:
+    name = str(content.get("event"))
+    kind = _KINDS.get(name)
+    if kind is None or any(misfit(content.get(field), shape) for (event, field), shape in EVENTS.items() if event == name):
         return None
     try:
-        event: Event = _reader(kind)(content)
-        return event
+        found: Event = _reader(kind)(content)
+        return found
     except (TypeError, ValueError, KeyError, OverflowError):
         return None
 
@@ -41,7 +45,7 @@ def read(directory: Path) -> tuple[Event, ...]:
     """
     path = directory / "events.jsonl"
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path, _LARGEST).splitlines()
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror or error}): give the folder of a run") from error
     return tuple(event for line in lines if (event := _event(line)) is not None)
@@ -49,8 +53,8 @@ def read(directory: Path) -> tuple[Event, ...]:
 
 def _event(line: bytes) -> Event | None:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+        content = parse_json(line)
+    except ValueError:
         return None
     return from_dict(content) if isinstance(content, dict) else None
 
@@ -73,7 +77,9 @@ def _reader(wanted: Any) -> Read:
         return lambda value: dict(_checked(value, isinstance(value, dict)))
     if wanted is float:
         return _number
-    return lambda value: _checked(value, isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)))
+    if wanted is int:
+        return lambda value: _checked(value, value is not None and misfit(value, WHOLE) is None)
+    return lambda value: _checked(value, isinstance(value, wanted))
 
 
 def _dataclass(wanted: Any) -> Read:

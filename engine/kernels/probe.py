@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.kernels.dnnl.library import path
 from engine.paths import cache_dir, write_atomic
+from engine.reading import MB, read_json
 
 FAMILIES = {
     "onednn": ("qconv_pointwise", "qconv2d_pointwise.binary", "qlinear_pointwise"),
@@ -92,7 +93,7 @@ def _probe(key: str, refresh: bool) -> Machine:
     kept = cache_dir() / f"probe-{key}.json"
     if not refresh:
         try:
-            return Machine(**json.loads(kept.read_text()))
+            return _kept(read_json(kept, MB))
         except (OSError, ValueError, TypeError):
             pass
     machine = _ask_child()
@@ -102,6 +103,16 @@ def _probe(key: str, refresh: bool) -> Machine:
     # A cache that cannot be written costs three seconds a run, no more.
     with contextlib.suppress(OSError):
         write_atomic(kept, json.dumps(asdict(machine)).encode())
+    return machine
+
+
+def _kept(found: Any) -> Machine:
+    """The machine of a kept answer. Raises TypeError for one that is not what ``asdict`` gives: a damaged file decides nothing."""
+    machine = Machine(**found)
+    words = {"isa": str, "vnni": bool, "saturates": bool | None, "kernels": dict, "device": str}
+    whole = all(isinstance(getattr(machine, name), kind) for name, kind in words.items())
+    if not whole or set(machine.kernels) != set(KERNELS) or not all(isinstance(error, str | None) for error in machine.kernels.values()):
+        raise TypeError("it is no answer of the probe")
     return machine
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from engine.events.cancellation import StopToken
 from engine.paths import cache_dir, write_atomic
+from engine.reading import MB, read_json
 
 Run = Callable[[], object]
 Race = tuple[float, float]
 
 _LEAST, _MOST, _SECONDS = 6, 40, 0.005
+_LARGEST = 16 * MB
 
 
 def race(first: Run, second: Run, clock: Callable[[], float] = time.perf_counter) -> Race:
@@ -91,8 +93,9 @@ def machine_key() -> str:
 
 def _read(path: Path) -> dict[str, Race]:
     try:
-        found = json.loads(path.read_text())
-        return {str(key): (float(one), float(other)) for key, (one, other) in found.items()}
+        found = read_json(path, _LARGEST)
+        races = {str(key): (float(one), float(other)) for key, (one, other) in found.items()}
+        return races if all(min(times) > 0 for times in races.values()) else {}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from engine.models.registry import Stem
 from engine.models.size import notes
 from engine.paths import cache_dir, matching
+from engine.reading import MB, read_json
 
 
 def cached_weights(model: str, data: str) -> Path:
@@ -28,7 +28,7 @@ def cached_for(model: str) -> Iterator[tuple[str, Path]]:
     start = f"{_plain(model)}-"
     for path in matching(_folder(), start, ".safetensors"):
         try:
-            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            about = read_json(path.with_suffix(".json"), MB)
             found = (str(about["model"]), str(about["data"]))
         except (OSError, ValueError, KeyError, TypeError):
             found = (model, path.stem.removeprefix(start))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
+import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from engine.errors import EngineError, UsageError, nearest, one_line
+from engine.plain_text import plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +38,8 @@ def build(name: str) -> nn.Module:
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{place} has no callable {attribute!r}: {nearest(attribute, names) if names else 'it defines none'}")
     try:
-        model = factory()
+        with _contained():
+            model = factory()
     except (Exception, SystemExit) as error:
         raise EngineError(f"{name} failed: {type(error).__name__}: {one_line(error)}: the factory is called without arguments") from error
     if not isinstance(model, nn.Module):
@@ -51,6 +57,49 @@ def build(name: str) -> nn.Module:
     return original if isinstance(original, nn.Module) else model
 
 
+class _Plain(io.TextIOBase):
+    """A stream that passes text on without what could steer a terminal."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            self._stream.write(plain(text))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """While somebody's code runs: what it prints goes to stderr, without control characters; ``os._exit`` and ``os.abort`` are
+    errors as ``sys.exit`` is; and a process that it forked and left ends where it comes back."""
+    owner = os.getpid()
+    kept = os._exit, os.abort
+
+    def leave(*given: object) -> NoReturn:
+        if os.getpid() != owner:
+            # A child's own end is its own affair.
+            kept[0](given[0] if given and isinstance(given[0], int) else 1)
+        raise SystemExit(f"it asked to end the program{f' with {given[0]}' if given else ''}")
+
+    said = _Plain(sys.stderr)
+    os._exit = os.abort = leave  # type: ignore[assignment]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    finally:
+        os._exit, os.abort = kept
+        if os.getpid() != owner:
+            kept[0](0)
+
+
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist: give path/file.py:factory")
@@ -61,7 +110,8 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        with _contained():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise EngineError(f"{path} cannot be imported: {_place(error, path)}{type(error).__name__}: {one_line(error)}") from error
     finally:
@@ -72,7 +122,8 @@ def _from_file(path: Path) -> ModuleType:
 def _from_package(name: str) -> ModuleType:
     sys.path.insert(0, "")
     try:
-        return importlib.import_module(name)
+        with _contained():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(
             f"module {name!r} is not found ({one_line(error)}): give package.module:factory or path/file.py:factory"

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
+from engine.reading import MB, read_json
 
 # Either file alone, or the pair, is a tokenizer that transformers reads.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 AGAIN = "copy or download it again"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
+# An index of weights has a line for each tensor.
+_LARGEST = 64 * MB
+# Published decoders have at most some 130.
+_MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def look(path: Path) -> Folder:
 
 def _json(file: Path, folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, _LARGEST)
     except FileNotFoundError as error:
         raise EngineError(f"{folder} is no language model: it has no {file.name}; give a folder that save_pretrained wrote") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -87,7 +93,19 @@ def whole_safetensors(file: Path) -> None:
         raise EngineError(f"{file} has {size:,} of {wanted:,} bytes: {AGAIN}")
 
 
+def _plausible(path: Path, config: dict[str, Any]) -> None:
+    """Raises EngineError for a config that asks for more layers than any model has: building them would take minutes, or all memory,
+    before a weight is found missing."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for key in _LAYERS:
+            asked = part.get(key)
+            if isinstance(asked, int | float) and not isinstance(asked, bool) and asked > _MOST_LAYERS:
+                raise EngineError(f"{path / 'config.json'} asks for {asked:.3g} layers ({key}), more than any model has: {AGAIN}")
+
+
 def _decoder(path: Path, config: dict[str, Any]) -> None:
+    _plausible(path, config)
     kind = config.get("model_type")
     if config.get("quantization_config"):
         asked = config["quantization_config"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,114 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
+from engine.models import pickled
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Averages first: where a file has both, they are what was validated and is published.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "ema_model", "ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights", "params", "module")
+_NO_WEIGHTS = ("optim", "sched", "lr_", "scaler", "callback", "loop", "hyper", "arg", "config")
+_DEEPEST = 4
 _MODELS = (".onnx", ".pt2", ".xml")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
+# Left in a model by profilers (thop), and by torch's AveragedModel.
+_COUNTERS = ("total_ops", "total_params")
+_AVERAGED = "n_averaged"
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Names to tensors, without prefixes of wrappers; ``notes`` say what was chosen of a file that holds more."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """`` (its state_dict_ema, …)``, or empty where there was nothing to choose."""
+        return f" ({'; '.join(self.notes)})" if self.notes else ""
+
+
 def read_state(path: Path, own: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of ``read_checkpoint``."""
+    return read_checkpoint(path, own).tensors
+
+
+def read_checkpoint(path: Path, own: Collection[str] = ()) -> Checkpoint:
     """Names to tensors, without prefixes of wrappers unless the model's ``own`` names have them. Raises EngineError, in
     one line, for a file that is missing, damaged, or wants to run code."""
     if not path.is_file():
-        raise EngineError(f"weights {path} {'is a folder' if path.is_dir() else 'do not exist'}: give a .safetensors, .pt or .pth file")
+        raise EngineError(f"weights {path} {_instead(path)}: give a .safetensors, .pt or .pth file")
     if path.suffix in _MODELS:
         raise EngineError(f"{path} is an exported model, not weights: give the .safetensors, .pt or .pth file of the fp32 model")
     try:
-        state = _safetensors(path) if path.suffix == ".safetensors" or _looks_like_safetensors(path) else _torch(path)
+        safetensors = path.suffix == ".safetensors" or _looks_like_safetensors(path)
+        state, notes = (_safetensors(path), []) if safetensors else _torch(path)
     except OSError as error:
         raise EngineError(f"weights {path} cannot be read ({error.strerror or error}): check its permissions") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(state.get(wrapper), Mapping):
-            state = dict(state[wrapper])
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in _unwrapped(state, notes).items() if isinstance(value, Tensor)}
     if any(name.startswith("layer/") for name in tensors):
         raise EngineError(f"{path} is a quantized model, the result of a run, not weights: give the file of the fp32 model")
     if not tensors:
-        raise EngineError(f"{path} holds no tensors: give the file of a state_dict")
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        keys = f"; its keys are {_list([str(key) for key in state])}" if state else ""
+        raise EngineError(f"{path} holds no tensors by name{keys}: give the file of a state_dict")
+    return Checkpoint(_named(tensors, own, notes), tuple(notes))
+
+
+def _instead(path: Path) -> str:
+    return "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "do not exist"
+
+
+def _unwrapped(state: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """The mapping of tensors inside of a training checkpoint, with a note where the file has another one."""
+    for _ in range(_DEEPEST):
+        held = [key for key in (*_AVERAGES, *_WRAPPERS) if _holds_tensors(state.get(key))]
+        if not held and not any(isinstance(value, Tensor) for value in state.values()):
+            held = [str(key) for key, value in state.items() if not str(key).lower().startswith(_NO_WEIGHTS) and _holds_tensors(value)]
+            if len(held) > 1:
+                return state
+        if not held:
+            return state
+        first, others = held[0], held[1:]
+        if first in _AVERAGES or others or first not in _WRAPPERS:
+            average = ", the averaged weights" if first in _AVERAGES else ""
+            notes.append(f"its {first}{average}{f', not {_list(others)}' if others else ''}")
+        state = state[first]
+    return state
+
+
+def _holds_tensors(value: Any, depth: int = _DEEPEST) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return any(isinstance(inner, Tensor) or (depth > 1 and _holds_tensors(inner, depth - 1)) for inner in value.values())
+
+
+def _named(tensors: dict[str, Tensor], own: Collection[str], notes: list[str]) -> dict[str, Tensor]:
+    """The tensors by the names that a model has: without a wrapper's prefix, and without what others left in it."""
+    left = [name for name in tensors if name.rpartition(".")[2] in _COUNTERS and name not in own]
+    if _AVERAGED in tensors and _AVERAGED not in own:
+        left.append(_AVERAGED)
+        notes.append("an average of weights (AveragedModel)")
+    if left and len(left) < len(tensors):
+        tensors = {name: value for name, value in tensors.items() if name not in left}
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    if needed and not needed <= tensors.keys() and (prefix := _prefix(tensors, needed)):
+        rest = [name for name in tensors if not name.startswith(prefix)]
+        if rest:
+            notes.append(f"what is below {prefix.rstrip('.')}, without {_list(rest)}")
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), ""):
         if any(name.startswith(prefix) for name in own):
             break
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _prefix(tensors: Mapping[str, Tensor], needed: Collection[str]) -> str:
+    """The prefix below which all that a model needs is found; empty where there is none."""
+    one = min(needed)
+    prefixes = sorted({name.removesuffix(one) for name in tensors if name.endswith(f".{one}")}, key=len)
+    return next((p for p in prefixes if all(f"{p}{name}" in tensors for name in needed)), "")
 
 
 def _looks_like_safetensors(path: Path) -> bool:
@@ -67,11 +145,17 @@ def _safetensors(path: Path) -> dict[str, Any]:
         raise EngineError(f"{path} is not a whole safetensors file ({_short(error)}): copy or download it again") from error
 
 
-def _torch(path: Path) -> dict[str, Any]:
+def _torch(path: Path) -> tuple[dict[str, Any], list[str]]:
+    unread: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch asks for a bug report where a file is not its own.
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                if not _looks_like_pickle(path):
+                    raise
+                state, unread = pickled.load(path)
     except pickle.UnpicklingError as error:
         if not _looks_like_pickle(path):
             raise EngineError(f"{path} is no PyTorch file: give the .safetensors, .pt or .pth file of the fp32 model") from error
@@ -81,14 +165,17 @@ def _torch(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise EngineError(f"{path} is not a whole PyTorch file ({_short(error)}): copy or download it again") from error
     if not isinstance(state, Mapping):
-        raise EngineError(f"{path} holds a {type(state).__name__}, not a state_dict: save model.state_dict()")
-    return dict(state)
+        kind = unread[0] if unread else type(state).__name__
+        raise EngineError(f"{path} holds a {one_line(Exception(kind), 80)}, not a state_dict: save model.state_dict()")
+    return dict(state), [f"{_list(list(unread))} beside them left unread"] if unread else []
 
 
-def load_into(model: nn.Module, path: Path, name: str, data: str = "the data") -> None:
-    """Load the file into ``model``. Raises EngineError that names the keys when they do not fit, or when values are not
-    finite; ``data`` is what the model's head was made for."""
-    load_state(model, read_state(path, model.state_dict()), path, name, data)
+def load_into(model: nn.Module, path: Path, name: str, data: str = "the data") -> Checkpoint:
+    """Load the file into ``model``, and tell what was chosen of it. Raises EngineError that names the keys when they do not fit,
+    or when values are not finite; ``data`` is what the model's head was made for."""
+    found = read_checkpoint(path, model.state_dict())
+    load_state(model, found.tensors, path, name, data)
+    return found
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, data: str) -> None:

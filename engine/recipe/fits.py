@@ -28,7 +28,9 @@ def _of_images(recipe: Recipe) -> Iterator[str]:
     part, qat = recipe.data, recipe.qat
     asked = {
         "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
-        "data.mean": part.mean, "data.std": part.std, "data.size": part.size, "data.batch": part.batch != _DATA.batch,
+        "data.mean": part.mean, "data.std": part.std, "data.size": part.size,
+        "data.crop": part.crop, "data.interpolation": part.interpolation, "data.classes": part.classes,
+        "data.batch": part.batch != _DATA.batch,
         "qat.freeze_bn": qat.freeze_bn != _QAT.freeze_bn,
     }  # fmt: skip
     yield from (f"{key} is for networks on images" for key, given in asked.items() if given)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from engine.data.images.transform import Interpolation
 from engine.errors import UsageError
 from engine.recipe import yaml as recipe_yaml
 from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rounding, Rule, WeightSpec
@@ -57,9 +58,10 @@ class _Part(BaseModel):
 
 
 class DataPart(_Part):
-    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` is in pixels. Of a text ``calibration`` counts
-    windows of ``context`` tokens (null: what the model reads at most), ``limit`` tokens of the test split, and ``stride`` the tokens
-    between the windows that measure perplexity."""
+    """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` (of the shorter side) and
+    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes.
+    Of a text ``calibration`` counts windows of ``context`` tokens (null: what the model reads at most), ``limit``
+    tokens of the test split, and ``stride`` the tokens between the windows that measure perplexity."""
 
     name: Annotated[_Text, Field(description="the name of a data set, or a folder")] = "digits"
     calibration: _Count = 512
@@ -70,8 +72,16 @@ class DataPart(_Part):
         tuple[_Positive, _Positive, _Positive] | None, Field(strict=False, description="three finite numbers above 0, or null")
     ] = None
     size: _CountOrNull = None
+    crop: _CountOrNull = None
+    interpolation: Annotated[Interpolation | None, Field(description="one of bilinear, bicubic, or null")] = None
+    classes: Annotated[_Text | None, Field(description="a file with one class name a line, or null")] = None
     context: _CountOrNull = None
     stride: _Count = 512
+
+    def of_images(self) -> dict[str, Any]:
+        """What ``engine.data.registry.load`` takes of it."""
+        names = ("mean", "std", "size", "crop", "interpolation", "classes")
+        return {name: getattr(self, name) for name in names}
 
 
 class WeightsPart(_Part):
@@ -261,7 +271,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 _DECODERS: dict[str, dict[str, Any]] = {
-    "weights": {"symmetric": True, "method": "nearest"}, "activations": {"dynamic": False}, "data": {"context": None, "stride": 512},
+    "weights": {"symmetric": True, "method": "nearest"}, "activations": {"dynamic": False},
+    "data": {"context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None},
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from engine.errors import UsageError, nearest
+from engine.reading import MB, read_bytes
 
 Loc = tuple[int | str, ...]
 
@@ -20,6 +21,8 @@ _STR = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 _SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+", re.ASCII)
 _SHOWN = 60
+# A rule for each of a thousand layers is a tenth of it.
+_LARGEST = 1 * MB
 
 
 class Scientific(str):
@@ -135,7 +138,7 @@ def read(path: str | Path) -> Document:
 
 def _read_text(path: Path, file: str) -> str:
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, _LARGEST)
     except FileNotFoundError:
         raise UsageError(f"{file}: no such file: check the path") from None
     except IsADirectoryError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.plain_text import plain
 from engine.report.markdown import number, table
 
 PERPLEXITY_THERE = "Files are compared on the first windows of the test split: perplexity there, and its distance to the measured model's."
@@ -90,4 +91,4 @@ def samples(d: dict[str, Any]) -> list[str]:
 
 def _quoted(text: str) -> str:
     """On one line, without what would steer a terminal: a model may write any bytes."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    return plain(" ".join(text.split()), "�")

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, one_line
+from engine.plain_text import escaped_json
+from engine.reading import MB, read_json
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.report.markdown import number, table
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
+from engine.report.schema import REPORT, misfit
 
 SCHEMA = 1
+# A decoder of a thousand layers has a report of one or two.
+_LARGEST = 64 * MB
 _KEYS = ("model", "data", "environment", "graph", "layers", "baseline", "ptq", "qat", "verdict", "exports")
 
 
@@ -27,8 +32,8 @@ class Report:
         return bool(self.data["verdict"]["met"])
 
     def to_json(self) -> str:
-        """Strict JSON: a figure that is not finite becomes null."""
-        return json.dumps(finite(self.data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """Strict JSON: a figure that is not finite becomes null, and what could steer a terminal is written as ``\\uXXXX``."""
+        return escaped_json(json.dumps(finite(self.data), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
     def to_markdown(self) -> str:
         d = self.data
@@ -46,18 +51,23 @@ class Report:
         """Raises EngineError when the folder holds no finished report."""
         path = directory / "report.json"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+            data = read_json(path, _LARGEST)
+        except FileNotFoundError as error:
             raise EngineError(
                 f"{directory} holds no report.json ({error.strerror}): the run has not finished, `qtui resume {directory}` goes on with it"
             ) from error
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error.strerror or error}): run it again") from error
         except ValueError as error:
-            raise EngineError(f"{path} is not JSON ({error}): run it again") from error
+            raise EngineError(f"{path} is not JSON ({one_line(error, 120)}): run it again") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise EngineError(f"{path} is not a report of schema {SCHEMA}: it belongs to another version")
         missing = [key for key in _KEYS if key not in data]
         if missing:
             raise EngineError(f"{path} lacks {', '.join(missing)}: run it again")
+        absent = [key for key in _KEYS if data[key] is None and key != "qat"]
+        if damage := f"{absent[0]} is null" if absent else misfit(data, REPORT):
+            raise EngineError(f"{path} is damaged ({damage}): run it again")
         return cls(data)
 
 

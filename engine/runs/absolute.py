@@ -22,5 +22,6 @@ def absolute(recipe: Recipe) -> Recipe:
     if recipe.weights:
         given["weights"] = str(Path(recipe.weights).resolve())
     if recipe.data.name not in (*IMAGES, *TEXTS):
-        given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve())})
+        names = {"classes": str(Path(recipe.data.classes).expanduser().resolve())} if recipe.data.classes else {}
+        given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve()), **names})
     return recipe.model_copy(update=given)

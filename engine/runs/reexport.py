@@ -158,7 +158,7 @@ def _needs_code(program: Program) -> bool:
 
 def _task(recipe: Recipe) -> Task:
     part = recipe.data
-    images = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+    images = data_registry.load(part.name, transform=transform_of(recipe.model), **part.of_images())
     return classification.Classification(images)
 
 

@@ -21,7 +21,10 @@ from engine.events.event import Event, Failed, Progress, Ranges
 from engine.export.decoder_formats import FORMATS as DECODERS
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
+from engine.plain_text import one_line
+from engine.reading import MB, read_json
 from engine.report.report import finite
+from engine.report.schema import STATE, misfit
 
 _EXPORTS = tuple(dict.fromkeys(name for entry in (*FORMATS.values(), *DECODERS.values()) for name in entry.files))
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
@@ -29,7 +32,11 @@ _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md
 # Characters of a folder's name behind its time: systems take 255.
 _LONGEST = 120
 
-State = Literal["running", "finished", "cancelled", "failed"]
+# What only a run writes, beside its ``state.json``.
+_OF_A_RUN = ("events.jsonl", "recipe.yaml", "report.json")
+_LARGEST_STATE = 1 * MB
+
+State = Literal["running", "finished", "cancelled", "failed", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -184,33 +191,56 @@ def new_directory(model: str, data: str) -> Path:
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """The runs below ``root``, newest first; what is not a run is passed over."""
+    """The runs below ``root``, newest first; what is not a run is passed over, and one whose ``state.json`` cannot be read is
+    ``damaged``, with the reason as its text."""
     if not root.is_dir():
         return []
-    found = [_summary(path) for path in root.iterdir() if (path / "state.json").is_file()]
+    found = [_listed(path) for path in root.iterdir() if os.path.lexists(path / "state.json")]
     return sorted((run for run in found if run), key=lambda run: (run.started, run.directory.name), reverse=True)
+
+
+def _listed(directory: Path) -> RunSummary | None:
+    try:
+        return _read(directory)
+    except (OSError, ValueError) as error:
+        # Other programs have files of that name too: what else a run writes tells that this was one.
+        if not any((directory / name).is_file() for name in _OF_A_RUN):
+            return None
+        reason = f"state.json cannot be read ({one_line(getattr(error, 'strerror', None) or error, 120)})"
+        try:
+            moment = time.localtime(directory.stat().st_mtime)
+        except (OSError, ValueError, OverflowError):
+            moment = time.localtime(0)
+        return RunSummary(directory, time.strftime("%Y-%m-%dT%H:%M:%S", moment), "?", "?", "damaged", None, None, None, reason)
 
 
 def _summary(directory: Path) -> RunSummary | None:
     try:
-        about = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        state: State = about["state"]
-        if state == "running" and not _alive(int(about["pid"])):
-            state = "failed"
-        words = [about["started"], about["model"], about["data"], about.get("text", ""), about.get("chosen") or ""]
-        figures = [about.get("baseline") or 0, about.get("value") or 0]
-        if (
-            state not in get_args(State)
-            or not all(isinstance(w, str) for w in words)
-            or not all(isinstance(f, int | float) for f in figures)
-        ):
-            return None
-        return RunSummary(
-            directory, about["started"], about["model"], about["data"], state,
-            about.get("chosen"), about.get("baseline"), about.get("value"), about.get("text", ""),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _read(directory)
+    except (OSError, ValueError):
         return None
+
+
+def _read(directory: Path) -> RunSummary:
+    """What ``state.json`` says. Raises OSError or ValueError for one that cannot be read or is not of a run."""
+    about = read_json(directory / "state.json", _LARGEST_STATE)
+    if not isinstance(about, dict):
+        raise ValueError("it is not a mapping")
+    needed = ("state", "started", "model", "data")
+    absent = [key for key in needed if about.get(key) is None]
+    if damage := f"{absent[0]} is missing" if absent else misfit(about, STATE):
+        raise ValueError(damage)
+    state: State = about["state"]
+    if state not in get_args(State) or state == "damaged":
+        raise ValueError("state is none of a run's")
+    if state == "running":
+        if about.get("pid") is None:
+            raise ValueError("pid is missing")
+        state = "running" if _alive(about["pid"]) else "failed"
+    return RunSummary(
+        directory, about["started"], about["model"], about["data"], state,
+        about.get("chosen"), about.get("baseline"), about.get("value"), about.get("text") or "",
+    )  # fmt: skip
 
 
 def is_running(directory: Path) -> bool:
@@ -232,8 +262,11 @@ def _alive(pid: int) -> bool:
 def find_run(name: str) -> Path:
     """A run's folder, given as a path or as (the beginning of) a name below ``runs_root()``. Raises UsageError."""
     path = Path(name)
-    if (path / "state.json").is_file():
-        return path
+    try:
+        if os.path.lexists(path / "state.json"):
+            return path
+    except ValueError:
+        raise UsageError(f"run {name!r} is no path: give a run's folder, or the beginning of its name") from None
     names = [run.directory.name for run in list_runs(runs_root())]
     # A second run in the same second is named after the first, with a number.
     matching = [name] if name in names else [n for n in names if n.startswith(name)]

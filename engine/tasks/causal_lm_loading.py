@@ -9,6 +9,7 @@ import torch
 
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.data.text.encoded import SequenceData, load_text
+from engine.data.text.sequences import HALVES
 from engine.errors import UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
@@ -59,7 +60,8 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     language.model.to(device)
     counts = ", ".join(f"{count:,} {split}" for split, count in tokens(text).items())
     yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {window:,}")
-    yield Notice(f"{name}: tokens: {counts}")
+    divided = f"; {HALVES}" if isinstance(text, SequenceData) else ""
+    yield Notice(f"{name}: tokens: {counts}{divided}")
     task = CausalLM(language, text, window, recipe.data.stride, device)
     digest = fingerprint(language.model)
     example = next(task.batches("train", batch=1, limit=1, seed=recipe.seed))

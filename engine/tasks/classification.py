@@ -66,6 +66,7 @@ class Classification(Task):
             "validation": images.count("validation"), "test": images.count("test", limit),
             "mean": list(images.mean), "std": list(images.std),
             **({"transform": str(images.transform)} if images.transform else {}),
+            **({"notes": list(images.notes)} if images.notes else {}),
         }  # fmt: skip
 
 
@@ -95,12 +96,14 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     # A factory may draw its weights at random: the same recipe then draws the same.
     torch.manual_seed(recipe.seed)
     part = recipe.data
-    images = data_registry.load(part.name, mean=part.mean, std=part.std, size=part.size, transform=transform_of(recipe.model))
+    images = data_registry.load(part.name, transform=transform_of(recipe.model), **part.of_images())
     model, weights, stem = image_models.make(recipe, images)
     example = first_images(images)
     check(model, example, images, recipe.model)
     if images.transform is not None:
         yield Notice(f"images of {images.name}: {images.transform}")
+    for note in images.notes:
+        yield Notice(f"{images.name}: {note}")
     yield Notice(
         f"{recipe.model} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; "
         f"{images.name}: {images.count('train'):,} training, {images.count('validation'):,} validation and "

@@ -65,6 +65,4 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _resize(data: Data) -> str:
-    return (
-        "set data.size in the recipe, or use another model" if data.name not in data_registry.ENTRIES else "use other data or another model"
-    )
+    return "give --size (data.size), or use another model" if data.name not in data_registry.ENTRIES else "use other data or another model"

@@ -16,7 +16,7 @@ from engine.errors import EngineError, UsageError
 from engine.models import custom
 from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ModelEntry, Stem, find
-from engine.models.weights_file import fill, load_into, load_state, read_state
+from engine.models.weights_file import fill, load_into, load_state, read_checkpoint
 from engine.recipe.recipe import Recipe
 from engine.tasks.fitting import fits
 
@@ -51,8 +51,8 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
     model = custom.build(recipe.model)
     if not recipe.weights:
         return model, "as its factory gives them", None
-    load_into(model, Path(recipe.weights), recipe.model, data.name)
-    return model, f"from {recipe.weights}", None
+    found = load_into(model, Path(recipe.weights), recipe.model, data.name)
+    return model, f"from {recipe.weights}{found.said}", None
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
@@ -69,7 +69,8 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     elif not (entry.published and data_registry.is_imagenet(data.classes)):
         raise EngineError(f"{entry.name} has no weights for {data.name} in the package: {_named(data)}{_advice(entry, recipe)}")
     side = data.shape[1]
-    state = None if file is None else read_state(file)
+    found = None if file is None else read_checkpoint(file)
+    state = found.tensors if found else None
     stem = entry.stem(_stem(entry, recipe, file, state), side)
     model = entry.build(len(data.classes), side, stem)
     if file is not None and state is not None:
@@ -80,6 +81,7 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
 
         published = published_state(entry.published, _advice(entry, recipe))
         fill(model, published, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
+    words += found.said if found else ""
     return model, words, stem if entry.published and entry.published.has_small_stem else None
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import unicodedata
 from functools import lru_cache
 from typing import Literal
 
 from rich.cells import cell_len
 
+from engine.plain_text import plain
+
 Align = Literal["left", "right"]
 Cut = Literal["middle", "end"]
-
-# Format characters (bidirectional overrides, joiners) and private ones steer the terminal or have a width nobody agrees on.
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn"}
-_VARIATION = {"\ufe0e", "\ufe0f"}
 
 
 def safe(text: str) -> str:
     """``text`` on one line without anything that could steer the terminal: line breaks and tabs become spaces."""
-    return text if text.isprintable() and (text.isascii() or not _VARIATION & set(text)) else _safe(text)
+    return text if text.isascii() and text.isprintable() else _safe(text)
 
 
 @lru_cache(4096)
 def _safe(text: str) -> str:
     spaced = "".join(" " if char.isspace() else char for char in text)
-    return "".join(char for char in spaced if unicodedata.category(char) not in _UNSAFE and char not in _VARIATION)
+    return plain(spaced, "")
 
 
 def cells(text: str) -> int:

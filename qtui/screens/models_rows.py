@@ -37,7 +37,7 @@ _WIDE = 100
 _RESUMES = {False: "r resumes it", True: "r resumes"}
 _STATES = {
     "finished": ("●", "finished", "good"), "running": ("◐", "running", "accent"), "cancelled": ("◌", "stopped", "change"),
-    "failed": ("✗", "failed", "harm"),
+    "failed": ("✗", "failed", "harm"), "damaged": ("✗", "damaged", "harm"),
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _run(run: RunSummary, name: str, short: bool) -> Row:
     values = ""
     if run.baseline and run.value:
         values = f"{text.summary(run.baseline).removesuffix(' %')} → {text.summary(run.value)}"
-    role_of_row = "dim" if run.state == "failed" else ""
+    role_of_row = "dim" if run.state in ("failed", "damaged") else ""
     when = run.started[5:16].replace("T", " ")
     verdict = _verdict(run, short) if run.state == "finished" else _RESUMES[short] if can_resume(run) else run.text
     cells = (Cell(word, role), when, name, short_name(run.data), values, verdict)
@@ -185,5 +185,7 @@ def run_sentence(run: RunSummary | None) -> str:
         return f"⏎ opens it. {text.spaced(run.text)}"
     if run.state == "running":
         return f"{run.directory.name} is at work in another process; it can be opened when it has ended."
+    if run.state == "damaged":
+        return f"{run.directory.name} is damaged: {run.text}. ⏎ looks at what there is."
     what = run.text or "it ended before it was finished"
     return f"{what[:1].upper()}{what[1:]}. r goes on where it was, ⏎ looks at what there is."

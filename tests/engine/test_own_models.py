@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -401,3 +403,28 @@ def test_a_lazy_layer_is_told_in_a_sentence(tmp_path: Path) -> None:
 def test_an_assignment_to_a_part_of_a_tensor_is_told_without_names_of_this_program(tmp_path: Path) -> None:
     said = one_sentence(tmp_path, assign="y[:, :4] = y[:, :4] * 2")
     assert "changes a part of a tensor in place" in said and "mine.py:11" in said and "Proxy" not in said
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "os.abort()", "sys.exit(0)"])
+def test_a_factory_that_ends_the_program_is_an_error_of_the_run(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "m.py").write_text(f"import os, sys\ndef make():\n    {ending}\n")
+    with pytest.raises(EngineError, match="failed: SystemExit"):
+        build(f"{tmp_path / 'm.py'}:make")
+    assert all(function.__module__ in ("posix", "nt") for function in (os._exit, os.abort))
+
+
+def test_what_a_factory_prints_goes_to_stderr_and_steers_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.py").write_text(
+        "from torch import nn\nprint('a\\x1b[2Jb')\ndef make():\n    print('c\\u202ed')\n    return nn.Linear(1, 1)\n"
+    )
+    build(f"{tmp_path / 'm.py'}:make")
+    told = capsys.readouterr()
+    assert told.out == "" and told.err == "a?[2Jb\nc?d\n"
+
+
+def test_a_process_that_a_factory_forked_does_not_come_back(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "m.py").write_text("import os\nfrom torch import nn\ndef make():\n    os.fork()\n    return nn.Linear(1, 1)\n")
+    code = f"import os\nfrom engine.models.custom import build\nbuild({f'{tmp_path}/m.py:make'!r})\nopen({str(mark)!r}, 'a').write('x')\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert mark.read_text() == "x"

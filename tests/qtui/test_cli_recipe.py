@@ -110,3 +110,10 @@ def test_wrong_usage_is_one_line_and_a_hint(argv: list[str], said: str, capsys: 
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert said in error and error.startswith("error: ") and error.count("\n") == 2
+
+
+def test_what_is_done_with_images_of_a_folder_is_asked_on_the_command_line() -> None:
+    words = ["--size", "256", "--crop", "224", "--interpolation", "bicubic", "--classes", "names.txt"]
+    part = recipe_of(build_parser().read(["run", "m.py:make", "--data", "images", *words])).data
+    assert (part.size, part.crop, part.interpolation, part.classes) == (256, 224, "bicubic", "names.txt")
+    assert recipe_of(build_parser().read(["run", "m.py:make"])).fingerprint() == Recipe.make(model="m.py:make").fingerprint()

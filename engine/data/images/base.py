@@ -81,7 +81,7 @@ class Data:
     ``shape`` is (3, H, W) of every image. ``mean`` and ``std`` are per channel for pixels in 0..1. ``flip`` says whether
     a mirrored image keeps its class and ``pad`` by how many pixels a training image may be shifted. Splits are stored
     with their classes mixed, so the first images of any of them are a fair sample of it. ``transform`` is what images
-    of a folder went through, None where they come as they are.
+    of a folder went through, None where they come as they are; ``notes`` say what of the folder is used for what, or not at all.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Data:
     flip: bool
     pad: int
     transform: Transform | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, name: SplitName) -> Split:
         """The split of that name; ``UsageError`` for any other name."""

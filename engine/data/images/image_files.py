@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 from engine.data.images.transform import Transform
 from engine.errors import EngineError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+_ORIENTATION = 0x0112
+_UPRIGHT = (None, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class FileSplit:
             return _fit(image, self.transform)
         if image.size != (width, height):
             found = f"{image.width}x{image.height}"
-            raise EngineError(f"{path} is {found} but the first image is {width}x{height}: set data.size in the recipe to resize")
+            raise EngineError(f"{path} is {found} but the first image is {width}x{height}: give --size (data.size) to resize")
         return image
 
 
@@ -55,6 +58,19 @@ def frame_size(path: str) -> tuple[int, int]:
     """(H, W) of the image at ``path``; ``EngineError`` when it cannot be decoded."""
     image = _open(path)
     return image.height, image.width
+
+
+def turned(paths: Sequence[str]) -> int:
+    """How many of the images at ``paths`` ask, in their EXIF data, to be turned or mirrored before they are shown."""
+    return sum(_orientation(path) not in _UPRIGHT for path in paths)
+
+
+def _orientation(path: str) -> object:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.getexif().get(_ORIENTATION)
+    except Exception:  # what cannot be read is told where it is read as an image
+        return None
 
 
 def _open(path: str) -> Image.Image:
@@ -72,11 +88,19 @@ def _open(path: str) -> Image.Image:
 def _to_rgb(image: Image.Image, path: str) -> Image.Image:
     # Pillow would clip deeper pixels to 255 without a word.
     if image.mode.startswith(("I", "F")):
-        raise EngineError(f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+        return _from_16_bits(image, path)
     # Pillow warns on stderr when a palette with transparency goes to RGB in one step.
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, path: str) -> Image.Image:
+    """Grey levels of 16 bits as 8: divided by 257, so that 65,535 becomes 255."""
+    levels = None if image.mode == "F" else np.asarray(image)
+    if levels is None or levels.min() < 0 or levels.max() > 65535:
+        raise EngineError(f"{path} has more than 16 bits a channel (mode {image.mode}): convert it to 8 or 16 bits")
+    return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert("RGB")
 
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,10 @@ from torch import Tensor
 
 from engine.data.text.documents import Split
 from engine.errors import EngineError
+from engine.reading import MB, read_json
+
+_LARGEST = 1000 * MB
+HALVES = "of the sequences every second one is for test, and of the others every eighth for validation"
 
 
 def read_sequences(path: Path, rows: int, context: int) -> tuple[Tensor, ...]:
@@ -19,7 +22,7 @@ def read_sequences(path: Path, rows: int, context: int) -> tuple[Tensor, ...]:
     have, and for a sequence of fewer than two tokens or longer than the ``context``.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, _LARGEST)
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror or error}): check the path given to --data") from error
     except (ValueError, RecursionError) as error:

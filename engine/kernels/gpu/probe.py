@@ -21,6 +21,7 @@ from torch import Tensor
 
 from engine.kernels.probe import Machine
 from engine.paths import cache_dir, write_atomic
+from engine.reading import MB, read_json
 
 INT_MM, FEW_ROWS, INT4PACK = KERNELS = ("int_mm", "few_rows", "int4pack")
 # Rows up to which ``few_rows`` reads a weight again for each: beyond them matrix units are faster.
@@ -76,10 +77,10 @@ def seen_from(machine: Machine, device: str) -> Machine:
 def _probe(device: str, key: str) -> Machine:
     kept = cache_dir() / f"probe-gpu-{key}.json"
     try:
-        found = json.loads(kept.read_text())
-        if set(found) == set(KERNELS):
+        found = read_json(kept, MB)
+        if set(found) == set(KERNELS) and all(isinstance(error, str | None) for error in found.values()):
             return _machine(found)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
     found, ended = _ask_child(device)
     if ended:

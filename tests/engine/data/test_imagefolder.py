@@ -101,7 +101,7 @@ def test_another_size_is_named_unless_resizing(tmp_path: Path) -> None:
     make_images(tmp_path / "a", 6)
     make_images(tmp_path / "b", 6, size=(20, 10))
     data = imagefolder.load(tmp_path)
-    with pytest.raises(EngineError, match=r"b/\d+.png is 20x10 but the first image is 8x6: set data.size in the recipe to resize"):
+    with pytest.raises(EngineError, match=r"b/\d+.png is 20x10 but the first image is 8x6: give --size \(data.size\)"):
         list(data.batches("train", 32))
     resized = imagefolder.load(tmp_path, 16)
     assert resized.shape == (3, 16, 16)
@@ -137,35 +137,134 @@ def test_damaged_images_are_named(tmp_path: Path) -> None:
         assert str(caught.value).count("003.png") == 1
 
 
-def test_deeper_pixels_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+def test_16_bits_become_8_and_deeper_pixels_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number, level in enumerate((0, 257, 5000, 65535)):
+            Image.fromarray(np.full((4, 4), level, dtype=np.uint16)).save(tmp_path / name / f"{number}.png")
+    whole = imagefolder.load(tmp_path).train.whole  # type: ignore[attr-defined]
+    images, _ = whole.read(torch.arange(4))
+    assert images[:, :, 0, 0].tolist() == [[0] * 3, [1] * 3, [round(5000 / 257)] * 3, [255] * 3]
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a" / "0.tiff")
+    with pytest.raises(EngineError, match="more than 16 bits"):
+        read_everything(tmp_path)
+
+
+def test_gif_and_tiff_are_read_also_in_folders_below_a_class(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for suffix in ("gif", "tif", "tiff", "bmp"):
+            make_images(tmp_path / name / "deep" / "er", 2, suffix=suffix)
+        make_images(tmp_path / name, 3)
+        (tmp_path / name / "notes.txt").write_text("x")
+    data = imagefolder.load(tmp_path)
+    assert len(data.train) + len(data.validation) + len(data.test) == 22
+    assert "train: 16 images in folders below a class's belong to that class" in data.notes
+    assert "train: 2 files that are no images passed over (.txt)" in data.notes
+    read_everything(tmp_path)
+
+
+def test_a_link_back_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / name, 10)
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert len(imagefolder.load(tmp_path).train.whole) == 20  # type: ignore[attr-defined]
+
+
+def test_splits_are_found_in_any_case_and_folders_of_tools_are_no_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / "Train" / name, 10)
+        make_images(tmp_path / "TEST" / name, 3)
+        make_images(tmp_path / "Val" / name, 2)
+    for place in (tmp_path, tmp_path / "Train"):
+        make_images(place / "__MACOSX" / "a", 2)
+    (tmp_path / "Train" / "empty").mkdir()
+    data = imagefolder.load(tmp_path)
+    assert data.classes == ("a", "b") and [len(s) for s in (data.train, data.validation, data.test)] == [20, 4, 6]
+    assert data.notes == ("train: 1 folders without images passed over (empty)",)
+
+
+def test_without_a_test_folder_held_back_images_are_tested_on_and_never_those_of_training(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / "train" / name, 10)
+        make_images(tmp_path / "val" / name, 6)
+    data = imagefolder.load(tmp_path)
+    assert _counts(data.train) == [10, 10] and _counts(data.test) == [3, 3] and _counts(data.validation) == [3, 3]
+    assert {Path(path).parts[-3] for path in _paths(data.test) + _paths(data.validation)} == {"val"}
+    assert not set(_paths(data.test)) & set(_paths(data.validation))
+    assert data.notes == ("there is no test folder: half of the validation images are for test",)
+
+
+def test_images_that_a_model_may_have_been_trained_on_are_said_to_be_such(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / name, 10)
+    notes = imagefolder.load(tmp_path).notes
+    assert any("test images are taken from the training images" in note and "says nothing of new ones" in note for note in notes)
+
+
+def test_an_orientation_in_exif_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / name, 10, suffix="jpg")
+    assert not any("EXIF" in note for note in imagefolder.load(tmp_path).notes)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "a" / "000.jpg", exif=exif)
+    assert any(note.startswith("1 of 20 images looked at ask by EXIF to be turned") for note in imagefolder.load(tmp_path).notes)
+
+
+def test_a_split_may_lack_classes_and_has_none_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / "train" / name, 10)
+    make_images(tmp_path / "test" / "b", 2)
+    data = imagefolder.load(tmp_path)
+    assert data.test.read(torch.arange(2))[1].tolist() == [1, 1]
+    assert "test: no images of 1 of 2 classes (a)" in data.notes
+    make_images(tmp_path / "test" / "c", 2)
+    with pytest.raises(EngineError, match="training images have no class 'c' but .*test has.*--classes FILE"):
+        imagefolder.load(tmp_path)
+
+
+def test_a_list_of_classes_gives_their_order_also_of_those_without_images(tmp_path: Path) -> None:
+    make_images(tmp_path / "train" / "cat", 1)
+    make_images(tmp_path / "val" / "dog", 1)
+    make_images(tmp_path / "test" / "ant", 1)
+    names = tmp_path / "names.txt"
+    names.write_text("dog\nbird\n\ncat\nant\n")
+    data = imagefolder.load(tmp_path, classes=str(names))
+    assert data.classes == ("dog", "bird", "cat", "ant")
+    assert [split.read(torch.tensor([0]))[1].item() for split in (data.train, data.validation, data.test)] == [2, 0, 3]
+    for content, says in (("a\na\n", "'a' twice"), ("", "no names"), ("dog\ncat\n", "no class 'ant'")):
+        names.write_text(content)
+        with pytest.raises(EngineError, match=says):
+            imagefolder.load(tmp_path, classes=str(names))
+    with pytest.raises(EngineError, match="cannot be read"):
+        imagefolder.load(tmp_path, classes=str(tmp_path))
+
+
+def test_crop_and_interpolation_are_those_of_pillow(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(3):
-            Image.fromarray(np.full((4, 4), 5000, dtype=np.uint16)).save(tmp_path / name / f"{number}.png")
-    with pytest.raises(EngineError, match="more than 8 bits"):
-        imagefolder.load(tmp_path)
-
-
-def test_class_sets_must_agree(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        make_images(tmp_path / "train" / name, 10)
-    make_images(tmp_path / "test" / "a", 2)
-    with pytest.raises(EngineError, match="test has no class 'b' but .*train has"):
-        imagefolder.load(tmp_path)
-    make_images(tmp_path / "test" / "b", 2)
-    make_images(tmp_path / "test" / "c", 2)
-    with pytest.raises(EngineError, match="train has no class 'c' but .*test has"):
-        imagefolder.load(tmp_path)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    data = imagefolder.load(tmp_path, 20, crop=16, interpolation="bicubic")
+    wanted = np.asarray(Image.fromarray(pixels).resize((26, 20), Image.Resampling.BICUBIC).crop((5, 2, 21, 18)))
+    assert data.shape == (3, 16, 16)
+    assert np.array_equal(data.train.read(torch.tensor([0]))[0][0].permute(1, 2, 0).numpy(), wanted)
+    with pytest.raises(UsageError, match="more than the shorter side"):
+        imagefolder.load(tmp_path, 20, crop=24)
+    for option in ({"crop": 8}, {"interpolation": "bicubic"}):
+        with pytest.raises(UsageError, match="give --size"):
+            imagefolder.load(tmp_path, **option)  # type: ignore[arg-type]
 
 
 def test_empty_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=f"{tmp_path} has 0 class folders"):
         imagefolder.load(tmp_path)
     make_images(tmp_path / "a", 1)
-    with pytest.raises(EngineError, match=f"{tmp_path} has 1 class folders"):
+    with pytest.raises(EngineError, match=f"{tmp_path} has 1 class folders.*--classes FILE"):
         imagefolder.load(tmp_path)
     (tmp_path / "b").mkdir()
-    with pytest.raises(EngineError, match=f"class folder {tmp_path / 'b'} holds no images"):
+    with pytest.raises(EngineError, match=f"{tmp_path} has 1 class folders"):
         imagefolder.load(tmp_path)
     make_images(tmp_path / "b", 1)
     with pytest.raises(EngineError, match=f"the train split of {tmp_path} has no images"):
