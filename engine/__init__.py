@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from engine.lowering.artifact import load_quantized as load_quantized
     from engine.recipe.recipe import Recipe as Recipe
     from engine.report.report import Report as Report
+    from engine.tasks.base import Batch as Batch
+    from engine.tasks.base import Task as Task
 
 _PLACES = {
     "Recipe": "engine.recipe.recipe",
     "Report": "engine.report.report",
     "load_quantized": "engine.lowering.artifact",
     "quantize": "engine.api",
+    "Batch": "engine.tasks.base",
+    "Task": "engine.tasks.base",
 }
 
-__all__ = ["Recipe", "Report", "load_quantized", "quantize"]
+__all__ = ["Batch", "Recipe", "Report", "Task", "load_quantized", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from engine.errors import UsageError
 from engine.events.cancellation import StopToken
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
-from engine.runs.pipeline import run
+from engine.runs.pipeline import IN_MEMORY, run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from engine.tasks.base import Task
 
 
-def quantize(recipe: Recipe, out: str | Path) -> Report:
-    """Carry out ``recipe`` in the folder ``out``, taking the default at every question. Raises UsageError or EngineError."""
-    steps = run(recipe, Path(out), StopToken())
+def quantize(
+    recipe: Recipe | None = None, out: str | Path | None = None, *, model: nn.Module | None = None, task: Task | None = None, **fields: Any
+) -> Report:
+    """Quantize in the folder ``out``, taking the default at every question: what ``recipe`` names, or a ``model`` in hand as ``task``
+    measures it. ``fields`` are the recipe's, beside a model in hand. The model itself is not changed.
+
+    Raises UsageError for what makes no sense as asked, EngineError for what cannot go on.
+
+    >>> report = quantize(Recipe.make(model="simplecnn"), "out")  # doctest: +SKIP
+    >>> report = quantize(model=net, task=Task.of(loader, metric=accuracy), out="out", preset="w8a8")  # doctest: +SKIP
+    """
+    if out is None:
+        raise UsageError("quantize needs a folder: give out=")
+    if (recipe is None) == (model is None) or (model is None) != (task is None):
+        raise UsageError("quantize takes a recipe, or a model and its task: quantize(recipe, out) or quantize(model=…, task=…, out=…)")
+    in_hand = None
+    if model is not None and task is not None:
+        recipe, in_hand = Recipe.make(model=f"{IN_MEMORY}{type(model).__name__}", **fields), (model, task)
+    elif fields:
+        raise UsageError(f"{next(iter(fields))} belongs to the recipe: give it to Recipe.make")
+    assert recipe is not None
+    steps = run(recipe, Path(out), StopToken(), in_hand=in_hand)
     while True:
         try:
             next(steps)

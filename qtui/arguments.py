@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from engine.models.language_registry import is_language
 from engine.plain_text import one_line
+from engine.tasks.registry import task_of
 
 PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
 _MODEL = "a name, package.module:factory, path/file.py:factory, or a language model's folder or OWNER/MODEL"
+_TASK = "what is measured: a name of `qtui tasks`, or your own as path/task.py:factory (default: what belongs to the model)"
 _DATA = "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text"
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
 _FORMATS = "onnx, openvino, pt2, safetensors, for language models compressed-tensors; with commas between them"
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.command == "run" and not (args.model or args.recipe):
             self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
-        if args.command == "train" and args.data is None and not is_language(args.model):
+        if args.command == "train" and args.data is None and task_of(args.model).reads != "text":
             self.commands["train"].error("the following arguments are required: --data")
         return args
 
@@ -88,12 +89,15 @@ def build_parser() -> Parser:
     listings = [
         models,
         command("data", "list the data sets"),
+        command("tasks", "list the tasks: what can be measured of a model"),
         command("doctor", "tell what this machine can run"),
         command("runs", "list the runs, newest first"),
     ]
     listings[-1].add_argument("folder", metavar="DIR", nargs="?", help="the folder that holds them (default: ./runs)")
     for listing in listings:
         listing.add_argument("--json", action="store_true", help="JSON instead of a table")
+    new = command("new", "write a file with a model and a task of your own, which runs as it is")
+    new.add_argument("file", metavar="FILE", help="the file to write, such as task.py; it must not exist")
     show = command("show", "show the report of a run")
     show.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
     show.add_argument("--json", action="store_true", help="the report as JSON")
@@ -115,6 +119,7 @@ def _run(run: Parser) -> None:
         nargs="?",
         help=_MODEL,
     )
+    run.add_argument("--task", metavar="NAME|FILE:FACTORY", help=_TASK)
     run.add_argument("--data", metavar="NAME|DIR", help=_DATA)
     run.add_argument("--weights", metavar="FILE", help="trained weights: safetensors, or a PyTorch state_dict")
     run.add_argument("--recipe", metavar="FILE", help="a YAML recipe; options given here win over it")

@@ -22,6 +22,8 @@ HANDLERS: dict[str, str] = {
     "export": "qtui.commands:export",
     "models": "qtui.listing:models",
     "data": "qtui.listing:data",
+    "tasks": "qtui.listing:tasks",
+    "new": "qtui.new_file:new",
     "doctor": "qtui.doctor:doctor",
     "runs": "qtui.past:runs",
     "show": "qtui.past:show",

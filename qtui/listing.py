@@ -111,6 +111,18 @@ def data(args: Namespace) -> int:
     return print_table(("name", "state", "what", "licence"), rows)
 
 
+def tasks(args: Namespace) -> int:
+    """The tasks, with the metric that decides."""
+    from engine.tasks.registry import TASKS
+
+    found = [{"name": e.name, "metric": e.metric, "reads": e.reads, "data": e.data, "what": e.title} for e in TASKS.values()]
+    if args.json:
+        return print_json(found)
+    rows = [(e["name"], e["metric"], e["data"], e["what"]) for e in found]
+    own = ("path/task.py:factory", "your own", "your own", "qtui new task.py writes one to begin with")
+    return print_table(("name", "decides", "data by default", "what"), [*rows, own])
+
+
 def print_json(value: object) -> int:
     print(escaped_json(json.dumps(value, indent=2, ensure_ascii=False, default=str)), flush=True)
     return 0

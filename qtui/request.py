@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.recipe.recipe import Recipe
 
-_TOP = {"model": "model", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
+_TOP = {"model": "model", "task": "task", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
 _TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph"}
 _DATA = {
     "data": "name",

@@ -161,6 +161,8 @@ class QatPart(_Part):
 class Recipe(_Part):
     """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
 
+    ``task`` is what is measured: a name, one's own as ``path/task.py:factory``, or None for what belongs to the model.
+
     ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
     is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
     the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
@@ -168,6 +170,7 @@ class Recipe(_Part):
     the operations that ``torch.export`` finds."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
+    task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
     weights: Annotated[_Text | None, Field(description="a path, or null")] = None
     data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
     stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
@@ -242,7 +245,7 @@ class Recipe(_Part):
     def fingerprint(self) -> str:
         """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
         # A key that came later asks, while it has its default, for what a recipe without it asks for.
-        later = {name for name in ("fold_later", "stem", "graph") if getattr(self, name) == type(self).model_fields[name].default}
+        later = {name for name in ("fold_later", "stem", "graph", "task") if getattr(self, name) == type(self).model_fields[name].default}
         # Measured or decided, no layer in fp32 is what a recipe without the key gives.
         later |= set() if self.slower else {"slower"}
         asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa"} | later))
@@ -267,6 +270,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
                     del place[key]
     if fields.get("graph") == "modules":
         del fields["graph"]
+    if fields.get("task") is None:
+        fields.pop("task", None)
     return fields
 
 

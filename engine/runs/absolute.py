@@ -19,6 +19,9 @@ def absolute(recipe: Recipe) -> Recipe:
         given["model"] = f"{Path(place).resolve()}:{factory}"
     elif is_folder(recipe.model):
         given["model"] = str(Path(recipe.model).expanduser().resolve())
+    if recipe.task and ".py:" in recipe.task:
+        file, _, factory = recipe.task.rpartition(":")
+        given["task"] = f"{Path(file).resolve()}:{factory}"
     if recipe.weights:
         given["weights"] = str(Path(recipe.weights).resolve())
     if recipe.data.name not in (*IMAGES, *TEXTS):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events.cancellation import StopToken
@@ -27,19 +29,25 @@ from engine.runs.job import CHECKPOINT, Job
 from engine.runs.rundir import RunDir, find_run, is_running, new_directory
 from engine.runs.work import Run, T, stage
 from engine.tasks import fitting
-from engine.tasks.registry import TaskEntry, task_of
+from engine.tasks.base import Task
+from engine.tasks.registry import OWN, TaskEntry, task_of
+from engine.tasks.subject import Subject
 
+IN_MEMORY = "in memory: "
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
 
-def run(recipe: Recipe, out: Path | None, stop: StopToken, attended: bool = False) -> Run[Report]:
+def run(
+    recipe: Recipe, out: Path | None, stop: StopToken, attended: bool = False, in_hand: tuple[nn.Module, Task] | None = None
+) -> Run[Report]:
     """Carry out ``recipe`` in ``out`` (a new folder below ``runs_root()`` by default).
 
     Yields events; answer an ``Ask`` with ``send``. ``attended`` means that a person decides at a screen: training is
-    offered where the threshold is met too, and more is measured on the way. Raises UsageError or EngineError in one
+    offered where the threshold is met too, and more is measured on the way. ``in_hand`` are a model and a task that are in memory: the
+    recipe then only names them. Raises UsageError or EngineError in one
     line, and Cancelled once the state is saved. Before loading has succeeded nothing is written.
     """
-    return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended))
+    return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended, in_hand=in_hand))
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
@@ -47,6 +55,8 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
     its last whole epoch. What was agreed to is not asked again."""
     directory = find_run(str(directory))
     recipe = Recipe.load(directory / "recipe.yaml")
+    if recipe.model.startswith(IN_MEMORY):
+        raise UsageError(f"{directory} is the run of a model in memory: call engine.quantize with that model and {directory} again")
     if (directory / "report.json").exists():
         raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
     if is_running(directory):
@@ -68,12 +78,15 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
                 thrown = error
 
 
-def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool) -> Run[Report]:
-    entry = task_of(recipe.model)
+def _guarded(
+    recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool, in_hand: tuple[nn.Module, Task] | None = None
+) -> Run[Report]:
+    entry = OWN if in_hand else task_of(recipe.model, recipe.task)
     fits.check(recipe, entry.reads)
-    recipe = entry.settled(recipe)
+    recipe, device = entry.settled(recipe), pick_device(recipe.device)
     seen: list[Event] = []
-    loading = _tapped(stage("load", f"Loading {recipe.model}", entry.load(recipe, stop, pick_device(recipe.device))), seen.append)
+    steps = _taken(*in_hand, recipe, device) if in_hand else entry.load(recipe, stop, device)
+    loading = _tapped(stage("load", f"Loading {recipe.model}", steps), seen.append)
     try:
         subject = yield from loading
         exporting.check(recipe, subject)
@@ -117,6 +130,18 @@ def _guarded(recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, a
         ) from error
     finally:
         where.close()
+
+
+def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Subject]:
+    """What a script has in hand, as a run's subject."""
+    from engine.models.custom import checked
+    from engine.tasks.own import OwnTask, subject_of
+
+    if not isinstance(task, OwnTask):
+        raise UsageError(f"task is a {type(task).__name__}: give engine.Task.of(train=…, metric=…)")
+    torch.manual_seed(recipe.seed)
+    # The model of a script stays as it is.
+    return (yield from subject_of(copy.deepcopy(checked(model, recipe.model)), task, device, "as they are in memory", recipe.model))
 
 
 def _said(text: str) -> Run[None]:

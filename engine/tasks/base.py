@@ -98,6 +98,30 @@ class Task(ABC):
     divergence: ClassVar[bool] = False
     not_finite: str = "check the weights and the data"
 
+    @staticmethod
+    def of(
+        train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
+        unit: str = "", higher_is_better: bool | None = None,
+    ) -> Task:  # fmt: skip
+        """A task of one's own.
+
+        ``train``, ``validation`` and ``test`` are iterables of batches that can be read again (a list, a ``DataLoader``), or
+        functions that yield batches. A batch is ``(inputs, targets)``, a dict with ``targets`` or ``labels`` beside the model's
+        keyword arguments, or ``engine.Batch``; inputs are a tensor, a tuple of arguments or a dict of keyword arguments. Splits that are
+        not given are split off ``train``, and the report says how.
+
+        ``metric`` is a function ``(outputs, targets) -> number`` over a whole split, an object with ``update``, ``compute`` and
+        ``reset`` as torchmetrics has, or a dict of several, of which the first decides. ``unit`` "%" marks a part (0..1).
+        ``loss`` is a function ``(outputs, targets) -> tensor`` of one batch; without it training distils from fp32.
+        Raises UsageError for a loader that can be read once alone.
+
+        >>> loader = [(torch.randn(8, 3, 32, 32), torch.randint(10, (8,))) for _ in range(10)]
+        >>> task = Task.of(loader, metric=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean(), unit="%")
+        """
+        from engine.tasks import own
+
+        return own.of(train, validation, test, metric=metric, loss=loss, name=name, item=item, unit=unit, higher_is_better=higher_is_better)
+
     @property
     def metric(self) -> Metric:
         """The one that decides."""

@@ -59,6 +59,11 @@ def find(name: str) -> TaskEntry:
     return TASKS[name]
 
 
-def task_of(model: str) -> TaskEntry:
-    """The task of a model of which only the name is known."""
+OWN = TaskEntry("own", "a task of your own", "", "anything", "", "engine.tasks.own")
+
+
+def task_of(model: str, task: str | None = None) -> TaskEntry:
+    """The task of that name, or of a model of which only the name is known. Raises UsageError for a name that is not known."""
+    if task is not None:
+        return OWN if ":" in task else find(task)
     return TASKS["causal-lm" if is_language(model) else "classification"]
