@@ -59,7 +59,8 @@ class Gram:
 
     def add(self, x: Tensor, keep: Tensor | None = None, original: Tensor | None = None) -> None:
         """Inputs (..., in), and where the sums are ``drifting`` what they were in the original model; ``keep`` is bool of the
-        leading shape and leaves padding out. Raises EngineError for NaN or infinity."""
+        leading shape and leaves padding out; of tokens that were picked or sorted, as an expert's are, it says nothing, and all
+        count. Original inputs of another number have no pair here. Raises EngineError for NaN or infinity."""
         rows = self._rows(x, keep)
         if not len(rows):
             return
@@ -71,7 +72,7 @@ class Gram:
         self.magnitude += rows.abs().sum(0)
         self.peak = torch.maximum(self.peak, peak)
         self.count += len(rows)
-        if self.cross is not None and original is not None:
+        if self.cross is not None and original is not None and original.numel() == x.numel():
             drift = self._rows(original, keep) - rows
             self.cross.addmm_(drift.T, rows)
             self.moved += drift.sum(0)
@@ -95,7 +96,7 @@ class Gram:
 
     def _rows(self, x: Tensor, keep: Tensor | None) -> Tensor:
         rows = x.detach().reshape(-1, self.width).to(torch.float32)
-        return rows if keep is None else rows[keep.reshape(-1)]
+        return counted(rows, keep)
 
     @property
     def second(self) -> Tensor:
@@ -129,6 +130,13 @@ class Gram:
         if not self.count:
             raise EngineError("no calibration input reached a layer: give calibration text that is not empty")
         return self.count
+
+
+def counted(rows: Tensor, keep: Tensor | None) -> Tensor:
+    """The ``rows`` (n, in) that ``keep``, bool (batch, tokens), lets count; all where they are not one or several for each token."""
+    if keep is None or len(rows) % keep.numel():
+        return rows
+    return rows[keep.reshape(-1).repeat(len(rows) // keep.numel())]
 
 
 def shrunk(second: Tensor, count: int) -> Tensor:

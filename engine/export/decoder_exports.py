@@ -133,7 +133,7 @@ def _run_onnx(path: Path) -> Ran:
     from engine.export.onnx.decoder_run import OnnxDecoder
 
     model = OnnxDecoder(path, torch.get_num_threads(), tried=True)
-    return Ran(model.label, "CPUExecutionProvider integers, accuracy level 4", model.step, last(model.step))
+    return Ran(model.label, "CPUExecutionProvider", model.step, last(model.step))
 
 
 def _run_compressed(path: Path) -> Ran:

@@ -15,10 +15,13 @@ from engine.models.anatomy import anatomy, blocks_of, kind_of
 from engine.models.transformers_folder import AGAIN, Folder
 from engine.models.weights_file import check_numbers, read_state
 
-_FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 _TOKENS = 8
 # A row's numbers hardly depend on the others of a batch; one token in eight that is seen changes them far more.
 _NOISE = 1e-5
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+# What compressed-tensors, FP8 checkpoints, GPTQ and AWQ, and bitsandbytes keep beside their weights.
+_SCALES = ("weight_scale", "weight_scale_inv", "weight_zero_point", "weight_packed", "qweight", "qzeros", "SCB", "absmax", "quant_state")
 
 
 def unloadable(found: Folder, error: Exception) -> EngineError:
@@ -52,22 +55,37 @@ def _misfit(found: Folder) -> str:
     return ""
 
 
-def check_weights(found: Folder, model: Any) -> None:
-    """Raises EngineError where a file holds integers, booleans, complex numbers or 8-bit floats for what ``model`` computes with in
-    floating point, which loading turns into float32 numbers of another meaning; and for weights that are all zero."""
-    own = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+def check_not_zero(found: Folder, model: Any) -> None:
+    """Raises EngineError for weights that are all zero."""
+    check_numbers({name: value for name, value in model.state_dict().items() if value.is_floating_point()}, str(found.path))
+
+
+def check_floats(found: Folder) -> None:
+    """Raises EngineError for a folder whose weights are integers or 8-bit floats, or come with the scales of such: read as they are
+    they would be another model."""
     for file in found.weights:
-        for name, kind in _kinds(file):
-            if kind not in _FLOATS and (name in own or f"{model.base_model_prefix}.{name}" in own):
-                raise EngineError(f"{file} holds {name} as {kind}, not as floating-point weights: give the folder of the model before that")
-    check_numbers(own, str(found.path))
+        for name, kind, dims in _kinds(file):
+            wrong = kind if name.endswith("weight") and dims > 1 and kind not in _FLOATS else ""
+            if wrong or name.rpartition(".")[2] in _SCALES:
+                what = f"{ascii(name)[1:-1]} is {wrong}" if wrong else f"it has {ascii(name)[1:-1]}"
+                raise EngineError(
+                    f"{found.path} is quantized already ({what}), which its config.json does not say: give the model in fp32 or 16 bits "
+                    "that it was made from"
+                )
 
 
-def _kinds(file: Path) -> list[tuple[str, str]]:
-    """Names of the tensors with their types."""
-    if file.suffix != ".safetensors":
-        return [(name, str(tensor.dtype).removeprefix("torch.")) for name, tensor in read_state(file).items()]
-    return [(name, str(part["dtype"])) for name, part in _header(file).items()]
+def _kinds(file: Path) -> list[tuple[str, str, int]]:
+    """Name, type and number of dimensions of each tensor; nothing of a file that cannot be read, which its loading tells."""
+    if file.suffix == ".safetensors":
+        return [(name, str(part["dtype"]), len(part["shape"])) for name, part in _header(file).items()]
+    try:
+        state = torch.load(file, map_location="meta", weights_only=True)
+    except Exception:
+        return []
+    if not isinstance(state, dict):
+        return []
+    tensors = ((str(name), tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor))
+    return [(name, _TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")), tensor.dim()) for name, tensor in tensors]
 
 
 def _header(file: Path) -> dict[str, Any]:

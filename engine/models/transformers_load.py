@@ -16,18 +16,20 @@ from torch import Tensor
 from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.models import hub
 from engine.models.language_registry import ENTRIES, is_hub_id
-from engine.models.soundness import check_decoder, check_weights, left_over, unloadable
+from engine.models.soundness import check_decoder, check_floats, check_not_zero, left_over, unloadable
 from engine.models.transformers_folder import Folder, look
 
 # Windows longer than this make perplexities of different models hard to compare, and attention slow.
 LONGEST = 2048
+# Tokens that are added to a tokenizer after training, and rows by which an embedding is filled up.
+_ADDED, _PADDED = 16, 1024
 
 
 @dataclass(frozen=True)
 class LanguageModel:
     """``model`` is a transformers ``PreTrainedModel`` that predicts the next token, in float32 and eval mode; ``tokenizer`` one of
     transformers, None where the data are token ids. ``context`` is how many tokens the model reads at most; ``source`` is
-    ``package``, ``hub`` or ``folder``, and ``path`` the folder it was read from."""
+    ``package``, ``hub`` or ``folder``, and ``path`` the folder it was read from; ``notes`` are sentences that a person is warned with."""
 
     name: str
     model: Any
@@ -35,6 +37,7 @@ class LanguageModel:
     context: int
     source: str
     path: Path
+    notes: tuple[str, ...] = ()
 
     def logits(self, ids: Tensor) -> Tensor:
         """Token ids (N, T) to logits (N, T, vocabulary), without a cache."""
@@ -68,9 +71,8 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
         tokenizer = _tokenizer(found) if found.has_tokenizer else None
         context = context_of(model.config)
         check_decoder(model, place, context)
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, model, place)
-    return LanguageModel(name, model, tokenizer, context, source, place)
+    notes = () if tokenizer is None else check_vocabulary(tokenizer, model, place)
+    return LanguageModel(name, model, tokenizer, context, source, place, notes)
 
 
 def _place(name: str) -> tuple[str, Path]:
@@ -102,6 +104,7 @@ def _model(found: Folder) -> Any:
                 f"{found.path} asks to run code that comes with it, which qtui never does: give a model that transformers knows"
             )
         raise EngineError(f"transformers knows no decoder of type {kind!r} ({found.path}): update transformers, or give another model")
+    check_floats(found)
     try:
         model, info = _read(found.path)
     except Exception as error:
@@ -112,7 +115,7 @@ def _model(found: Folder) -> Any:
             raise EngineError(f"{found.path} {what} {len(some)} of the model's tensors, {some[0]} first: copy or download it again")
     if spare := left_over(model, [str(name) for name in info["unexpected_keys"]]):
         raise EngineError(f"{found.path} holds {spare}, which its config.json has no place for: they belong to different models")
-    check_weights(found, model)
+    check_not_zero(found, model)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise EngineError(f"{found.path} holds NaN or infinity in {name}: use another checkpoint")
@@ -145,13 +148,17 @@ def _tokenizer(found: Folder) -> Any:
         raise EngineError(f"the tokenizer in {found.path} cannot be read ({one_line(error, 160)}): copy or download it again") from error
 
 
-def check_vocabulary(tokenizer: Any, model: Any, place: Path) -> None:
-    """Raises EngineError where the tokenizer's ids do not fit the rows of the embedding; some rows may be left over."""
+def check_vocabulary(tokenizer: Any, model: Any, place: Path) -> tuple[str, ...]:
+    """Warnings where a few tokens have no row of the embedding, such as a pad that was added and is never read, or many rows no token:
+    embeddings are padded to round numbers. Raises EngineError where most of the one or the other has no counterpart."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
-    # Embeddings are padded to a round number, by a few hundred rows at most.
-    if ids > rows or ids < 0.9 * rows - 512:
-        raise EngineError(f"{place}: the tokenizer has {ids:,} tokens and the embedding {rows:,} rows: they belong to different models")
+    sizes = f"the tokenizer has {ids:,} tokens and the embedding {rows:,} rows"
+    if ids - rows > max(0.01 * rows, _ADDED) or ids < 0.9 * rows - _PADDED:
+        raise EngineError(f"{place}: {sizes}: they belong to different models")
+    if ids > rows:
+        return (f"{sizes}: a text with an id of {rows:,} or more is refused",)
+    return (f"{sizes}: the rest is never read",) if ids < 0.9 * rows - 512 else ()
 
 
 def context_of(config: Any) -> int:

@@ -59,6 +59,8 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
         window = max(len(ids) for some in text.sequences.values() for ids in some)
     language.model.to(device)
     counts = ", ".join(f"{count:,} {split}" for split, count in tokens(text).items())
+    for note in language.notes:
+        yield Notice(f"{recipe.model}: {note}", "warning")
     yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {window:,}")
     divided = f"; {HALVES}" if isinstance(text, SequenceData) else ""
     yield Notice(f"{name}: tokens: {counts}{divided}")

@@ -16,6 +16,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.machine.device import wait
+from engine.tasks.generation import proceed
 
 # Ids (1, T) and the cache that the step before gave, or None, to the logits of the last token and the new cache.
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
@@ -53,12 +54,12 @@ class Lengths:
 
 
 def step_of(model: Any) -> Step:
-    """A transformers model as a step."""
+    """A transformers model as a step; one without a cache reads the whole text again for each token."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
     def step(ids: Tensor, past: Any) -> tuple[Tensor, Any]:
-        out = model(input_ids=ids, past_key_values=past, use_cache=True, **last)
-        return out.logits[0, -1], out.past_key_values
+        logits, held = proceed(model, ids, past, **last)
+        return logits[0, -1], held
 
     return step
 

@@ -1,8 +1,9 @@
-"""Continue a text token by token, with a cache of keys and values."""
+"""Continue a text token by token, with a cache of keys and values where the model has one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,23 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+
+
+@dataclass(frozen=True)
+class Reread:
+    """In the place of a cache, of a model that has none: the token ids (N, T) that it has read, and reads again."""
+
+    ids: Tensor
+
+
+def proceed(model: Any, ids: Tensor, past: Any, **options: Any) -> tuple[Tensor, Any]:
+    """The logits (N, T, vocabulary) of ``ids`` that follow those of ``past``, and what the next call is to be given as ``past``: the
+    cache, or ``Reread``. ``options`` go to the transformers model."""
+    if isinstance(past, Reread):
+        ids, past = torch.cat([past.ids, ids], 1), None
+    out = model(input_ids=ids, past_key_values=past, use_cache=True, **options)
+    cache = getattr(out, "past_key_values", None)
+    return out.logits, Reread(ids) if cache is None else cache
 
 
 def continuation(model: Any, ids: Tensor, count: int, *, stop: StopToken, context: int | None = None) -> Iterator[int]:
@@ -27,8 +45,8 @@ def continuation(model: Any, ids: Tensor, count: int, *, stop: StopToken, contex
     for _ in range(room):
         stop.check()
         with torch.inference_mode():
-            out = model(input_ids=given, past_key_values=past, use_cache=True)
-        logits, past = out.logits[0, -1], out.past_key_values
+            found, past = proceed(model, given, past)
+        logits = found[0, -1]
         if not torch.isfinite(logits).all():
             raise EngineError("the model's output is NaN or infinite: check the weights")
         token = int(logits.argmax())

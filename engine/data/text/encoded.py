@@ -61,8 +61,21 @@ def load_text(name: str, model: LanguageModel, stop: StopToken, window: int | No
     if model.tokenizer is None:
         raise EngineError(f"{model.name} has no tokenizer and cannot read {name}: give a .json file of token ids")
     data = _python_docs(model, stop) if name == "python-docs" else _other(name, model, stop, window)
+    _check_ids(data, model)
     check_length(data, window)
     return data
+
+
+def _check_ids(data: TextData, model: LanguageModel) -> None:
+    """Raises EngineError where the text has a token that the embedding has no row for."""
+    rows = int(model.model.get_input_embeddings().weight.shape[0])
+    largest = max((int(stream.max()) for stream in data.streams.values() if len(stream)), default=-1)
+    if largest >= rows:
+        word = model.tokenizer.convert_ids_to_tokens(largest)
+        raise EngineError(
+            f"{data.name} has the token {largest:,} ({ascii(word)[:40]}) and the embedding of {model.name} {rows:,} rows: take the "
+            "tokenizer that the model was trained with, or leave that token out of the text"
+        )
 
 
 def check_length(data: TextData, window: int) -> None:

@@ -32,20 +32,30 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Any:
 
 def encode(tokenizer: Any, documents: Sequence[Document], *, ends: bool = True, check: Callable[[], None] = lambda: None) -> Tensor:
     """The documents one after the other as ids (tokens,), int64. With ``ends`` the end-of-text follows each, where the tokenizer has
-    one; no other special token is added.
+    one; before each is what the tokenizer itself begins a text with, such as ``<s>``. No other special token is added.
 
     ``tokenizer`` is one of transformers; ``check`` is called before each document.
     """
     import torch
 
     end = tokenizer.eos_token_id if ends else None
+    begins = beginning(tokenizer)
     ids: list[int] = []
     for document in documents:
         check()
+        ids.extend(begins)
         ids.extend(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
         if end is not None:
             ids.append(end)
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The special tokens that ``tokenizer`` puts before a text when it is left to add its own."""
+    bare = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
+    at = next((at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), 0)
+    return list(whole[:at])
 
 
 def fingerprint(tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accur
     Raises EngineError for what has no graph."""
     said = [note({name: matrix.weight for name, matrix in decoder.matrices.items() if not matrix.tied})]
     multiplied = [matrix for path, matrix in decoder.matrices.items() if kind_of(decoder.twin.get_submodule(path)) != "Embedding"]
-    if accuracy == 4 and (blocks := sum(not per_token(matrix) for matrix in multiplied)):
+    if accuracy == 4 and (blocks := sum(m.activations is not None and not per_token(m) for m in multiplied)):
         said.append(f"ONNX Runtime rounds what enters {blocks} matrices to 8 bits in blocks, whatever the recipe says of it")
     save(build(decoder, about, accuracy), path)
     return "; ".join(part for part in said if part)

@@ -31,7 +31,8 @@ def present(block: int) -> tuple[str, str]:
 
 
 def build(decoder: QuantizedDecoder, about: Mapping[str, str], accuracy: int = 4) -> Any:
-    """The ``ModelProto``, with ``about`` as its properties. ``accuracy`` 4 multiplies integers, 1 computes with float32 activations.
+    """The ``ModelProto``, with ``about`` as its properties. ``accuracy`` 4 multiplies integers where the recipe
+    rounds activations, 1 computes with float32 ones.
 
     Raises EngineError for families and groups that are not covered."""
     return _Writer(decoder, accuracy).model(about)
@@ -134,7 +135,7 @@ class _Writer:
         if matrix is not None and per_token(matrix):
             return self.matrices.multiply_tokens(x, matrix.weight, bias, path)
         if matrix is not None:
-            return self.matrices.multiply(self.on_grid(x, path), matrix.weight, bias, path)
+            return self.matrices.multiply(self.on_grid(x, path), matrix.weight, bias, path, matrix.activations is None)
         stored = graph.constant(self.weight(path), f"{path}.weight")
         # Conv1D holds (in, out); the others' rows may be an embedding's too.
         if kind_of(module) != "Conv1D":

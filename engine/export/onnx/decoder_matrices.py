@@ -86,14 +86,15 @@ def per_token(matrix: QuantizedMatrix) -> bool:
 
 class Matrices:
     """Writes matrices into ``graph``; one that is read as an embedding and as a head is stored once. ``accuracy`` is the kernel's
-    ``accuracy_level``: at 4 it rounds activations to 8 bits in each block and multiplies integers, at 1 it computes in float32."""
+    ``accuracy_level`` where the recipe rounds activations: at 4 it rounds them to 8 bits in each block and multiplies integers, at 1
+    it computes in float32."""
 
     def __init__(self, graph: Graph, accuracy: int) -> None:
         self.graph, self.accuracy = graph, accuracy
         self._held: dict[int, tuple[Blocked, list[str]]] = {}
 
-    def multiply(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str) -> str:
-        """``x @ weight.T + bias``."""
+    def multiply(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str, floats: bool = False) -> str:
+        """``x @ weight.T + bias``; with ``floats`` the recipe leaves ``x`` in float32, and so does the kernel."""
         form, (packed, scale, *zeros) = self._stored(weight, path)
         graph = self.graph
         step = graph.node("Cast", [scale], f"{path}/step", to=graph.onnx.TensorProto.FLOAT)
@@ -102,7 +103,7 @@ class Matrices:
             names.pop()
         return graph.node(
             "MatMulNBits", names, path, domain=MICROSOFT, K=form.inputs, N=form.packed.shape[0], bits=form.bits, block_size=form.block,
-            accuracy_level=self.accuracy,
+            accuracy_level=1 if floats else self.accuracy,
         )  # fmt: skip
 
     def multiply_tokens(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str) -> str:

@@ -70,12 +70,19 @@ def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) ->
 
 
 def blocked(graph: Graph, weight: QWeight, hint: str) -> str:
-    """Float weights (in, out) of a linear layer whose arithmetic stays in floating point: one DequantizeLinear from integers of
-    the stored width, with one scale a channel or a block of inputs."""
-    values = weight.values.t().contiguous()
-    name = graph.int4(values, f"{hint}_integers") if weight.bits <= 4 else graph.constant(values, f"{hint}_integers")
+    """Float weights (in, out) of a linear layer whose arithmetic stays in floating point, from integers of the stored
+    width with one scale a channel or a block of inputs.
+
+    A DequantizeLinear right before a MatMul is what ONNX Runtime replaces by a MatMulNBits, which by default rounds the layer's
+    inputs to 8 bits. So 4 bits are turned behind it, and 8 bits, which the runtime turns by itself, are cast and scaled."""
+    if weight.bits > 4:
+        stored = graph.constant(weight.integers().t().contiguous(), f"{hint}_integers")
+        numbers = graph.node("Cast", [stored], f"{hint}_weight", to=graph.onnx.TensorProto.FLOAT)
+        return graph.node("Mul", [numbers, graph.constant(weight.scale)], f"{hint}_weight")
+    name = graph.int4(weight.values.contiguous(), f"{hint}_integers")
     if weight.multiplier is None:
-        return graph.node("DequantizeLinear", [name, graph.constant(weight.scale)], f"{hint}_weight", axis=1)
-    step = (weight.multiplier.float() * weight.scale[:, None]).t().contiguous()
-    attributes = {"axis": 0, "block_size": weight.group_size}
-    return graph.node("DequantizeLinear", [name, graph.constant(step)], f"{hint}_weight", **attributes)
+        made = graph.node("DequantizeLinear", [name, graph.constant(weight.scale)], f"{hint}_weight", axis=0)
+    else:
+        step = (weight.multiplier.float() * weight.scale[:, None]).contiguous()
+        made = graph.node("DequantizeLinear", [name, graph.constant(step)], f"{hint}_weight", axis=1, block_size=weight.group_size)
+    return graph.node("Transpose", [made], f"{hint}_weight", perm=[1, 0])

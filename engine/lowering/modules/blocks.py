@@ -59,7 +59,8 @@ def quantize_blocks(
 
     The blocks are changed in place: weights become what their integers stand for, norms and biases take up scales and means.
     ``batches`` (from ``capture``) hold the hidden states that enter the first block and are overwritten by those that leave
-    each. Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
+    each; where errors are propagated, their ``original`` may hold what entered before anything was rounded.
+    Yields ``Progress`` in matrices, and ``MatrixQuantized``. With ``checkpoints``, each finished block is
     written there, and a later call with the same model, text and tasks goes on from it bit for bit (a method of one's own is
     known by its functions' addresses: its checkpoints serve the process that wrote them). A ``Notice`` tells of blocks that are
     there for others.
@@ -72,7 +73,8 @@ def quantize_blocks(
     carried = any(task.how.propagation for task in tasks.values())
     if carried:
         for batch in batches:
-            batch.original = batch.hidden
+            if batch.original is None:
+                batch.keep_original()
     mark = fingerprint(named, batches, tasks) if checkpoints is not None else ""
     paths = [] if checkpoints is None else [checkpoints / f"block-{index:04d}.safetensors" for index in range(len(named))]
     if others := of_others(paths, mark):
@@ -104,7 +106,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
     for batch in batches:
         stop.check()
         if before is not None:
-            batch.original = run_block(before, batch, index, batch.original)
+            batch.original = run_block(before, batch, index, original=True)
         batch.hidden = run_block(block, batch, index)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,23 +24,57 @@ class Batch:
     """Hidden states (batch, tokens, width) on the way into a block, and what each block is given beside them.
 
     ``keep`` is bool (batch, tokens), False at padding, or None where there is none. ``others[i]`` are block i's remaining
-    positional and keyword arguments: masks and positions, which the blocks share. ``original`` is what ``hidden`` would be
-    were no block quantized, None where nobody asks.
+    positional and keyword arguments: masks and positions, which the blocks share, and where one block reads keys and values of an
+    earlier one, the mapping in which they are left. ``original`` is what ``hidden`` would be were nothing quantized, None where
+    nobody asks, and ``original_others`` are the arguments beside it, whose mappings are their own.
     """
 
     hidden: Tensor
     keep: Tensor | None
     others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     original: Tensor | None = None
+    original_others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def keep_original(self) -> None:
+        """Let ``original`` begin as what enters now."""
+        self.original, self.original_others = self.hidden, _separated(self.others)
 
 
-def run_block(block: nn.Module, batch: Batch, index: int, hidden: Tensor | None = None) -> Tensor:
-    """The hidden states that leave ``block``, the decoder's ``index``-th, when ``hidden`` or else the batch's own enter."""
-    args, named = batch.others[index]
-    output = block(batch.hidden if hidden is None else hidden, *args, **named)
-    left = output[0] if isinstance(output, tuple) else output
-    assert isinstance(left, Tensor)
+def run_block(block: nn.Module, batch: Batch, index: int, original: bool = False) -> Tensor:
+    """The hidden states that leave ``block``, the decoder's ``index``-th, when the batch's own enter, or its ``original`` ones."""
+    args, named = (batch.original_others if original else batch.others)[index]
+    return _hidden(block(batch.original if original else batch.hidden, *args, **named), index)
+
+
+def _hidden(output: Any, index: int) -> Tensor:
+    """The hidden states in what block ``index`` returned: a tensor, or a sequence that begins with one."""
+    left = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(left, Tensor):
+        raise EngineError(f"block {index} returns {type(left).__name__} where hidden states belong: it cannot be quantized block by block")
     return left
+
+
+def left_beside(batch: Batch, index: int) -> list[Tensor]:
+    """The tensors in the mappings that block ``index`` was given: keys and values that later blocks read."""
+    args, named = batch.others[index]
+    return [tensor for given in (*args, *named.values()) if isinstance(given, MutableMapping) for tensor in _tensors(given.values())]
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        found += [value] if isinstance(value, Tensor) else _tensors(value) if isinstance(value, tuple | list) else []
+    return found
+
+
+def _separated(others: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The same arguments with copies of the mappings; those that blocks share are shared by the copies."""
+    copies: dict[int, Any] = {}
+
+    def own(given: Any) -> Any:
+        return copies.setdefault(id(given), copy.copy(given)) if isinstance(given, MutableMapping) else given
+
+    return [(tuple(own(given) for given in args), {name: own(given) for name, given in named.items()}) for args, named in others]
 
 
 @torch.no_grad()
@@ -65,16 +101,20 @@ def capture(
 
 def _one(forward: Callable[[Tensor], object], blocks: Sequence[nn.Module], ids: Tensor, keep: Tensor | None) -> Batch:
     batch: Batch | None = None
-    beside: tuple[object, ...] | None = None
+    beside: list[object] | None = None
 
     def recorder(index: int, original: Callable[..., object]) -> Callable[..., object]:
         def record(*args: Any, **named: Any) -> object:
             nonlocal batch, beside
-            hidden = args[0] if args else named.pop("hidden_states")
+            # By whatever name the block's first argument goes.
+            hidden = args[0] if args else named.pop(next(iter(inspect.signature(original).parameters)), None)
+            if not isinstance(hidden, Tensor) or len(batch.others if batch else ()) != index:
+                raise EngineError("the model does not hand hidden states from block to block: it cannot be quantized block by block")
             if index == 0:
-                # A decoder takes from its blocks either a tensor or a tuple that begins with one: the first block tells.
+                # A decoder takes from its blocks either a tensor or a sequence that begins with one: the first block tells.
                 left = original(*(args or (hidden,)), **named)
-                beside = left[1:] if isinstance(left, tuple) else None
+                _hidden(left, index)
+                beside = list(left[1:]) if isinstance(left, tuple | list) else None
                 batch = Batch(hidden, keep)
             assert batch is not None
             batch.others.append((tuple(args[1:]), dict(named)))

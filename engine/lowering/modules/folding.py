@@ -8,14 +8,14 @@ output is used elsewhere, Gemma's ``1 + weight``, a GELU in between or keys and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from engine.lowering.modules.block_linears import Linear
-from engine.lowering.modules.capture import Batch, run_block
+from engine.lowering.modules.capture import Batch, left_beside, run_block
 
 # Folding moves the block's output by rounding alone. Relative to the largest change a block makes.
 TOLERANCE = 1e-4
@@ -39,10 +39,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers with one input, in the order in which the block runs its groups, and what may take a scale back."""
+    """Linear layers with one input, in the order in which the block runs its groups, and what may take a scale back. ``once`` is
+    whether they run once in the block; those that run several times have the same inputs each time."""
 
     members: tuple[Linear, ...]
     source: Source | None = None
+    once: bool = True
 
     @torch.no_grad()
     def fold(self, scale: Tensor) -> None:
@@ -59,17 +61,11 @@ def groups_of(block: nn.Module, found: Sequence[Linear], batch: Batch, index: in
     chosen, is left out. ``fold=False`` does not look for sources."""
     by_module = {matrix.module: matrix for matrix in found}
     norms = {m: name for name, m in block.named_modules() if m not in by_module and _is_norm(m)}
-    entered: list[tuple[Tensor, list[Linear]]] = []
+    calls: dict[nn.Module, list[Tensor]] = {}
     made: list[tuple[str, nn.Module, Tensor]] = []
 
     def enters(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        matrix = by_module[module]
-        for held, members in entered:
-            if held is args[0] and matrix not in members:
-                members.append(matrix)
-                return
-        if not any(matrix in members for _, members in entered):
-            entered.append((args[0], [matrix]))
+        calls.setdefault(module, []).append(args[0])
 
     def leaves(module: nn.Module, args: object, output: Tensor) -> None:
         made.append((norms[module], module, output))
@@ -78,40 +74,47 @@ def groups_of(block: nn.Module, found: Sequence[Linear], batch: Batch, index: in
     hooks += [norm.register_forward_hook(leaves) for norm in norms]
     try:
         with torch.no_grad():
-            before = run_block(block, batch, index)
+            before = [run_block(block, batch, index), *left_beside(batch, index)]
     finally:
         for hook in hooks:
             hook.remove()
-    groups = []
-    for place, (held, members) in enumerate(entered):
-        group = Group(tuple(members))
+    entered: dict[tuple[int, ...], list[Linear]] = {}
+    for module, inputs in calls.items():
+        entered.setdefault(tuple(id(x) for x in inputs), []).append(by_module[module])
+    groups: list[Group] = []
+    for members in entered.values():
+        inputs = calls[members[0].module]
+        group = Group(tuple(members), once=len(inputs) == 1)
         if fold:
-            candidates = [_norm_source(name, module) for name, module, output in made if output is held]
-            earlier = [matrix for _, others in entered[:place] for matrix in others]
+            candidates = [_norm_source(name, module) for name, module, output in made if output is inputs[0]]
+            earlier = [matrix for other in groups for matrix in other.members]
             candidates += [source for matrix in reversed(earlier) for source in _linear_sources(matrix, members[0].shape[1])]
-            group = next((g for g in (Group(group.members, c) for c in candidates) if _unmoved(block, g, batch, index, before)), group)
+            group = next((g for g in (replace(group, source=c) for c in candidates) if _unmoved(block, g, batch, index, before)), group)
         groups.append(group)
     return groups
 
 
-def _unmoved(block: nn.Module, group: Group, batch: Batch, index: int, before: Tensor) -> bool:
-    """Whether a scale between 1/2 and 2 leaves the block's output as it is. The block is put back bit for bit."""
+def _unmoved(block: nn.Module, group: Group, batch: Batch, index: int, before: Sequence[Tensor]) -> bool:
+    """Whether a scale between 1/2 and 2 leaves the block's output as it is, and what later blocks read of it beside that. The block
+    is put back bit for bit."""
     assert group.source is not None
     inputs = group.members[0].shape[1]
     scale = torch.exp2(torch.linspace(-1, 1, inputs, dtype=torch.float64)[torch.randperm(inputs, generator=_seeded())])
-    scale = scale.to(before.device, before.dtype)
+    scale = scale.to(before[0].device, before[0].dtype)
     held = [member.held.detach() for member in group.members] + [part() for part in group.source.parts]
     kept = [tensor.clone() for tensor in held]
     try:
         group.fold(scale)
         with torch.no_grad():
-            after = run_block(block, batch, index)
+            after = [run_block(block, batch, index), *left_beside(batch, index)]
     finally:
         for tensor, value in zip(held, kept, strict=True):
             with torch.no_grad():
                 tensor.copy_(value)
-    change = (before - batch.hidden).abs().max().clamp_min(1e-6)
-    return bool((after - before).abs().max() <= TOLERANCE * torch.maximum(change, before.abs().max() * 1e-2))
+    change = (before[0] - batch.hidden).abs().max().clamp_min(1e-6)
+    allowed = [torch.maximum(change, before[0].abs().max() * 1e-2), *(tensor.abs().max() for tensor in before[1:])]
+    moved = [(new - old).abs().max() for new, old in zip(after, before, strict=True)]
+    return all(bool(by <= TOLERANCE * most) for by, most in zip(moved, allowed, strict=True))
 
 
 def _seeded() -> torch.Generator:

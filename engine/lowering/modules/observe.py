@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.algorithms.gram import counted
 from engine.data.text.batching import filled
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
@@ -129,8 +130,8 @@ def rows(seen: Mapping[str, Inputs]) -> tuple[RangeRow, ...]:
 
 def _look(seen: Inputs, current: Mapping[str, Tensor | None]) -> Any:
     def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        keep = current["keep"]
-        rows = given[0].reshape(-1, given[0].shape[-1])
-        seen.update(rows if keep is None else rows[keep.flatten()])
+        rows = counted(given[0].reshape(-1, given[0].shape[-1]), current["keep"])
+        if len(rows):
+            seen.update(rows)
 
     return look

@@ -1,4 +1,4 @@
-"""From a plan to integers: the blocks in their order, then what stands outside of them."""
+"""From a plan to integers: what stands outside of the blocks, then the blocks in their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.algorithms.registry import method
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow
 from engine.lowering.modules.blocks import Task, quantize_blocks
-from engine.lowering.modules.capture import capture
+from engine.lowering.modules.capture import Batch, capture
 from engine.lowering.modules.observe import batches, observe
 from engine.lowering.modules.progress import MatrixQuantized, noted
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, duplicate, group_spec
@@ -43,20 +43,18 @@ def round_decoder(
         for row in wanted.values() if row.decoder == "block" and row.actual.weights is not None
     }  # fmt: skip
     weights: dict[str, GroupedWeight] = {}
-    if tasks:
-        # Without a method that looks at inputs no text is run at all.
-        needed = any(task.how.needs_inputs for task in tasks.values())
-        entering = capture(lambda ids: twin(input_ids=ids, use_cache=False), list(blocks), batches(windows, batch), stop) if needed else []
-        named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
-        steps = quantize_blocks(named, entering, tasks.get, stop, checkpoints)
-        weights = yield from noted(steps, lambda note: told.update({note.name: note}))
+    # First what stands outside of the blocks: they read what rounded embeddings give.
     for row in wanted.values():
-        if row.path not in weights and row.tied is None:
+        if row.path not in tasks and row.tied is None:
             stop.check()
             assert row.actual.weights is not None
             weights[row.path], note = _alone(twin, row)
             told[row.path] = note
             yield note
+    if tasks:
+        named = [(f"{path}.{number}", block) for number, block in enumerate(blocks)]
+        steps = quantize_blocks(named, _entering(model, twin, tasks, windows, batch, stop), tasks.get, stop, checkpoints)
+        weights |= yield from noted(steps, lambda note: told.update({note.name: note}))
     grids = yield from _grids(twin, wanted, windows, batch, stop)
     return QuantizedDecoder(twin.to("cpu"), _matrices(wanted, weights, grids)), told
 
@@ -77,6 +75,22 @@ def retuned(
         for path, matrix in before.matrices.items()
     }
     return QuantizedDecoder(model.to("cpu"), matrices), found
+
+
+def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequence[Tensor], batch: int, stop: StopToken) -> list[Batch]:
+    """What enters the blocks of ``twin``, and where errors are propagated, of ``model`` too; nothing where no method looks at inputs."""
+    if not any(task.how.needs_inputs for task in tasks.values()):
+        return []
+
+    def captured(decoder: Any) -> list[Batch]:
+        blocks = list(blocks_of(decoder)[1])
+        return capture(lambda ids: decoder(input_ids=ids, use_cache=False), blocks, batches(windows, batch), stop)
+
+    entering = captured(twin)
+    if any(task.how.propagation for task in tasks.values()):
+        for rounded, original in zip(entering, captured(model), strict=True):
+            rounded.original, rounded.original_others = original.hidden, original.others
+    return entering
 
 
 @torch.no_grad()

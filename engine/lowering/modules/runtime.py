@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.errors import EngineError
 from engine.kernels.matrix.base import asked_of
 from engine.kernels.matrix.choose import Choice, choose
 from engine.kernels.matrix.computed import Computed
@@ -25,6 +26,40 @@ class Placement(NamedTuple):
     label: str
     reason: str | None
     storage_only: bool
+
+
+class HeldElsewhere:
+    """Stands for the float32 weight of a layer that holds integers: models ask it for its place, type and shape. Raises EngineError
+    where one computes with it."""
+
+    dtype = torch.float32
+
+    def __init__(self, path: str, shape: torch.Size, device: str) -> None:
+        self.path, self.shape, self.device = path, shape, torch.device(device)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        # What looks for an optional attribute goes on without it.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._refusal()
+
+    def __getitem__(self, at: object) -> Any:
+        raise self._refusal()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [*args, *(kwargs or {}).values()]
+        raise next(value for value in given if isinstance(value, cls))._refusal()
+
+    def _refusal(self) -> EngineError:
+        path = self.__dict__.get("path", "a layer")
+        return EngineError(f"the model computes with the weight of {path} past that layer: keep {path} in fp32 with a rule of the recipe")
 
 
 def choices(decoder: QuantizedDecoder, machine: Machine) -> dict[str, Choice]:
@@ -51,6 +86,7 @@ def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str,
     model = _without(decoder.twin, modules).to(machine.device)
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
+        object.__setattr__(module, "weight", HeldElsewhere(path, decoder.twin.get_submodule(path).weight.shape, machine.device))
         setattr(model.get_submodule(parent), name, module)
     fuse_activations(model)
     return model.eval(), {path: Placement(choice.label, choice.reason, choice.storage_only) for path, choice in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,17 @@ def statistics(
     gram = Gram(first.shape[1], first.held.device, drifting=original is not None)
     for batch, held in zip(batches, held_back(batches), strict=True):
         stop.check()
-        before = None if original is None else _entering(original[0], original[1], batch, index, batch.original)
-        x = _entering(block, first.module, batch, index)
-        if not judged or x.shape[:-1].numel() != held.numel():
-            # Of an expert's tokens it is not known which they are.
-            gram.add(x, batch.keep, before)
-            continue
-        keep = torch.ones_like(held) if batch.keep is None else batch.keep
-        gram.add(x, keep & ~held, before)
-        gram.hold_back(x, keep & held, before)
+        before = [] if original is None else _entering(original[0], original[1], batch, index, group.once, original=True)
+        for x, x0 in zip_longest(_entering(block, first.module, batch, index, group.once), before):
+            if x is None:
+                continue
+            if not judged or x.shape[:-1].numel() != held.numel():
+                # Of an expert's tokens it is not known which they are.
+                gram.add(x, batch.keep, x0)
+                continue
+            keep = torch.ones_like(held) if batch.keep is None else batch.keep
+            gram.add(x, keep & ~held, x0)
+            gram.hold_back(x, keep & held, x0)
     return gram
 
 
@@ -58,19 +61,20 @@ def held_back(batches: Sequence[Batch]) -> list[Tensor]:
     return masks
 
 
-def _entering(block: nn.Module, layer: nn.Module, batch: Batch, index: int, hidden: Tensor | None = None) -> Tensor:
-    """What enters ``layer``; what the block does after it is not run."""
+def _entering(block: nn.Module, layer: nn.Module, batch: Batch, index: int, once: bool, original: bool = False) -> list[Tensor]:
+    """What enters ``layer``, call by call. What the block does after it is not run where it is called ``once``."""
     found: list[Tensor] = []
 
     def enters(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         found.append(args[0])
-        raise Reached
+        if once:
+            raise Reached
 
     hook = layer.register_forward_pre_hook(enters)
     try:
-        run_block(block, batch, index, hidden)
+        run_block(block, batch, index, original)
     except Reached:
         pass
     finally:
         hook.remove()
-    return found[0] if found else torch.empty(0)
+    return found

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.algorithms.gram import counted
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
@@ -98,8 +99,7 @@ def _fit(weight: Tensor, held: Tensor, along: int) -> Tensor:
 
 def _look(seen: _Seen, current: Mapping[str, Tensor | None]) -> Any:
     def look(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        keep = current["keep"]
-        x, y = (tensor.reshape(-1, tensor.shape[-1]).float() for tensor in (given[0], out))
-        seen.update(*((x, y) if keep is None else (x[keep.flatten()], y[keep.flatten()])))
+        x, y = (counted(tensor.reshape(-1, tensor.shape[-1]).float(), current["keep"]) for tensor in (given[0], out))
+        seen.update(x, y)
 
     return look

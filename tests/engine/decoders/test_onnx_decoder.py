@@ -120,12 +120,19 @@ def test_every_grid_with_a_tied_head(inside: GroupSpec | None, outside: GroupSpe
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_integer_arithmetic_is_near_and_the_file_is_small(name: str, written: Write, tmp_path: Path) -> None:
-    decoder = family(name, GroupSpec(4, 16), GroupSpec(4, 16))
+    decoder = family(name, GroupSpec(4, 16), GroupSpec(4, 16), DYNAMIC)
     wanted = decoder.twin(some_ids()).logits
     model = written(decoder, INTEGER)
     noise = (model(some_ids()) - wanted).square().sum() / wanted.square().sum()
     assert 0 < noise < 1e-3, "activations of 8 bits: 30 dB and more"
     close(by_parts(model, some_ids(), 8, 1), model(some_ids()), 0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [GroupSpec(4, 16), EIGHT], ids=str)
+def test_activations_that_the_recipe_leaves_stay_in_floating_point(spec: GroupSpec, written: Write) -> None:
+    decoder = family("llama", spec, EIGHT)
+    close(written(decoder, INTEGER)(some_ids()), decoder.twin(some_ids()).logits)
 
 
 def test_integers_are_stored_as_the_kernel_reads_them() -> None:

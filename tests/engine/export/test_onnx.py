@@ -89,6 +89,22 @@ def test_four_bits_are_stored_in_four(tmp_path: Path) -> None:
     assert blocks == [16] and weight_only.program.layers
 
 
+@pytest.mark.parametrize("weights", [nets.W8, nets.W4, nets.GROUPS, WeightSpec(8, "per-group", 16)])
+@pytest.mark.parametrize("make", [nets.Residual, nets.Attention])
+def test_arithmetic_of_small_weights_stays_in_floating_point(make: Any, weights: WeightSpec, tmp_path: Path) -> None:
+    """ONNX Runtime's own matrix kernels would round what the layers read to 8 bits: 41 to 55 dB instead of 130 and more."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given = nets.quantized(make, weights, None)
+    write(given, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.images.numpy()})[0])
+    wanted = given.model(given.images)
+    assert sqnr_db(float(wanted.square().sum()), float((got - wanted).square().sum())) > 110
+    assert "MatMulNBits" not in {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+
+
 def test_weights_are_stored_once() -> None:
     """torch repeats a linear layer's weights along the tokens to multiply by them."""
     given = nets.quantized(nets.Attention)

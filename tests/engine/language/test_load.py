@@ -381,3 +381,31 @@ def test_a_name_of_no_kind_of_model_is_told_what_there_is(name: str, kind: type[
 
 def test_a_record_that_cannot_be_read_tells_nothing() -> None:
     assert LanguageEntry("x", "y", 1, 1, folder="nowhere").perplexity() == {} == ENTRIES["gpt2"].perplexity()
+
+
+def test_a_token_too_many_and_rows_of_padding_are_warned_of() -> None:
+    count = len(tiny_language.tokenizer().get_vocab())
+    (few,) = check_vocabulary(tiny_language.tokenizer(), tiny_language.gpt2(rows=count - 1), Path("x"))
+    assert f"{count - 1:,} rows: a text with an id of {count - 1:,} or more is refused" in few
+    (many,) = check_vocabulary(tiny_language.tokenizer(), tiny_language.gpt2(rows=count + 1024), Path("x"))
+    assert many.endswith("the rest is never read")
+    with pytest.raises(EngineError, match="they belong to different models"):
+        check_vocabulary(tiny_language.tokenizer(), tiny_language.gpt2(rows=count // 2), Path("x"))
+
+
+@pytest.mark.parametrize("form", ["float8", "int8", "scales", "bin"])
+def test_quantized_weights_that_the_config_does_not_name_are_refused(folder: Path, form: str) -> None:
+    state = load_file(folder / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    if form == "scales":
+        state["transformer.h.0.mlp.c_fc.weight_scale"] = torch.ones(1)
+    else:
+        state[name] = state[name].to(torch.float8_e4m3fn) if form == "float8" else (state[name] * 100).to(torch.int8)
+    if form == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    said = "it has transformer.h.0.mlp.c_fc.weight_scale" if form == "scales" else f"{name} is (F8_E4M3|I8|int8)"
+    with pytest.raises(EngineError, match=rf"is quantized already \({said}\), which its config.json does not say"):
+        load_language(str(folder))

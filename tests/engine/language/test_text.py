@@ -335,3 +335,30 @@ def test_no_special_token_but_the_end_is_added() -> None:
     docs = [Document("a", "the"), Document("b", "the")]
     assert encode(tokenizer, docs).tolist() == [*the, end, *the, end]
     assert encode(tokenizer, docs, ends=False).tolist() == [*the, *the]
+
+
+def test_a_tokenizer_that_begins_a_text_with_a_token_feeds_it() -> None:
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(tiny_language.tokenizer())
+    begin = tokenizer.convert_tokens_to_ids("Z")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="Z $0 Z", special_tokens=[("Z", begin)])
+    documents = [Document("one", "quick fox\n"), Document("two", "lazy dog\n")]
+    bare = [tiny_language.tokenizer()(document.text)["input_ids"] for document in documents]
+    end = tokenizer.eos_token_id
+    assert encode(tokenizer, documents).tolist() == [begin, *bare[0], end, begin, *bare[1], end]
+    assert encode(tiny_language.tokenizer(), documents).tolist() == [*bare[0], end, *bare[1], end]
+
+
+def test_a_text_with_an_id_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(tiny_language.sentences(200))
+    model = tiny_language.language()
+    plain = load_text(str(tmp_path / "text.txt"), model, StopToken())
+    assert isinstance(plain, TextData)
+    largest = max(int(stream.max()) for stream in plain.streams.values())
+    enough, few = (replace(model, model=tiny_language.gpt2(rows=rows)) for rows in (largest + 1, largest))
+    assert load_text(str(tmp_path / "text.txt"), enough, StopToken())
+    with pytest.raises(EngineError, match=rf"has the token {largest:,} .* and the embedding of tiny {largest:,} rows"):
+        load_text(str(tmp_path / "text.txt"), few, StopToken())
