@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import one_line
-from engine.kernels.base import IntegerLayer, Kernel
+from engine.kernels.base import IntegerLayer, Kernel, Steps
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.probe import FAMILIES
 from engine.kernels.x86_int8 import OneDNN
@@ -85,7 +86,40 @@ def _steps() -> str | None:
         off = (step(*inputs).int() - exact.int()).abs().max().item()
         if off > 1:
             return f"off by {off} steps"
+    return _layouts(steps)
+
+
+def _layouts(steps: Steps) -> str | None:
+    """Quantizing, a sum, a pooling and a mean of tensors in other layouts and of odd sizes, with other zero points."""
+    for (n, c, h, w), zero in product(((1, 18, 8, 8), (2, 33, 7, 5), (1, 1, 16, 32)), (0, 114, 255)):
+        grid, one = QParams(0.031, zero), QParams(0.02, 255 - zero)
+        functions = (
+            steps.quantize(grid, _never), steps.add(one, grid, grid, False, _never), steps.mean(one, grid, False, _never),
+            steps.max_pool((2, 2), (1, 1), (0, 0), (1, 1), _never),
+        )  # fmt: skip
+        for name, x in _ways(n, c, h, w).items():
+            real = x.double() / 10 - 6
+            exact = (
+                quantize(real, grid), quantize(dequantize(x, one).double() + dequantize(x, grid).double(), grid),
+                quantize(dequantize(x, one).double().mean((2, 3), keepdim=True), grid), F.max_pool2d(x.float(), 2, 1),
+            )  # fmt: skip
+            for function, inputs, wanted in zip(functions, ((real.float(),), (x, x), (x,), (x,)), exact, strict=True):
+                assert function is not None
+                off = (function(*inputs).int() - wanted.int()).abs().max().item()
+                if off > 1:
+                    return f"off by {off} steps on a {name} tensor {(n, c, h, w)} with zero point {zero}"
     return None
+
+
+def _ways(n: int, c: int, h: int, w: int) -> dict[str, Tensor]:
+    """uint8 tensors (n, c, h, w) by their layout."""
+    return {
+        "contiguous": _integers((n, c, h, w)),
+        "channels-last": _integers((n, c, h, w)).contiguous(memory_format=torch.channels_last),
+        "transposed": _integers((n, c, w, h)).transpose(2, 3),
+        "sliced": _integers((n, c + 3, h, 2 * w))[:, 1 : c + 1, :, ::2],
+        "expanded": _integers((1, 1, h, 1)).expand(n, c, h, w),
+    }
 
 
 def _never(*_: Tensor) -> Tensor:

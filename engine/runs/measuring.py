@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.events.cancellation import StopToken
-from engine.events.event import Event
+from engine.events.event import Event, Notice
 from engine.lowering.base import Baseline, Quantized
 from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, QuantizedFigures, speedups
@@ -49,6 +49,8 @@ def measure(
             task, {_THIS: forward_of(quantized.model)}, forward_of(baseline.reference), split, batch=recipe.data.batch, stop=stop,
             limit=recipe.data.limit if split == "test" else None,
         )  # fmt: skip
+    for told in getattr(quantized.model, "unplanned", ()):
+        yield Notice(told, "warning")
     # Figures that stand in one table are of one timing: of two, fp32's alone may differ by more than what is told of the models.
     models = {**baseline.forms, _THIS: quantized.model, **({_EARLIER: earlier.quantized.model} if earlier else {})}
     timings = yield from task.time(models, stop, device)

@@ -39,21 +39,22 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """How a step is made: ``out`` gives the result's shape for the inputs' shapes, ``describe`` the primitive. ``strided`` reads
-    any layout; ``flat`` drops the last two axes of the result, which are 1."""
+    """How a step is made: ``out`` gives the result's shape for the inputs' shapes, ``describe`` the primitive. ``flat`` drops the
+    last two axes of the result, which are 1."""
 
     out: Callable[[tuple[int, ...]], tuple[int, ...]]
     describe: Callable[[Library, tuple[int, ...], Handle, Handle], Handle]
     attributes: Attributes
     inputs: int = 1
-    strided: bool = False
     flat: bool = False
 
 
 class StepOnShapes:
     """A step as a function of uint8 (or float32, to be quantized) tensors (N, C, H, W); the result is uint8, channels last.
 
-    ``instead`` computes what oneDNN cannot.
+    Inputs of any layout are made dense channels last before oneDNN reads them: its reorder from float32 to uint8 leaves zero
+    points out of some elements when it has to move them too (version 3, contiguous NCHW with more than 16 channels that are no
+    multiple of four, transposed and expanded tensors). ``instead`` computes what oneDNN cannot.
     """
 
     def __init__(self, dnnl: Library, form: Form, instead: Function) -> None:
@@ -75,18 +76,27 @@ class StepOnShapes:
         return None if primitive is None else primitive.bind(*inputs, out).run
 
     def head(self, x: Tensor, out: Tensor) -> Callable[[Tensor], None] | None:
-        """As ``fix``, of another tensor like ``x`` at each call."""
+        """As ``fix``, of another tensor like ``x``, in its layout, at each call."""
         primitive = self._at((x,))
         if primitive is None:
             return None
-        bound = primitive.bind(torch.empty(0), out)
-        return lambda given: bound.on(given, out)
+        held = self.dense(x)
+        if held is x:
+            bound = primitive.bind(torch.empty(0), out)
+            return lambda given: bound.on(given, out)
+        fixed = primitive.bind(held, out)
+
+        def run(given: Tensor) -> None:
+            held.copy_(given)
+            fixed.run()
+
+        return run
 
     def dense(self, x: Tensor) -> Tensor:
-        return x if self._form.strided else x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
+        return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
 
     def _at(self, inputs: tuple[Tensor, ...]) -> Primitive | None:
-        key = (inputs[0].shape, inputs[0].stride() if self._form.strided else None, self._library.match_threads())
+        key = (inputs[0].shape, self._library.match_threads())
         if key not in self._made:
             if inputs[0].dim() != 4 or any(x.shape != inputs[0].shape for x in inputs):
                 return None
@@ -98,7 +108,7 @@ class StepOnShapes:
     def _make(self, x: Tensor) -> Primitive | None:
         shape = tuple(x.shape)
         out = self._form.out(shape)
-        source = descriptor(self._library, shape, x.dtype, x.stride() if self._form.strided else channels_last(shape))
+        source = descriptor(self._library, shape, x.dtype, channels_last(shape))
         target = descriptor(self._library, out, torch.uint8, channels_last(out))
         try:
             about = self._form.describe(self._library, shape, source, target)
@@ -122,7 +132,7 @@ def quantize(dnnl: Library, q: QParams, instead: Function) -> StepOnShapes | Non
     def describe(dnnl: Library, shape: tuple[int, ...], source: Handle, target: Handle) -> Handle:
         return described(dnnl, "reorder", source.address, dnnl.engine, target.address, dnnl.engine, held.address)
 
-    return StepOnShapes(dnnl, Form(lambda shape: shape, describe, extra, strided=True), instead)
+    return StepOnShapes(dnnl, Form(lambda shape: shape, describe, extra), instead)
 
 
 def max_pool(

@@ -21,7 +21,7 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
 from engine.lowering.files import NAME, file_of
 from engine.lowering.graph.input_spec import taking
-from engine.lowering.graph.program import Program, Step, steps_from
+from engine.lowering.graph.program import Program, Step, sizes_from, steps_from
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.uniform import QWeight, pack_nibbles, unpack_nibbles
 
@@ -66,7 +66,8 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
     try:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
-        program = Program(steps_from(header["program"]), header["program"]["result"], layers, kept)
+        held = header["program"]
+        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held))
         _check_flow(program)
         for step in program.steps:
             _check(step, program)

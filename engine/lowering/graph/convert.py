@@ -17,6 +17,7 @@ from engine.lowering.graph.fuse import LAYERS, folded_parameters
 from engine.lowering.graph.kinds import SIZES, kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
 from engine.lowering.graph.program import Program, Step, grid
+from engine.lowering.graph.sizes import held_sizes
 from engine.numerics.uniform import QParams, QWeight
 
 
@@ -69,7 +70,7 @@ class _Converter:
             if node.op == "output":
                 (result,) = node.args
                 assert isinstance(result, fx.Node)
-                return Program(tuple(self.steps), self._as_float(result), self.layers, self.tensors)
+                return Program(tuple(self.steps), self._as_float(result), self.layers, self.tensors, held_sizes(self.gm.graph))
             if node.name in self.units:
                 self._unit(node, self.units[node.name])
             elif node.name in self.sums:

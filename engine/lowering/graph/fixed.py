@@ -195,6 +195,13 @@ class Fixing:
         return out.copy_(sample)
 
 
+def mirrored(x: Tensor) -> Tensor:
+    """Images in the layout of ``x`` that are not the same: ``x`` read backwards. ``x`` itself where its places overlap."""
+    if not _dense(x):
+        return x
+    return torch.empty_like(x, memory_format=torch.preserve_format).copy_(x.flip(list(range(x.dim()))))
+
+
 def _copy(out: Tensor, value: Tensor) -> None:
     if value.data_ptr() != out.data_ptr():
         out.copy_(value)

@@ -14,6 +14,12 @@ from engine.lowering.graph.program import Program
 _KEEPING = ("quantize", "dequantize", "identity", "max_pool")
 
 
+def wrong_size(x: Tensor, sizes: tuple[int, ...]) -> str:
+    """What is said of images of another size than the program's."""
+    side, given = ("×".join(str(n) for n in pair) for pair in (sizes, x.shape[2:]))
+    return f"the model was traced on images of {side} and computes with that size, not with {given or 'none'}: give images of {side}"
+
+
 @dataclass(frozen=True)
 class Taking:
     """float32 images (N, ``channels``, H, W); None where the program does not tell their channels."""

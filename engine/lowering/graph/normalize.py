@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from engine.lowering.graph.kinds import CONVOLUTIONS, kind
+from engine.lowering.graph.sizes import hold
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -61,6 +62,8 @@ def chunks_to_slices(gm: fx.GraphModule) -> None:
         if piece is None:
             continue
         whole, dim, bounds = piece
+        if (len(whole.meta["shape"]), dim) in ((3, 1), (4, 2), (4, 3)):
+            hold(gm.graph)
         with gm.graph.inserting_before(node):
             taken = gm.graph.call_function(operator.getitem, (whole, (*(slice(None),) * dim, bounds)))
         taken.meta = dict(node.meta)

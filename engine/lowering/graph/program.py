@@ -28,16 +28,19 @@ class Step:
 @dataclass(frozen=True)
 class Program:
     """``result`` names the value that is returned; ``layers`` maps a layer's node to its weights; ``tensors`` holds biases
-    and what the fp32 steps need."""
+    and what the fp32 steps need. ``sizes`` is that of the images (H, W) where the steps hold what was computed from it, and None
+    where they serve every size."""
 
     steps: tuple[Step, ...]
     result: str
     layers: Mapping[str, QWeight]
     tensors: Mapping[str, Tensor]
+    sizes: tuple[int, ...] | None = None
 
     def header(self) -> dict[str, Any]:
         """The JSON part."""
-        return {"result": self.result, "steps": [asdict(step) for step in self.steps]}
+        held = {} if self.sizes is None else {"sizes": list(self.sizes)}
+        return {"result": self.result, "steps": [asdict(step) for step in self.steps], **held}
 
 
 def steps_from(header: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -51,3 +54,8 @@ def grid(q: QParams | None) -> list[float] | None:
 
 def grid_from(value: Any) -> QParams | None:
     return None if value is None else QParams(float(value[0]), int(value[1]), int(value[2]))
+
+
+def sizes_from(header: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The sizes of the images that a program holds. Files of earlier versions do not tell them."""
+    return tuple(int(size) for size in header["sizes"]) if header.get("sizes") is not None else None

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
 from engine.lowering.graph.kinds import SIZES
+from engine.lowering.graph.sizes import Reading, Size
 
 BATCHES = (2, 3)
 
@@ -46,7 +47,12 @@ class SizedProxy(fx.Proxy):
     def dim(self) -> int:
         return int(self.values[0].dim())
 
+    @property
+    def _reading(self) -> Reading:
+        return self.tracer.reading  # type: ignore[attr-defined, no-any-return]
+
     def __iter__(self) -> Iterator[Any]:
+        self._reading.read = True
         if self.values and isinstance(self.values[0], (tuple, list)):
             return iter([self.__getitem__(i) for i in range(len(self.values[0]))])
         if self._is_tensor() and self.values[0].dim():
@@ -57,6 +63,7 @@ class SizedProxy(fx.Proxy):
         length = self._agreed(len) if self.values else None
         if length is None:
             raise TraceError("len() of something that depends on the batch")
+        self._reading.read = True
         return int(length)
 
     def __bool__(self) -> bool:
@@ -65,6 +72,7 @@ class SizedProxy(fx.Proxy):
             values = self.tracer._values  # type: ignore[attr-defined]
             answers = {bool(_on_batch(self.node, values, batch)) for batch in range(1, 257)}
             if len(answers) == 1:
+                self._reading.compared = True
                 return answers.pop()
         raise TraceError("control flow that depends on the values of a tensor or on the batch size")
 
@@ -87,7 +95,8 @@ class SizedProxy(fx.Proxy):
             raise TraceError("a tensor whose rank depends on the batch")
         symbolic = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
         batch = {i: self.tracer.create_proxy("call_method", "size", (self, i), {}) for i in symbolic}
-        return tuple(batch.get(i, size) for i, size in enumerate(first))
+        self._reading.read = True
+        return tuple(batch.get(i, Size.of(size, self._reading)) for i, size in enumerate(first))
 
 
 def _from_sizes(node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from engine.errors import EngineError
 from engine.kernels.base import IntegerLayer, Kernel
 from engine.lowering.graph import binding, calls
-from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed
-from engine.lowering.graph.input_spec import Taking
+from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, mirrored
+from engine.lowering.graph.input_spec import Taking, wrong_size
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
@@ -25,6 +26,11 @@ from engine.numerics.uniform import dequantize, quantize
 
 Function = Callable[..., Any]
 _PLANS = 4
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal in every number; what is not a number in both is equal too."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,10 @@ class _Bound:
 class QuantizedModel(nn.Module):
     """Images (N, C, H, W) in float32, normalized as in training, to float32 logits.
 
-    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. With ``taking``
-    other images are refused in a sentence.
+    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. Images of another size than the one that
+    the program was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with
+    do so in a sentence. ``unplanned`` says of which images the plan in fixed memory computed something else than the steps do: those
+    are computed step by step.
     """
 
     def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
@@ -48,6 +56,7 @@ class QuantizedModel(nn.Module):
         self.placement: dict[str, tuple[str, str | None]] = {}
         self.simulated = False
         self.taking: Taking | None = None
+        self.unplanned: list[str] = []
         self._kernels = kernels
         self._whole: Mapping[str, nn.Module] = modules or {}
         names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
@@ -60,6 +69,9 @@ class QuantizedModel(nn.Module):
         self._lock = threading.RLock()
 
     def forward(self, x: Tensor) -> Tensor:
+        sizes = self.program.sizes
+        if sizes is not None and isinstance(x, Tensor) and tuple(x.shape[2:]) != sizes:
+            raise EngineError(wrong_size(x, sizes))
         if self.taking is None:
             return self._computed(x)
         self.taking.check(x)
@@ -71,28 +83,43 @@ class QuantizedModel(nn.Module):
     def _computed(self, x: Tensor) -> Tensor:
         with torch.inference_mode(), self._lock:
             fixed = self._fixed(x) if self._steps is not None else None
-            if fixed is not None:
-                return fixed(x)
-            values = self._holding(x)
-            for step in self._bound:
-                values[step.output] = step.run(*[values[i] for i in step.inputs])
-                for slot in step.done:
-                    values[slot] = None
-            result: Tensor = values[self._slots[self.program.result]]
-            return result
+            return self._stepwise(x) if fixed is None else fixed(x)
+
+    def _stepwise(self, x: Tensor) -> Tensor:
+        values = self._holding(x)
+        for step in self._bound:
+            values[step.output] = step.run(*[values[i] for i in step.inputs])
+            for slot in step.done:
+                values[slot] = None
+        result: Tensor = values[self._slots[self.program.result]]
+        return result
 
     def _fixed(self, x: Tensor) -> Fixed | None:
         """The program on images like ``x``, None where a value has no fixed place; the last few shapes are kept."""
         key = (x.shape, x.stride(), x.dtype, torch.get_num_threads())
         if key not in self._plans:
-            try:
-                self._plans[key] = Fixing(self.program.steps, self._functions, self._input, self.program.result).build(x)
-            except NotFixed:
-                self._plans[key] = None
+            self._plans[key] = self._planned(x)
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    def _planned(self, x: Tensor) -> Fixed | None:
+        """A plan that gives for ``x``, bit for bit, what the steps give."""
+        try:
+            # Made on other values: what a plan does not compute again would look right on those that it was made on.
+            plan = Fixing(self.program.steps, self._functions, self._input, self.program.result).build(mirrored(x))
+        except NotFixed:
+            return None
+        if _same(plan(x), self._stepwise(x)):
+            return plan
+        said = f"the plan for images of shape {tuple(x.shape)} does not compute what its steps compute: they run step by step"
+        if said not in self.unplanned:
+            self.unplanned.append(said)
+            if self.taking is not None:
+                # Within a run the evaluation says it.
+                warnings.warn(said, stacklevel=2)
+        return None
 
     def _holding(self, x: Tensor) -> list[Any]:
         """A place for each value, the images in theirs."""

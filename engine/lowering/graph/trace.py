@@ -9,7 +9,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from engine.errors import EngineError, one_line
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
+from engine.lowering.graph.sizes import Reading, hold, other_sizes, plain, signature
 
 _HERE = os.path.dirname(__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -37,7 +38,8 @@ class UntracedModule:
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced model. Each tensor node's meta holds ``shape`` (batch-dependent sizes as None), ``dtype`` and nothing else."""
+    """A traced model. Each tensor node's meta holds ``shape`` (batch-dependent sizes as None) and ``dtype``; ``held_sizes`` of the graph
+    tells whether it serves this size of images alone."""
 
     module: fx.GraphModule
     untraced: tuple[UntracedModule, ...]
@@ -51,6 +53,7 @@ class ShapeTracer(fx.Tracer):
         super().__init__()
         self.examples = examples
         self.untraced: list[UntracedModule] = []
+        self.reading = Reading()
         self._values: dict[fx.Node, tuple[Any, ...]] = {}
         self._leaves: set[str] = set()
         self._parameters: dict[str, Any] = {}
@@ -68,7 +71,7 @@ class ShapeTracer(fx.Tracer):
                 return target(*args, **kwargs)
         if kind == "call_method" and changes_a_part(target, args):
             raise TraceError(f"changes a part of a tensor in place ({target})")
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        proxy = super().create_proxy(kind, target, plain(args), plain(kwargs), *rest, **named)
         assert isinstance(proxy, SizedProxy)
         proxy.values = self._evaluate(proxy.node)
         self._values[proxy.node] = proxy.values
@@ -95,12 +98,15 @@ class ShapeTracer(fx.Tracer):
         path = self.path_of_module(m)
         last = next(iter(reversed(self.graph.nodes)), None)
         depth = len(self.module_stack)
+        before = replace(self.reading)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if self.is_leaf_module(m, path):
                 raise
             self._forget_after(last)
+            # What stays whole computes with the sizes it is given.
+            self.reading.read, self.reading.compared = before.read, before.compared
             while len(self.module_stack) > depth:
                 self.module_stack.popitem()
             self._leaves.add(path)
@@ -181,18 +187,47 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
                 "keeps a state, which it must not do in eval mode"
             )
         own = set(vars(model))
+        tracer = ShapeTracer(copies)
         try:
-            return _record(model, ShapeTracer(copies), copies[1])
+            traced = _record(model, tracer, copies[1])
         except Exception as error:
             whole = UntracedModule("model", type(model).__name__, _reason(error), _where(error))
             tracer = ShapeTracer(copies)
             tracer._leaves.add("model")
             tracer.untraced.append(whole)
-            return _record(_Whole(model), tracer, copies[1], type(model).__name__)
+            traced = _record(_Whole(model), tracer, copies[1], type(model).__name__)
         finally:
             # fx leaves the constants that it meets on the model.
-            for name in set(vars(model)) - own:
-                delattr(model, name)
+            _forget(model, own)
+        if tracer.reading.compared or (tracer.reading.read and _differs(model, traced, copies)):
+            hold(traced.module.graph)
+        return traced
+
+
+def _forget(model: nn.Module, own: set[str]) -> None:
+    for name in set(vars(model)) - own:
+        delattr(model, name)
+
+
+def _differs(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> bool:
+    """Whether the graph is another one on images of other sizes, of those that the model takes; so too where it takes none."""
+    expected, own = signature(traced.module), set(vars(model))
+    taken = False
+    for sizes in other_sizes(tuple(examples[0].shape[2:])):
+        try:
+            others = tuple(x.new_zeros((*x.shape[:2], *sizes)) for x in examples)
+            model(others[0])
+        except Exception:
+            continue
+        try:
+            taken = True
+            if signature(_record(model, ShapeTracer(others), others[1]).module) != expected:
+                return True
+        except Exception:
+            return True
+        finally:
+            _forget(model, own)
+    return not taken
 
 
 def _record(root: nn.Module, tracer: ShapeTracer, example: Tensor, name: str = "") -> Traced:

@@ -103,11 +103,13 @@ W8, W4, GROUPS_OF_8 = WeightSpec(8), WeightSpec(4), WeightSpec(3, "per-group", 8
 GROUPS = WeightSpec(4, "per-group", 16)
 
 
-def quantized(make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0) -> Given:
-    """The network with every layer alike, calibrated on random images (N, 3, 16, 16)."""
+def quantized(
+    make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0, images: Tensor | None = None
+) -> Given:
+    """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16)."""
     torch.manual_seed(seed)
     model = make().eval().requires_grad_(False)
-    images = torch.randn(8, 3, 16, 16)
+    images = torch.randn(8, 3, 16, 16) if images is None else images
     graph = trace(model, images[:2]).module
     functional_to_modules(graph)
     graph = fuse(graph, images[:2], find_pairs(graph))[0]

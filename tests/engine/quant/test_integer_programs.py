@@ -125,6 +125,24 @@ def shared_head(s, a):
     return s.c3(s.relu(s.shared(a))) + s.c3(s.relu(s.shared(F.avg_pool2d(a, 2)))).mean((2, 3), keepdim=True)
 
 
+def non_local(s, a):
+    """Attention between places (Wang et al. 2018): its result comes contiguous, with channels that are no multiple of four."""
+    theta, phi, g = s.theta(a).flatten(2), s.phi(a).flatten(2), s.g(a).flatten(2)
+    weights = torch.softmax(theta.transpose(1, 2) @ phi / 6, -1)
+    return s.back((g @ weights.transpose(1, 2)).reshape(-1, 18, 16, 16)) + a
+
+
+def with_coordinates(s, x):
+    """Rows and columns as two more channels (CoordConv, Liu et al. 2018), both seen from everywhere."""
+    rows, columns = s.rows.expand(x.size(0), -1, -1, 16), s.columns.expand(x.size(0), -1, 16, -1)
+    return s.f(s.c2(torch.cat([s.c1(rows), s.c1(columns), s.c3(x)], 1).relu()).relu().mean((2, 3)))
+
+
+def turned(s, x):
+    """One channel whose rows and columns are exchanged, as frequency and time of a spectrogram are."""
+    return s.f(s.c1(x[:, :1].transpose(2, 3)).relu().mean((2, 3)))
+
+
 def also_float(s, x):
     a = s.c2(s.c1(x).relu()).relu()
     return s.f(a.mean((2, 3))) + torch.softmax(a.flatten(1), 1).amax(1, keepdim=True)
@@ -282,6 +300,25 @@ NETS = {
         f=nn.Linear(16, 10),
         r=nn.ReLU(True),
     ),
+    "non-local": lambda: Net(
+        head(non_local),
+        c1=conv(3, 18),
+        theta=conv(18, 18, 1),
+        phi=conv(18, 18, 1),
+        g=conv(18, 18, 1),
+        back=conv(18, 18, 1),
+        f=nn.Linear(18, 10),
+    ),
+    "coordinates": lambda: Net(
+        with_coordinates,
+        c1=conv(1, 6),
+        c3=conv(3, 6),
+        c2=conv(18, 16),
+        f=nn.Linear(16, 10),
+        rows=nn.Parameter(torch.linspace(-1, 1, 16).view(1, 1, 16, 1)),
+        columns=nn.Parameter(torch.linspace(-1, 1, 16).view(1, 1, 1, 16)),
+    ),
+    "turned": lambda: Net(turned, c1=conv(1, 16), f=nn.Linear(16, 10)),
     "conv1d": lambda: Net(
         lambda s, x: s.f(s.c2(s.c1(x).relu()).relu().mean(2)),
         c1=nn.Conv1d(3, 16, 3, padding=1),
@@ -298,7 +335,7 @@ NETS = {
         f=nn.Linear(16, 10),
     ),
 }
-INPUTS = {"conv1d": (3, 32), "conv3d": (3, 8, 8, 8)}
+INPUTS = {"conv1d": (3, 32), "conv3d": (3, 8, 8, 8), "turned": (3, 32, 16)}
 
 
 class Ranges(fx.Interpreter):
