@@ -1,6 +1,6 @@
 """Every key, once: this table gives the bindings, the footer, the palette, the help and the README's table of keys.
 
-An action ``x`` is the method ``do_x`` of the screen it belongs to, or of the app where ``where`` is ``("*",)``.
+A screen that is not in it brings its own as ``ACTIONS``. An action ``x`` is the method ``do_x`` of the screen it belongs to, or of the app where ``where`` is ``("*",)``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qtui import reasons
+from qtui.stage_table import StageDef, registry, screen_class
 from qtui.state import State
 
 EVERYWHERE = ("*",)
@@ -18,7 +19,7 @@ Reason = Callable[[State], str | None]
 @dataclass(frozen=True)
 class Action:
     """``keys`` in Textual's names, the first is shown; ``footer`` ranks it in the footer (0: not there, the highest goes
-    last); ``why_not`` gives the sentence that says why it cannot act now, or None."""
+    last); ``why_not`` gives the sentence that says why it cannot act now, or None; ``goes`` is the stage that it shows, which takes no method."""
 
     id: str
     keys: tuple[str, ...]
@@ -28,23 +29,30 @@ class Action:
     footer: int = 0
     why_not: Reason = reasons.never
     group: str = ""
+    goes: str = ""
 
 
-def _everywhere() -> tuple[Action, ...]:
+def _to(place: int, stage: StageDef) -> Action:
+    """The key that goes to a stage: its number, as far as there are digits."""
+    keys = (str(place),) if place <= 9 else ()
+    name = stage.name or f"the {stage.title.lower()}"
+    return Action(
+        f"stage_{stage.id}", keys, stage.title, f"Go to {name}.", EVERYWHERE, group="stages", why_not=stage.unavailable, goes=stage.id
+    )
+
+
+def everywhere() -> tuple[Action, ...]:
+    """The actions of all screens."""
     return (
         Action("help", ("question_mark", "f1"), "help", "The keys of this screen, and what they do.", EVERYWHERE, 1),
         Action("palette", ("ctrl+p",), "all actions", "Find any action by name.", EVERYWHERE),
-        Action("stage_model", ("1",), "models", "Go to the models and runs.", EVERYWHERE, group="stages"),
-        Action("stage_graph", ("2",), "graph", "Go to the graph.", EVERYWHERE, group="stages", why_not=reasons.no_graph),
-        Action("stage_strategy", ("3",), "strategy", "Go to the strategy.", EVERYWHERE, group="stages", why_not=reasons.no_plan),
-        Action("stage_calibrate", ("4",), "calibrate", "Go to the calibration and its result.", EVERYWHERE, group="stages", why_not=reasons.no_calibration),
-        Action("stage_train", ("5",), "train", "Go to the training.", EVERYWHERE, group="stages", why_not=reasons.no_training),
-        Action("stage_report", ("6",), "report", "Go to the report.", EVERYWHERE, group="stages", why_not=reasons.no_report),
+        *(_to(place, stage) for place, stage in enumerate(registry(), 1)),
         Action("back", ("escape",), "back", "Back out: of a panel, or of a filter; Esc never quits.", EVERYWHERE),
         Action("previous", ("left_square_bracket",), "stage before", "Go to the stage before this one.", EVERYWHERE, group="stages"),
         Action("halt_run", ("X",), "stop the run", "Stop what is at work or waits for an answer; it is saved, and r on the first screen resumes it.", EVERYWHERE, 0, reasons.nothing_to_stop),
         Action("log", ("L",), "log", "Show or hide what the engine said.", EVERYWHERE),
         Action("machine", ("M",), "machine", "What this machine can run: instructions, kernels, GPUs, optional packages.", EVERYWHERE, 0, reasons.no_machine),
+        Action("repaint", ("ctrl+l",), "paint anew", "Paint the whole screen anew, where another program has written on it.", EVERYWHERE),
         Action("theme", ("T",), "theme", "Change between dark, light and colour-blind safe.", EVERYWHERE),
         Action("quit", ("q", "ctrl+q", "ctrl+c"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
     )  # fmt: skip
@@ -95,6 +103,7 @@ def _strategy() -> tuple[Action, ...]:
         Action("reset", ("z",), "as proposed", "Back to what was proposed for the layer.", where, 0, edit, "edit"),
         Action("mark", ("space",), "mark", "Mark the layer, or all of a module: edits then change all marked layers.", where, 0, edit, "edit"),
         Action("alike", ("b",), "in all blocks", "Mark the layers of this name in all blocks: edits then change them together.", where, 0, edit, "edit"),
+        Action("next_marked", ("apostrophe",), "next mark", "Go to the next marked layer.", where, 0, edit, "edit"),
         Action("mark_none", ("x",), "unmark", "Take away all marks.", where, 0, edit, "edit"),
         Action("undo", ("u",), "undo", "Take back the last edit.", where, 5, reasons.no_undo, "edit"),
         Action("redo", ("U", "ctrl+r"), "redo", "Do again what was taken back.", where, 0, reasons.no_redo, "edit"),
@@ -165,12 +174,22 @@ def _compare() -> tuple[Action, ...]:
     )  # fmt: skip
 
 
-ACTIONS: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare(), *_everywhere())
+_TABLE: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare())
+
+
+def own(where: str) -> tuple[Action, ...]:
+    """The actions of one screen: of this table, or those that stand in the screen's own file."""
+    return tuple(action for action in _TABLE if where in action.where) or screen_class(where).ACTIONS
 
 
 def of(where: str) -> tuple[Action, ...]:
     """The actions of a screen, its own first."""
-    return (*(a for a in ACTIONS if where in a.where), *(a for a in ACTIONS if a.where == EVERYWHERE))
+    return (*own(where), *everywhere())
+
+
+def every() -> tuple[Action, ...]:
+    """The actions of all screens, those of the whole app last."""
+    return (*(action for stage in registry() for action in own(stage.id)), *own("compare"), *everywhere())
 
 
 def footer(where: str) -> tuple[Action, ...]:
@@ -179,7 +198,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
+    "apostrophe": "'", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 
@@ -192,7 +211,7 @@ def markdown(titles: Sequence[tuple[str, str]]) -> str:
     """The README's table of keys; ``titles`` are (screen, title)."""
     lines = ["| screen | key | does |", "|---|---|---|"]
     for where, title in (*titles, ("*", "everywhere")):
-        for action in (a for a in ACTIONS if where in a.where):
+        for action in everywhere() if where == "*" else own(where):
             keys = " ".join(f"`{key_text(key)}`" for key in action.keys)
             lines.append(f"| {title} | {keys} | {action.help} |")
     return "\n".join(lines) + "\n"

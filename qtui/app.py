@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from textual._compositor import CompositorUpdate
 from textual.app import App
 
-from qtui import terminal, themes
+from qtui import actions, terminal, themes
 from qtui.hangup import Hangup
-from qtui.screens import SCREENS, make
-from qtui.screens.base import StageScreen, bindings
-from qtui.state import STAGES, Stage, State
+from qtui.painting import Canvas
+from qtui.screens import make
+from qtui.screens.base import StageScreen, bound
+from qtui.stage_table import find, ids
+from qtui.state import Stage, State
 
 if TYPE_CHECKING:
+    from textual.screen import Screen
+
+    from qtui.screens.palette import Choice
     from qtui.session import Session
+
+
+_FOLLOW = 2.0
+"""Seconds from one look at the folder of runs to the next."""
 
 
 class QtuiApp(App[int]):
@@ -23,15 +34,21 @@ class QtuiApp(App[int]):
 
     TITLE = "qtui"
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS = [*bindings("*")]
+    BINDINGS = bound(action for action in actions.everywhere() if not action.goes)
     DEFAULT_MODE = "model"
-    MODES = {stage: partial(make, stage) for stage in SCREENS}
     CSS = """
     Screen { background: $background; }
     """
 
     def __init__(self, session: Session | None = None, hertz: float | None = None) -> None:
         super().__init__(driver_class=terminal.driver_class())
+        for stage in ids():
+            self.add_mode(stage, partial(make, stage))
+        for action in actions.everywhere():
+            if action.goes:
+                self.bind(",".join(action.keys), f"do('{action.id}')", description=action.label, show=False)
+        self._canvas = Canvas()
+        self._look_at = 0.0
         self._given = session
         self.log_shown = False
         self.hold = False
@@ -82,7 +99,11 @@ class QtuiApp(App[int]):
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, StageScreen)), None)
 
     def _tick(self) -> None:
-        if self.session.pump():
+        changed = self.session.pump()
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _FOLLOW
+            changed = self.session.follow_runs() or changed
+        if changed:
             self.refresh_state()
 
     def refresh_state(self) -> None:
@@ -135,31 +156,23 @@ class QtuiApp(App[int]):
         if (screen := self.stage_screen) is not None:
             self.push_screen(Palette(screen.stage, self.state), self._chosen)
 
-    def _chosen(self, name: str | None) -> None:
-        if name is not None:
-            self.action_do(name)
-
-    def do_stage_model(self) -> None:
-        self.go("model")
-
-    def do_stage_graph(self) -> None:
-        self.go("graph")
-
-    def do_stage_strategy(self) -> None:
-        self.go("strategy")
-
-    def do_stage_calibrate(self) -> None:
-        self.go("calibrate")
-
-    def do_stage_train(self) -> None:
-        self.go("train")
-
-    def do_stage_report(self) -> None:
-        self.go("report")
+    def _chosen(self, choice: Choice | None) -> None:
+        if choice is None:
+            return
+        if choice.action:
+            self.action_do(choice.action)
+        elif (reason := find(choice.stage).unavailable(self.state)) is not None:
+            if (screen := self.stage_screen) is not None:
+                screen.explain(reason)
+        else:
+            self.go(choice.stage)
+            if (screen := self.stage_screen) is not None:
+                screen.point_at(choice.line)
 
     def do_previous(self) -> None:
-        if (screen := self.stage_screen) is not None and (index := STAGES.index(screen.stage)) > 0:
-            self.go(STAGES[index - 1])
+        stages = ids()
+        if (screen := self.stage_screen) is not None and (index := stages.index(screen.stage)) > 0:
+            self.go(stages[index - 1])
 
     def do_back(self) -> None:
         if (screen := self.stage_screen) is not None and screen.is_mounted:
@@ -176,6 +189,21 @@ class QtuiApp(App[int]):
 
         if (found := self.state.machine) is not None:
             self.push_screen(machine_panel(found))
+
+    def _display(self, screen: Screen[Any], renderable: Any) -> None:
+        changes: Any = self._canvas.changed(renderable) if isinstance(renderable, CompositorUpdate) else renderable
+        super()._display(screen, changes)
+
+    def on_resize(self) -> None:
+        self.repaint()
+
+    def repaint(self) -> None:
+        """Take nothing of what the terminal shows for granted with the next frame."""
+        self._canvas.forget()
+
+    def do_repaint(self) -> None:
+        self.repaint()
+        self.screen.refresh()
 
     def do_theme(self) -> None:
         names = themes.NAMES

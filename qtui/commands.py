@@ -14,6 +14,7 @@ from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.plain_text import plain
+from qtui.ownership import owned
 
 if TYPE_CHECKING:
     from engine.report.report import Report
@@ -31,7 +32,7 @@ def run(args: Namespace) -> int:
     from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
-    return _report(_drive(lambda stop: pipeline.run(recipe, out, stop), args), args)
+    return _report(_drive(lambda stop: owned(out, pipeline.run(recipe, out, stop)), args), args)
 
 
 def resume(args: Namespace) -> int:
@@ -41,7 +42,7 @@ def resume(args: Namespace) -> int:
     directory = find_run(args.run)
     from engine.runs import pipeline
 
-    return _report(_drive(lambda stop: pipeline.resume(directory, stop), args), args)
+    return _report(_drive(lambda stop: owned(directory, pipeline.resume(directory, stop)), args), args)
 
 
 def export(args: Namespace) -> int:
@@ -58,7 +59,7 @@ def export(args: Namespace) -> int:
     directory = find_run(args.run)
     from engine.runs import reexport as exporting
 
-    report = _drive(lambda stop: exporting.export(directory, args.to, stop, args.force), args)
+    report = _drive(lambda stop: owned(directory, exporting.export(directory, args.to, stop, args.force)), args)
     if args.json:
         print(report.to_json(), flush=True)
     return NOT_MET if differing(report.data["exports"]) & {*args.to} else MET

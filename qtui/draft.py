@@ -17,7 +17,7 @@ from qtui.strategy_rules import base, resolve, rules_for
 
 HISTORY = 200
 _RULE = "rule "
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,10 @@ class Draft:
         return replace(self, marked=self.marked - able if able <= self.marked else self.marked | able)
 
     def mark_alike(self, paths: Iterable[str]) -> Draft:
-        """Mark every layer whose path differs from one of ``paths`` in its numbers alone: the same layer of all blocks."""
-        wanted = {_NUMBER.sub("#", path) for path in paths}
-        return replace(self, marked=self.marked | {path for path in self.specs if _NUMBER.sub("#", path) in wanted})
+        """Mark every layer of the same name whose modules differ from those of one of ``paths`` in their numbers alone: the same
+        layer of all blocks, ``layer1.0.conv1`` and ``layer2.1.conv1``, not ``layer1.0.conv2``."""
+        wanted = {_in_any_block(path) for path in paths}
+        return replace(self, marked=self.marked | {path for path in self.specs if _in_any_block(path) in wanted})
 
     def unmark(self) -> Draft:
         return replace(self, marked=frozenset())
@@ -226,3 +227,9 @@ def _cannot(rows: Sequence[LayerRow]) -> str:
     if len(rows) == 1:
         return f"{rows[0].path} cannot be quantized: {rows[0].obstacle or 'it stays as it is'}"
     return "None of these can be quantized" if rows else "There is no layer here"
+
+
+def _in_any_block(path: str) -> str:
+    """A path without the numbers of the modules that it is in."""
+    modules, dot, name = path.rpartition(".")
+    return f"{_NUMBER.sub('#', modules)}{dot}{name}"

@@ -40,6 +40,8 @@ class Output:
         self._descriptor = _unblocking(stream.fileno())
         self._waiting = bytearray()
         self._gone = False
+        self.behind = False
+        """Whether the terminal has not taken yet what was written."""
 
     def write(self, text: str) -> int:
         """Take text; it is painted by ``flush``, or when there is much of it."""
@@ -57,10 +59,12 @@ class Output:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:
                 if _DISCARD.is_set():
-                    return
+                    break
+                self.behind = True
                 select.select([], [self._descriptor], [], _TICK)
             except (OSError, ValueError):
                 self._gone = True
+        self.behind = False
 
     def fileno(self) -> int:
         """The stream's own descriptor."""
@@ -81,6 +85,11 @@ class QtuiDriver(LinuxDriver):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._file: Any = Output(self._file)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the terminal reads more slowly than it is written to."""
+        return bool(self._file.behind)
 
     def run_input_thread(self) -> None:
         """Pass on what is typed until the app ends; without a terminal, wait for that end."""
@@ -103,6 +112,8 @@ class QtuiDriver(LinuxDriver):
     def start_application_mode(self) -> None:
         """Start painting."""
         _DISCARD.clear()
+        if (repaint := getattr(self._app, "repaint", None)) is not None:
+            repaint()
         super().start_application_mode()  # type: ignore[no-untyped-call]
 
     def stop_application_mode(self) -> None:

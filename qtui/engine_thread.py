@@ -17,6 +17,7 @@ from engine.events import event as ev
 from engine.events.cancellation import StopToken
 from engine.recipe.decisions import Answer
 from qtui import messages as ms
+from qtui.ownership import owned
 
 Steps = Generator[ev.Event, Answer, Any]
 
@@ -59,7 +60,7 @@ class TorchEngine:
     def resume(self, directory: Path, stop: StopToken) -> Steps:
         from engine.runs import pipeline
 
-        return pipeline.resume(directory, stop, attended=True)
+        return owned(directory, pipeline.resume(directory, stop, attended=True))
 
     def train(self, model: str, data: str, stop: StopToken) -> Steps:
         from engine.runs import pipeline
@@ -70,7 +71,7 @@ class TorchEngine:
         """Formats whose files are there already are written again: who chooses them has seen that."""
         from engine.runs import reexport as exporting
 
-        return exporting.export(directory, formats, stop, overwrite=True)
+        return owned(directory, exporting.export(directory, formats, stop, overwrite=True))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from qtui.stage_table import digit
 from qtui.state import State
 
-_STOPPED = "This run was stopped: r on the first screen (1) goes on with it"
-_ONLY_EXPORTS = "Nothing runs but an export: X stops it, or s in the report (6)"
+
+def _stopped() -> str:
+    return f"This run was stopped: r on the first screen ({digit('model')}) goes on with it"
 
 
 def never(state: State) -> str | None:
@@ -41,21 +43,21 @@ def cannot_resume(state: State) -> str | None:
 
 
 def no_graph(state: State) -> str | None:
-    return None if state.run.traced else "There is no graph yet: load a model first (1, then n)"
+    return None if state.run.traced else f"There is no graph yet: load a model first ({digit('model')}, then n)"
 
 
 def fold_not_open(state: State) -> str | None:
     if state.asking == "optimize":
         return None
     if state.run.fused:
-        return "Folding is done for this run: a new run can fold otherwise (1)"
+        return f"Folding is done for this run: a new run can fold otherwise ({digit('model')})"
     if no_graph(state):
         return no_graph(state)
     if decodes(state):
         return "A language model has no batch normalization: there is nothing to fold"
     if state.busy and state.run.status("graph") == "running":
         return "Folding goes on: its effect stands here in a moment" if state.run.pairs else "Pairs are being looked for: in a moment"
-    return "Folding is not open for this run: a new run can fold otherwise (1)"
+    return f"Folding is not open for this run: a new run can fold otherwise ({digit('model')})"
 
 
 def decodes(state: State) -> bool:
@@ -71,7 +73,7 @@ def not_folded(state: State) -> str | None:
 
 
 def no_plan(state: State) -> str | None:
-    return None if state.run.draft else "There is no plan yet: fold or go on in the graph first (2, then n)"
+    return None if state.run.draft else f"There is no plan yet: fold or go on in the graph first ({digit('graph')}, then n)"
 
 
 def no_undo(state: State) -> str | None:
@@ -103,14 +105,14 @@ def cannot_calibrate(state: State) -> str | None:
         return None
     if state.exporting:
         return busy(state)
-    return "The run is at work: its result comes on the next screen (4)"
+    return f"The run is at work: its result comes on the next screen ({digit('calibrate')})"
 
 
 def no_calibration(state: State) -> str | None:
     run = state.run
     if run.ranges or run.measured or run.at in ("calibrate", "train", "report"):
         return None
-    return "Nothing is calibrated yet: go on from the strategy first (3, then n)"
+    return f"Nothing is calibrated yet: go on from the strategy first ({digit('strategy')}, then n)"
 
 
 def not_measured(state: State) -> str | None:
@@ -127,13 +129,13 @@ def not_measured_yet(state: State) -> str | None:
     if state.asking == "qat" or state.run.report:
         return None
     if state.run.stopped:
-        return _STOPPED
+        return _stopped()
     return "Nothing is measured yet: the report comes after the measurement"
 
 
 def not_running(state: State) -> str | None:
     if state.exporting:
-        return _ONLY_EXPORTS
+        return f"Nothing runs but an export: X stops it, or s in the report ({digit('report')})"
     if state.busy and state.asking is None and state.job is not None:
         return "Already stopping" if state.job.stopping else None
     return "Nothing runs at the moment"
@@ -143,11 +145,11 @@ def train_not_open(state: State) -> str | None:
     if state.asking == "qat":
         return None
     if state.run.measured.get("qat"):
-        return "This run was trained: the result is in the report (6)"
+        return f"This run was trained: the result is in the report ({digit('report')})"
     if state.run.report:
-        return "This run is finished: t in its report runs it again with training (6)"
+        return f"This run is finished: t in its report runs it again with training ({digit('report')})"
     if state.run.stopped:
-        return _STOPPED
+        return _stopped()
     return "Training starts from a measured model: calibrate first"
 
 
@@ -155,8 +157,8 @@ def no_training(state: State) -> str | None:
     if state.run.training.now or state.run.training.epochs or state.run.at == "train":
         return None
     if state.asking == "qat":
-        return "Nothing is trained yet: t on the calibration starts it (4)"
-    return _STOPPED if state.run.stopped and not state.run.report else "Nothing was trained in this run"
+        return f"Nothing is trained yet: t on the calibration starts it ({digit('calibrate')})"
+    return _stopped() if state.run.stopped and not state.run.report else "Nothing was trained in this run"
 
 
 def no_epoch(state: State) -> str | None:
@@ -174,13 +176,13 @@ def no_epoch(state: State) -> str | None:
 def no_report(state: State) -> str | None:
     if state.run.report:
         return None
-    return _STOPPED if state.run.stopped else "There is no report yet: it comes when the run is finished"
+    return _stopped() if state.run.stopped else "There is no report yet: it comes when the run is finished"
 
 
 def cannot_export(state: State) -> str | None:
     if reason := busy(state) or no_report(state):
         return reason
-    return None if state.run.directory else "The folder of this run is not known: open it from the models (1)"
+    return None if state.run.directory else f"The folder of this run is not known: open it from the models ({digit('model')})"
 
 
 def no_export(state: State) -> str | None:

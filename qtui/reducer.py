@@ -10,15 +10,12 @@ from engine.events import event as ev
 from qtui import messages as ms
 from qtui.draft import Draft
 from qtui.machine_words import moved
-from qtui.state import STAGES, Job, LogLine, Run, Stage, State, Status, Training
+from qtui.stage_table import asked_at, ids, of_engine, registry
+from qtui.state import Job, LogLine, Run, Stage, State, Status, Training
+from qtui.text import tidy
 
 LOG_LINES = 1000
 CHART_POINTS = 2000
-_STAGE_OF: Mapping[str, Stage] = {
-    "load": "model", "trace": "graph", "analyze": "graph", "fuse": "graph", "plan": "strategy", "calibrate": "calibrate",
-    "convert": "calibrate", "evaluate": "calibrate", "qat": "train", "export": "report",
-}  # fmt: skip
-_ASKED_AT: Mapping[str, Stage] = {"trace": "graph", "analyze": "graph", "optimize": "graph", "quantize": "strategy", "qat": "calibrate"}
 
 
 def reduce(state: State, event: ev.Event, at: float = 0.0) -> State:
@@ -83,7 +80,7 @@ def _job(job: Job, event: ms.Message) -> Job:
 def _waiting(run: Run, event: ms.Message) -> Run:
     match event:
         case ms.Asking():
-            at = _ASKED_AT.get(event.key, run.at)
+            at = asked_at(event.key) or run.at
             return _moved(run, at, "waiting")
         case ms.Answered(key="optimize"):
             return replace(run, stages={**run.stages, "graph": "running"})
@@ -135,7 +132,7 @@ def _logged(state: State, event: ev.Event, at: float) -> State:
         case ev.Failed():
             return _log(state, event.text, "error", at)
         case ev.EpochFinished():
-            text = f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, validation {event.value:.4f}, lr {event.lr:.2g}"
+            text = f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, validation {event.value:.4f}, lr {tidy(event.lr, '.2g')}"
             return _log(state, f"{text}, best so far" if event.best else text, "info", at)
     return state
 
@@ -163,15 +160,17 @@ def _exporting(run: Run, event: ev.Event) -> Run:
 def _run(run: Run, event: ev.Event) -> Run:
     match event:
         case ev.StageStarted():
-            stage = _STAGE_OF.get(event.stage, run.at)
+            stage = of_engine(event.stage) or run.at
             if stage == "calibrate" and run.at == "train":
                 stage = "train"
-            run = replace(run, doing=event.title, phase=event.stage, progress=None)
+            run = replace(run, doing=event.title, phase=event.stage, progress=None, part=1)
             return _moved(run, stage, "running")
         case ev.StageFinished():
             return replace(run, progress=None)
         case ev.Progress():
-            return replace(run, progress=event)
+            # A count that begins anew is the next part of the stage: under one name no bar goes back.
+            began = run.progress is not None and event.done < run.progress.done
+            return replace(run, progress=event, part=run.part + began)
         case ev.Notice(level="warning"):
             return replace(run, warnings=(*run.warnings, event.text)[-50:])
         case ev.Setting():
@@ -204,9 +203,7 @@ def _run(run: Run, event: ev.Event) -> Run:
             # A replayed run: what was asked then is not open now.
             return run
         case ev.Finished():
-            train: Status = "done" if "qat" in run.measured else "skipped"
-            stages: dict[Stage, Status] = {**dict.fromkeys(STAGES, "done"), "train": train}
-            return replace(run, finished=event, at="report", stages=stages, doing="", phase="", progress=None)
+            return replace(run, finished=event, at="report", stages=_all_done(run.measured), doing="", phase="", progress=None)
         case ev.Stopped():
             return replace(run, stopped=True, stages={**run.stages, run.at: "stopped"}, progress=None)
         case ev.Failed():
@@ -216,12 +213,15 @@ def _run(run: Run, event: ev.Event) -> Run:
 
 def _moved(run: Run, stage: Stage, status: Status) -> Run:
     """The run at ``stage``: what lies before it is done, or was passed over."""
-    index = STAGES.index(stage)
     before: dict[Stage, Status] = {}
-    for earlier in STAGES[:index]:
-        was = run.status(earlier)
-        before[earlier] = "skipped" if earlier == "train" and was == "next" else "done"
+    for earlier in registry()[: ids().index(stage)]:
+        before[earlier.id] = "skipped" if earlier.form and run.status(earlier.id) == "next" else "done"
     return replace(run, at=stage, stages={**before, stage: status}, stopped=False)
+
+
+def _all_done(measured: Mapping[str, Any]) -> dict[Stage, Status]:
+    """The stages of a run that came to its end: those whose form was not measured were passed over."""
+    return {stage.id: "skipped" if stage.form and stage.form not in measured else "done" for stage in registry()}
 
 
 def _reported(run: Run, report: Mapping[str, Any]) -> Run:
@@ -232,9 +232,8 @@ def _reported(run: Run, report: Mapping[str, Any]) -> Run:
     told = (dict(sample) for sample in report.get("samples") or ())
     samples = run.samples or tuple(ev.Samples(str(sample.pop("prompt", "")), sample) for sample in told)
     # A report is the last thing that a run writes, whatever its other files have lost.
-    stages: dict[Stage, Status] = {**dict.fromkeys(STAGES, "done"), "train": "done" if "qat" in measured else "skipped"}
     return replace(
-        run, report=report, at="report", stages=stages, measured={**measured, **run.measured}, layers=layers,
+        run, report=report, at="report", stages=_all_done(measured), measured={**measured, **run.measured}, layers=layers,
         samples=samples,
         model=run.model or str(report.get("model", "")), data=run.data or str((report.get("data") or {}).get("name", "")),
         environment=run.environment or report.get("environment") or {},

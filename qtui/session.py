@@ -33,6 +33,7 @@ class Session:
         self._token: StopToken | None = None
         self._next: Callable[[], None] | None = None
         self._examined = False
+        self._folder: frozenset[tuple[str, int]] = frozenset()
 
     def pump(self) -> bool:
         """Take in what the engine said since the last time; whether anything came."""
@@ -166,6 +167,19 @@ class Session:
     def list_runs(self) -> None:
         self._tell(ms.RunsListed(tuple(list_runs(runs_root()))))
 
+    def follow_runs(self) -> bool:
+        """List the runs again where their folder has changed, or one that was at work elsewhere may have ended; whether they differ."""
+        root, here = runs_root(), Path(self.state.run.directory)
+        changed = _changes(root)
+        if changed == self._folder and not any(run.state == "running" and run.directory != here for run in self.state.runs):
+            return False
+        self._folder = changed
+        found = tuple(list_runs(root))
+        if found == self.state.runs:
+            return False
+        self._tell(ms.RunsListed(found))
+        return True
+
     def close(self, timeout: float = 20.0) -> bool:
         """Stop what runs, save it, and end the thread; whether it ended in time."""
         return self._thread.close(timeout)
@@ -180,6 +194,15 @@ class Session:
     def _tell(self, *events: ev.Event) -> None:
         for event in events:
             self.state = reduce(self.state, event, time.monotonic())
+
+
+def _changes(root: Path) -> frozenset[tuple[str, int]]:
+    """When each folder of a run was last written to: files in it are replaced as a whole."""
+    try:
+        with os.scandir(root) as found:
+            return frozenset((entry.name, entry.stat().st_mtime_ns) for entry in found)
+    except OSError:
+        return frozenset()
 
 
 def _about(recipe: Mapping[str, Any]) -> tuple[str, str]:

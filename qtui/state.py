@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from qtui import messages as ms
     from qtui.draft import Draft
 
-Stage = Literal["model", "graph", "strategy", "calibrate", "train", "report"]
+Stage = str
+"""The id of a stage in ``qtui.stages``."""
 Status = Literal["next", "running", "waiting", "done", "failed", "stopped", "skipped"]
-STAGES: tuple[Stage, ...] = ("model", "graph", "strategy", "calibrate", "train", "report")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Training:
 @dataclass(frozen=True)
 class Run:
     """One run as far as it has come. ``measured``, ``layers`` and ``judged`` are by form: baseline, ptq, qat. ``doing`` is the title
-    of the engine's own stage that runs, ``phase`` its name. ``samples`` are what a language model's forms write."""
+    of the engine's own stage that runs, ``phase`` its name, ``part`` which of its
+    counts from nothing ``progress`` is. ``samples`` are what a language model's forms write."""
 
     directory: str = ""
     model: str = ""
@@ -71,6 +72,7 @@ class Run:
     doing: str = ""
     phase: str = ""
     progress: ev.Progress | None = None
+    part: int = 1
     traced: tuple[ev.NodeRow, ...] = ()
     fused: tuple[ev.NodeRow, ...] = ()
     pairs: ev.Pairs | None = None

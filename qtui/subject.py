@@ -7,15 +7,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from qtui import text
-from qtui.state import STAGES, Run, Stage, State, Status
+from qtui.stage_table import digit, registry
+from qtui.state import Run, Stage, State, Status
 
 Piece = tuple[str, str]
 
 GLYPHS: Mapping[Status, str] = {
     "next": "○", "running": "◐", "waiting": "◐", "done": "●", "failed": "✗", "stopped": "◌", "skipped": "–",
-}  # fmt: skip
-TITLES: Mapping[Stage, str] = {
-    "model": "Model", "graph": "Graph", "strategy": "Strategy", "calibrate": "Calibrate", "train": "Train", "report": "Report",
 }  # fmt: skip
 _ROLES: Mapping[Status, str] = {"running": "accent", "waiting": "accent", "done": "good", "failed": "harm", "stopped": "change"}
 
@@ -35,13 +33,14 @@ def stage_bar(state: State, here: Stage, width: int) -> list[Piece]:
 
 def _stages(run: Run, here: Stage, gap: str, names: bool) -> list[Piece]:
     pieces: list[Piece] = [(" ", "")]
-    for number, stage in enumerate(STAGES, 1):
-        status = run.status(stage)
+    known = registry()
+    for place, stage in enumerate(known, 1):
+        status = run.status(stage.id)
         role = _ROLES.get(status, "dim")
         pieces.append((f"{GLYPHS[status]} ", role))
-        name = TITLES[stage] if names or stage == here else str(number)
-        pieces.append((name, "here" if stage == here else "" if status != "next" else "dim"))
-        if stage != STAGES[-1]:
+        name = stage.title if names or stage.id == here else str(place)
+        pieces.append((name, "here" if stage.id == here else "" if status != "next" else "dim"))
+        if stage is not known[-1]:
             pieces.append((gap, "dim"))
     return pieces
 
@@ -61,9 +60,12 @@ def _machine(state: State) -> tuple[str, ...]:
 
 def subject(state: State, width: int) -> list[Piece]:
     """Model, data, the figure that matters now and the size; at the right what is going on elsewhere."""
-    run = state.run
-    if not run.model:
-        left: list[Piece] = [(" Choose what to quantize", "")]
+    run, job = state.run, state.job
+    if job is not None and job.kind == "train":
+        # The figures of a run that is open behind it are not those of what is trained.
+        left: list[Piece] = [(f" {short_name(job.model)}", "strong"), *_joined([(short_name(job.data), ""), *_learned(state)])]
+    elif not run.model:
+        left = [(" Choose what to quantize", "")]
     else:
         left = [(f" {short_name(run.model)}", "strong"), *_joined(_facts(run))]
     right = doing(state)
@@ -71,6 +73,11 @@ def subject(state: State, width: int) -> list[Piece]:
         left = left[:-2]
     room = width - _length(left) - len(right) - 1
     return [*left, (" " * max(room, 1), ""), (right, "accent")] if right and room > 0 else left
+
+
+def _learned(state: State) -> list[Piece]:
+    best = state.baseline.best
+    return [("training a baseline", ""), *([(f"best {text.metric('accuracy', best.value)}", "")] if best else [])]
 
 
 def _joined(facts: list[Piece]) -> list[Piece]:
@@ -133,7 +140,8 @@ def doing(state: State) -> str:
     if job.asking:
         return "your choice"
     if job.paused:
-        return f"paused: {5 if state.run.at == 'train' else 4}, then p" if job.kind in ("run", "resume") else "paused"
+        where = digit("train" if state.run.at == "train" else "calibrate")
+        return f"paused: {where}, then p" if job.kind in ("run", "resume") else "paused"
     # A training's progress is that of one epoch; its steps tell how far all of it has come.
     step = state.baseline.now if job.kind == "train" else state.run.training.now if state.run.phase == "qat" else None
     progress = state.baseline_progress if job.kind == "train" else state.run.progress
@@ -141,7 +149,8 @@ def doing(state: State) -> str:
         return text.part(step.done, step.total)
     if progress is None or not progress.total:
         return "working …"
-    return text.part(progress.done, progress.total)
+    far = text.part(progress.done, progress.total)
+    return f"part {state.run.part}, {far}" if state.run.part > 1 and job.kind != "train" and step is None else far
 
 
 def short_names(names: Collection[str]) -> dict[str, str]:

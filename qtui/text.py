@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 # What is from outside is made safe in one place; whoever shows figures has it from here too.
 from engine.plain_text import one_line as one_line
 from engine.plain_text import plain as plain
+from qtui.steadiness import ABOUT, unsteady
 
 if TYPE_CHECKING:
     from engine.events.event import EpochFinished, Progress
@@ -32,9 +33,20 @@ def spaced(said: str) -> str:
     return re.sub(r"(?<=\d)%", " %", said)
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """A verdict's sentence below a title that says the threshold in words: without the spelling that recipes have for it."""
-    said = re.sub(r" ?Threshold \S+ is met\.", "", one_line(found.get("text") or ""))
+_SPEED = re.compile(r"[^;:,]+ at batch 1, [^;,.]+(?:\.\d[^;,.]*)? at batch \d+( on the processor)?")
+
+
+def claimed(found: Mapping[str, Any], forms: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """A verdict's sentence; where the times of ``forms`` are not steady without what it says of speed."""
+    said = one_line(found.get("text") or "")
+    if not any(unsteady(form) for form in (forms or {}).values()):
+        return said
+    return _SPEED.sub(" its times are not steady, so no speed is claimed", said).replace("; neither smaller nor faster than fp32 here", "")
+
+
+def verdict(found: Mapping[str, Any], forms: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """The same below a title that says the threshold in words: without the spelling that recipes have for it."""
+    said = re.sub(r" ?Threshold \S+ is met\.", "", claimed(found, forms))
     return spaced(re.sub(r"threshold \S+ is not met", "the threshold is not met", said))
 
 
@@ -63,7 +75,17 @@ def rate(value: float, unit: str) -> str:
 
 def small(value: float) -> str:
     """A small number in two digits: ``1.8e-2``."""
-    return re.sub(r"e([-+])0(?=\d)", r"e\1", f"{value:.1e}").replace("e+", "e")
+    return exponent(f"{value:.1e}")
+
+
+def tidy(value: float, form: str = "g") -> str:
+    """A figure of any size: ``0.02``, ``1e-5``."""
+    return exponent(f"{value:{form}}")
+
+
+def exponent(said: str) -> str:
+    """The one way to write an exponent: ``1.3e-5``, not ``1.3e-05``."""
+    return re.sub(r"e([-+])0+(?=\d)", r"e\1", said).replace("e+", "e")
 
 
 def left(value: float) -> str:
@@ -83,7 +105,7 @@ def epoch(event: EpochFinished, name: str) -> list[str]:
     """The columns of an epoch's line."""
     width = len(str(event.epochs))
     cells = [f"epoch {event.epoch:>{width}}/{event.epochs}", f"loss {event.loss:.4f}", f"validation {metric(name, event.value):>8}"]
-    return [*cells, f"lr {event.lr:<7.2g}", "best"] if event.best else [*cells, f"lr {event.lr:.2g}"]
+    return [*cells, f"lr {tidy(event.lr, '.2g'):<7}", "best"] if event.best else [*cells, f"lr {tidy(event.lr, '.2g')}"]
 
 
 def figures(found: Mapping[str, Any], name: str) -> list[str]:
@@ -92,12 +114,12 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
     shown: tuple[tuple[Any, Callable[[Any], str]], ...] = (
         (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
         (error.get("divergence"), lambda v: f"KL {v:.4f}"),
-        (None if "divergence" in error else error.get("mse"), lambda v: f"error {v:.1e}"),
+        (None if "divergence" in error else error.get("mse"), lambda v: f"error {small(v)}"),
         (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
         (found.get("size_bytes"), size),
         (found.get("to_fp16"), lambda v: f"{v:.3f} of fp16"),
-        (None if speed else latency.get("p50"), lambda v: f"p50 {v:.2f} ms"),
+        (None if speed else latency.get("p50"), lambda v: f"p50 {ABOUT if unsteady(found) else ''}{v:.2f} ms"),
         (speed.get("decode"), lambda v: f"writes {v:,.0f} tok/s"),
         (speed.get("prefill"), lambda v: f"reads {v:,.0f} tok/s"),
         (found.get("kernel"), str),

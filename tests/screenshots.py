@@ -136,12 +136,11 @@ async def take(size: tuple[int, int], out: Path, name: str) -> None:
 def write_keys(readme: Path) -> None:
     """Put the table of keys between its marks."""
     from qtui import actions
-    from qtui.screens import SCREENS
-    from qtui.subject import TITLES
+    from qtui.stage_table import registry
 
     text = readme.read_text(encoding="utf-8")
     before, after = text.partition(START)[0], text.partition(END)[2]
-    table = actions.markdown([*((stage, TITLES[stage]) for stage in SCREENS), ("compare", "Compare")])
+    table = actions.markdown([*((stage.id, stage.title) for stage in registry()), ("compare", "Compare")])
     readme.write_text(f"{before}{START}\n{table}{END}{after}", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Literal
 
@@ -11,6 +12,9 @@ from engine.plain_text import plain
 
 Align = Literal["left", "right"]
 Cut = Literal["middle", "end"]
+
+_DOTTED = re.compile(r" *[\w\[\]*-]+(\.[\w\[\]*-]+)+", re.ASCII)
+_TRAILING = re.compile(r"\d*$")
 
 
 def safe(text: str) -> str:
@@ -30,14 +34,33 @@ def cells(text: str) -> int:
 
 
 def middle(text: str, width: int) -> str:
-    """``text`` cut in the middle to at most ``width`` cells: ``layer1.0…conv2``."""
+    """``text`` cut in the middle to at most ``width`` cells; a dotted name at its components: ``…3.denselayer5.conv2``."""
     if cells(text) <= width:
         return text
+    if _DOTTED.fullmatch(text) and (kept := _components(text, width)):
+        return kept
     if width < 2:
         return "…"[: max(width, 0)]
     tail = (width - 1) // 2
     head = width - 1 - tail
     return f"{_head(text, head).rstrip('.')}…{_head(text[::-1], tail)[::-1].lstrip('.')}"
+
+
+def _components(name: str, width: int) -> str:
+    """Whole components from both ends, or the last ones and the number of the one before them: what keeps most of a dotted name,
+    empty where not even the last component fits."""
+    lead = name[: len(name) - len(name.lstrip(" "))]
+    parts, room = name.lstrip(" ").split("."), width - len(lead)
+    found = ""
+    for first in range(len(parts) - 1, -1, -1):
+        for last in range(1, len(parts) - first):
+            kept = f"{'.'.join(parts[:first])}…{'.'.join(parts[-last:])}"
+            number = _TRAILING.search(parts[-last - 1])
+            if not first and number is not None and number[0] and len(kept) + len(number[0]) + 1 <= room:
+                kept = f"…{number[0]}.{kept[1:]}"
+            if len(found) < len(kept) <= room:
+                found = kept
+    return f"{lead}{found}" if found else ""
 
 
 def end(text: str, width: int) -> str:

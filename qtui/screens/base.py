@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from qtui import actions, subject
+from qtui.painting import Paced
 from qtui.state import Stage, State
 from qtui.widgets.lines import Piece, PieceLine
 from qtui.widgets.log_pane import LogPane
@@ -26,16 +27,26 @@ SMALLEST = (40, 12)
 
 
 def bindings(where: str) -> list[BindingType]:
-    """The bindings of a screen, or with ``*`` of the app."""
-    own = [action for action in actions.ACTIONS if where in action.where]
-    return [Binding(",".join(a.keys), f"do('{a.id}')", a.label, show=False, tooltip=a.help) for a in own]
+    """The bindings of a screen whose actions stand in the table."""
+    return bound(actions.own(where))
 
 
-class StageScreen(Screen[None]):
-    """A stage. Subclasses name ``stage``, give ``compose_body`` and ``update``, and a method ``do_x`` for each action x."""
+def bound(known: Iterable[actions.Action]) -> list[BindingType]:
+    """The bindings of actions."""
+    # What is typed after the palette's key is for the palette: its key is taken before the others are handed on.
+    return [
+        Binding(",".join(a.keys), f"do('{a.id}')", a.label, show=False, tooltip=a.help, priority=a.id == "palette") for a in known if a.keys
+    ]
+
+
+class StageScreen(Paced, Screen[None]):
+    """A stage. Subclasses name ``stage``, give ``compose_body`` and ``update``, and a method ``do_x`` for each action x.
+    ``ACTIONS`` are those of a screen that ``qtui.actions`` does not list; ``bound`` makes its ``BINDINGS`` from them."""
 
     stage: ClassVar[Stage]
+    ACTIONS: ClassVar[tuple[actions.Action, ...]] = ()
     _refused: Callable[[State], str | None] | None = None
+    _wanted = ""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-medium"), (100, "-wide")]
     DEFAULT_CSS = """
     StageScreen {
@@ -86,6 +97,23 @@ class StageScreen(Screen[None]):
             self._refused = None
             self.query_one(Sentence).forget()
         self.update(state)
+        if self._wanted:
+            wanted, self._wanted = self._wanted, ""
+            self.find(wanted)
+
+    def point_at(self, line: str) -> None:
+        """Put the cursor on a line of this screen, as soon as it is there."""
+        self._wanted = line
+        self.show(self.state)
+
+    def find(self, line: str) -> None:
+        """Put the cursor on a line: on the first list that has it."""
+        from qtui.widgets.table import Grid
+
+        for grid in self.query(Grid):
+            if grid.move_to(line):
+                grid.focus()
+                return
 
     def _show_log(self, state: State) -> None:
         panes = list(self.query(LogPane))
@@ -98,13 +126,17 @@ class StageScreen(Screen[None]):
 
     def key_pieces(self, state: State, width: int) -> list[Piece]:
         """The footer: as many keys as fit, the one that goes on always."""
-        shown = [(actions.key_text(a.keys[0]), self.label(a), a.why_not(state) is None) for a in actions.footer(self.stage)]
+        shown = [(actions.key_text(a.keys[0]), self.label(a), a.why_not(state) is None) for a in self.shown_actions(state)]
         while len(shown) > 2 and sum(len(key) + len(label) + 4 for key, label, _ in shown) > width:
             shown.pop(-2)
         pieces: list[Piece] = []
         for key, label, can in shown:
             pieces += [(f" {key} ", "key" if can else "dim"), (f"{label}  ", "" if can else "dim")]
         return pieces
+
+    def shown_actions(self, state: State) -> Sequence[actions.Action]:
+        """What the footer names."""
+        return actions.footer(self.stage)
 
     def do_samples(self) -> None:
         from qtui.screens.samples import samples_panel
@@ -167,8 +199,10 @@ class StageScreen(Screen[None]):
         if self.is_mounted:
             # The reason for an earlier key would stand beside what this one does.
             self.query_one(Sentence).forget()
-        target = self if action.where != actions.EVERYWHERE else self.app
-        getattr(target, f"do_{name}")()
+        if action.goes:
+            self.qtui.go(action.goes)
+        else:
+            getattr(self if action.where != actions.EVERYWHERE else self.app, f"do_{name}")()
         self.qtui.refresh_state()
 
     def on_screen_resume(self) -> None:

@@ -13,12 +13,14 @@ from engine.recipe.decisions import Train
 from qtui.actions import Action
 from qtui.drawing.histogram import histogram
 from qtui.drawing.spans import Line
+from qtui.painting import titles
 from qtui.screens import calibrate_layers as layers
 from qtui.screens import calibrate_ranges as ranges
 from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Prompt
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.widgets.chart import Chart
 from qtui.widgets.drawn import Drawn
@@ -96,7 +98,7 @@ class CalibrateScreen(StageScreen):
 
     def _show_work(self, state: State) -> None:
         self.set_class(work.working(state), "-working")
-        self.query_one("#work").border_title = work.title(state)
+        titles(self.query_one("#work"), work.title(state))
         self.query_one("#bar", ProgressLine).show(*work.line(state))
 
     def _show_ranges(self, state: State) -> None:
@@ -110,8 +112,8 @@ class CalibrateScreen(StageScreen):
             # Weights are known before the ranges: who looks at the first line goes on doing so.
             grid.move_to(grid.rows[0].key)
         done, of = ranges.settled(state.run)
-        self.query_one("#ranges-pane").border_title = f"Ranges ─ {done} of {of} settled" if of else "Ranges"
-        self.query_one("#ranges-pane").border_subtitle = "stopped: 1, then r goes on" if state.run.stopped else ""
+        stopped = f"stopped: {digit('model')}, then r goes on" if state.run.stopped else ""
+        titles(self.query_one("#ranges-pane"), f"Ranges ─ {done} of {of} settled" if of else "Ranges", stopped)
         place = ranges.find(state.run, grid.cursor)
         values, weights = (place.values, place.weights) if place else (None, None)
         self._pane("#values-pane", f"{place.label} ─ activations" if place else "activations")
@@ -134,7 +136,7 @@ class CalibrateScreen(StageScreen):
 
     def _pane(self, name: str, title: str) -> None:
         pane = self.query_one(name)
-        pane.border_title, pane.border_subtitle = title, "log counts" if self.logarithmic else ""
+        titles(pane, title, "log counts" if self.logarithmic else "")
 
     def _histogram(self, row: ranges.Spread | None, width: int, height: int, empty: str) -> list[Line]:
         if row is None:
@@ -150,12 +152,12 @@ class CalibrateScreen(StageScreen):
         title, role = result.headline(run)
         self.set_class(role == "good", "-met")
         self.set_class(role == "harm", "-missed")
-        self.query_one("#verdict").border_title = title
+        titles(self.query_one("#verdict"), title)
         self.query_one("#facts", Drawn).show(lambda width, height: result.verdict_lines(self.state, width, self.size.height))
         order = "most harm first" if self.order == "harm" else "as in the graph"
         rows = layers.rows(run, self.order, bars=self.size.width >= 100)
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
-        self.query_one("#layers-pane").border_title = f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers"
+        titles(self.query_one("#layers-pane"), f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers")
         grid = self.query_one("#layers", Grid)
         grid.show(layers.columns(run), rows)
         if self._begin and rows:
@@ -208,7 +210,7 @@ class CalibrateScreen(StageScreen):
         # A run that waits for an answer has ended with the key.
         word = "Stopped" if self.state.asking else "Stopping"
         self.session.stop()
-        self.explain(f"{word}: what was done is kept, and r on the first screen (1) goes on with this run")
+        self.explain(f"{word}: what was done is kept, and r on the first screen ({digit('model')}) goes on with this run")
 
     def do_edit(self) -> None:
         self.qtui.go("strategy")

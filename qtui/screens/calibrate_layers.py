@@ -11,6 +11,8 @@ from qtui import text
 from qtui.drawing.columns import named
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.calibrate_result import Figures, number
+from qtui.spec_words import respelled
+from qtui.stage_table import digit
 from qtui.state import Run
 
 Order = Literal["harm", "graph"]
@@ -35,7 +37,7 @@ def columns(run: Run) -> tuple[Column, ...]:
     return named(shown, [_name(row, _decodes(run)) for row in found])
 
 
-EMPTY = "No layer figures are kept of this run.\nA run started here measures each layer: 1, then n."
+EMPTY = f"No layer figures are kept of this run.\nA run started here measures each layer: {digit('model')}, then n."
 NOT_MEASURED = "Nothing is measured yet: that comes after the calibration."
 HARMFUL_DB = 20.0
 """Below this the noise of a layer alone is over a tenth of its signal's amplitude."""
@@ -86,7 +88,7 @@ def _row(row: Figures, total: int, worst: float, decodes: bool) -> Row:
     harm = own is not None and own < HARMFUL_DB
     kept = str(row.get("actual")) in ("fp32", "folded")
     cells: tuple[str | Cell, ...] = (
-        _name(row, decodes), _short(str(row.get("actual", ""))), text.kernels(row.get("kernel")),
+        _name(row, decodes), respelled(row.get("actual")), text.kernels(row.get("kernel")),
         Cell(_db(own), "harm" if harm else "", (_noise(row) or 0.0) / worst if worst else None), _db(row.get("sqnr_db")),
         Cell(f"{100 * params / total:.1f}", bar=params / total) if total else "",
         "" if share is None else Cell(f"{100 * share:.0f}", bar=share),
@@ -100,13 +102,6 @@ def _chosen(row: Row, kept: Sequence[int]) -> Row:
 
 def _without_bars(row: Row) -> Row:
     return replace(row, cells=tuple(Cell(cell.text, cell.role) if isinstance(cell, Cell) else cell for cell in row.cells))
-
-
-def _short(spec: str) -> str:
-    """``w8 per-channel, a8 per-tensor`` as ``w8 channel a8``: activations are always per tensor."""
-    weights, _, activations = spec.partition(", ")
-    rest = activations.replace(" per-tensor", "").replace(" per-token", "").replace("fp32 activations", "a-fp32")
-    return f"{weights.replace('per-', '')} {rest}".rstrip()
 
 
 def _db(value: object) -> str:

@@ -11,6 +11,7 @@ from engine.events.event import Bins, RangeRow, WeightRow
 from qtui import text
 from qtui.drawing.columns import named
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.stage_table import digit
 from qtui.state import Run
 
 COLUMNS = (
@@ -40,7 +41,7 @@ def columns(run: Run) -> tuple[Column, ...]:
     return named(tuple(replace(column, priority=_OF_DECODERS.get(column.key, column.priority)) for column in kept), names)
 
 
-EMPTY = "No ranges are kept of this run. They are seen while a run calibrates: n in the strategy (3) starts one."
+EMPTY = f"No ranges are kept of this run. They are seen while a run calibrates: n in the strategy ({digit('strategy')}) starts one."
 
 
 def waiting(run: Run) -> str:
@@ -171,7 +172,7 @@ def figure(value: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
+    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 0.1 else text.tidy(value, ".2g")
 
 
 def sentence(run: Run, key: str | None) -> str:

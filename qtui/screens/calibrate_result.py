@@ -10,6 +10,7 @@ from typing import Any
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.state import Run, State
+from qtui.steadiness import ABOUT, unsteady
 
 Figures = Mapping[str, Any]
 
@@ -85,7 +86,8 @@ def _latency(before: Figures, after: Figures) -> str:
         if p50 is None:
             continue
         was = number((before.get(key) or {}).get("p50"))
-        speed = _pair(was, p50, lambda v: f"{v:.2f} ms")
+        odd = unsteady(before) or unsteady(after)
+        speed = _pair(was, p50, lambda v, about=ABOUT if odd else "": f"{about}{v:.2f} ms") + (", not steady," if odd else "")
         kernel = "simulated" if after.get("simulated") else f"on {text.kernels(after['kernel'])}" if after.get("kernel") else ""
         return f"{speed} at batch {now.get('batch', 1)} {kernel}".rstrip()
     return ""
@@ -108,7 +110,7 @@ def verdict_lines(state: State, width: int, height: int) -> list[Line]:
         lines: list[Line] = [[(line, role or "title")] for line in packed((f"{glyph}{found[0]}", *_sizes(found)), width)] if found else []
     else:
         lines = [[(line, role or "title")] for line in packed(found, width)]
-    told = text.verdict(judgement(run))
+    told = text.verdict(judgement(run), run.measured)
     if told and (height >= 24 or (not asked and height >= 20)) and (width >= 66 or not asked):
         lines += [[(line, "dim")] for line in textwrap.wrap(told, max(width, 1))]
     if asked:
@@ -195,7 +197,7 @@ def reason(run: Run) -> str:
     if name not in shown or found is None:
         return ""
     word, scale, form, unit, good, bad = shown[name]
-    shown_value = f"{scale * found:{form}}".replace("e-0", "e-")
+    shown_value = text.exponent(f"{scale * found:{form}}")
     return f"The {word} of {shown_value}{unit} is {_side(met, good, bad, found, bound, _tidy(scale * bound) + unit)}"
 
 
@@ -215,7 +217,7 @@ def _side(met: bool, good: str, bad: str, found: float, bound: float, shown: str
 
 
 def _tidy(value: float) -> str:
-    return f"{value:g}".replace("e-0", "e-")
+    return text.tidy(value)
 
 
 def question(state: State, brief: bool = False) -> tuple[str, str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from qtui import text
 from qtui.state import State
 
+_WHAT = {"timings": "timing", "runs": "timing tokens", "layers": "timing layers"}
+"""What goes on, by the unit that is counted."""
+
 
 def working(state: State) -> bool:
     """Whether the engine is at this stage's work, and not waiting for an answer."""
@@ -16,7 +19,8 @@ def title(state: State) -> str:
     progress = state.run.progress
     if progress is None or not progress.total:
         return state.run.doing
-    return f"{state.run.doing} ─ {progress.done:,} of {progress.total:,}"
+    parts = [state.run.doing, *([f"part {state.run.part}"] if state.run.part > 1 else []), _WHAT.get(progress.unit, "")]
+    return " ─ ".join([part for part in parts if part] + [f"{progress.done:,} of {progress.total:,}"])
 
 
 def status(state: State) -> str:

@@ -10,6 +10,7 @@ from textual.events import Resize
 
 from qtui import actions
 from qtui.drawing.scatter import scatter
+from qtui.painting import titles
 from qtui.runs import Past, PastRun, past
 from qtui.screens import compare_rows as rows
 from qtui.screens.base import StageScreen, bindings
@@ -75,7 +76,7 @@ class CompareScreen(StageScreen):
         grid = self.query_one("#runs", Grid)
         metrics = {one.metric for one in self._runs} or {"accuracy"}
         grid.show(rows.columns(self.axis, metrics, self.all_tasks), rows.rows(self._runs, self.axis, self.all_tasks, self.here))
-        grid.border_title = rows.title(self._past, self._runs, self.all_tasks, run.model, run.data)
+        titles(grid, rows.title(self._past, self._runs, self.all_tasks, run.model, run.data))
 
     def _key_of_this(self) -> str:
         return next((rows.key(run) for run in self._runs if rows.is_here(run, self.here)), "")
@@ -91,7 +92,7 @@ class CompareScreen(StageScreen):
         found = rows.points(shown, self.axis, self.here, rows.key(run) if run else "")
         metric = run.metric if run else "accuracy"
         words = rows.axis_words(self.axis, metric)
-        chart.border_title = f"{metric} against {words} ─ left is {'smaller' if self.axis == 'size' else 'faster'}, up is better"
+        titles(chart, f"{metric} against {words} ─ left is {'smaller' if self.axis == 'size' else 'faster'}, up is better")
         chart.show(lambda width, height: scatter(found, width, height, x_label=words, y_format=rows.y_format(metric), empty=_NONE))
         self.query_one(Sentence).keep(rows.sentence(run, shown, self.axis, self.here) if run else "")
 

@@ -14,6 +14,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from qtui.painting import Paced
 from qtui.text import plain
 from qtui.widgets.table import Column, Grid, Row
 
@@ -41,7 +42,7 @@ class _Panel:
     """
 
 
-class Panel(ModalScreen[Result]):
+class Panel(Paced, ModalScreen[Result]):
     """A panel that gives one result. Of keys that were typed ahead only the first ends it."""
 
     def done(self, value: Result | None) -> None:

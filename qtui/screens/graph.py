@@ -9,12 +9,14 @@ from textual.containers import Horizontal, Vertical
 
 from engine.events.event import NodeRow
 from qtui.actions import Action
+from qtui.painting import titles
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Reading
 from qtui.screens.graph_look import Look
 from qtui.screens.graph_modules import by_path, module_table
 from qtui.screens.graph_rows import Kind, Table, aligned, chosen, table
 from qtui.screens.graph_text import details, effect, empty, sentence, subtitle, title
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.sentence import Sentence
@@ -163,10 +165,10 @@ class GraphScreen(StageScreen):
         shown = second if self._both else main
         if self._both:
             room = room // 2 - 2
-            main.border_subtitle = ""
-            second.border_title = title(look, f"{len(look.fused):,}", room)
-        main.border_title = title(look, count, room, before=self._comparing)
-        shown.border_subtitle = subtitle(look, room)
+            titles(main, None, "")
+            titles(second, title(look, f"{len(look.fused):,}", room))
+        titles(main, title(look, count, room, before=self._comparing))
+        titles(shown, None, subtitle(look, room))
         shown.set_class(look.folded, "-changed")
         shown.set_class(bool(look.warnings) and not look.folded, "-warned")
 
@@ -274,4 +276,4 @@ class GraphScreen(StageScreen):
         elif self.state.busy:
             self.explain("Not yet: the strategy opens by itself when it is planned")
         else:
-            self.explain("This run ended before there was a plan: a new run makes one (1, then n)")
+            self.explain(f"This run ended before there was a plan: a new run makes one ({digit('model')}, then n)")

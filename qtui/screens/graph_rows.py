@@ -9,6 +9,7 @@ from typing import Literal
 from engine.events.event import NodeRow, PairRow
 from qtui.drawing.rows import Cell, Column, Row, measure
 from qtui.screens.graph_look import GLYPHS, ROLES, WORDS, Fate, Look, brackets
+from qtui.text import small
 from qtui.widgets.filter_bar import matches
 
 Kind = Literal["wide", "narrow", "half"]
@@ -93,19 +94,22 @@ def _columns(style: _Style, indent: int, rows: tuple[Row, ...], after: bool) -> 
 
 def chosen(look: Look, rows: Sequence[Row], wanted: str, before: bool = True) -> tuple[Row, ...]:
     """The rows whose node holds ``wanted``, as traced or as in the folded graph."""
-    return tuple(row for row in rows if matches(wanted, _fields(look, row.key, before))) if wanted else tuple(rows)
+    return tuple(row for row in rows if _holds(wanted, look, row.key, before)) if wanted else tuple(rows)
 
 
-def _fields(look: Look, key: str, before: bool) -> tuple[str, ...]:
+def _holds(wanted: str, look: Look, key: str, before: bool) -> bool:
     # The key of a gap is that of its node with a space before it.
     node = look.node(key.strip()) if before else look.after(key)
-    return (node.name, node.opcode, node.target, node.args, node.kwargs) if node else ()
+    if node is None:
+        return False
+    about = {"op": node.opcode, "args": f"{node.args} {node.kwargs}", "shape": node.shape, "params": node.params}
+    # What reads what has columns of its own here: all of these are seen.
+    return matches(wanted, (node.name, node.opcode, node.target, node.args, node.kwargs), about)
 
 
 def delta(value: float) -> str:
     """A small difference: ``2.4e-7``."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if value else "0"
+    return small(value) if value else "0"
 
 
 def share(value: float | None, fine: bool = False) -> str:

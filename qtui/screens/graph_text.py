@@ -11,6 +11,7 @@ from qtui.drawing.text import middle
 from qtui.screens.graph_look import GLYPHS, MODULE, Look
 from qtui.screens.graph_modules import module_details, module_sentence
 from qtui.screens.graph_rows import delta, share
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.subject import short_name
 from qtui.text import plain
@@ -170,8 +171,8 @@ def empty(state: State, wanted: str) -> str:
     if "failed" in (run.status("model"), run.status("graph")):
         return "The run failed before there was a graph.\nL shows what happened; 1 goes back to the models."
     if run.directory:
-        return "This run kept no graph.\nA new run shows it: 1, then n."
-    return "There is no graph yet.\nChoose a model (1) and press n."
+        return f"This run kept no graph.\nA new run shows it: {digit('model')}, then n."
+    return f"There is no graph yet.\nChoose a model ({digit('model')}) and press n."
 
 
 def _parameters(look: Look, node: NodeRow) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from textual.containers import Vertical
 from textual.widget import Widget
 
 from engine.models.language_registry import is_language
-from qtui import catalog, reasons
+from qtui import actions, catalog, reasons
+from qtui.actions import Action
 from qtui.catalog import Choice, Model
+from qtui.painting import titles
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
 from qtui.screens.models_rows import (
@@ -24,6 +27,7 @@ from qtui.screens.models_rows import (
     no_runs,
     run_rows,
     run_sentence,
+    training_sentence,
 )
 from qtui.state import State
 from qtui.subject import short_name
@@ -83,9 +87,9 @@ class ModelsScreen(Asking):
         self.query_one("#models", Grid).show(MODEL_COLUMNS, models)
         self.query_one("#runs", Grid).show(RUN_COLUMNS, runs)
         self.query_one("#runs", Grid).empty = no_runs(len(state.runs), bar.text) if state.listed else ""
-        self.query_one("#models-pane").border_title = f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}"
+        titles(self.query_one("#models-pane"), f"Models ─ {bar.filtered(len(models) - 1, len(self._models))}")
         self.set_class(state.listed and not state.runs, "-new")
-        self.query_one("#runs-pane").border_title = f"Runs ─ {bar.filtered(len(runs), len(state.runs))}"
+        titles(self.query_one("#runs-pane"), f"Runs ─ {bar.filtered(len(runs), len(state.runs))}")
         self.query_one("#choice", PieceLine).show(self._choice_pieces)
         self._show_training(state)
         self.query_one(Sentence).keep(self._sentence())
@@ -100,6 +104,7 @@ class ModelsScreen(Asking):
             panes = [TrainingPane(id="baseline")]
             self.query_one("#body").mount(panes[0])
         self.query_one("#runs-pane").display = not training
+        self.set_class(training, "-training")
         for pane in panes:
             pane.display = training
             if training:
@@ -110,8 +115,16 @@ class ModelsScreen(Asking):
 
         assert isinstance(pane, TrainingPane)
         job = state.job
-        status = "" if job is None else "stopping …" if job.stopping else ""
+        status = "" if job is None else "stopping …" if job.stopping else "" if state.baseline_progress else "getting ready …"
         pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, status=status))
+
+    def shown_actions(self, state: State) -> Sequence[Action]:
+        """While a baseline trains, what can be done about it."""
+        known = super().shown_actions(state)
+        if state.job is None or state.job.kind != "train":
+            return known
+        stop = [action for action in actions.everywhere() if action.id in ("halt_run", "log")]
+        return (*(action for action in known if action.id == "help"), *stop, *(action for action in known if action.id == "next"))
 
     def _choice_pieces(self, width: int) -> list[Piece]:
         pieces: list[Piece] = []
@@ -139,6 +152,8 @@ class ModelsScreen(Asking):
         return next((run for run in self.state.runs if str(run.directory) == directory), None)
 
     def _sentence(self) -> str:
+        if (job := self.state.job) is not None and job.kind == "train":
+            return training_sentence(job, self.state.baseline)
         return run_sentence(self._run()) if self.on_runs else model_sentence(self._model(), self.choice, self._place)
 
     def on_grid_moved(self, event: Grid.Moved) -> None:

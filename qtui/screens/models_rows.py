@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from qtui import text
 from qtui.catalog import Choice, Model, Place, can_resume, data_for, place, threshold_text
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.stage_table import digit
+from qtui.state import Job, Training
 from qtui.subject import short_name, short_names
 from qtui.widgets.filter_bar import matches
 
@@ -44,13 +46,18 @@ _STATES = {
 def model_rows(models: Sequence[Model], data: str | Place, wanted: str = "") -> tuple[Row, ...]:
     """One row a model that the filter ``wanted`` keeps, and one to give one's own before the many of torchvision."""
     here = place(data)
-    held = [model for model in models if matches(wanted, (model.name, model.description))]
+    held = [model for model in models if matches(wanted, (model.name, model.description), _queried(model, here))]
     names = short_names({model.name for model in models})
     own = Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim")
     return (
         *(_model(model, names[model.name], here) for model in held if model.published is None), own,
         *(_model(model, names[model.name], here) for model in held if model.published is not None),
     )  # fmt: skip
+
+
+def _queried(model: Model, here: Place) -> dict[str, object]:
+    """What a filter can ask of a model beside its name."""
+    return {"weights": model.where(here), "params": model.params}
 
 
 def _model(model: Model, name: str, here: Place) -> Row:
@@ -87,8 +94,13 @@ def _input(model: Model) -> str:
 def run_rows(runs: Sequence[RunSummary], wanted: str = "", width: int = 80) -> tuple[Row, ...]:
     """One row a run, newest first, in a window of ``width``; its key is the folder."""
     names = short_names({run.model for run in runs})
-    held = (run for run in runs if matches(wanted, (run.model, run.data, run.directory.name, run.text)))
+    held = (run for run in runs if matches(wanted, (run.model, run.data, run.directory.name), _asked(run)))
     return tuple(_run(run, names[run.model], width < _WIDE) for run in held)
+
+
+def _asked(run: RunSummary) -> dict[str, object]:
+    """What a filter can ask of a run beside its names."""
+    return {"state": _STATES[run.state][1], "verdict": run.text, "started": run.started}
 
 
 def _run(run: RunSummary, name: str, short: bool) -> Row:
@@ -164,7 +176,7 @@ def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str
         f" Perplexity {text.metric('perplexity', value)} on the test part of {name}." for name, value in model.accuracy.items()
     )
     if graph == "export":
-        return f"{told} n loads it; its graph (2) will be every operation that torch.export sees, without their times."
+        return f"{told} n loads it; its graph ({digit('graph')}) will be every operation that torch.export sees, without their times."
     return f"{told}{measured} n loads it with {data} and shows its modules."
 
 
@@ -175,6 +187,15 @@ def _sentence(words: str) -> str:
 def no_runs(kept: int, wanted: str) -> str:
     """What stands in a list of runs without a row; ``kept`` is how many there are without the filter ``wanted``."""
     return f"None of {kept} runs holds “{wanted}”: Esc shows all." if kept else "No runs yet: ⏎ on a model begins the first one."
+
+
+def training_sentence(job: Job, training: Training) -> str:
+    """About a baseline that is being trained."""
+    if job.stopping:
+        return "stopping … the last whole epoch is saved."
+    what = f"A baseline of {short_name(job.model)} on {short_name(job.data)}: its best epoch is kept as the weights."
+    best = f" Best so far: epoch {training.best.epoch}, {text.metric('accuracy', training.best.value)}." if training.best else ""
+    return f"{what}{best} X stops it; the last whole epoch is saved."
 
 
 def run_sentence(run: RunSummary | None) -> str:

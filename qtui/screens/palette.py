@@ -1,7 +1,10 @@
-"""The palette: every action of a screen by name, with its key and, where it cannot act, why."""
+"""The palette: every action of every screen by name, with its key and, where it cannot act, why; layers and runs by theirs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
@@ -9,6 +12,7 @@ from textual.widgets import Input
 
 from qtui import actions
 from qtui.screens.dialogs import Panel
+from qtui.stage_table import registry
 from qtui.state import Stage, State
 from qtui.widgets.filter_bar import matches
 from qtui.widgets.table import Cell, Column, Grid, Row
@@ -20,10 +24,62 @@ COLUMNS = (
 )
 
 
+_MOST = 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen: an action of the screen in front, or a stage to go to and, there, the key of a line to put the cursor on."""
+
+    action: str = ""
+    stage: Stage = ""
+    line: str = ""
+
+
 def rows(stage: Stage, state: State, wanted: str) -> tuple[Row, ...]:
-    """The actions that hold the words of ``wanted`` in their name, key or help."""
-    found = [a for a in actions.of(stage) if a.id != "palette" and matches(wanted, (a.label, a.help, *a.keys))]
-    return tuple(_row(action, action.why_not(state)) for action in found)
+    """The actions that hold the words of ``wanted`` in their name, key or help: of ``stage``, of the whole app, of the other
+    screens; then the layers and runs whose names hold them."""
+    here = [a for a in actions.of(stage) if a.id != "palette" and matches(wanted, (a.label, a.help, *a.keys))]
+    found = [_row(action, action.why_not(state)) for action in here]
+    for other in registry():
+        if other.id != stage:
+            reason = other.unavailable(state)
+            for action in actions.own(other.id):
+                if matches(wanted, (action.label, action.help, other.title)):
+                    found.append(_elsewhere(action, f"{other.id}:", other.title, reason))
+    if wanted.strip():
+        found += [*_layers(state, wanted), *_runs(state, wanted)]
+    return tuple(found)
+
+
+def choice(key: str) -> Choice:
+    """What the row of a key stands for."""
+    stage, colon, line = key.partition(":")
+    if not colon:
+        return Choice(key)
+    return Choice(stage=stage, line=line[1:] if line.startswith("=") else "")
+
+
+def _elsewhere(action: actions.Action, key: str, title: str, reason: str | None) -> Row:
+    says = f"not now: {reason}" if reason else f"{title}, {actions.key_text(action.keys[0])}: takes you there"
+    cells = (action.label.removesuffix(" ▸"), Cell(actions.key_text(action.keys[0]), "dim"), Cell(says, "dim"))
+    return Row(f"{key}{action.id}", cells, "dim" if reason else "")
+
+
+def _layers(state: State, wanted: str) -> list[Row]:
+    draft = state.run.draft
+    if draft is None:
+        return []
+    found = [row for row in draft.plan.layers if matches(wanted, (row.path,))][:_MOST]
+    return [Row(f"strategy:={row.path}", (row.path, "", Cell(f"layer, {row.kind}: shows it in the strategy", "dim"))) for row in found]
+
+
+def _runs(state: State, wanted: str) -> list[Row]:
+    found = [run for run in state.runs if matches(wanted, (run.directory.name, run.model, run.data))][:_MOST]
+    return [
+        Row(f"model:={run.directory}", (run.directory.name, "", Cell(f"run, {run.model} on {run.data}: shows it in the list", "dim")))
+        for run in found
+    ]
 
 
 def _row(action: actions.Action, reason: str | None) -> Row:
@@ -32,8 +88,8 @@ def _row(action: actions.Action, reason: str | None) -> Row:
     return Row(action.id, (action.label.removesuffix(" ▸"), Cell(keys, "accent"), text), "dim" if reason else "")
 
 
-class Palette(Panel[str | None]):
-    """Gives the id of the action that was chosen."""
+class Palette(Panel[Choice | None]):
+    """Gives what was chosen. What is typed before its line stands goes into that line."""
 
     CSS = """
     Palette { align: center top; background: $background 60%; }
@@ -62,6 +118,7 @@ class Palette(Panel[str | None]):
 
     def on_mount(self) -> None:
         self._show("")
+        self.query_one(Input).focus()
 
     def _show(self, wanted: str) -> None:
         self.query_one(Grid).show(COLUMNS, rows(self._stage, self._state, wanted))
@@ -73,7 +130,14 @@ class Palette(Panel[str | None]):
         self.query_one(Grid).action_choose()
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        self.done(event.key)
+        self.done(choice(event.key))
+
+    def on_key(self, event: events.Key) -> None:
+        line = self.query_one(Input)
+        if not line.has_focus and event.is_printable and event.character:
+            event.stop()
+            line.value += event.character
+            line.cursor_position = len(line.value)
 
     def action_move(self, by: int) -> None:
         self.query_one(Grid).action_move(by)

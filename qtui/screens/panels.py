@@ -14,18 +14,10 @@ from qtui import actions
 from qtui.machine_words import sections
 from qtui.messages import Problem
 from qtui.screens.dialogs import Confirm, Reading
+from qtui.stage_table import find
 from qtui.state import Stage, State
-from qtui.subject import TITLES
 from qtui.text import plain
 
-_ABOUT: dict[Stage, str] = {
-    "model": "Choose a model, its data and weights; or reopen and resume what was done before.",
-    "graph": "What the model computes, node by node. A convolution and the normalization behind it can become one layer.",
-    "strategy": "What each layer is to become: bits of weights and activations, scales, observer; and why that is proposed.",
-    "calibrate": "Training images show which ranges values take; then the quantized model is measured on its real kernels.",
-    "train": "Training with quantization in the loop (QAT). The epoch that is best on validation images is kept.",
-    "report": "What was measured, layer by layer, what was exported, and how this run compares with the others.",
-}
 _LEFT = {
     "train": "What it has learned so far is lost; the last whole epoch is saved.",
     "export": "Files that are finished stay, and the report tells them; the run itself stays as it is.",
@@ -38,8 +30,8 @@ def help_panel(stage: Stage, state: State, dim: Style) -> Reading:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()
-    own, everywhere = ([a for a in actions.ACTIONS if where in a.where] for where in (stage, "*"))
-    for title, shown in ((TITLES[stage], own), ("Everywhere", everywhere)):
+    known = find(stage)
+    for title, shown in ((known.title, actions.own(stage)), ("Everywhere", actions.everywhere())):
         table.add_row(Text(f"\n{title}", "bold"), "")
         for action in shown:
             reason = action.why_not(state)
@@ -51,7 +43,7 @@ def help_panel(stage: Stage, state: State, dim: Style) -> Reading:
     table.add_row(Text("\nIn lists", "bold"), "")
     for keys, what in _LISTS:
         table.add_row(Text(keys, "bold"), what)
-    return Reading(f"help ─ {TITLES[stage]}", Group(Text(_ABOUT[stage]), table), hint="↑↓ scroll   esc back")
+    return Reading(f"help ─ {known.title}", Group(Text(known.about), table), hint="↑↓ scroll   esc back")
 
 
 def machine_panel(found: Mapping[str, Any]) -> Reading:

@@ -12,6 +12,7 @@ from textual.events import Resize
 
 from engine.report.runtimes import fastest, paces
 from qtui.actions import Action
+from qtui.painting import titles
 from qtui.reasons import cannot_export
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Reading, Several
@@ -31,6 +32,7 @@ from qtui.screens.report_files import File, files_panel, run_files, side_lines
 from qtui.screens.report_rows import figure_columns, figure_rows, layer_columns, layer_rows, layers_of, layers_title, metric_of
 from qtui.screens.report_summary import summary
 from qtui.screens.report_words import layer_lines, layer_panel, layer_sentence, paragraph, progress_line, verdict_spans, verdict_title
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.widgets.drawn import Drawn
 from qtui.widgets.sentence import Sentence
@@ -113,7 +115,7 @@ class ReportScreen(StageScreen):
         if self._runtimes_of == (id(run.report), self.size.width):
             return
         self._runtimes_of = (id(run.report), self.size.width)
-        grid.border_title, grid.border_subtitle = runtimes_title(run), runtimes_subtitle(run)
+        titles(grid, runtimes_title(run), runtimes_subtitle(run))
         grid.show(runtime_columns(self.size.width, paces(run.report or {})), runtime_rows(run, self.size.width))
 
     def _show_verdict(self, state: State) -> None:
@@ -121,7 +123,7 @@ class ReportScreen(StageScreen):
         spans = verdict_spans(state)
         height = self.size.height
         most = next((most for least, most in _VERDICT if height >= least), 1)
-        pane.border_title = verdict_title(state, self.size.width)
+        titles(pane, verdict_title(state, self.size.width))
         for role in ("good", "harm"):
             pane.set_class(spans[0][1] == role, f"-{role}")
         pane.show(lambda width, height: paragraph(spans, width, most))
@@ -139,7 +141,7 @@ class ReportScreen(StageScreen):
     def _show_layers(self, state: State) -> None:
         grid = self.query_one("#layers", Grid)
         self._layers = layers_of(state.run)
-        grid.border_title = layers_title(self._layers, self.by_harm)
+        titles(grid, layers_title(self._layers, self.by_harm))
         decodes = metric_of(self.state.run) == "perplexity"
         grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm, decodes))
         if self._begin and grid.rows:
@@ -154,7 +156,7 @@ class ReportScreen(StageScreen):
         pane.display = self.has_class("-high") and row is not None and not self.on_runtimes
         if pane.display and row is not None:
             run = self.state.run
-            pane.border_title = f"{row.get('name') or '?'}"
+            titles(pane, f"{row.get('name') or '?'}")
             pane.show(lambda width, height: layer_lines(row, run, width))
 
     def _show_side(self, state: State) -> None:
@@ -163,7 +165,7 @@ class ReportScreen(StageScreen):
         pane = self.query_one("#side", Drawn)
         run, files = state.run, self._run_files(state)
         count = len((run.report or {}).get("exports") or ())
-        pane.border_title = f"Exports ─ {count}" if count else "Exports"
+        titles(pane, f"Exports ─ {count}" if count else "Exports")
         pane.show(lambda width, height: side_lines(run, files, width, height))
 
     def _run_files(self, state: State, again: bool = False) -> tuple[File, ...]:
@@ -274,7 +276,7 @@ class ReportScreen(StageScreen):
     def do_again(self) -> None:
         recipe = again(self.state)
         if recipe is None:
-            self.explain("This run's recipe is not known: start from the models (1)")
+            self.explain(f"This run's recipe is not known: start from the models ({digit('model')})")
             return
         # What was agreed to in this run is in its recipe.
         self.session.again(recipe, {"optimize": True, "quantize": True})

@@ -16,6 +16,7 @@ from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.report_files import export_lines, exports_of
 from qtui.screens.report_rows import number, percent, shown
 from qtui.state import Run
+from qtui.steadiness import ABOUT, spread
 
 _MEDIUM, _WIDE = 60, 100
 _PANEL = 68
@@ -43,7 +44,7 @@ def runtime_rows(run: Run, width: int) -> tuple[Row, ...]:
     """fp32, the native path and each export, those without times last; the least time of each column stands out."""
     known = runtimes(run.report or {})
     fp32 = reference(known)
-    least = [min((t[0] for one in known if (t := getattr(one, key))), default=None) for key in ("single", "batched")]
+    least = [min((t[0] for one in known if (t := getattr(one, key)) and not _odd(one)), default=None) for key in ("single", "batched")]
     timed = {one.file for one in known}
     entries = {str(entry.get("path") or ""): entry for entry in exports_of(run)}
     rows = [_row(one, fp32, least, entries.get(one.file) if one.file else None, width) for one in known]
@@ -54,11 +55,19 @@ def runtime_rows(run: Run, width: int) -> tuple[Row, ...]:
 def _row(one: Runtime, fp32: Runtime | None, least: Sequence[float | None], entry: Mapping[str, Any] | None, width: int) -> Row:
     cells: dict[str, str | Cell] = {"runtime": one.name, "file": one.file, "same": percent(number(entry, "parity", "agreement"))}
     for key, times, best in (("single", one.single, least[0]), ("batched", one.batched, least[1])):
-        cells[key] = "" if times is None else Cell(f"{times[0]:.2f}", "good" if times[0] == best else "")
+        odd = _odd(one)
+        shape = "dim" if odd else "good" if times and times[0] == best else ""
+        cells[key] = "" if times is None else Cell(f"{ABOUT if odd else ''}{times[0]:.2f}", shape)
         cells[f"{key}95"] = "" if times is None else f"{times[1]:.2f}"
     for key, ratio in zip(("faster", "faster64"), ratios(one, fp32), strict=True):
-        cells[key] = shown(ratio, "{:.2f}×")
+        # What is not steady is no measure, nor is it measured by anything.
+        cells[key] = "" if _odd(one) or (fp32 is not None and _odd(fp32)) else shown(ratio, "{:.2f}×")
     return Row(one.file or one.name, tuple(cells[column.key] for column in runtime_columns(width)), glyph="●" if entry else " ")
+
+
+def _odd(one: Runtime) -> bool:
+    """Whether a runtime's times are not steady."""
+    return any(times is not None and spread(*times) for times in (one.single, one.batched))
 
 
 def _untimed(entry: Mapping[str, Any], width: int) -> Row:
@@ -87,7 +96,7 @@ def runtimes_subtitle(run: Run) -> str:
     parts: list[str] = []
     names: list[str] = []
     for word, key in zip(paces(run.report or {}).short, ("single", "batched"), strict=True):
-        timed = [(times[0], one.name) for one in known if (times := getattr(one, key))]
+        timed = [(times[0], one.name) for one in known if (times := getattr(one, key)) and not _odd(one)]
         if timed:
             names.append(min(timed)[1].partition(",")[0].partition(" ")[0])
             parts.append(f"{word} {names[-1]} {min(timed)[0]:.2f} ms")
@@ -116,6 +125,8 @@ def runtime_sentence(run: Run, key: str | None) -> str:
         parts.append(text.one_line(entry["alarm"]))
     if one == reference(known):
         parts.append("what the others are compared with")
+    if _odd(one):
+        parts.append("its times are not steady: something else was at work")
     if not one.together:
         parts.append(paces(run.report or {}).apart)
     return "; ".join(parts) + "."

@@ -9,7 +9,9 @@ from typing import Any
 
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.spec_words import respelled
 from qtui.state import Run
+from qtui.steadiness import ABOUT, unsteady
 
 FORMS = (("baseline", "fp32"), ("ptq", "PTQ"), ("qat", "QAT"))
 _MEDIUM, _WIDE = 60, 100
@@ -77,7 +79,8 @@ def metric_of(run: Run) -> str:
 
 def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
     simulated = bool(found.get("simulated"))
-    pace = "dim" if simulated else ""
+    odd = not simulated and unsteady(found)
+    pace = "dim" if simulated or odd else ""
     kernel, mse = text.kernels(found.get("kernel")), number(found, "error", "mse")
     return Row(
         key,
@@ -88,7 +91,7 @@ def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen:
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
             percent(number(found, "error", "agreement")),
             megabytes(number(found, "size_bytes")),
-            *(Cell(speed, pace) for speed in speeds(found)),
+            *(Cell(f"{ABOUT}{speed}" if odd and speed else speed, pace) for speed in speeds(found)),
             Cell("simulated, no speed" if simulated else kernel, "change" if simulated else ""),
         ),
         role="title" if chosen else "",
@@ -174,8 +177,8 @@ def _layer(key: str, row: Layer, total: float, columns: tuple[Column, ...], deco
     params, share = number(row, "params"), number(row, "time_share")
     cells: dict[str, str | Cell] = {
         "layer": text.in_block(name) if decodes else name,
-        "asked": Cell(short_spec(row.get("requested")), "change") if differs(row) else "",
-        "actual": Cell("fp32" if kind == "fp32" else short_spec(row.get("actual")), "change" if kind == "fp32" else ""),
+        "asked": Cell(respelled(row.get("requested")), "change") if differs(row) else "",
+        "actual": Cell("fp32" if kind == "fp32" else respelled(row.get("actual")), "change" if kind == "fp32" else ""),
         "kernel": text.kernels(row.get("kernel")).removeprefix("onednn "),
         "sqnr": shown(number(row, "sqnr_db"), "{:.1f}"),
         "own": shown(number(row, "own_sqnr_db"), "{:.1f}"),
@@ -214,12 +217,6 @@ def noise(row: Layer) -> float:
 
 def total_params(rows: Iterable[Layer]) -> float:
     return sum(number(row, "params") or 0.0 for row in rows)
-
-
-def short_spec(spec: Any) -> str:
-    """Activations have one scale for the tensor always: ``w8 per-channel, a8``."""
-    weights, comma, rest = str(spec or "").partition(", ")
-    return weights + comma + rest.replace(" per-tensor", "").replace(" per-token", "").replace("fp32 activations", "fp32 act.")
 
 
 def layers_title(rows: Sequence[Layer], by_harm: bool) -> str:

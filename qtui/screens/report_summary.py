@@ -24,7 +24,7 @@ from qtui.state import Run
 
 def summary(run: Run) -> str:
     """Verdict, figures, layers in fp32, and where the run is."""
-    lines = [f"## {run.model} on {run.data}", "", text.one_line(verdict(run).get("text") or ""), "", *_figures(run), ""]
+    lines = [f"## {run.model} on {run.data}", "", text.claimed(verdict(run), run.measured), "", *_figures(run), ""]
     kept = [f"{row.get('name')} ({text.one_line(row.get('reason') or '')})" for row in layers_of(run) if form(row) == "fp32"]
     if kept:
         lines += [f"In fp32: {'; '.join(kept)}.", ""]

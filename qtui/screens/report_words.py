@@ -27,10 +27,10 @@ from qtui.screens.report_rows import (
     total_params,
     verdict,
 )
-from qtui.state import Run, Stage, State
-from qtui.subject import TITLES
+from qtui.spec_words import respelled
+from qtui.stage_table import digit, title
+from qtui.state import Run, State
 
-_AT: dict[Stage, int] = {"model": 1, "graph": 2, "strategy": 3, "calibrate": 4, "train": 5, "report": 6}
 _FORMS = {
     "integer": "integer arithmetic",
     "stored": "weights stored as integers",
@@ -72,7 +72,7 @@ def verdict_title(state: State, width: int = 80) -> str:
 def verdict_spans(state: State) -> list[Span]:
     """A glyph, what is chosen, and why; without a report what is missing and where to go."""
     found = verdict(state.run)
-    said = text.verdict(found)
+    said = text.verdict(found, state.run.measured)
     if state.run.report and not said:
         return [("○", "change"), ("The report has no verdict: run it again", "")]
     if not state.run.report:
@@ -85,7 +85,7 @@ def verdict_spans(state: State) -> list[Span]:
 
 def missing(state: State) -> tuple[str, str, str]:
     """Glyph, role and sentence for a run without a report: what is missing, and which key goes there."""
-    run, at = state.run, f"{TITLES[state.run.at]} ({_AT[state.run.at]})"
+    run, at = state.run, f"{title(state.run.at)} ({digit(state.run.at)})"
     working = state.busy and state.job is not None and state.job.kind != "train"
     if working and state.asking:
         return "◐", "accent", f"No report yet: the run waits for your choice on {at}."
@@ -128,7 +128,7 @@ def layer_sentence(row: Layer, rows: Sequence[Layer]) -> str:
     elif kind == "folded":
         head = f"{name} is folded"
     elif differs(row):
-        head = f"{name} was asked to be {row.get('requested')} and runs as {row.get('actual')}"
+        head = f"{name} was asked to be {respelled(row.get('requested'))} and runs as {respelled(row.get('actual'))}"
     elif len(rows) > 1 and math.isfinite(noise(row)) and noise(row) == min(map(noise, rows)):
         head = f"{name} adds the most noise ({noise(row):.1f} dB)"
     else:
@@ -161,8 +161,8 @@ def layer_lines(row: Layer, run: Run, width: int) -> list[Line]:
     facts = [
         ("kind", str(row.get("kind") or "")),
         ("shape", "×".join(map(str, planned.weight_shape)) if planned else ""),
-        ("asked for", str(row.get("requested") or "")),
-        ("runs as", str(row.get("actual") or "")),
+        ("asked for", respelled(row.get("requested"))),
+        ("runs as", respelled(row.get("actual"))),
         ("", _FORMS[form(row)]),
         ("on", str(row.get("kernel") or "")),
         ("parameters", shown(params, "{:,.0f}") + share),

@@ -12,6 +12,7 @@ from engine.recipe.decisions import Strategy
 from qtui.actions import Action
 from qtui.draft import Draft
 from qtui.edits import EditName
+from qtui.painting import titles
 from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
@@ -20,6 +21,7 @@ from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_recipes import Recipes
 from qtui.screens.strategy_tree import Entry
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.strategy_rules import rules_of
 from qtui.widgets.filter_bar import FilterBar
@@ -60,6 +62,15 @@ class StrategyScreen(EditKeys, Recipes):
             grid.can_focus = False
             yield grid
 
+    def on_mount(self) -> None:
+        self.watch(self._pane.grid, "scroll_y", lambda y: self._scrolled(), init=False)
+
+    def _scrolled(self) -> None:
+        """By the wheel other layers come into view while the cursor stays."""
+        if (draft := self._draft) is not None and draft.marked:
+            self._pane.retitle(draft, self.size.width)
+            self.query_one(Sentence).keep(self._sentence())
+
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
         changed, about = self._paint(state), (self._follows, self._news, self.size)
@@ -69,6 +80,11 @@ class StrategyScreen(EditKeys, Recipes):
             self.query_one(Sentence).keep(self._sentence())
         if self._follows and not self.session.waits:
             self._follow(state)
+
+    def find(self, line: str) -> None:
+        self._pane.reveal(line)
+        self._paint(self.state)
+        super().find(line)
 
     def _follow(self, state: State) -> None:
         """Go where the run that measures again has come to."""
@@ -90,9 +106,9 @@ class StrategyScreen(EditKeys, Recipes):
         if draft is None or row is None:
             grid.empty = "Put the cursor on a layer to see what each key would make of it." if draft else ""
             grid.show((), ())
-            pane.border_title = "layer"
+            titles(pane, "layer")
             return
-        pane.border_title = detail.detail_title(draft, row, self.size.width - 6)
+        titles(pane, detail.detail_title(draft, row, self.size.width - 6))
         grid.show(detail.DETAIL_COLUMNS, detail.detail(draft, row))
 
     @property
@@ -116,7 +132,7 @@ class StrategyScreen(EditKeys, Recipes):
             return "A plan says what each layer becomes: how many bits, on which scales, and why."
         width, height = self.size
         room = width - 2 if height < 20 else 2 * (width - 2) - 10
-        return words.sentence(draft, self._entry, room, self._pane.closed(self._entry))
+        return words.sentence(draft, self._entry, room, self._pane.closed(self._entry), self._pane.hidden(draft))
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         self._news = ""
@@ -184,6 +200,14 @@ class StrategyScreen(EditKeys, Recipes):
             self._change(marked)
             self.explain(f"{len(marked.marked)} layers are marked: an edit changes all of them, x takes the marks away")
 
+    def do_next_marked(self) -> None:
+        draft = self._draft
+        path = self._pane.next_marked(draft) if draft is not None else None
+        if path is None:
+            self.explain("No layer is marked: space marks the one under the cursor, b that of all blocks")
+        else:
+            self.find(path)
+
     def do_mark_none(self) -> None:
         if (draft := self._draft) is not None and draft.marked:
             self._change(draft.unmark())
@@ -237,9 +261,12 @@ class StrategyScreen(EditKeys, Recipes):
             # Nothing was changed: what was measured waits for its answer there.
             self.qtui.go("calibrate")
         elif state.run.measured.get("ptq") and draft.as_planned:
-            self.explain("This strategy is measured (4): change a layer first, w, a and f do; then n measures it as a run of its own")
+            self.explain(
+                f"This strategy is measured ({digit('calibrate')}): change a layer first, w, a and f do; "
+                "then n measures it as a run of its own"
+            )
         elif not state.run.recipe:
-            self.explain("What this run was asked is not in its files: start anew from the models (1)")
+            self.explain(f"What this run was asked is not in its files: start anew from the models ({digit('model')})")
         else:
             self._again(state, draft)
 

@@ -6,15 +6,17 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from qtui.draft import Draft
+from qtui.painting import titles
 from qtui.screens import strategy_words as words
-from qtui.screens.strategy_rows import columns, is_timed, rows
+from qtui.screens.strategy_rows import columns, is_timed, queried, rows
 from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
+from qtui.stage_table import digit
 from qtui.state import State
 from qtui.subject import short_name
 from qtui.widgets.filter_bar import FilterBar, matches
 from qtui.widgets.table import Grid
 
-_EMPTY = "There is no plan yet.\nLoad a model (1), then go on through its graph (2): n plans its layers."
+_EMPTY = f"There is no plan yet.\nLoad a model ({digit('model')}), then go on through its graph ({digit('graph')}): n plans its layers."
 _COMING = "fp32 is measured and each layer looked at.\nThe plan stands here in a moment."
 
 
@@ -27,6 +29,7 @@ class StrategyPane(Vertical):
         self._shown: tuple[Entry, ...] = ()
         self._shut: frozenset[str] = frozenset()
         self._painted: tuple[object, ...] = ()
+        self._found = ""
 
     def compose(self) -> ComposeResult:
         yield Grid(id="strategy", empty=_EMPTY)
@@ -59,7 +62,7 @@ class StrategyPane(Vertical):
             self._lines = self._shown = ()
             self.grid.empty = _COMING if coming else _EMPTY
             self.grid.show((), ())
-            self.border_title, self.border_subtitle = "Strategy", ""
+            titles(self, "Strategy", "")
         else:
             self._paint(draft, state, text, width)
         self._painted = (draft, state.run.layers, self._shut, text, width, coming)
@@ -70,9 +73,9 @@ class StrategyPane(Vertical):
         if lines is not self._lines:
             self._lines, self._shut = lines, closed_at_first(lines)
         count = len(draft.plan.layers)
-        kept = [row.path for row in draft.plan.layers if matches(text, (row.path, row.kind))] if text else None
-        self._shown = visible(lines, self._shut, kept)
         figures = words.figures_of(state.run.layers)
+        kept = [row.path for row in draft.plan.layers if matches(text, (row.path,), queried(draft, row, figures))] if text else None
+        self._shown = visible(lines, self._shut, kept)
         shut = self._shut if kept is None else frozenset[str]()
         nested = any(entry.module for entry in lines[1:])
         self.grid.empty = f"No layer holds “{text}”.\nEsc shows all." if text else _EMPTY
@@ -81,7 +84,32 @@ class StrategyPane(Vertical):
         if kept is not None:
             self.bar.count(len(kept), count)
             found = self.bar.filtered(len(kept), count)
-        self.border_title, self.border_subtitle = words.title(draft, width, found), words.total(draft, width)
+        self._found = found
+        titles(self, words.title(draft, width, found, self.hidden(draft)), words.total(draft, width))
+
+    def hidden(self, draft: Draft) -> int:
+        """How many marked layers are not on the screen: scrolled away, or left out by a filter. A closed module stands for its layers."""
+        lines = self.grid.in_view()
+        shown = {path for entry in self._shown if entry.key in lines and (not entry.module or self.closed(entry)) for path in entry.paths}
+        return len(draft.marked - shown)
+
+    def retitle(self, draft: Draft, width: int) -> None:
+        """After a scroll other marked layers may be in view."""
+        titles(self, words.title(draft, width, self._found, self.hidden(draft)))
+
+    def next_marked(self, draft: Draft) -> str | None:
+        """The marked layer that comes after the line under the cursor, from the top again after the last."""
+        order = [row.path for row in draft.plan.layers]
+        here = self.entry
+        at = order.index(here.paths[0]) if here and here.paths else -1
+        # On a module its first layer is the next one.
+        start = at if here is not None and here.module else at + 1
+        return next((path for path in (*order[start:], *order[:start]) if path in draft.marked), None)
+
+    def reveal(self, key: str) -> None:
+        """Open the modules that a line is in, and take away a filter."""
+        self.bar.clear()
+        self._shut -= {entry.key for entry in self._lines if entry.module and key in entry.paths}
 
     def turn(self, entry: Entry) -> None:
         """Open a closed module, close an open one; while a filter is in effect all are open."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.events.event import LayerRow
 from engine.planning.legality import pace
-from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
-from qtui import text
+from engine.recipe.spec import ActivationSpec, LayerSpec
+from qtui import spec_words, text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.strategy_tree import Entry
@@ -56,7 +57,7 @@ def rows(
 ) -> tuple[Row, ...]:
     """A row for each line of the tree. ``nested`` keeps room for the sign of modules before layers."""
     keys = [column.key for column in columns(width, figures, is_timed(draft))]
-    total = sum(row.params for row in draft.plan.layers) or 1
+    total = _total(draft)
     found = []
     for entry in entries:
         if entry.module:
@@ -69,6 +70,21 @@ def rows(
         ordered = tuple(_rolled(cells[key], role) for key in keys)
         found.append(Row(entry.key, ordered, "change" if glyph else role, entry.depth, glyph=glyph or " "))
     return tuple(found)
+
+
+def queried(draft: Draft, row: LayerRow, figures: Figures) -> dict[str, object]:
+    """What a filter can ask of a layer beside its name."""
+    wanted = draft.specs.get(row.path)
+    weights, activations = (wanted.weights, wanted.activations) if wanted else (None, None)
+    return {
+        "kind": row.kind, "bits": weights.bits if weights else None, "act": activations.bits if activations else None,
+        "sqnr": figures.get(row.path, {}).get("sqnr_db"), "params": row.params, "size": 100 * row.params / _total(draft),
+        "time": 100 * row.time_share,
+    }  # fmt: skip
+
+
+def _total(draft: Draft) -> int:
+    return sum(row.params for row in draft.plan.layers) or 1
 
 
 def is_timed(draft: Draft) -> bool:
@@ -90,7 +106,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
     row = draft.layer(entry.paths[0])
     assert row is not None
     wanted, (actual, _) = draft.specs.get(row.path), draft.actual(row.path)
-    proposed, short = row.proposed, width < _NARROW
+    proposed = row.proposed
     measured = figures.get(row.path, {})
     stale = "dim" if measured.get("actual") not in (None, str(actual)) else ""
     cells: dict[str, str | Cell] = {
@@ -107,9 +123,9 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
     change = "change" if row.path in draft.edited else ""
     if change:
         cells["name"] = Cell(str(cells["name"]), change)
-    cells["weights"] = Cell(weights_text(wanted, actual, short, bool(row.decoder)), change if wanted.weights != proposed.weights else "")
+    cells["weights"] = Cell(weights_text(wanted, actual), change if wanted.weights != proposed.weights else "")
     # An embedding reads token ids: there is nothing to round.
-    reads = NONE if row.kind == "Embedding" else activations_text(wanted, actual, short)
+    reads = NONE if row.kind == "Embedding" else activations_text(wanted, actual)
     cells["activations"] = Cell(reads, change if _axes(wanted) != _axes(proposed) else "")
     observer = wanted.activations.observer if wanted.activations else NONE
     differs = wanted.activations and proposed.activations and observer != proposed.activations.observer
@@ -124,7 +140,6 @@ def _axes(spec: LayerSpec) -> tuple[object, ...]:
 
 def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: int, total: int) -> dict[str, str | Cell]:
     inside = [row for path in entry.paths if (row := draft.layer(path))]
-    short, decodes = width < _NARROW, any(row.decoder for row in inside)
     asked = [(draft.specs[row.path], draft.actual(row.path)[0]) for row in inside if row.editable]
     reading = [pair for pair, row in zip(asked, (row for row in inside if row.editable), strict=True) if row.kind != "Embedding"]
     # What its open lines say needs no second place.
@@ -132,8 +147,8 @@ def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: i
     figured = [figures[path] for path in entry.paths if path in figures]
     return {
         "name": f"{'▸' if closed else '▾'} {entry.name}",
-        "weights": _alike(weights_text(*pair, short, decodes) for pair in asked) if says else "",
-        "activations": _alike(activations_text(*pair, short) for pair in reading) if says and reading else "",
+        "weights": _alike(weights_text(*pair) for pair in asked) if says else "",
+        "activations": _alike(activations_text(*pair) for pair in reading) if says and reading else "",
         "observer": "",
         "params": _share(sum(row.params for row in inside) / total, width, "dim"),
         "time": _share(sum(row.time_share for row in inside), width, "dim"),
@@ -174,40 +189,26 @@ def _decibels(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, int | float) else ""
 
 
-def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False, decoder: bool = False) -> str:
-    """``int4 group 32 mse``; what the machine makes of it stands behind an arrow. A decoder's may be affine: ``int4 g64 aff``."""
+def weights_text(wanted: LayerSpec, actual: LayerSpec) -> str:
+    """``w4 g32 mse``; what the machine makes of it stands behind an arrow: ``w8 g32→channel``."""
     if wanted.weights is None or actual.weights is None:
-        return "fp32"
-    text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short, decoder)}"
+        return spec_words.FP32
+    said = spec_words.weights(wanted.weights)
     if actual.weights != wanted.weights:
-        text += f"→{_scheme(actual.weights, True, decoder)}"
-    if wanted.weights.method != "nearest":
-        return f"{text} {wanted.weights.method}"
-    return f"{text} mse" if wanted.weights.scale == "mse" else text
+        asked, got = spec_words.scheme(wanted.weights), spec_words.scheme(actual.weights)
+        said = said.replace(f"w{wanted.weights.bits} {asked}".rstrip(), f"w{wanted.weights.bits} {asked}→{got or 'channel'}", 1)
+    return said
 
 
-def _scheme(weights: WeightSpec, short: bool, decoder: bool) -> str:
-    if decoder:
-        groups = f"g{weights.group_size}" if weights.granularity == "per-group" else weights.granularity.removeprefix("per-")
-        return f"{groups} {'sym' if weights.symmetric else 'aff'}"
-    if weights.granularity == "per-group":
-        return f"group {weights.group_size}"
-    return weights.granularity.removeprefix("per-") if short else weights.granularity
-
-
-def activations_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False) -> str:
-    """``int8 affine``, or ``int8→7 affine`` where the machine takes fewer bits; ``fp32`` for weight-only."""
+def activations_text(wanted: LayerSpec, actual: LayerSpec) -> str:
+    """``a8``, or ``a8→7`` where the machine takes fewer bits; ``fp32`` for weight-only."""
     asked, got = wanted.activations, actual.activations
     if wanted.weights is None:
         return NONE
     if asked is None or got is None:
-        return "fp32"
-    bits = f"int{asked.bits}→{got.bits}" if asked.bits != got.bits else f"int{asked.bits}"
-    if got.dynamic:
-        return f"{bits} dyn" if short else f"{bits} dynamic"
-    if short:
-        return f"{bits} s" if asked.symmetric else bits
-    return f"{bits} {mapping(asked)}"
+        return spec_words.FP32
+    said = spec_words.activations(replace(asked, dynamic=got.dynamic))
+    return said.replace(f"a{asked.bits}", f"a{asked.bits}→{got.bits}", 1) if asked.bits != got.bits else said
 
 
 def mapping(activations: ActivationSpec) -> str:

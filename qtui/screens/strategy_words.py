@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.events.event import LayerRow
-from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.recipe.spec import LayerSpec
 from qtui import text
 from qtui.draft import Draft
+from qtui.edits import EditName
 from qtui.screens.strategy_detail import FIELDS, alone, difference, field
-from qtui.screens.strategy_rows import NONE, Figures, mapping
+from qtui.screens.strategy_rows import NONE, Figures
 from qtui.screens.strategy_tree import Entry
+from qtui.spec_words import spelled
 
 
-def title(draft: Draft, width: int, shown: str = "") -> str:
-    """The pane's title with its counts; ``shown`` is how many layers a filter leaves."""
+def title(draft: Draft, width: int, shown: str = "", hidden: int = 0) -> str:
+    """The pane's title with its counts; ``shown`` is how many layers a filter leaves, ``hidden`` how many marked ones are not in view."""
     edited = len(draft.edited)
     counts = [f"{draft.quantized} layers quantized", f"{draft.kept} kept in fp32", f"{edited} edited"]
     if width < 80:
@@ -25,8 +27,17 @@ def title(draft: Draft, width: int, shown: str = "") -> str:
     if draft.preset != "default" and width >= 80:
         counts.insert(0, draft.preset)
     if draft.marked:
-        counts.append(f"{len(draft.marked)} marked")
+        marks = _marks(draft, hidden)
+        # What keys are for comes before what can be counted elsewhere.
+        if hidden and width < 100:
+            counts = [f"{draft.quantized} quantized", f"{edited} edited"] if width >= 60 else []
+            counts = [shown, *counts] if shown else counts
+        counts.append(marks)
     return " ─ ".join(["Strategy", *counts])
+
+
+def _marks(draft: Draft, hidden: int) -> str:
+    return f"{len(draft.marked)} marked" + (f", {hidden} not in view" if hidden else "")
 
 
 def total(draft: Draft, width: int) -> str:
@@ -39,26 +50,11 @@ def total(draft: Draft, width: int) -> str:
     return f"{sizes} · {change}" if width >= 60 else sizes
 
 
-def spec_text(spec: LayerSpec) -> str:
-    """A spec in words: ``int4 group 32, int8 affine activations``."""
-    if spec.weights is None:
-        return "fp32"
-    activations = (
-        f"int{spec.activations.bits} {'dynamic' if spec.activations.dynamic else mapping(spec.activations)} activations"
-        if spec.activations
-        else "fp32 activations"
-    )
-    return f"{scheme_text(spec.weights)}, {activations}"
-
-
-def scheme_text(weights: WeightSpec) -> str:
-    groups = f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
-    method = "mse" if weights.scale == "mse" else "" if weights.method == "nearest" else weights.method
-    return " ".join(filter(None, (f"int{weights.bits} {groups}", "" if weights.symmetric else "affine", method)))
-
-
-def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False) -> str:
-    """What the line under the cursor is, why, and what the next keys would do: as much as goes into ``room`` cells."""
+def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False, hidden: int = 0) -> str:
+    """What the line under the cursor is, why, and what the next keys would do: as much as goes into ``room`` cells. While layers are
+    marked the keys are for them, wherever the cursor is; ``hidden`` of them are not in view."""
+    if draft.marked:
+        return _about_marked(draft, entry, room, hidden)
     if entry is None:
         return ""
     row = None if entry.module else draft.layer(entry.paths[0])
@@ -67,12 +63,40 @@ def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False)
     said, note = _about(draft, row)
     if len(said) > room and row.path in draft.edited:
         wanted = draft.specs[row.path]
-        said = f"{_name(row)}: {spec_text(wanted)}. d lists its {len(_changed(wanted, row.proposed))} changes to the proposal."
+        said = f"{_name(row)}: {spelled(wanted)}. d lists its {len(_changed(wanted, row.proposed))} changes to the proposal."
     hints = _hints(draft, row)
     for more, join in ((note, " "), *((hint, " " if hint is hints[0] else " · ") for hint in hints)):
         if more and len(said) + len(join) + len(more) <= room:
             said += join + more
     return said
+
+
+def _about_marked(draft: Draft, entry: Entry | None, room: int, hidden: int) -> str:
+    first = entry.paths[0] if entry and not entry.module else None
+    said = f"{_marks(draft, hidden)}: {_would(draft, 'weights', 'w', first)}"
+    more = [_would(draft, "activations", "a", first), _would(draft, "keep", "f", first), "' next mark", "x unmarks"]
+    for hint in more:
+        if len(said) + 3 + len(hint) <= room:
+            said += f" · {hint}"
+    return said
+
+
+def _would(draft: Draft, name: EditName, key: str, first: str | None) -> str:
+    """What a key would make of all marked layers, and of how many of them where some stay: ``w → int3, same size``."""
+    outcome = draft.edit(name, draft.marked, first)
+    if not outcome.changed:
+        return f"{key} changes nothing"
+    specs = {outcome.draft.specs[path] for path in outcome.changed}
+    became = {_part_of(spec, name) for spec in specs}
+    what = became.pop() if len(became) == 1 else "as each was"
+    some = f" of {len(outcome.changed)}" if len(outcome.changed) < len(draft.marked) else ""
+    return f"{key} → {what}{some}, {difference(outcome.draft.predicted_bytes - draft.predicted_bytes)}"
+
+
+def _part_of(spec: LayerSpec, name: EditName) -> str:
+    if name == "activations":
+        return f"{field('activations', spec)} activations"
+    return f"int{spec.weights.bits}" if spec.weights else "fp32"
 
 
 def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
@@ -94,9 +118,9 @@ def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
         return f"{name}: {row.kind}, {row.obstacle or 'it stays as it is'}.", ""
     wanted, limit = draft.specs[row.path], draft.actual(row.path)[1]
     if wanted == row.requested:
-        return _ended(f"{name}: {draft.why(row) or spec_text(wanted)}"), ""
+        return _ended(f"{name}: {draft.why(row) or spelled(wanted)}"), ""
     if wanted == row.proposed:
-        return f"{name}: as proposed, {spec_text(wanted)}.", _sentence(limit or row.proposed_why)
+        return f"{name}: as proposed, {spelled(wanted)}.", _sentence(limit or row.proposed_why)
     changes = [f"{_named(one, wanted)} instead of {field(one, row.proposed)}" for one in _changed(wanted, row.proposed)]
     slower = f"slower here than fp32, {alone(row)}" if row.slower and wanted.weights and wanted.activations else ""
     return f"{name}: {', '.join(changes)}.", _sentence(slower or _effect(wanted, row) or limit or "")
@@ -154,7 +178,7 @@ def _hints(draft: Draft, row: LayerRow) -> list[str]:
     hints = []
     if spec.weights is None:
         again = draft.edit("keep", [row.path]).draft
-        return [f"f {spec_text(again.specs[row.path])}, {difference(again.predicted_bytes - before)}"]
+        return [f"f {spelled(again.specs[row.path])}, {difference(again.predicted_bytes - before)}"]
     if row.path in draft.edited:
         hints.append("z as proposed")
     for key, name in (("w", "weights"), ("f", "keep")):

@@ -9,6 +9,7 @@ from typing import Any
 from engine.events.event import EpochFinished
 from qtui import text
 from qtui.screens.calibrate_work import status
+from qtui.stage_table import digit
 from qtui.state import Run, State, Training
 from qtui.widgets import training_words as words
 from qtui.widgets.training_words import View
@@ -53,9 +54,9 @@ def any_training(state: State) -> bool:
 def empty(state: State) -> str:
     """What stands in the place of the charts of a run that was not trained."""
     if state.asking == "qat":
-        return "Nothing was trained in this run: t on the calibration (4) trains it."
+        return f"Nothing was trained in this run: t on the calibration ({digit('calibrate')}) trains it."
     if state.run.report:
-        return "Nothing was trained in this run.\nt in the report (6) runs it again with training."
+        return f"Nothing was trained in this run.\nt in the report ({digit('report')}) runs it again with training."
     return "Nothing was trained in this run.\nTraining follows the calibration, from its ranges."
 
 
@@ -76,7 +77,7 @@ def sentence(state: State) -> str:
         return f"{best} {text.spaced(why)}."
     if state.run.stopped:
         # A best epoch is worth its words; what is said before the first is not.
-        stopped = "Training was stopped: r on the first screen (1) goes on with it."
+        stopped = f"Training was stopped: r on the first screen ({digit('model')}) goes on with it."
         return f"{best} {stopped}" if shown.training.epochs else stopped
     return best
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -16,16 +14,9 @@ if TYPE_CHECKING:
     from textual.widgets import Input
 
 from qtui.drawing.text import safe
+from qtui.filtering import matches
 
-
-def matches(wanted: str, fields: Iterable[str]) -> bool:
-    """Whether each word of ``wanted`` stands in one of ``fields``, or as a pattern with ``*`` or ``?`` is one of them, in any
-    case of letters; an empty text matches all."""
-    words = wanted.lower().split()
-    if not words:
-        return True
-    found = [field.lower() for field in fields]
-    return all(any(word in field or fnmatchcase(field, word) for field in found) for word in words)
+__all__ = ["FilterBar", "matches"]
 
 
 class FilterBar(Horizontal):

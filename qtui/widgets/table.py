@@ -151,6 +151,11 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         if content.key is not None and content.key != key:
             self.post_message(self.Moved(self, content.key))
 
+    def in_view(self) -> frozenset[str]:
+        """The keys of the rows that are on the screen."""
+        top = self.scroll_offset.y
+        return frozenset(row.key for row in self.rows[top : top + max(self.size.height - _HEADER, 0)])
+
     def move_to(self, key: str) -> bool:
         """Put the cursor on a row and bring it into view; False where there is no such row."""
         index = self._content.find(key)

@@ -9,6 +9,7 @@ from textual.events import Resize
 from qtui.drawing.line_chart import Series as Curve
 from qtui.drawing.line_chart import line_chart
 from qtui.drawing.spans import Line
+from qtui.painting import titles
 from qtui.widgets import training_words as words
 from qtui.widgets.chart import Chart
 from qtui.widgets.progress import ProgressLine
@@ -83,17 +84,16 @@ class TrainingPane(Container):
         self._view = view
         if not self.is_mounted:
             return
-        self.query_one("#training-progress").border_title = words.title(view)
+        titles(self.query_one("#training-progress"), words.title(view))
         self.query_one("#training-bar", ProgressLine).show(*words.line(view))
         points = words.series(view)
         self.query_one("#training-loss", Chart).show(lambda width, height: self._loss(points, width, height))
         self.query_one("#training-value", Chart).show(lambda width, height: self._value(points, width, height))
-        self.query_one("#training-loss-pane").border_title = words.loss_title(view, self._log)
+        titles(self.query_one("#training-loss-pane"), words.loss_title(view, self._log))
         best = view.training.best
         pane = self.query_one("#training-value-pane")
-        pane.border_title = f"validation {view.metric}{' %' if view.metric == 'accuracy' else ''}"
-        pane.border_subtitle = f"● best: epoch {best.epoch}" if best else ""
-        self.query_one("#training-epochs").border_title = f"epochs ─ {len(view.training.epochs)}"
+        titles(pane, f"validation {view.metric}{' %' if view.metric == 'accuracy' else ''}", f"● best: epoch {best.epoch}" if best else "")
+        titles(self.query_one("#training-epochs"), f"epochs ─ {len(view.training.epochs)}")
         self._show_epochs(view)
 
     def _show_epochs(self, view: View) -> None:

@@ -119,7 +119,7 @@ def loss_title(view: View, log: bool) -> str:
     """``loss ─ log ─ lr 0.0071``."""
     parts = ["loss", *(["log"] if log else [])]
     if view.training.now is not None and view.running and not over(view):
-        parts.append(f"lr {view.training.now.lr:.2g}")
+        parts.append(f"lr {text.tidy(view.training.now.lr, '.2g')}")
     return " ─ ".join(parts)
 
 
@@ -152,7 +152,7 @@ def _row(e: EpochFinished, metric: str, ptq: float | None, best: bool) -> Row:
 
 
 def _finite(value: float, form: str) -> str:
-    return f"{value:{form}}" if math.isfinite(value) else "–"
+    return text.tidy(value, form) if math.isfinite(value) else "–"
 
 
 def difference(metric: str, by: float) -> str:

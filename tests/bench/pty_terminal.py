@@ -126,6 +126,19 @@ class PtyTerminal:
         for key in keys:
             self.write(KEYS.get(key, key.encode()))
 
+    def slowly(self, keys: bytes, rate: int, seconds: float) -> int:
+        """Type ``keys`` and read for that long as a slow line does, ``rate`` bytes a second: how many bytes came."""
+        if keys:
+            os.write(self._master, keys)
+        end, total = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end and not self.ended:
+            time.sleep(0.05)
+            if select.select([self._master], [], [], 0)[0]:
+                data = os.read(self._master, max(rate // 20, 1))
+                self.received += data
+                total += len(data)
+        return total
+
     def read(self, timeout: float) -> int:
         """Take what is painted within ``timeout`` seconds, one read at most: how many bytes; ``ended`` is set at the end."""
         if self.ended or not select.select([self._master], [], [], timeout)[0]:
@@ -174,13 +187,14 @@ class PtyTerminal:
     def time_key(self, key: str, until: str | None = None, timeout: float = 2) -> float | None:
         """Milliseconds from a key to the first byte painted, or to the first painting of ``until``; None when it did not come.
 
-        While something else paints, the first byte is not the answer to the key: name what the key brings. It is looked for in what
-        is painted, not on the screen, so that no parsing is timed: a word painted in one style.
+        While something else paints, the first byte is not the answer to the key: name what the key brings, which is not on the screen
+        before. It is looked for there, for a program may send no more than the cells that changed; the parsing of those is timed too.
         """
         self.quiet()
-        start, at, wanted = time.perf_counter(), len(self.received), (until or "").encode()
+        self._parse()
+        start, at = time.perf_counter(), len(self.received)
         self.press(key)
-        while len(self.received) == at or wanted not in self.received[at:]:
+        while len(self.received) == at or (until is not None and until not in self.text):
             if self.ended or not self.read(max(0.0, start + timeout - time.perf_counter())):
                 return None
         return (time.perf_counter() - start) * 1e3

@@ -65,7 +65,7 @@ def test_measured_and_epoch_lines() -> None:
     found = {"value": 0.9722, "error": {"mse": 1.9e-5, "sqnr_db": 33.2, "agreement": 0.9972}, "size_bytes": 380_000}
     found |= {"latency_ms": {"p50": 0.37}, "kernel": "onednn.qconv_pointwise", "simulated": True}
     assert "  ".join(text.figures(found, "accuracy")) == (
-        "accuracy 97.22 %  error 1.9e-05  SQNR 33.2 dB  agreement 99.72 %  0.38 MB  p50 0.37 ms  onednn.qconv_pointwise  simulated"
+        "accuracy 97.22 %  error 1.9e-5  SQNR 33.2 dB  agreement 99.72 %  0.38 MB  p50 0.37 ms  onednn.qconv_pointwise  simulated"
     )
     words = {"value": 23.41, "size_bytes": 85_800_000, "to_fp16": 0.34496, "tokens_per_second": {"decode": 102.1, "prefill": 797.4}}
     assert "  ".join(text.figures(words, "perplexity")) == "perplexity 23.41  85.80 MB  0.345 of fp16  writes 102 tok/s  reads 797 tok/s"

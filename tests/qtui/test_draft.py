@@ -240,3 +240,11 @@ def test_every_method_of_the_engine_can_be_had_with_a_key() -> None:
         seen.append(aim)
         spec = LayerSpec(WeightSpec(method=aim), W8A8.activations)
     assert set(seen) == set(METHODS) == set(registry.METHODS) and "hqq+gptq" in seen
+
+
+def test_all_blocks_are_those_whose_modules_differ_in_their_numbers() -> None:
+    paths = ("layer1.0.conv1", "layer1.0.conv2", "layer2.1.conv1", "block1.denselayer5.conv2", "block2.denselayer12.conv2", "fc1", "fc2")
+    draft = Draft.of(Planned(tuple(row(path, (8, 3, 3, 3)) for path in paths), "default", 8, 300_000))
+    assert draft.mark_alike(["layer1.0.conv1"]).marked == {"layer1.0.conv1", "layer2.1.conv1"}
+    assert draft.mark_alike(["block2.denselayer12.conv2"]).marked == {"block1.denselayer5.conv2", "block2.denselayer12.conv2"}
+    assert draft.mark_alike(["fc1"]).marked == {"fc1"}

@@ -84,18 +84,18 @@ def test_a_filter_opens_what_it_leaves() -> None:
 def test_a_line_says_what_is_asked_and_what_comes_of_it() -> None:
     draft = Draft.of(plan(row("a"), row("b", (64, 512), W4A8), row("bn", (), FP32, editable=False, obstacle="folded into a"), bits=7))
     found = lines(draft)
-    assert found["a"] == ("a", "int8 per-channel", "int8→7 affine", "33.3", "10.0", "onednn qconv")
-    assert found["b"][1] == "int4 group 32 mse"
+    assert found["a"] == ("a", "w8", "a8→7", "33.3", "10.0", "onednn qconv")
+    assert found["b"][1] == "w4 g32 mse"
     assert found["bn"][1:3] == ("–", "–")
-    assert lines(draft.edit("activations", ["a"]).draft)["a"][2] == "int7 affine"
+    assert lines(draft.edit("activations", ["a"]).draft)["a"][2] == "a7"
     assert lines(draft.edit("keep", ["a"]).draft)["a"][1:3] == ("fp32", "–")
-    assert lines(draft, 40)["a"][1:3] == ("int8 channel", "int8→7")
+    assert lines(draft, 40)["a"][1:3] == ("w8", "a8→7")
 
 
 def test_what_cannot_be_is_told_behind_an_arrow() -> None:
     wide = LayerSpec(WeightSpec(8, "per-group", 32), ActivationSpec())
     draft = Draft.of(plan(row("a", (64, 512), wide)))
-    assert weights_text(wide, draft.actual("a")[0]) == "int8 group 32→channel"
+    assert weights_text(wide, draft.actual("a")[0]) == "w8 g32→channel"
     assert "6 bits or fewer" in words.sentence(draft.edit("observer", ["a"]).draft, tree(draft.plan.layers, "n")[1], 150)
 
 
@@ -120,7 +120,7 @@ def test_a_closed_module_sums_up() -> None:
     draft = Draft.of(plan(*layers))
     figures = {"x.a": {"sqnr_db": 30.0, "actual": str(W8A8)}, "x.b": {"sqnr_db": 20.0, "actual": str(W8A8)}}
     found = lines(draft, 80, figures, ("x/",))
-    assert found["x/"] == ("▸ x", "int8 per-channel", "int8 affine", "66.7", "30.0", "≥ 20.0", "onednn qconv")
+    assert found["x/"] == ("▸ x", "w8", "a8", "66.7", "30.0", "≥ 20.0", "onednn qconv")
     assert lines(draft, 80, figures)["x/"][1:3] == ("", "")
     assert lines(draft.edit("weights", ["x.a"]).draft, 80, figures, ("x/",))["x/"][1] == "mixed"
 
@@ -173,12 +173,12 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
         many = many.edit(edit, ["a"]).draft
     said = words.sentence(many, entry(many, "a"), 146)
     assert "instead of" in words.sentence(many, entry(many, "a"), 400) and len(said) <= 146
-    assert said.startswith("a: int6 group 32 mse, int8 symmetric activations. d lists its 5 changes to the proposal.")
+    assert said.startswith("a: w6 g32 mse · a8 sym. d lists its 5 changes to the proposal.")
     kept = six.edit("keep", ["a"]).draft
     said = words.sentence(kept, entry(kept, "a"), 200)
-    assert said.startswith("a: kept in fp32 instead of int8. It computes as before and saves nothing. f int6 per-channel")
+    assert said.startswith("a: kept in fp32 instead of int8. It computes as before and saves nothing. f w6 · a8")
     back = replace(draft, plan=replace(draft.plan, layers=tuple(replace(r, requested=FP32) for r in draft.plan.layers)))
-    assert words.sentence(back, entry(back, "a"), 66) == "a: as proposed, int8 per-channel, int8 affine activations. So."
+    assert words.sentence(back, entry(back, "a"), 30) == "a: as proposed, w8 · a8. So."
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_an_embedding_has_no_activations_to_round() -> None:
     made = decoder("wte", "Embedding")
     draft = Draft.of(plan(made, decoder("h.0.c_fc")))
     shown = lines(draft)
-    assert shown["wte"][2] == "–" and shown["h.0.c_fc"][2] == "int8 dynamic"
+    assert shown["wte"][2] == "–" and shown["h.0.c_fc"][2] == "a8 dynamic"
     assert detail.detail_title(draft, made) == "wte ─ Embedding ─ 512 rows of 256 ─ 1,000 parameters"
     assert {line.key: line.cells[1] for line in detail.detail(draft, made)}["activations"] == Cell("–", "")
     block = draft.layer("h.0.c_fc")
@@ -354,10 +354,10 @@ def test_a_deep_layer_of_forty_columns_still_shows_its_weights() -> None:
 def test_a_decoders_weights_say_whether_they_are_affine(width: int) -> None:
     spec = LayerSpec(WeightSpec(4, "per-group", 64, symmetric=False, method="hqq"), None)
     draft = Draft.of(plan(*(replace(decoder(path), requested=spec, actual=spec, proposed=spec) for path in ("h.0.a", "h.1.a"))))
-    assert lines(draft, width)["h.0.a"][1] == "int4 g64 aff hqq"
+    assert lines(draft, width)["h.0.a"][1] == "w4 g64 affine hqq"
     after = draft.edit("symmetric", ["h.0.a", "h.1.a"]).draft
-    assert lines(after, width)["h.0.a"][1] == "int4 g64 sym hqq"
-    assert "int4 g64 sym hqq" in lines(after, width, closed={"h/"})["h/"]
+    assert lines(after, width)["h.0.a"][1] == "w4 g64 hqq"
+    assert "w4 g64 hqq" in lines(after, width, closed={"h/"})["h/"]
 
 
 @pytest.mark.parametrize("made", [row, decoder])

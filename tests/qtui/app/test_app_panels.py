@@ -12,7 +12,8 @@ from scripted_engine import Gate, ScriptedEngine
 from qtui import actions
 from qtui.app import QtuiApp
 from qtui.screens.dialogs import Choose, Confirm, Panel, Prompt, Reading, Several
-from qtui.state import STAGES, Stage
+from qtui.stage_table import ids
+from qtui.state import Stage
 from qtui.widgets.table import Column, Row
 
 
@@ -80,7 +81,7 @@ def test_keys_that_arrive_before_a_panel_is_composed_do_no_harm(runs: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", ids()[1:])
 def test_keys_that_arrive_before_a_stage_is_composed_do_no_harm(runs: Path, stage: Stage) -> None:
     async def script(driver: Driver) -> None:
         for action in actions.of(stage):

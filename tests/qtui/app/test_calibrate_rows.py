@@ -172,7 +172,7 @@ def test_layers_by_harm_and_as_in_the_graph() -> None:
     assert [row.key for row in layers.rows(run, "harm")] == ["fc1", "conv2", "conv1", "fc2"]
     assert [row.key for row in layers.rows(run, "graph")] == ["conv1", "conv2", "fc1", "fc2"]
     first = layers.rows(run, "harm")[0]
-    assert [text(cell) for cell in first.cells] == ["fc1", "w4 group 32 a8", "onednn int8", "25.0", "24.3", "96.2", "9"]
+    assert [text(cell) for cell in first.cells] == ["fc1", "w4 g32 · a8", "onednn int8", "25.0", "24.3", "96.2", "9"]
     assert not any(isinstance(cell, Cell) and cell.bar is not None for cell in first.cells)
     assert layers.rows(run, "harm", bars=True)[0].cells[3] == Cell("25.0", "", 1.0)
 

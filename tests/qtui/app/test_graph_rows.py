@@ -223,7 +223,7 @@ def test_long_paths_leave_room_for_the_keys() -> None:
     said = sentence(look, nodes[0])
     assert len(said) <= 152 and "nothing else reads conv1." in said and said.endswith("folds all ◆.")
     numbered = ev.PairRow("features.1.conv.0.0", "features.1.conv.0.1", "c", "b", "it is odd")
-    assert sentence(replace(look, pairs=ev.Pairs((numbered,))), nodes[0]).endswith("it is odd. features…onv.0.1 stays a layer of its own.")
+    assert sentence(replace(look, pairs=ev.Pairs((numbered,))), nodes[0]).endswith("it is odd. features.1…0.1 stays a layer of its own.")
 
 
 def test_details_hold_every_field_in_full() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -535,5 +537,58 @@ def test_a_filter_without_a_run_does_not_say_that_there_are_none(runs: Path) -> 
         await driver.press("slash", *"squeeze", "enter")
         assert "Runs ─ 0 of 1" in driver.text and "No runs yet" not in driver.text
         assert "None of 1 runs holds “squeeze”: Esc shows all." in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_the_training_of_a_baseline_is_seen(runs: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "images").mkdir()
+    gate = Gate("baseline 2")
+
+    async def script(driver: Driver) -> None:
+        # Another run is open: its figures are not those of what is trained.
+        driver.app.session.start({"model": "resnet20", "data": {"name": "digits"}})
+        await driver.until(lambda state: state.asking == "optimize")
+        driver.app.session.stop()
+        await driver.until(lambda state: state.job is None)
+        driver.app.go("model")
+        await driver.on("model")
+        await driver.press("g", "d", "end", "enter")
+        await driver.fill(str(tmp_path / "images"))
+        await driver.press("t")
+        await driver.pilot.pause()
+        await driver.press("y")
+        await driver.until(lambda state: gate.reached.is_set() and state.baseline.epochs)
+        await driver.pilot.pause()
+        lines = driver.text.splitlines()
+        assert lines[1].startswith(" simplecnn · images · training a baseline") and "resnet20" not in lines[1]
+        assert "█" in driver.text and " %" in driver.text and "/s" in driver.text and "left" in driver.text
+        assert "X stops it" in " ".join(driver.text.split()) and "t trains" not in driver.text and " X " in lines[-1]
+        chart = next(i for i, line in enumerate(lines) if "╭─ loss" in line)
+        assert sum(line.startswith("│") for line in lines[chart + 1 : -3]) >= 6
+        if size == (80, 24):
+            check_svg(driver, "models-training")
+            check_text(driver, "models-training")
+        gate.opened.set()
+        await driver.until(lambda state: state.job is None)
+
+    drive(ScriptedEngine(runs, gates=(gate,)), script, size)
+
+
+def test_the_list_of_runs_follows_what_other_processes_do(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        assert "No runs yet" in driver.text
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+            try:
+                folder = past_run(runs, "20260101-simplecnn-digits", "running")
+                about = json.loads((folder / "state.json").read_text())
+                (folder / "state.json").write_text(json.dumps({**about, "state": "running", "pid": other.pid}))
+                await driver.until(lambda state: [run.state for run in state.runs] == ["running"])
+                assert "running" in driver.text
+            finally:
+                other.kill()
+        await driver.until(lambda state: [run.state for run in state.runs] == ["failed"])
+        assert "r resumes" in driver.text
 
     drive(ScriptedEngine(runs), script)

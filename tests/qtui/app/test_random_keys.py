@@ -10,9 +10,9 @@ from app_driving import Driver, drive
 from scripted_engine import ScriptedEngine
 
 from qtui import actions
-from qtui.state import STAGES
+from qtui.stage_table import ids
 
-KEYS = sorted({key for action in actions.ACTIONS for key in action.keys} - {"q", "ctrl+q", "ctrl+c"}) + [
+KEYS = sorted({key for action in actions.every() for key in action.keys} - {"q", "ctrl+q", "ctrl+c"}) + [
     "up", "down", "left", "right", "pageup", "pagedown", "home", "end", "j", "k", "h", "g", "G", "tab", "shift+tab", "escape", "escape",
     "enter", "enter", "n", "n", "y", "backspace", "delete", "Z", "é", "漢", "0", "7", "ctrl+a", "ctrl+e", "f5", "minus", "colon",
 ]  # fmt: skip
@@ -50,7 +50,7 @@ def test_random_keys_never_break_it(runs: Path, seed: int, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ids())
 def test_every_key_on_every_screen_of_a_finished_run(runs: Path, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     engine = ScriptedEngine(runs)

@@ -15,7 +15,10 @@ from engine.events.cancellation import StopToken
 from engine.recipe.decisions import Answer, Fold
 from qtui import messages as ms
 from qtui.reducer import CHART_POINTS, LOG_LINES, reduce, trained
-from qtui.state import STAGES, State, Training
+from qtui.screens import calibrate_work
+from qtui.stage_table import ids
+from qtui.state import Job, State, Training
+from qtui.subject import doing
 
 
 def fed(state: State, events: Iterable[ev.Event]) -> State:
@@ -51,7 +54,7 @@ def until(events: list[ev.Event], kind: type[ev.Event], key: str = "") -> list[e
 
 def test_a_whole_run_ends_with_every_stage_done_and_its_figures(tmp_path: Path) -> None:
     state = fed(State(), played(ScriptedEngine(tmp_path), {}))
-    assert [state.run.status(stage) for stage in STAGES] == ["done"] * 6
+    assert [state.run.status(stage) for stage in ids()] == ["done"] * 6
     assert state.run.at == "report" and state.job is None and not state.busy
     assert set(state.run.measured) == {"baseline", "ptq", "qat"} and set(state.run.layers) == {"ptq", "qat"}
     assert state.run.ranges is not None and state.run.ranges.final
@@ -71,7 +74,7 @@ def test_a_question_waits_at_the_stage_that_can_answer_it(tmp_path: Path, key: s
     state = fed(State(), events)
     assert state.asking == key and state.run.at == stage and state.run.status(stage) == "waiting"  # type: ignore[arg-type]
     assert state.run.status("report") == "next"
-    assert all(state.run.status(earlier) == "done" for earlier in STAGES[: STAGES.index(stage)])  # type: ignore[arg-type]
+    assert all(state.run.status(earlier) == "done" for earlier in ids()[: ids().index(stage)])
 
 
 def test_measuring_the_trained_model_belongs_to_training(tmp_path: Path) -> None:
@@ -152,3 +155,19 @@ def test_an_answer_ends_what_was_said_of_the_measurement(trains: bool, doing: st
     measuring = (ev.StageStarted("evaluate", "Measuring"), ev.Progress("evaluate", 1, 9, "img"), ms.Asking("qat", True))
     run = fed(State(), (ms.JobStarted("run", "loading", "net", "digits"), *measuring, ms.Answered("qat", trains))).run
     assert (run.doing, run.progress, run.phase) == (doing, None, "")
+
+
+def test_no_bar_goes_back_under_the_same_name() -> None:
+    state = reduce(State(job=Job("run", "running")), ev.StageStarted("evaluate", "Measuring"))
+    shown: dict[str, int] = {}
+    for done in (10, 60, 100, 5, 40, 100, 20):
+        state = reduce(state, ev.Progress("evaluate", done, 100, "img"))
+        name = calibrate_work.title(state).partition(f" ─ {done}")[0]
+        assert done >= shown.get(name, 0)
+        shown[name] = done
+    assert list(shown) == ["Measuring", "Measuring ─ part 2", "Measuring ─ part 3"]
+    assert doing(state) == "part 3, 20 %"
+    timing = reduce(state, ev.Progress("evaluate", 1, 12, "timings"))
+    assert calibrate_work.title(timing) == "Measuring ─ part 4 ─ timing ─ 1 of 12"
+    state = reduce(state, ev.StageStarted("plan", "Planning"))
+    assert state.run.part == 1

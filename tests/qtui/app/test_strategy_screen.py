@@ -20,6 +20,7 @@ from qtui.draft import Draft
 from qtui.screens.dialogs import Choose, Confirm, Prompt, Reading
 from qtui.state import Job
 from qtui.widgets.sentence import Sentence
+from qtui.widgets.table import Grid
 
 Script = Callable[[Driver], Awaitable[None]]
 
@@ -425,3 +426,51 @@ def test_all_layers_of_the_script_are_there(tmp_path: Path) -> None:
         assert all(row.path in d.text for row in LAYERS)
 
     play(tmp_path, script)
+
+
+def test_the_sentence_and_the_border_tell_of_marked_layers_that_are_out_of_sight(runs: Path) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("G", "space", "up", "space", "slash", *"conv1", "enter")
+        await d.until(lambda s: len(draft(d).marked) == 2)
+        assert "2 marked, 2 not in view" in d.text.splitlines()[2]
+        assert said(d).startswith("2 marked, 2 not in view: w → int") and "a key here" not in said(d).lower()
+        announced = said(d).split("w → ")[1].split(",")[0].removesuffix(" of 1")
+        before = draft(d).specs
+        await d.press("w")
+        changed = {path: spec for path, spec in draft(d).specs.items() if spec != before[path]}
+        assert changed and changed.keys() <= draft(d).marked and "conv1" not in changed
+        assert {f"int{spec.weights.bits}" for spec in changed.values() if spec.weights} == {announced}
+        await d.press("apostrophe")
+        await d.pilot.pause()
+        assert d.app.screen.query_one("#strategy", Grid).cursor in draft(d).marked
+        assert "not in view" not in d.text.splitlines()[2] and "not in view" not in said(d)
+
+    play(runs, script)
+
+
+def test_a_marked_layer_that_is_scrolled_away_is_not_in_view(runs: Path) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("G", "space", "g")
+        await d.pilot.pause()
+        grid = d.app.screen.query_one("#strategy", Grid)
+        away = draft(d).marked - grid.in_view()
+        assert (f"1 marked, {len(away)} not in view" in said(d)) is bool(away)
+        grid.scroll_y = grid.scroll_target_y = grid.max_scroll_y
+        await d.pilot.pause()
+        assert draft(d).marked <= grid.in_view() and "not in view" not in said(d)
+
+    play(runs, script, (80, 12))
+
+
+def test_the_filter_asks_names_alone_and_the_title_counts_what_is_left(runs: Path) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("slash", *"conv2", "enter")
+        assert "1 of " in d.text.splitlines()[2]
+        await d.press("slash", *" kind", "colon", *"linear", "enter")
+        await d.press("escape", "slash", *"kind", "colon", *"linear", "enter")
+        assert "2 of " in d.text.splitlines()[2] and "fc1" in d.text and "conv1" not in d.text
+
+    play(runs, script)

@@ -38,7 +38,10 @@ def test_a_cut_is_never_wider(text: str) -> None:
 
 
 def test_a_name_keeps_both_ends() -> None:
-    assert middle("layer1.0.block.conv2", 15) == "layer1…k.conv2"
+    assert middle("layer1.0.block.conv2", 15) == "layer1.0…conv2"
+    assert middle("features.denseblock3.denselayer5.conv2", 22) == "…3.denselayer5.conv2"
+    assert middle("features.denseblock3.denselayer5.conv2", 12) == "…5.conv2"
+    assert middle("  transformer.h.11.attn.c_proj", 17) == "  …11.attn.c_proj"
     assert middle("layer1.0.block.conv2", 13) == "layer1…conv2"
     assert middle("layer1.0.block.conv2", 1) == "…"
 
