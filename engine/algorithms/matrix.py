@@ -10,22 +10,24 @@ from torch import Tensor
 from engine.algorithms.gram import Gram, output_error, shrunk
 from engine.algorithms.propagate import propagate
 from engine.algorithms.registry import Method
-from engine.numerics.grouped import GroupedWeight, GroupSpec, quantize
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme
+from engine.numerics.sqnr import sqnr_db
+from engine.numerics.weights import quantize
 
 
 @dataclass(frozen=True)
 class Quantized:
     """``shift`` (out,) is what the layer's bias has to take up, or None. ``sqnr_db`` as in ``MatrixQuantized``."""
 
-    weight: GroupedWeight
+    weight: QTensor
     shift: Tensor | None
     sqnr_db: float
     note: str | None
 
 
 @torch.no_grad()
-def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
+def quantize_matrix(weight: Tensor, spec: WeightScheme, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
     """``weight`` float32 (out, in), its scaling folded already. ``inputs`` may be None where the method needs none; other
     methods fall back on rounding to nearest without it, and say so.
 

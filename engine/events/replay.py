@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from engine.errors import EngineError
 from engine.events import event as events
 from engine.events.event import Event
+from engine.recipe.spec import WeightSpec
 
 _KINDS: dict[str, Any] = {name: kind for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, Event)}
 Read = Callable[[Any], Any]
@@ -83,6 +84,7 @@ def _dataclass(wanted: Any) -> Read:
 
     def read_fields(value: Any) -> Any:
         given = _checked(value, isinstance(value, Mapping))
+        given = WeightSpec.renamed(given) if wanted is WeightSpec else given
         return wanted(**{name: reader(given[name]) for name, reader in readers.items() if name in given or name in needed})
 
     return read_fields

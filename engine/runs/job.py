@@ -16,7 +16,8 @@ from engine.kernels.probe import Machine
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layout import Layout
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
 from engine.planning.plan import plan as propose
@@ -191,7 +192,7 @@ class Job(Work):
         return (yield from steps)
 
     def _convert(
-        self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]
+        self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QTensor]
     ) -> Run[convert.Converted]:
         steps = convert.convert(graph, layout, grids, weights, self.kernels)
         return (yield from self.stage("convert", "Converting to integer kernels", steps))

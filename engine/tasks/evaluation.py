@@ -23,7 +23,8 @@ from engine.lowering.graph.layout import Layout, Unit
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.machine.repeats import passes
-from engine.numerics.uniform import QParams, dequantize, sqnr_db
+from engine.numerics.qparams import QParams, dequantize
+from engine.numerics.sqnr import sqnr_db
 
 Forward = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.events.event import LayerRow
-from engine.planning.legality import pace
+from engine.events.speed import relative_speed
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 from qtui import text
 from qtui.draft import Draft
@@ -100,7 +100,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
         "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
         "weights": NONE, "activations": NONE, "observer": NONE, "kernel": _kernel_cell(draft, row, width),
-        "alone": Cell(pace(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
+        "alone": Cell(relative_speed(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
     }  # fmt: skip
     if wanted is None:
         return cells, "dim"
@@ -181,9 +181,7 @@ def weights_text(wanted: LayerSpec, actual: LayerSpec, short: bool = False, deco
     text = f"int{wanted.weights.bits} {_scheme(wanted.weights, short, decoder)}"
     if actual.weights != wanted.weights:
         text += f"→{_scheme(actual.weights, True, decoder)}"
-    if wanted.weights.method != "nearest":
-        return f"{text} {wanted.weights.method}"
-    return f"{text} mse" if wanted.weights.scale == "mse" else text
+    return text if wanted.weights.method == "nearest" else f"{text} {wanted.weights.method}"
 
 
 def _scheme(weights: WeightSpec, short: bool, decoder: bool) -> str:

@@ -53,7 +53,7 @@ def spec_text(spec: LayerSpec) -> str:
 
 def scheme_text(weights: WeightSpec) -> str:
     groups = f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
-    method = "mse" if weights.scale == "mse" else "" if weights.method == "nearest" else weights.method
+    method = "" if weights.method == "nearest" else weights.method
     return " ".join(filter(None, (f"int{weights.bits} {groups}", "" if weights.symmetric else "affine", method)))
 
 
@@ -136,7 +136,7 @@ def _effect(spec: LayerSpec, row: LayerRow) -> str:
         return f"{weights.bits} bits take a byte each, as 8 do"
     if weights.bits < 4:
         return f"{weights.bits} bits take half a byte each, as 4 do"
-    if weights.bits == 4 and weights.scale == "minmax":
+    if weights.bits == 4 and weights.method == "nearest":
         return "four bits are better with m, the scale of least squared error"
     if weights.granularity == "per-tensor":
         return "one scale for all channels: small channels lose most"

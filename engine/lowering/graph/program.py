@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Program:
 
     steps: tuple[Step, ...]
     result: str
-    layers: Mapping[str, QWeight]
+    layers: Mapping[str, QTensor]
     tensors: Mapping[str, Tensor]
 
     def header(self) -> dict[str, Any]:
