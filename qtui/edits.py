@@ -128,15 +128,13 @@ def _next_rounding(row: LayerRow, spec: LayerSpec) -> Any:
     if row.decoder:
         methods = METHODS if row.decoder == "block" else ALONE
         return _after(methods, spec.weights.method if spec.weights else "nearest")
-    return "minmax" if spec.weights and spec.weights.scale == "mse" else "mse"
+    return "nearest" if spec.weights and spec.weights.method == "mse" else "mse"
 
 
 def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
-    if row.decoder and spec.weights:
-        if row.decoder != "block" and aim not in ALONE:
-            return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
-        return replace(spec, weights=replace(spec.weights, method=aim))
-    return replace(spec, weights=replace(spec.weights, scale=aim)) if spec.weights else _kept(row)
+    if row.decoder and row.decoder != "block" and spec.weights and aim not in ALONE:
+        return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
+    return replace(spec, weights=replace(spec.weights, method=aim)) if spec.weights else _kept(row)
 
 
 def _observer(row: LayerRow, spec: LayerSpec, aim: Observer, before: Before) -> LayerSpec | str:

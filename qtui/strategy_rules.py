@@ -63,7 +63,7 @@ def _rule(fields: Mapping[str, Any]) -> Rule:
     if not fields.get("weights"):
         return Rule(str(fields["match"]), FP32)
     activations = ActivationSpec(**fields["activations"]) if fields.get("activations") else None
-    return Rule(str(fields["match"]), LayerSpec(WeightSpec(**fields["weights"]), activations))
+    return Rule(str(fields["match"]), LayerSpec(WeightSpec.of(fields["weights"]), activations))
 
 
 def fields_of(rule: Rule) -> dict[str, Any]:

@@ -70,7 +70,8 @@ WITHOUT_TEXTUAL = [
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
-    "engine.events.event", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors", "engine.events.cancellation",
+    "engine.events.event", "engine.events.speed", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors",
+    "engine.events.cancellation",
     "engine.report.report", "engine.report.language", "engine.runs.rundir", "engine.events.replay", "engine.report.mismatch",
     "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality", "engine.planning.size",
     "engine.report.runtimes", "engine.report.doubt", "engine.paths", "engine.models.registry", "engine.models.cached",

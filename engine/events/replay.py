@@ -14,6 +14,7 @@ from engine.errors import EngineError
 from engine.events import event as events
 from engine.events.event import Event
 from engine.reading import MB, parse_json, read_bytes
+from engine.recipe.spec import WeightSpec
 from engine.report.schema import EVENTS, WHOLE, misfit
 
 _KINDS: dict[str, Any] = {name: kind for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, Event)}
@@ -89,6 +90,7 @@ def _dataclass(wanted: Any) -> Read:
 
     def read_fields(value: Any) -> Any:
         given = _checked(value, isinstance(value, Mapping))
+        given = WeightSpec.renamed(given) if wanted is WeightSpec else given
         return wanted(**{name: reader(given[name]) for name, reader in readers.items() if name in given or name in needed})
 
     return read_fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.planning.legality import is_slower
+from engine.events.speed import is_slower
 from engine.recipe.spec import LayerSpec
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.lowering.modules.stepping import Step
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 
 Logits = Callable[[Tensor], Tensor]
 # Tokens that go one by one through the cache, of each window.

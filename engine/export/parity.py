@@ -18,7 +18,7 @@ from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Given, Runner
 from engine.export.registry import Format
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Task
 
 _PATIENCE = 600

@@ -22,7 +22,8 @@ from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import Function, QuantizedModel
-from engine.numerics.uniform import QWeight, pack_nibbles, per_channel
+from engine.numerics.packing import pack_nibbles
+from engine.numerics.qtensor import QTensor, per_channel
 
 _ABOUT = "qtui.json"
 
@@ -34,16 +35,16 @@ class _Stored(nn.Module):
     scale: Tensor
     multiplier: Tensor | None
 
-    def __init__(self, weight: QWeight) -> None:
+    def __init__(self, weight: QTensor) -> None:
         super().__init__()
-        self.bits, self.shape, self.group_size = weight.bits, tuple(weight.values.shape), weight.group_size
-        values = pack_nibbles(weight.values) if weight.bits <= 4 else _last(weight.values)
+        self.bits, self.shape, self.group_size = weight.bits, tuple(weight.codes.shape), weight.group_size
+        values = pack_nibbles(weight.codes) if weight.bits <= 4 else _last(weight.codes)
         self.register_buffer("values", values)
-        self.register_buffer("scale", weight.scale)
+        self.register_buffer("scale", weight.channel_scale)
         self.register_buffer("multiplier", weight.multiplier)
 
     def numbers(self) -> Tensor:
-        """The integers of ``QWeight.integers`` as float32, in few passes: they are unpacked in every call."""
+        """The integers of ``QTensor.integers`` as float32, in few passes: they are unpacked in every call."""
         values: Tensor = self.values
         if self.bits <= 4:
             # Shifted up and down again a nibble keeps its sign.

@@ -16,7 +16,7 @@ from engine.export.base import Given
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import affine
+from engine.numerics.qparams import affine
 
 _BITS = 8
 _INSIDE = ("none", "relu", "relu6")

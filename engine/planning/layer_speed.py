@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from engine.events.speed import is_slower
 from engine.kernels.stopwatch import Race
 from engine.kernels.timing import Timing
-from engine.planning.legality import is_slower
 from engine.recipe.spec import LayerSpec
 
 Specs = Mapping[str, LayerSpec]

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.recipe.spec import LayerSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
-NOTICEABLE = 1.15
-"""Two times whose ratio is less are as good as equal: repeated measurements differ by as much."""
-
-
-def is_slower(first: float, second: float) -> bool:
-    """Whether ``first`` takes longer than ``second``, beyond what repeated measurements differ by."""
-    return first > NOTICEABLE * second
-
-
-def pace(int8_ms: float | None, fp32_ms: float | None) -> str:
-    """How a layer's integer kernel compares with fp32: ``3.2× slower``, ``2.0× faster``, ``as fast``; empty where not measured."""
-    if not int8_ms or not fp32_ms:
-        return ""
-    if is_slower(int8_ms, fp32_ms):
-        return f"{int8_ms / fp32_ms:.1f}× slower"
-    return f"{fp32_ms / int8_ms:.1f}× faster" if is_slower(fp32_ms, int8_ms) else "as fast"
 
 
 def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | None]:
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the
     machine multiplies without saturating."""
     notes = []
-    of_decoders = WeightSpec().method, WeightSpec().symmetric
-    if spec.weights and (spec.weights.method, spec.weights.symmetric) != of_decoders:
-        spec = replace(spec, weights=replace(spec.weights, method=of_decoders[0], symmetric=of_decoders[1]))
+    method = spec.weights.method if spec.weights and spec.weights.method in ("nearest", "mse") else "nearest"
+    if spec.weights and (spec.weights.method, spec.weights.symmetric) != (method, True):
+        spec = replace(spec, weights=replace(spec.weights, method=method, symmetric=True))
         notes.append("methods and affine weights are for language models: symmetric, rounded to the nearest")
     if spec.activations and spec.activations.dynamic:
         spec = replace(spec, activations=replace(spec.activations, dynamic=False))

@@ -38,7 +38,7 @@ def propose(
         return LayerSpec(
             weights, ActivationSpec(8)
         ), f"linear with {holds}: four bits halve it again, groups of 32 keep large weights apart"
-    weights = WeightSpec(4, "per-channel", scale="mse")
+    weights = WeightSpec(4, "per-channel", method="mse")
     return LayerSpec(weights, ActivationSpec(8)), f"linear with {holds}: four bits halve it again; too few inputs for groups"
 
 

@@ -50,7 +50,7 @@ def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[
 
 
 def _decoder_bytes(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> int:
-    """What a matrix of a decoder adds to the size, as ``quant.grouped`` stores it; tied ones add nothing."""
+    """What a matrix of a decoder adds to the size, as ``numerics.qtensor`` stores it; tied ones add nothing."""
     spec = possible_matrix(specs.get(layer.path, layer.actual), layer.kind, layer.decoder == "block")[0]
     if spec.weights is None or not layer.editable:
         return 0

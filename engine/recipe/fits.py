@@ -48,7 +48,7 @@ def _of_text(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_decoders(rule: RulePart) -> Iterator[str]:
-    if rule.weights and rule.weights.method != "nearest":
+    if rule.weights and rule.weights.method not in ("nearest", "mse"):
         yield f"method {rule.weights.method}"
     if rule.weights and not rule.weights.symmetric:
         yield "symmetric: false of weights"

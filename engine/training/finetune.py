@@ -19,7 +19,7 @@ from engine.events.event import EpochFinished, Event, Notice
 from engine.events.progress import Every, Ticker
 from engine.lowering.modules.quantized import duplicate
 from engine.lowering.modules.student import State, Student
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
 from engine.training.adamw import AdamW
 from engine.training.checkpoint import broken
 from engine.training.checkpoint import read as read_checkpoint
@@ -72,7 +72,7 @@ class Tuned:
     which ``epoch`` 0 means. ``losses`` and ``values`` hold each epoch's mean training loss in nats and validation perplexity."""
 
     model: Any
-    weights: dict[str, GroupedWeight]
+    weights: dict[str, QTensor]
     value: float
     epoch: int
     start: float
@@ -81,7 +81,7 @@ class Tuned:
 
 
 def finetune(
-    teacher: Any, student: Any, weights: Mapping[str, GroupedWeight], data: TextData | SequenceData, schedule: TuneSchedule, *,
+    teacher: Any, student: Any, weights: Mapping[str, QTensor], data: TextData | SequenceData, schedule: TuneSchedule, *,
     stop: StopToken, stage: str = "qat", device: str = "cpu", checkpoint: Path | None = None, fingerprint: str = "",
 ) -> Generator[Event, None, Tuned]:  # fmt: skip
     """Train ``weights`` (by module path) and the norms and biases of ``student``; embeddings and matrices without integers stay.

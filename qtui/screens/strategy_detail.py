@@ -98,7 +98,7 @@ def field(name: str, spec: LayerSpec) -> str:
     if name == "granularity":
         return f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
     if name == "weight scale":
-        return weights.scale if weights.method == "nearest" else weights.method
+        return "minmax" if weights.method == "nearest" else weights.method
     if name == "mapping" and (activations is None or activations.dynamic) and not weights.symmetric:
         return "affine weights"
     if activations is not None and activations.dynamic and name in ("activations", "mapping", "observer"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.events.event import LayerRow
-from engine.planning.legality import pace
+from engine.events.speed import relative_speed
 from engine.recipe.spec import ActivationSpec, LayerSpec
 from qtui import spec_words, text
 from qtui.draft import Draft
@@ -116,7 +116,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
         "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
         "weights": NONE, "activations": NONE, "observer": NONE, "kernel": _kernel_cell(draft, row, width),
-        "alone": Cell(pace(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
+        "alone": Cell(relative_speed(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
     }  # fmt: skip
     if wanted is None:
         return cells, "dim"

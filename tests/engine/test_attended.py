@@ -20,7 +20,7 @@ from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 Make = Callable[..., Recipe]
 NO_TRAINING: dict[str, Answer] = {"qat": False}
-W4 = LayerSpec(WeightSpec(4, "per-channel", scale="mse"), ActivationSpec(8))
+W4 = LayerSpec(WeightSpec(4, "per-channel", method="mse"), ActivationSpec(8))
 RULES = (Rule("fc", LayerSpec(WeightSpec(4, "per-group", 16))), Rule("conv1", FP32), Rule("kind:Conv2d", W4))
 
 

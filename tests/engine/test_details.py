@@ -19,7 +19,6 @@ from engine.data import registry
 from engine.events import event as ev
 from engine.lowering.graph.fuse import folded_parameters
 from engine.models.custom import build
-from engine.numerics.uniform import weight_range
 from engine.recipe.recipe import Recipe
 from engine.report.report import finite
 from engine.runs import job
@@ -150,7 +149,7 @@ def test_weights_are_told_as_they_are_rounded(watched: tuple[Recipe, Path, Outco
         assert len(row.bins.counts) == 64 and sum(row.bins.counts) == weight.numel()
         expected, _ = np.histogram(weight.numpy(), np.linspace(row.low, row.high, 65))
         assert np.abs(np.cumsum(row.bins.counts) - np.cumsum(expected)).max() <= 2
-        least, greatest = weight_range(bits)
+        least, greatest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         assert row.clip_high / greatest == pytest.approx(row.clip_low / least)
         # Rounding by the largest weight leaves nothing out; the step of a group is coarser by its multiplier.
         assert row.widest <= row.clip_high * 1.01 <= 1.2 * row.widest

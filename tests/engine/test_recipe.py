@@ -6,12 +6,14 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.errors import UsageError
+from engine.recipe.changes import with_strategy
 from engine.recipe.recipe import Recipe, Threshold
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 
@@ -82,6 +84,23 @@ def test_rules_keep_their_order_and_know_their_lines(write: Write) -> None:
     assert first.spec == LayerSpec(WeightSpec(4, "per-group", 64, "mse"), ActivationSpec(7, True, "entropy"))
     assert (second.match, second.spec, second.line) == ("conv1", FP32, 16)
     assert (third.match, third.spec, third.line) == ("kind:Linear", LayerSpec(WeightSpec(bits=3)), 18)
+
+
+def test_scale_mse_is_an_older_spelling_of_the_method() -> None:
+    def asked(**weights: Any) -> Recipe:
+        return Recipe.make(model="simplecnn", rules=[{"match": "*", "weights": {"bits": 4, **weights}}])
+
+    def method(recipe: Recipe) -> str:
+        (rule,) = recipe.layer_rules()
+        assert rule.spec.weights is not None
+        return rule.spec.weights.method
+
+    older, newer, both = asked(scale="mse"), asked(method="mse"), asked(scale="mse", method="gptq")
+    assert [method(recipe) for recipe in (older, newer, both, asked(scale="minmax"))] == ["mse", "mse", "gptq", "nearest"]
+    # As they are in the reports and checkpoints of earlier versions.
+    assert [recipe.fingerprint() for recipe in (older, newer, both)] == ["3c5c83742e251ee1", "3cd34f4ac263ec41", "c839f2777e50b332"]
+    again = with_strategy(older, "w8a8", [replace(older.layer_rules()[0], line=None)])
+    assert again.rules == older.rules
 
 
 def test_equal_patterns_are_both_kept_in_order() -> None:

@@ -55,6 +55,12 @@ def test_words_of_text_are_refused_for_images(asked: dict[str, Any], said: str) 
         check(Recipe.make(model="resnet18", **asked), language=False)
 
 
+def test_the_clip_of_least_error_is_for_images_too() -> None:
+    check(Recipe.make(model="resnet18", **rule(method="mse")), language=False)
+    wanted = LayerSpec(WeightSpec(4, method="mse"))
+    assert possible(wanted, 8) == (wanted, None)
+
+
 def test_a_run_asks_before_it_loads_anything(tmp_path: Path) -> None:
     outcome = driving.drive(Recipe.make(model="simplecnn", data={"context": 128}), tmp_path / "run")
     assert "data.context is for language models" in str(outcome.error) and outcome.events == [] and not (tmp_path / "run").exists()

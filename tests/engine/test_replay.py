@@ -57,6 +57,17 @@ def through_json(event: ev.Event) -> ev.Event | None:
     return from_dict(json.loads(json.dumps(finite(event.to_dict()), allow_nan=False)))
 
 
+def test_a_plan_of_an_earlier_version_names_its_rounding_by_the_scale() -> None:
+    told = ev.Planned((ROW,), "default", 7, 12345).to_dict()
+    for name, scale in (("requested", "mse"), ("actual", "minmax")):
+        weights = told["layers"][0][name]["weights"]
+        weights |= {"scale": scale, "method": "nearest"}
+    event = from_dict(json.loads(json.dumps(finite(told))))
+    assert isinstance(event, ev.Planned)
+    found = [spec.weights.method for spec in (event.layers[0].requested, event.layers[0].actual) if spec.weights]
+    assert found == ["mse", "nearest"]
+
+
 def test_there_is_a_sample_of_every_event() -> None:
     kinds = {kind for kind in vars(ev).values() if isinstance(kind, type) and issubclass(kind, ev.Event)}
     assert kinds == {type(sample) for sample in SAMPLES}

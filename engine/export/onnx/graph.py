@@ -86,7 +86,7 @@ class Graph:
 
     def int4(self, values: Tensor, hint: str) -> str:
         """An initializer of int8 numbers in -8..7, stored two to a byte."""
-        from engine.numerics.uniform import pack_nibbles
+        from engine.numerics.packing import pack_nibbles
 
         name = self.name(hint)
         kind = self.onnx.TensorProto.INT4

@@ -19,7 +19,7 @@ from engine.export.onnx.graph import Dim, Graph, Value, dims
 from engine.lowering.graph import calls
 from engine.lowering.graph.program import Step, grid_from
 from engine.lowering.graph.runtime import Function, QuantizedModel
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 
 # Where a grid has fewer levels than a byte, its bound is drawn on integers, or on numbers before they are rounded.
 Bound = Literal["integers", "numbers"]
@@ -134,7 +134,7 @@ class _Writer:
             self.values[step.output] = Value(made, self._shape(step.output))
             return
         exact = weight.dequantize()
-        name = onnx_weights.weights(self.graph, weight, weight.scale, step.output)
+        name = onnx_weights.weights(self.graph, weight, weight.channel_scale, step.output)
         known = {True: name}
         self.values[step.output] = self._translated(
             step, function, lambda tensor: known.get(tensor.shape == exact.shape and torch.equal(tensor, exact))
@@ -178,7 +178,7 @@ class _Writer:
             return
         g = a["geometry"]
         made = self.graph.node(
-            "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.values.shape[2:]),
+            "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.codes.shape[2:]),
             strides=list(g["stride"]), pads=[*g["padding"], *g["padding"]], dilations=list(g["dilation"]), group=g["groups"],
         )  # fmt: skip
         if a["accumulate"]:

@@ -23,7 +23,7 @@ from engine.lowering.files import NAME, file_of
 from engine.lowering.graph.input_spec import taking
 from engine.lowering.graph.program import Program, Step, sizes_from, steps_from
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QWeight, pack_nibbles, unpack_nibbles
+from engine.numerics.qtensor import QTensor, from_tensors
 
 _SCHEMA = 1
 _OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
@@ -36,11 +36,8 @@ def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
     tensors: dict[str, Tensor] = {f"tensor/{name}": tensor.contiguous().clone() for name, tensor in program.tensors.items()}
     layers: dict[str, Any] = {}
     for name, weight in program.layers.items():
-        layers[name] = {"bits": weight.bits, "shape": list(weight.values.shape), "group_size": weight.group_size}
-        tensors[f"layer/{name}/values"] = pack_nibbles(weight.values) if weight.bits <= 4 else weight.values.contiguous()
-        tensors[f"layer/{name}/scale"] = weight.scale.contiguous()
-        if weight.multiplier is not None:
-            tensors[f"layer/{name}/multiplier"] = weight.multiplier.contiguous()
+        layers[name] = weight.meta()
+        tensors.update({f"layer/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()})
     header = {"schema": _SCHEMA, "program": program.header(), "layers": layers, "recipe": recipe_yaml, "isa": isa}
     return save(tensors, {"qtui": json.dumps(header)})
 
@@ -96,17 +93,17 @@ def _check(step: Step, program: Program) -> None:
         _check_layer(step, program.layers[step.attrs["layer"]], program)
 
 
-def _check_layer(step: Step, weight: QWeight, program: Program) -> None:
-    a, dims = step.attrs, weight.values.dim() - 2
+def _check_layer(step: Step, weight: QTensor, program: Program) -> None:
+    a, dims = step.attrs, weight.codes.dim() - 2
     if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
         raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
     bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
-    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.scale.shape):
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.shape[:1]):
         raise ValueError(f"the bias of {a['layer']} is {bias.dtype} {tuple(bias.shape)}")
     if dims:
         _check_sizes(a["layer"], a["geometry"], dims, ("stride", 1), ("padding", 0), ("dilation", 1))
         _check_sizes(a["layer"], {"groups": [a["geometry"]["groups"]]}, 1, ("groups", 1))
-        if len(weight.scale) % a["geometry"]["groups"]:
+        if len(weight.codes) % a["geometry"]["groups"]:
             raise ValueError(f"{a['layer']} has {a['geometry']['groups']} groups")
 
 
@@ -137,21 +134,12 @@ def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
         raise ValueError(f"a grid of step {scale}, zero point {zero_point} and {qmax} levels")
 
 
-def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QWeight:
-    shape, bits, size = tuple(int(n) for n in about["shape"]), int(about["bits"]), int(about["group_size"])
-    stored, scale, multiplier = (tensors.get(f"layer/{name}/{part}") for part in ("values", "scale", "multiplier"))
-    if stored is None or scale is None or not 2 <= bits <= 8:
-        raise ValueError(f"layer {name} of {bits} bits lacks values or scale")
-    if stored.dtype != (torch.uint8 if bits <= 4 else torch.int8):
-        raise ValueError(f"values of {name} are {stored.dtype}")
-    values = unpack_nibbles(stored, shape) if bits <= 4 else stored.reshape(shape)
-    if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
-        raise ValueError(f"scale of {name} is {scale.dtype} {tuple(scale.shape)}")
-    if multiplier is not None:
-        groups = (shape[0], -(-math.prod(shape[1:]) // size))
-        if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
-            raise ValueError(f"groups of {name} are {multiplier.dtype} {tuple(multiplier.shape)}")
-    return QWeight(values, scale, bits, multiplier, size)
+def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QTensor:
+    places = {part: f"layer/{name}/{part}" for part in ("values", "scale", "multiplier")}
+    try:
+        return from_tensors({part: tensors[place] for part, place in places.items() if place in tensors}, about)
+    except EngineError as error:
+        raise ValueError(f"layer {name}: {error}") from error
 
 
 def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:

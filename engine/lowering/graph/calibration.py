@@ -16,7 +16,7 @@ from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.ranges import Watch
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 from engine.tasks.base import Task
 
 _CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time

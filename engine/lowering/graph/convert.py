@@ -18,7 +18,8 @@ from engine.lowering.graph.kinds import SIZES, kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.sizes import held_sizes
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 
 def unit_parameters(gm: fx.GraphModule, unit: Unit) -> tuple[Tensor, Tensor | None]:
@@ -38,7 +39,7 @@ def convert(
     gm: fx.GraphModule,
     layout: Layout,
     grids: Mapping[str, QParams],
-    weights: Mapping[str, QWeight],
+    weights: Mapping[str, QTensor],
 ) -> Program:
     """``grids`` maps each value class to its grid, ``weights`` the node of each layer with integer weights to them;
     those outside the layout's units keep float activations. ``gm`` must be on the CPU and in eval mode."""
@@ -51,7 +52,7 @@ class _Converter:
         gm: fx.GraphModule,
         layout: Layout,
         grids: Mapping[str, QParams],
-        weights: Mapping[str, QWeight],
+        weights: Mapping[str, QTensor],
     ) -> None:
         self.gm, self.grids, self.weights = gm, grids, weights
         self.nodes = {node.name: node for node in gm.graph.nodes}
@@ -61,7 +62,7 @@ class _Converter:
         self.class_of = layout.class_of()
         self.steps: list[Step] = []
         self.tensors: dict[str, Tensor] = {}
-        self.layers: dict[str, QWeight] = {}
+        self.layers: dict[str, QTensor] = {}
         self.integer: set[str] = set()
         self.float: set[str] = set()
 

@@ -52,7 +52,7 @@ def taking(program: Program) -> Taking:
         if step.op in _KEEPING:
             values.add(step.output)
         elif step.op == "layer" and step.attrs["kind"] == "conv":
-            return Taking(program.layers[step.attrs["layer"]].values.shape[1] * int(step.attrs["geometry"]["groups"]))
+            return Taking(program.layers[step.attrs["layer"]].shape[1] * int(step.attrs["geometry"]["groups"]))
     return Taking()
 
 

@@ -13,7 +13,8 @@ from engine.events.cancellation import StopToken
 from engine.lowering.graph.kinds import in_place
 from engine.lowering.graph.layout import Layout, Unit
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QParams, dequantize, sqnr_db
+from engine.numerics.qparams import QParams, dequantize
+from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Task
 
 

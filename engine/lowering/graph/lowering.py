@@ -20,7 +20,7 @@ from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.plan import about_device, plan
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
 from engine.planning.plan import plan as propose

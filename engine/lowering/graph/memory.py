@@ -1,11 +1,11 @@
-"""The memory layout that convolutions are fast in, and reading a tensor as it lies."""
+"""The memory layout that convolutions are fast in."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -22,9 +22,3 @@ def channels_last(module: M, device: str | torch.device | None = None) -> M:
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
-
-
-def as_it_lies(x: Tensor) -> Tensor:
-    """The values of ``x``, 1-d, in the order of the memory: a view, unless there are gaps between them."""
-    strides = x.stride()
-    return x.permute(sorted(range(x.dim()), key=strides.__getitem__, reverse=True)).reshape(-1)

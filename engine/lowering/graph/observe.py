@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.memory import as_it_lies
 from engine.numerics.histogram import Histogram, extremes
+from engine.numerics.memory import as_it_lies
 from engine.numerics.observers import RangeObserver, observer, settled
-from engine.numerics.uniform import QParams, affine
+from engine.numerics.qparams import QParams, affine
 
 SAMPLE = 2**16
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Program:
 
     steps: tuple[Step, ...]
     result: str
-    layers: Mapping[str, QWeight]
+    layers: Mapping[str, QTensor]
     tensors: Mapping[str, Tensor]
     sizes: tuple[int, ...] | None = None
 

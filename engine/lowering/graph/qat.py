@@ -17,7 +17,8 @@ from engine.events.event import Event
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.prepare import Prepared
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 from engine.recipe.recipe import QatPart, Threshold
 from engine.tasks.base import Batch, Task, forward_of
 from engine.tasks.evaluate import evaluate
@@ -32,12 +33,12 @@ class Trained:
 
     graph: fx.GraphModule
     grids: Mapping[str, QParams]
-    weights: Mapping[str, QWeight]
+    weights: Mapping[str, QTensor]
     fitted: Fitted
 
 
 def train(
-    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight], teacher: fx.GraphModule,
+    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QTensor], teacher: fx.GraphModule,
     task: Task, part: QatPart, threshold: Threshold, seed: int, device: str, checkpoint: Path, fingerprint: str, stop: StopToken,
 ) -> Generator[Event, None, Trained]:  # fmt: skip
     """The epoch that is best on the validation split, by the quantity that ``threshold`` is about."""

@@ -22,7 +22,7 @@ from engine.lowering.graph.input_spec import Taking, wrong_size
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
-from engine.numerics.uniform import dequantize, quantize
+from engine.numerics.qparams import dequantize, quantize
 
 Function = Callable[..., Any]
 _PLANS = 4
@@ -205,7 +205,7 @@ class QuantizedModel(nn.Module):
         bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
         shape: dict[str, Any] = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
         return IntegerLayer(
-            a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
+            a["kind"], weights.integers(), weights.channel_scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
         )
 
     def _op_layer(self, step: Step) -> Function:

@@ -24,14 +24,15 @@ from engine.lowering.modules import statistics
 from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import Batch
 from engine.lowering.modules.progress import MatrixQuantized
-from engine.numerics.grouped import GroupedWeight, GroupSpec
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import int_scheme
 
-SPEC = GroupSpec(3, 16)
+SPEC = int_scheme(3, 16)
 
 
 def quantized(
     model: nn.Module, choose: Callable[[str], Task | None], family: str = "gpt2", on: Callable[[Event], object] = bool, **more: Any
-) -> dict[str, GroupedWeight]:
+) -> dict[str, QTensor]:
     steps = quantize_blocks(blocks_of(model, family), captured(model, family), choose, **more)
     while True:
         try:
@@ -63,7 +64,7 @@ def test_every_method_leaves_weights_that_are_what_its_integers_stand_for(name: 
     for path, weight in packed.items():
         held = modules[path].weight
         assert torch.equal(weight.dequantize(), held.T if family == "gpt2" else held)
-        assert weight.values.max() <= 7 and weight.spec == SPEC
+        assert weight.codes.max() <= 7 and weight.scheme == SPEC
     progress = [e for e in events if isinstance(e, Progress)]
     assert progress[-1].done == progress[-1].total == len(packed)
     told = [e for e in events if isinstance(e, MatrixQuantized)]
@@ -102,10 +103,10 @@ def test_layers_behind_are_calibrated_on_what_quantized_layers_put_out(monkeypat
         return gram
 
     monkeypatch.setattr(sequential, "statistics", watched)
-    quantized(decoder(), lambda name: Task(SPEC, "gptq") if name == "h.0.mlp.c_fc" else Task(GroupSpec(8, 0), "gptq"))
+    quantized(decoder(), lambda name: Task(SPEC, "gptq") if name == "h.0.mlp.c_fc" else Task(int_scheme(8, 0), "gptq"))
     fine = [second.clone() for second in seen]
     seen.clear()
-    quantized(decoder(), lambda _: Task(GroupSpec(8, 0), "gptq"))
+    quantized(decoder(), lambda _: Task(int_scheme(8, 0), "gptq"))
     same_as = [
         torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.diagonal().mean())) for one, other in zip(fine, seen, strict=True)
     ]
@@ -164,7 +165,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name: str | Method, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("seed", "task", "done"),
-    [(0, Task(SPEC, "mse"), 0), (1, Task(SPEC, "mse"), 8), (0, Task(SPEC, "hqq"), 8), (0, Task(GroupSpec(4, 16), "mse"), 8)],
+    [(0, Task(SPEC, "mse"), 0), (1, Task(SPEC, "mse"), 8), (0, Task(SPEC, "hqq"), 8), (0, Task(int_scheme(4, 16), "mse"), 8)],
 )
 def test_a_checkpoint_serves_the_same_run_alone(seed: int, task: Task, done: int, tmp_path: Path) -> None:
     quantized(decoder(), lambda _: Task(SPEC, "mse"), checkpoints=tmp_path)

@@ -18,19 +18,19 @@ from engine.events.event import LayerRow
 from engine.export.compressed_tensors import quantization_config, refuse, schemes_of, stored_matrix, words, write
 from engine.lowering.modules.quantized import QuantizedDecoder, apply
 from engine.models.anatomy import anatomy
-from engine.numerics.grouped import GroupSpec
+from engine.numerics.scheme import WeightScheme, int_scheme
 from engine.planning.matrices import plan
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 LINEAR = ["llama", "mistral", "opt", "pythia", "qwen2", "qwen3"]
 SPECS = [
-    GroupSpec(4, 8),
-    GroupSpec(4, 8, True),
-    GroupSpec(4, 0),
-    GroupSpec(3, 8),
-    GroupSpec(8, 0, True),
-    GroupSpec(8, 8),
-    GroupSpec(6, 0, True),
+    int_scheme(4, 8),
+    int_scheme(4, 8, True),
+    int_scheme(4, 0),
+    int_scheme(3, 8),
+    int_scheme(8, 0, True),
+    int_scheme(8, 8),
+    int_scheme(6, 0, True),
 ]
 
 
@@ -38,7 +38,7 @@ def library() -> Any:
     return pytest.importorskip("compressed_tensors", reason="uv sync --group bench")
 
 
-def wide(name: str, spec: GroupSpec, activations: ActivationSpec | None = None, **changes: int) -> QuantizedDecoder:
+def wide(name: str, spec: WeightScheme, activations: ActivationSpec | None = None, **changes: int) -> QuantizedDecoder:
     """More than 8 outputs in each matrix: compressed-tensors 0.20 cannot unpack zero points of fewer."""
     import transformers
 
@@ -51,7 +51,7 @@ def wide(name: str, spec: GroupSpec, activations: ActivationSpec | None = None, 
 
 
 def test_the_config_targets_the_class_where_layers_are_alike(tmp_path: Path) -> None:
-    decoder = wide("llama", GroupSpec(4, 8))
+    decoder = wide("llama", int_scheme(4, 8))
     config = quantization_config(decoder, schemes_of(decoder))
     group = config["config_groups"]["group_0"]
     assert (config["format"], group["targets"], config["ignore"]) == ("pack-quantized", ["Linear"], ["lm_head"])
@@ -64,7 +64,7 @@ def test_the_config_targets_the_class_where_layers_are_alike(tmp_path: Path) -> 
     config = quantization_config(mixed, schemes_of(mixed))
     assert config["format"] == "mixed-precision" and config["config_groups"]["group_1"]["targets"] == [path]
     assert "dequantize" not in config, "transformers would unpack all layers by the first form"
-    alike = family("llama", GroupSpec(4, 8, True))
+    alike = family("llama", int_scheme(4, 8, True))
     assert "dequantize" not in quantization_config(alike, schemes_of(alike))
 
 
@@ -72,7 +72,7 @@ def test_a_folder_has_what_servers_look_for(tmp_path: Path) -> None:
     source, folder = tmp_path / "source", tmp_path / "made"
     tokenizer().save_pretrained(source)
     folder.mkdir()
-    said = write(wide("qwen2", GroupSpec(3, 8)), source, folder)
+    said = write(wide("qwen2", int_scheme(3, 8)), source, folder)
     assert said == "14 matrices of fewer bits are stored in 4 or 8; 2 matrices outside of the blocks are stored in float16"
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     config = json.loads((folder / "config.json").read_text())
@@ -88,7 +88,7 @@ def test_words_hold_consecutive_values() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_library_unpacks_the_same_numbers(spec: GroupSpec) -> None:
+def test_the_library_unpacks_the_same_numbers(spec: WeightScheme) -> None:
     library()
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
@@ -103,9 +103,9 @@ def test_the_library_unpacks_the_same_numbers(spec: GroupSpec) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [GroupSpec(4, 8, True), GroupSpec(4, 8), GroupSpec(8, 0, True)], ids=str)
+@pytest.mark.parametrize("spec", [int_scheme(4, 8, True), int_scheme(4, 8), int_scheme(8, 0, True)], ids=str)
 @pytest.mark.parametrize("name", LINEAR)
-def test_the_libraries_read_the_folder(name: str, spec: GroupSpec, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_libraries_read_the_folder(name: str, spec: WeightScheme, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     library()
     from engine.export.compressed_tensors_run import CompressedDecoder
 
@@ -134,9 +134,9 @@ def _in_half(decoder: QuantizedDecoder) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [GroupSpec(4, 64), GroupSpec(3, 64), GroupSpec(4, 64, True)], ids=str)
+@pytest.mark.parametrize("spec", [int_scheme(4, 64), int_scheme(3, 64), int_scheme(4, 64, True)], ids=str)
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_transformers_alone_reads_the_folder(name: str, spec: GroupSpec, tmp_path: Path) -> None:
+def test_transformers_alone_reads_the_folder(name: str, spec: WeightScheme, tmp_path: Path) -> None:
     library()
     import transformers
 
@@ -154,8 +154,8 @@ def test_transformers_alone_reads_the_folder(name: str, spec: GroupSpec, tmp_pat
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [GroupSpec(4, 8), GroupSpec(4, 8, True)], ids=str)
-def test_experts_and_their_gate_are_kept_and_said(spec: GroupSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [int_scheme(4, 8), int_scheme(4, 8, True)], ids=str)
+def test_experts_and_their_gate_are_kept_and_said(spec: WeightScheme, tmp_path: Path) -> None:
     library()
     import transformers
 
@@ -195,7 +195,7 @@ def test_zero_points_beside_another_form_are_unpacked_by_the_library(tmp_path: P
     library()
     from engine.export.compressed_tensors_run import CompressedDecoder
 
-    decoder, path = wide("llama", GroupSpec(4, 8)), "model.layers.1.mlp.up_proj"
+    decoder, path = wide("llama", int_scheme(4, 8)), "model.layers.1.mlp.up_proj"
     matrices = {**decoder.matrices, path: wide("llama", EIGHT).matrices[path]}
     mixed = QuantizedDecoder(decoder.twin, matrices)
     apply(mixed.twin, {path: matrices[path].weight})
@@ -229,7 +229,7 @@ def test_what_the_format_has_not_is_told_in_a_line(tmp_path: Path) -> None:
         write(family("llama", FOUR), None, tmp_path)
     with pytest.raises(EngineError, match="the format has no others"):
         write(QuantizedDecoder(family("llama").twin, {}), None, tmp_path)
-    decoder = family("llama", GroupSpec(4, 8))
+    decoder = family("llama", int_scheme(4, 8))
     with torch.no_grad():
         decoder.twin.model.norm.weight[0] = 1e6
     with pytest.raises(EngineError, match=r"model\.norm\.weight holds numbers beyond float16"):
@@ -242,7 +242,7 @@ def test_damaged_folders_are_told_in_a_line(symmetric: bool, tmp_path: Path) -> 
     library()
     from engine.export.compressed_tensors_run import CompressedDecoder
 
-    write(family("llama", GroupSpec(4, 8, symmetric)), None, tmp_path)
+    write(family("llama", int_scheme(4, 8, symmetric)), None, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()

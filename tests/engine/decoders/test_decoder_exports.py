@@ -22,7 +22,7 @@ from engine.export.decoder_parity import compare
 from engine.export.onnx import decoder_file as onnx_file
 from engine.export.registry import Format
 from engine.lowering.modules.stepping import of_model
-from engine.numerics.grouped import GroupSpec
+from engine.numerics.scheme import int_scheme
 from engine.report.mismatch import DIFFERS
 from engine.tasks.decode_timing import Lengths
 
@@ -30,7 +30,7 @@ STOP = StopToken()
 
 
 def given(name: str = "llama", **kwargs: Any) -> Given:
-    decoder = family(name, GroupSpec(4, 0, True) if name != "gpt2" else GroupSpec(4, 16), **kwargs)
+    decoder = family(name, int_scheme(4, 0, True) if name != "gpt2" else int_scheme(4, 16), **kwargs)
     return Given(decoder, [*some_ids(2, 20), some_ids(1, 7)[0]], lengths=Lengths(12, 4, 3), rounds=1)
 
 
@@ -167,7 +167,7 @@ def test_unknown_formats_and_empty_texts(tmp_path: Path) -> None:
 
 
 def test_parity_tells_two_models_apart() -> None:
-    one, other = family("gpt2").twin, family("gpt2", GroupSpec(2, 16)).twin
+    one, other = family("gpt2").twin, family("gpt2", int_scheme(2, 16)).twin
     windows = list(some_ids(3, 30))
     whole, cached = compare(of_model(other), lambda ids: one(ids).logits, windows, STOP)
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_what_onnx_does_otherwise_is_told(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     said = make("onnx", given("gpt2"), tmp_path, STOP)["note"]
     assert said == "ONNX Runtime rounds what enters 9 matrices to 8 bits in blocks, whatever the recipe says of it"
-    three = replace(given("gpt2"), decoder=family("gpt2", GroupSpec(3, 16), None, DYNAMIC))
+    three = replace(given("gpt2"), decoder=family("gpt2", int_scheme(3, 16), None, DYNAMIC))
     assert make("onnx", three, tmp_path, STOP)["note"].startswith("8 matrices of 3 bits are stored in 4; ")
     dynamic = replace(given("gpt2"), decoder=family("gpt2", EIGHT, None, DYNAMIC))
     assert make("onnx", dynamic, tmp_path, STOP)["note"] == ""

@@ -21,13 +21,14 @@ from engine.errors import EngineError
 from engine.kernels.probe import probe
 from engine.lowering.modules.artifact import read, read_with_header, to_bytes
 from engine.lowering.modules.loaded import LoadedDecoder, rounded
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.runtime import running
-from engine.numerics.grouped import GroupSpec
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
 from engine.recipe.spec import ActivationSpec
 
-SPECS = [GroupSpec(3, 16), GroupSpec(3, 0, True), GroupSpec(4, 32, True), GroupSpec(4, 5), GroupSpec(8, 0, True), GroupSpec(2, 7)]
+SPECS = [int_scheme(3, 16), int_scheme(3, 0, True), int_scheme(4, 32, True), int_scheme(4, 5), int_scheme(8, 0, True), int_scheme(2, 7)]
 
 
 def stored(decoder: QuantizedDecoder, folder: Path) -> Path:
@@ -43,13 +44,13 @@ def same(one: QuantizedDecoder, two: QuantizedDecoder) -> None:
     assert one.matrices.keys() == two.matrices.keys()
     for path, matrix in one.matrices.items():
         other = two.matrices[path]
-        assert (matrix.weight.spec, matrix.activations, matrix.grid, matrix.tied) == (
-            other.weight.spec,
+        assert (matrix.weight.scheme, matrix.activations, matrix.grid, matrix.tied) == (
+            other.weight.scheme,
             other.activations,
             other.grid,
             other.tied,
         )
-        assert torch.equal(matrix.weight.values, other.weight.values) and torch.equal(matrix.weight.scale, other.weight.scale)
+        assert torch.equal(matrix.weight.codes, other.weight.codes) and torch.equal(matrix.weight.scale, other.weight.scale)
         assert (matrix.weight.zero is None) == (other.weight.zero is None)
     assert torch.equal(one.twin(some_ids()).logits, two.twin(some_ids()).logits)
 
@@ -65,8 +66,8 @@ def test_every_family_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("embeddings", [None, GroupSpec(3, 8), GroupSpec(8, 0, True)], ids=str)
-def test_every_grid_comes_back_with_a_tied_head(spec: GroupSpec, embeddings: GroupSpec | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("embeddings", [None, int_scheme(3, 8), int_scheme(8, 0, True)], ids=str)
+def test_every_grid_comes_back_with_a_tied_head(spec: WeightScheme, embeddings: WeightScheme | None, tmp_path: Path) -> None:
     decoder = decoder_of(lively(gpt2(rows=96)), spec, embeddings)
     again = read(stored(decoder, tmp_path))
     same(decoder, again)
@@ -212,7 +213,7 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_is_run_on_kernels_as_it_was_before_it_was_written(tmp_path: Path) -> None:
-    decoder = decoder_of(lively(gpt2()), GroupSpec(8, 0, True), activations=DYNAMIC)
+    decoder = decoder_of(lively(gpt2()), int_scheme(8, 0, True), activations=DYNAMIC)
     stored(decoder, tmp_path)
     model = engine.load_quantized(tmp_path).on_kernels()
     expected, _ = running(decoder, probe())

@@ -10,12 +10,13 @@ from engine.kernels.matrix.rows import PackedEmbedding
 from engine.kernels.matrix.weight_only import ROWS, Widened, wide
 from engine.kernels.probe import KERNELS as PROBED
 from engine.kernels.probe import Machine, probe
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupSpec, minmax, quantize
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import WeightQParams, minmax, quantize
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
-INT8, DYNAMIC, STATIC = GroupSpec(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
+INT8, DYNAMIC, STATIC = int_scheme(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
 FULL = Machine("AVX512", True, False, dict.fromkeys(PROBED))
 SATURATING = Machine("AVX2", False, True, dict.fromkeys(PROBED))
 ONLY_TORCH = Machine("AVX512", True, False, {name: "not installed" if name.startswith("dnnl") else None for name in PROBED})
@@ -86,22 +87,24 @@ def test_every_matrix_has_a_kernel(machine, activations, bits):
     for symmetric in (True, False):
         for group in (0, 32):
             for kind in ("Linear", "Conv1D", "Embedding"):
-                found = choose(Asked(kind, SHAPE, GroupSpec(bits, group, symmetric), None if kind == "Embedding" else activations), machine)
+                found = choose(
+                    Asked(kind, SHAPE, int_scheme(bits, group, symmetric), None if kind == "Embedding" else activations), machine
+                )
                 assert found.kernel in KERNELS and found.label
 
 
-@pytest.mark.parametrize("spec", [GroupSpec(4, 0, True), GroupSpec(8, 0, True), GroupSpec(7, 0, False), GroupSpec(3, 64, False)])
+@pytest.mark.parametrize("spec", [int_scheme(4, 0, True), int_scheme(8, 0, True), int_scheme(7, 0, False), int_scheme(3, 64, False)])
 def test_one_scale_a_row_is_int8_as_it_is(spec):
     weight = rounded(spec)
     assert Asked("Linear", SHAPE, spec).int8
     assert torch.equal(on_int8(weight).dequantize(), weight.dequantize())
 
 
-@pytest.mark.parametrize("spec", [GroupSpec(4, 32, True), GroupSpec(8, 0, False), GroupSpec(3, 24, False)])
+@pytest.mark.parametrize("spec", [int_scheme(4, 32, True), int_scheme(8, 0, False), int_scheme(3, 24, False)])
 def test_other_grids_are_rounded_once_more(spec):
     weight = rounded(spec)
     found = on_int8(weight)
-    assert not Asked("Linear", SHAPE, spec).int8 and found.spec == INT8
+    assert not Asked("Linear", SHAPE, spec).int8 and found.scheme == INT8
     moved, largest = (found.dequantize() - weight.dequantize()).abs(), weight.dequantize().abs().amax(1, keepdim=True)
     # Half a step of 1/127, and a little for the scale in float16.
     assert (moved <= largest * (0.502 / 127)).all() and moved.max() > 0
@@ -131,7 +134,7 @@ MACHINES = [
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("spec", [INT8, GroupSpec(4, 32, False)])
+@pytest.mark.parametrize("spec", [INT8, int_scheme(4, 32, False)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_dynamic_activations(machine, spec, bias):
     if machine is not SATURATING and machine.integer and probe().activation_bits < 8:
@@ -177,7 +180,7 @@ def test_float_activations():
 
 @pytest.mark.skipif("AVX" not in probe().isa, reason="no vectorized kernel here")
 @pytest.mark.parametrize("shape", [(96, 64), (23, 96)])
-@pytest.mark.parametrize("spec", [GroupSpec(4, 32, False), GroupSpec(4, 64, True), GroupSpec(3, 64, False), GroupSpec(4, 0, False)])
+@pytest.mark.parametrize("spec", [int_scheme(4, 32, False), int_scheme(4, 64, True), int_scheme(3, 64, False), int_scheme(4, 0, False)])
 def test_nibbles(spec, shape):
     weight, added = rounded(spec, shape), draw(shape[0], seed=2)
     wanted = Asked("Linear", shape, spec)
@@ -186,7 +189,7 @@ def test_nibbles(spec, shape):
     module, held = kernel.build(QuantizedMatrix(weight), added, FULL), kernel.computed(weight)
     # Scales in bfloat16 move a weight by a part in 256 of its distance from the middle of its grid, and of what is added.
     moved = (held - weight.dequantize()).abs()
-    assert (moved <= weight.grid.columns(shape[1])[0] * 15 * 2**-8).all()
+    assert (moved <= WeightQParams.of(weight).columns(shape[1])[0] * 15 * 2**-8).all()
     x = draw(2, 5, shape[1], seed=3)
     for some in (x, x[:1, :1]):
         product = some.to(torch.bfloat16).double() @ held.double().T
@@ -197,14 +200,14 @@ def test_nibbles(spec, shape):
         assert (error <= bound).all() and error.mean() <= bound.mean() / 4
 
 
-@pytest.mark.parametrize("spec", [INT8, GroupSpec(4, 32, False), GroupSpec(3, 24, True), GroupSpec(8, 0, False)])
+@pytest.mark.parametrize("spec", [INT8, int_scheme(4, 32, False), int_scheme(3, 24, True), int_scheme(8, 0, False)])
 def test_rows_that_are_looked_up(spec):
     weight = rounded(spec)
     module = PackedEmbedding(weight)
     ids = torch.tensor([[0, 95, 3], [3, 3, 17]])
     assert torch.equal(module(ids), weight.dequantize()[ids])
     if spec.bits < 8:
-        assert module._look.packed.numel() == weight.to_tensors()["packed"].numel() < weight.values.numel()
+        assert module._look.packed.numel() == weight.to_tensors()["packed"].numel() < weight.codes.numel()
     with pytest.raises(IndexError):
         module(torch.tensor([96]))
 

@@ -22,19 +22,21 @@ from engine.events.event import EpochFinished, Event, Step
 from engine.lowering.modules.quantized import apply
 from engine.lowering.modules.student import State, Student
 from engine.models.anatomy import anatomy, weight_of
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.training.finetune import Tuned, TuneSchedule, finetune
 from engine.training.text_batches import batches
 
 SCHEDULE = TuneSchedule(epochs=3, context=32, windows=24, tokens=128, lr=3e-3, places=3, judged=None, mixed=False)
-SPEC = GroupSpec(2, 8)
+SPEC = int_scheme(2, 8)
 
 
 TEXT = TextData("tiny", {"train": stream(60, 1), "validation": stream(12, 2), "test": stream(12, 3)}, {})
 SEQUENCES = SequenceData("tiny.json", {"train": tuple(stream(1, s)[: 9 + s % 5] for s in range(30)), "validation": (stream(2, 50)[:30],)})
 
 
-def weights_of(model: Any, embeddings: bool = False) -> dict[str, GroupedWeight]:
+def weights_of(model: Any, embeddings: bool = False) -> dict[str, QTensor]:
     found = {}
     for matrix in anatomy(model).matrices:
         if matrix.block is not None or embeddings:
@@ -57,7 +59,7 @@ def trained() -> Any:
 
 
 @cache
-def rounded() -> tuple[Any, Any, dict[str, GroupedWeight]]:
+def rounded() -> tuple[Any, Any, dict[str, QTensor]]:
     """The fp32 model, the one of low bits, and its integers. Not to be changed."""
     teacher = trained()
     student = copy.deepcopy(teacher)
@@ -103,8 +105,8 @@ def test_the_integers_it_returns_are_what_it_answered_with() -> None:
     again = copy.deepcopy(rounded()[0])
     State(found.weights, {name: p.detach() for name, p in found.model.named_parameters() if p.dim() <= 1}).put(again)
     assert torch.equal(answers(again, ids), answers(found.model, ids))
-    assert all(w.scale.dtype == torch.float16 and w.values.dtype == torch.uint8 for w in found.weights.values())
-    changed = [not torch.equal(w.values, rounded()[2][path].values) for path, w in found.weights.items()]
+    assert all(w.scale.dtype == torch.float16 and w.codes.dtype == torch.uint8 for w in found.weights.values())
+    changed = [not torch.equal(w.codes, rounded()[2][path].codes) for path, w in found.weights.items()]
     assert any(changed) and len(changed) == 8
     pupil = Student(copy.deepcopy(found.model), found.weights)
     assert torch.equal(pupil.forward(ids), pupil.logits(ids))
@@ -112,7 +114,7 @@ def test_the_integers_it_returns_are_what_it_answered_with() -> None:
 
 def test_where_integers_are_to_stay_only_scales_move() -> None:
     found, _ = tuned(replace(SCHEDULE, places=0))
-    assert all(torch.equal(w.values, rounded()[2][path].values) for path, w in found.weights.items())
+    assert all(torch.equal(w.codes, rounded()[2][path].codes) for path, w in found.weights.items())
     assert any(not torch.equal(w.scale, rounded()[2][path].scale) for path, w in found.weights.items()) and found.value < found.start
 
 
@@ -132,7 +134,7 @@ def test_a_tied_head_shares_the_integers_of_the_embedding() -> None:
 def test_it_keeps_the_start_where_training_does_harm() -> None:
     found, seen = tuned(replace(SCHEDULE, lr=0.1, epochs=1))
     assert found.epoch == 0 and found.value == found.start < found.values[0]
-    assert all(torch.equal(w.values, rounded()[2][path].values) for path, w in found.weights.items())
+    assert all(torch.equal(w.codes, rounded()[2][path].codes) for path, w in found.weights.items())
     ids = TEXT.windows("test", 32, 4)
     assert torch.equal(answers(found.model, ids), answers(rounded()[1], ids))
     assert [event.best for event in seen if isinstance(event, EpochFinished)] == [False]
@@ -144,7 +146,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
     for path, weight in straight.weights.items():
-        assert torch.equal(weight.values, resumed.weights[path].values) and torch.equal(weight.scale, resumed.weights[path].scale)
+        assert torch.equal(weight.codes, resumed.weights[path].codes) and torch.equal(weight.scale, resumed.weights[path].scale)
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 
 from engine.lowering.modules.latent import MARGIN, Latent
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 
-SPECS = [GroupSpec(3, 8), GroupSpec(4, 8, True), GroupSpec(4, 5), GroupSpec(8, 0, True)]
+SPECS = [int_scheme(3, 8), int_scheme(4, 8, True), int_scheme(4, 5), int_scheme(8, 0, True)]
 
 
 def weight() -> Tensor:
     return torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
 
 
-def rounded(spec: GroupSpec) -> GroupedWeight:
+def rounded(spec: WeightScheme) -> QTensor:
     return quantize(weight(), minmax(weight(), spec))
 
 
@@ -28,30 +30,30 @@ def moved(latent: Latent) -> Latent:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_it_begins_as_what_it_was_to_the_bit(spec: GroupSpec) -> None:
+def test_it_begins_as_what_it_was_to_the_bit(spec: WeightScheme) -> None:
     start = rounded(spec)
     latent = Latent(start)
-    assert torch.equal(latent.stored().values, start.values) and torch.equal(latent.stored().scale, start.scale)
+    assert torch.equal(latent.stored().codes, start.codes) and torch.equal(latent.stored().scale, start.scale)
     assert torch.equal(latent(), start.dequantize())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_what_is_simulated_is_what_is_stored(spec: GroupSpec) -> None:
+def test_what_is_simulated_is_what_is_stored(spec: WeightScheme) -> None:
     latent = moved(Latent(rounded(spec)))
     stored = latent.stored()
     assert torch.equal(latent(), stored.dequantize()) and stored.scale.dtype == torch.float16
-    assert not torch.equal(stored.values, rounded(spec).values) and not torch.equal(stored.scale, rounded(spec).scale)
-    assert int(stored.values.min()) >= spec.low and int(stored.values.max()) <= spec.high
+    assert not torch.equal(stored.codes, rounded(spec).codes) and not torch.equal(stored.scale, rounded(spec).scale)
+    assert int(stored.codes.min()) >= spec.low and int(stored.codes.max()) <= spec.high
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_gradients_are_those_of_the_values_with_the_rounding_passed_through(spec: GroupSpec) -> None:
+def test_gradients_are_those_of_the_values_with_the_rounding_passed_through(spec: WeightScheme) -> None:
     """The reference is float64 autograd on ``scale * exp(growth) * (integers - zero)`` with the integers as the variable."""
     latent = moved(Latent(rounded(spec)))
     pull = torch.randn(6, 24, generator=torch.Generator().manual_seed(2))
     (latent() * pull).sum().backward()
     stored = latent.stored()
-    integers = stored.values.double().requires_grad_()
+    integers = stored.codes.double().requires_grad_()
     growth = torch.zeros_like(stored.scale, dtype=torch.float64, requires_grad=True)
     size = spec.size(24)
     zero = torch.zeros(6, 1) if stored.zero is None else stored.zero.double().repeat_interleave(size, 1)[:, :24]
@@ -62,7 +64,7 @@ def test_gradients_are_those_of_the_values_with_the_rounding_passed_through(spec
 
 
 def test_places_come_back_to_the_grid() -> None:
-    latent = Latent(rounded(GroupSpec(4, 8, True)))
+    latent = Latent(rounded(int_scheme(4, 8, True)))
     latent.place.data *= 100
     latent.bound()
     found = latent.place.detach()

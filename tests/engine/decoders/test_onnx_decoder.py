@@ -19,11 +19,13 @@ from engine.events.cancellation import StopToken
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import blocked, note
 from engine.lowering.modules.loaded import rounding
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.stepping import Step
-from engine.numerics.grouped import GroupSpec, minmax, quantize
 from engine.numerics.packing import unpack
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.generation import continuation
 
@@ -106,12 +108,20 @@ def test_options_of_families(name: str, written: Write) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "inside",
-    [None, GroupSpec(2, 16), GroupSpec(3, 32, True), GroupSpec(4, 0, True), GroupSpec(4, 48), GroupSpec(6, 16), GroupSpec(8, 64, True)],
+    [
+        None,
+        int_scheme(2, 16),
+        int_scheme(3, 32, True),
+        int_scheme(4, 0, True),
+        int_scheme(4, 48),
+        int_scheme(6, 16),
+        int_scheme(8, 64, True),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("outside", [None, GroupSpec(4, 16), GroupSpec(8, 0, True), GroupSpec(8, 32)], ids=str)
-def test_every_grid_with_a_tied_head(inside: GroupSpec | None, outside: GroupSpec | None, written: Write) -> None:
-    decoder = decoder_of(lively(gpt2(rows=97, n_embd=40)), inside or GroupSpec(), outside)
+@pytest.mark.parametrize("outside", [None, int_scheme(4, 16), int_scheme(8, 0, True), int_scheme(8, 32)], ids=str)
+def test_every_grid_with_a_tied_head(inside: WeightScheme | None, outside: WeightScheme | None, written: Write) -> None:
+    decoder = decoder_of(lively(gpt2(rows=97, n_embd=40)), inside or int_scheme(), outside)
     if inside is None:
         decoder = QuantizedDecoder(decoder.twin, {p: m for p, m in decoder.matrices.items() if ".h." not in p})
     close(written(decoder)(some_ids()), decoder.twin(some_ids()).logits)
@@ -120,7 +130,7 @@ def test_every_grid_with_a_tied_head(inside: GroupSpec | None, outside: GroupSpe
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_integer_arithmetic_is_near_and_the_file_is_small(name: str, written: Write, tmp_path: Path) -> None:
-    decoder = family(name, GroupSpec(4, 16), GroupSpec(4, 16), DYNAMIC)
+    decoder = family(name, int_scheme(4, 16), int_scheme(4, 16), DYNAMIC)
     wanted = decoder.twin(some_ids()).logits
     model = written(decoder, INTEGER)
     noise = (model(some_ids()) - wanted).square().sum() / wanted.square().sum()
@@ -129,26 +139,26 @@ def test_integer_arithmetic_is_near_and_the_file_is_small(name: str, written: Wr
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [GroupSpec(4, 16), EIGHT], ids=str)
-def test_activations_that_the_recipe_leaves_stay_in_floating_point(spec: GroupSpec, written: Write) -> None:
+@pytest.mark.parametrize("spec", [int_scheme(4, 16), EIGHT], ids=str)
+def test_activations_that_the_recipe_leaves_stay_in_floating_point(spec: WeightScheme, written: Write) -> None:
     decoder = family("llama", spec, EIGHT)
     close(written(decoder, INTEGER)(some_ids()), decoder.twin(some_ids()).logits)
 
 
 def test_integers_are_stored_as_the_kernel_reads_them() -> None:
     weight = torch.randn(6, 80, generator=torch.Generator().manual_seed(1))
-    for spec in (GroupSpec(3, 16), GroupSpec(4, 48, True), GroupSpec(8, 0), GroupSpec(5, 32, True)):
+    for spec in (int_scheme(3, 16), int_scheme(4, 48, True), int_scheme(8, 0), int_scheme(5, 32, True)):
         made = quantize(weight, minmax(weight, spec))
         form = blocked(made, "layer")
         codes = unpack(form.packed.reshape(-1, form.packed.shape[2]), form.block, form.bits).reshape(6, -1, form.block).float()
         zero = torch.full_like(form.scale, form.middle).float() if form.zero is None else form.zero.float()
         rebuilt = ((codes - zero[..., None]) * form.scale.float()[..., None]).reshape(6, -1)[:, :80]
         assert torch.equal(rebuilt, made.dequantize()), spec
-    assert blocked(quantize(weight, minmax(weight, GroupSpec(4, 48))), "layer").block == 16
+    assert blocked(quantize(weight, minmax(weight, int_scheme(4, 48))), "layer").block == 16
     with pytest.raises(EngineError, match=r"layer has groups of 24"):
-        blocked(quantize(weight, minmax(weight, GroupSpec(4, 24))), "layer")
-    three = quantize(weight, minmax(weight, GroupSpec(3, 16)))
-    assert note({"a": three, "b": three, "c": quantize(weight, minmax(weight, GroupSpec()))}) == "2 matrices of 3 bits are stored in 4"
+        blocked(quantize(weight, minmax(weight, int_scheme(4, 24))), "layer")
+    three = quantize(weight, minmax(weight, int_scheme(3, 16)))
+    assert note({"a": three, "b": three, "c": quantize(weight, minmax(weight, int_scheme()))}) == "2 matrices of 3 bits are stored in 4"
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.quantized import duplicate
 from engine.lowering.modules.runtime import as_run, running
 from engine.models.anatomy import weight_of
-from engine.numerics.grouped import GroupSpec
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.scheme import int_scheme
 from engine.tasks.generation import continuation
 
 MACHINE = probe()
@@ -71,7 +71,7 @@ def test_fixed_grids():
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_stored_matrices_compute_what_the_twin_does(family):
-    decoder = on_integers(small(family), GroupSpec(4, 4, False), None, rows=GroupSpec(4, 4, False))
+    decoder = on_integers(small(family), int_scheme(4, 4, False), None, rows=int_scheme(4, 4, False))
     model, places = running(decoder, MACHINE)
     assert all(place.storage_only == ("stored" in place.label) for place in places.values())
     assert sum(place.storage_only for place in places.values()) >= len(FAMILIES[family][3])
@@ -80,7 +80,7 @@ def test_stored_matrices_compute_what_the_twin_does(family):
 
 def test_what_is_measured_is_what_runs():
     """Low bits on int8 kernels are rounded once more; the twin with those weights differs by the activations alone."""
-    decoder = on_integers(small(), GroupSpec(3, 8, False), DYNAMIC)
+    decoder = on_integers(small(), int_scheme(3, 8, False), DYNAMIC)
     twin = duplicate(decoder.twin)
     with torch.no_grad():
         for path, weight in as_run(decoder, MACHINE).items():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.export.base import Given
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.convert import convert, unit_parameters
@@ -17,7 +18,7 @@ from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
-from engine.numerics.uniform import affine, quantize_weight
+from engine.numerics.qparams import affine
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 

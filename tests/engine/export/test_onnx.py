@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.export.base import Given
 from engine.export.onnx.file import build, load, write
 from engine.export.split import split
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.recipe.spec import WeightSpec
 
 onnx = pytest.importorskip("onnx")

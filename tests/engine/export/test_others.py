@@ -13,9 +13,9 @@ import torch
 from test_onnx import distance
 from torch import Tensor
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.errors import EngineError
 from engine.export import openvino, pt2, safetensors
-from engine.numerics.uniform import quantize_weight
 
 SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
 

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from families import FAMILIES, build
 
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
 from engine.models.anatomy import anatomy, weight_of
-from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.recipe.spec import ActivationSpec
 
-FOUR, EIGHT = GroupSpec(4, 16), GroupSpec(8, 0, True)
+FOUR, EIGHT = int_scheme(4, 16), int_scheme(8, 0, True)
 DYNAMIC = ActivationSpec(symmetric=True, dynamic=True)
 
 
@@ -27,8 +29,8 @@ def lively(model: Any, seed: int = 1) -> Any:
 
 def decoder_of(
     model: Any,
-    spec: GroupSpec = FOUR,
-    embeddings: GroupSpec | None = EIGHT,
+    spec: WeightScheme = FOUR,
+    embeddings: WeightScheme | None = EIGHT,
     activations: ActivationSpec | None = None,
 ) -> QuantizedDecoder:
     """Every matrix rounded to nearest; ``embeddings`` is what the embedding of tokens and the head become, None keeps them."""

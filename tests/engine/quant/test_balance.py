@@ -12,6 +12,7 @@ import torch
 from driving import drive
 from torch import Tensor, fx, nn
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.export.base import Given
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
@@ -22,7 +23,7 @@ from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
-from engine.numerics.uniform import quantize_weight, sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 

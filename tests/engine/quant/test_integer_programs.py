@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
@@ -22,7 +23,7 @@ from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
-from engine.numerics.uniform import affine, quantize_weight
+from engine.numerics.qparams import affine
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 AVERAGES = ("mean", "avg_pool", "adaptive_avg_pool")

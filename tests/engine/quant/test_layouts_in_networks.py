@@ -16,7 +16,7 @@ from engine.kernels.dnnl.layers import Direct
 from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.recipe.spec import WeightSpec
 
 pytestmark = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")

@@ -79,7 +79,7 @@ def test_one_loader_alone_is_split_the_same_way_each_time_and_the_report_says_ho
         split: [x for part in task.batches(split, batch=1) for x in part.args[0].flatten().tolist()]
         for split in ("train", "validation", "test")
     }
-    assert sorted(sum(splits.values(), [])) == list(range(200))
+    assert sorted(x for some in splits.values() for x in some) == list(range(200))
     assert splits == {s: [x for part in task.batches(s, batch=1) for x in part.args[0].flatten().tolist()] for s in splits}  # type: ignore[arg-type]
     assert "split off train" in task.data(8, None)["notes"][0]
 

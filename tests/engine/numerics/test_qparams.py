@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.numerics.uniform import QParams, affine, dequantize, pack_nibbles, quantize, sqnr_db, unpack_nibbles
+from engine.numerics.packing import pack_nibbles, unpack_nibbles
+from engine.numerics.qparams import QParams, affine, dequantize, quantize
+from engine.numerics.sqnr import sqnr_db
 
 RANGES = [
     (-1.0, 1.0),

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from engine.errors import EngineError
-from engine.numerics.packing import pack, packed_width, unpack
-from engine.numerics.uniform import pack_nibbles
+from engine.numerics.packing import pack, pack_nibbles, packed_width, unpack
 
 
 def bits_of(packed: torch.Tensor, columns: int, bits: int) -> list[list[int]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.algorithms.channelwise import best_scale, quantize_weight
 from engine.errors import EngineError
-from engine.numerics.uniform import best_scale, quantize_weight
 from engine.recipe.spec import WeightSpec
 
 BITS = range(2, 9)
@@ -35,17 +35,17 @@ def test_minmax_is_rounding_to_nearest(shape, bits, granularity):
     largest = rows.abs().amax(1) if granularity == "per-channel" else rows.abs().max().expand(shape[0])
     step = (largest / top).reshape(-1, *[1] * (len(shape) - 1))
     assert torch.equal(weight, kept)
-    assert got.values.dtype == torch.int8
-    assert got.values.shape == weight.shape
-    assert got.scale.shape == (shape[0],)
+    assert got.codes.dtype == torch.int8
+    assert got.codes.shape == weight.shape
+    assert got.channel_scale.shape == (shape[0],)
     assert got.scale.dtype == torch.float32
-    assert got.values.abs().max() == top
-    assert torch.equal(got.integers(), got.values)
-    torch.testing.assert_close(got.scale.double(), step.flatten(), rtol=1e-6, atol=0)
+    assert got.codes.abs().max() == top
+    assert torch.equal(got.integers(), got.codes)
+    torch.testing.assert_close(got.channel_scale.double(), step.flatten(), rtol=1e-6, atol=0)
     assert ((got.dequantize().double() - weight.double()).abs() <= 0.5001 * step).all()
     exact = weight.double() / step
     sure = ((exact - exact.floor()) - 0.5).abs() > 1e-4
-    assert torch.equal(got.values.double()[sure], exact.round()[sure])
+    assert torch.equal(got.codes.double()[sure], exact.round()[sure])
 
 
 DISTRIBUTIONS = {
@@ -66,7 +66,7 @@ def test_mse_is_never_worse_than_minmax_and_near_the_optimum(name, bits):
     torch.manual_seed(0)
     rows = DISTRIBUTIONS[name]()
     exact = rows.double().numpy()
-    found = best_scale(rows, WeightSpec(bits=bits, scale="mse")).double().numpy()
+    found = best_scale(rows, WeightSpec(bits=bits, method="mse")).double().numpy()
     for row, step in zip(exact, found, strict=True):
         top = max(np.abs(row).max(), 1e-12) / (2 ** (bits - 1) - 1)
         here, plain = error(row, step, bits), error(row, top, bits)
@@ -79,31 +79,31 @@ def test_mse_is_never_worse_than_minmax_and_near_the_optimum(name, bits):
 
 
 @pytest.mark.parametrize(("bits", "size", "inputs"), list(itertools.product((2, 3, 4, 5, 6), (8, 32), (32, 45, 5))))
-@pytest.mark.parametrize("scale", ["minmax", "mse"])
-def test_groups_have_two_level_scales_that_fit_int8(bits, size, inputs, scale):
+@pytest.mark.parametrize("method", ["nearest", "mse"])
+def test_groups_have_two_level_scales_that_fit_int8(bits, size, inputs, method):
     weight = weights((7, inputs)) * torch.logspace(-1.5, 0, inputs)
-    got = quantize_weight(weight, WeightSpec(bits=bits, granularity="per-group", group_size=size, scale=scale))
+    got = quantize_weight(weight, WeightSpec(bits=bits, granularity="per-group", group_size=size, method=method))
     groups = -(-inputs // size)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     assert got.multiplier.dtype == torch.uint8
     assert got.multiplier.shape == (7, groups)
-    assert got.values.min() >= low
-    assert got.values.max() <= high
+    assert got.codes.min() >= low
+    assert got.codes.max() <= high
     multiplier = got.multiplier.long()
     assert multiplier.min() >= 1
     assert multiplier.max() * -low <= 128
     # The integers a kernel takes are the exact products, in int8.
-    product = torch.stack([got.values[:, i].long() * multiplier[:, i // size] for i in range(inputs)], 1)
+    product = torch.stack([got.codes[:, i].long() * multiplier[:, i // size] for i in range(inputs)], 1)
     assert product.abs().max() <= 128
     assert torch.equal(got.integers().long(), product)
     assert got.integers().dtype == torch.int8
-    torch.testing.assert_close(got.dequantize().double(), product.double() * got.scale.double()[:, None])
+    torch.testing.assert_close(got.dequantize().double(), product.double() * got.channel_scale.double()[:, None])
     # Each group is rounded to nearest on its own step.
     for c, g in itertools.product(range(7), range(groups)):
         part = weight[c, g * size : (g + 1) * size].double()
-        step = got.scale[c].double() * multiplier[c, g]
+        step = got.channel_scale[c].double() * multiplier[c, g]
         nearest = (part / step).round().clamp(low, high)
-        off = (got.values[c, g * size : (g + 1) * size].double() - nearest).abs()
+        off = (got.codes[c, g * size : (g + 1) * size].double() - nearest).abs()
         assert ((off == 0) | (((part / step) - (part / step).floor() - 0.5).abs() < 1e-4)).all()
 
 
@@ -164,4 +164,4 @@ def test_each_group_takes_the_better_of_its_two_neighbouring_steps(bits):
     for c, g in itertools.product(range(16), range(4)):
         ratio = wanted[c, g] / scale[c, 0]
         both = [error(groups[c, g], scale[c, 0] * min(max(n, 1), largest), bits) for n in (np.floor(ratio), np.ceil(ratio))]
-        assert error(groups[c, g], got.scale[c].item() * got.multiplier[c, g].item(), bits) <= min(both) * (1 + 1e-4)
+        assert error(groups[c, g], got.channel_scale[c].item() * got.multiplier[c, g].item(), bits) <= min(both) * (1 + 1e-4)

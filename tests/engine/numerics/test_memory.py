@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.lowering.graph.memory import as_it_lies
+from engine.numerics.memory import as_it_lies
 
 SHAPES = [(), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (1, 3, 4, 1), (2, 3, 2, 4, 5)]
 
