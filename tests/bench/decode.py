@@ -1,6 +1,6 @@
 """A decoder of GPT-2 124M's shapes, or of larger ones: tokens a second read and written, bytes on disk, memory while it runs.
 
-usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write README.md]
+usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write FILE]
 
 Weights are drawn at random from a fixed seed: they do not change what has to be computed. All forms are timed in one process, on
 the same threads, in turns. On a GPU each form writes its tokens as a recorded CUDA graph. Prints one table.

@@ -1,6 +1,6 @@
 """Method x bits x group on a language model: perplexity on text that calibration has not seen, size, and seconds to quantize.
 
-usage: uv run python tests/bench/language.py [MODEL] [--data NAME] [--quick] [--head] [--own N] [--tune EPOCHS] [--write README.md]
+usage: uv run python tests/bench/language.py [MODEL] [--data NAME] [--quick] [--head] [--own N] [--tune EPOCHS] [--write FILE]
 
 MODEL and NAME are what `qtui run` takes: gpt2-mini and python-docs if not given; gpt2 needs its weights in the Hugging Face cache or a
 network; a folder without tokenizer is measured on a .json file of sequences of token ids. Of text, calibration reads windows of the

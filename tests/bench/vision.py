@@ -1,6 +1,6 @@
 """Vision benchmark: this program beside ONNX Runtime and OpenVINO with NNCF, in one process, on the same threads.
 
-usage: uv run --group bench python tests/bench/vision.py --weights resnet20-12fca82f.th --data DIR [--qat] [--write README.md]
+usage: uv run --group bench python tests/bench/vision.py --weights resnet20-12fca82f.th --data DIR [--qat] [--write FILE]
 
 DIR holds cifar-10-batches-py. Prints one table, and with --write puts it between the markers of that file.
 """
