@@ -15,6 +15,7 @@ from engine.events.cancellation import StopToken
 from engine.kernels.probe import probe
 from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import capture
+from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
 from engine.lowering.modules.runtime import running
 from engine.models.anatomy import anatomy, blocks_of, weight_of
@@ -25,7 +26,8 @@ from engine.numerics.weights import minmax, quantize
 from engine.planning.matrix_strategy import DYNAMIC
 from engine.tasks.decode_timing import Lengths, step_of, tokens_per_second
 from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perplexity
-from engine.training.finetune import TuneSchedule, finetune
+from engine.training.finetune import TuneSchedule
+from engine.training.trainable import TrainingContext
 
 BEGIN, END = "<!-- bench:language -->", "<!-- /bench:language -->"
 KL_TOKENS = 6000
@@ -196,7 +198,7 @@ def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | Seque
         distill=1.0 if short else 0.5, seed=seed,
     )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
-    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
+    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, TrainingContext(StopToken(), "qat")))
     return QuantizedDecoder(found.model, {path: replace(matrix, weight=found.weights[path]) for path, matrix in decoder.matrices.items()})
 
 

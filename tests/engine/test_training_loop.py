@@ -1,4 +1,4 @@
-"""engine/training/loop.py and stages/baseline.py: the schedule, the best epoch, and going on after a stop."""
+"""engine/training/loop.py and baseline.py: the schedule, the best epoch, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
+from engine.tasks.base import Batch
+from engine.tasks.classification import Classification
 from engine.training.baseline import DEFAULTS, schedule_for, train_baseline
-from engine.training.loop import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
+from engine.training.loop import fit
 from engine.training.precision import Half
+from engine.training.schedule import Schedule
 from engine.training.sgd import SGD
+from engine.training.task_model import ItemSchedule, TaskBatches, TaskModel, measured, parameter_groups, validation
+from engine.training.trainable import Fitted, Judge, Judged, TrainingContext
 
 
 def a_split(count: int, seed: int) -> MemorySplit:
@@ -52,6 +57,31 @@ def net() -> Net:
     return Net()
 
 
+class InGroups(TaskModel):
+    """With parameter groups of its own."""
+
+    groups: list[dict[str, Any]]
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        return self.groups
+
+
+def training(
+    model: nn.Module, data: Data, schedule: ItemSchedule, *, groups: Any = None, loss: Any = None, judge: Any = None, **context: Any
+) -> Generator[Event, None, Fitted]:
+    """``loss`` takes images, logits and labels."""
+
+    def by_batch(batch: Batch, raw: Tensor) -> Tensor:
+        return loss(batch.args[0], raw, batch.targets)
+
+    task, where = Classification(data), TrainingContext(**context)
+    trained = (InGroups if groups else TaskModel)(model, task, by_batch if loss else None)
+    if groups:
+        trained.groups = groups
+    judged = Judge(judge, "accuracy") if judge else validation(model, task, schedule, where)
+    return fit(trained, TaskBatches(task, schedule, where.device), judged, schedule, where)
+
+
 def run(steps: Any, stop_at: int | None = None, stop: StopToken | None = None) -> tuple[Any, list[Event]]:
     """Result and events; ``stop`` is set at the end of epoch ``stop_at``."""
     seen: list[Event] = []
@@ -66,15 +96,15 @@ def run(steps: Any, stop_at: int | None = None, stop: StopToken | None = None) -
                 stop.set()
 
 
-def fitted(model: nn.Module, schedule: Schedule, **more: Any) -> Fitted:
-    return run(fit(model, DATA, schedule, stage="train", stop=more.pop("stop", StopToken()), **more))[0]
+def fitted(model: nn.Module, schedule: ItemSchedule, **more: Any) -> Fitted:
+    return run(training(model, DATA, schedule, stage="train", stop=more.pop("stop", StopToken()), **more))[0]
 
 
-SCHEDULE = Schedule(epochs=4, batch=16, lr=0.1)
+SCHEDULE = ItemSchedule(epochs=4, batch=16, lr=0.1)
 
 
 def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero() -> None:
-    schedule = Schedule(1, 1, 0.5, warmup=0.2)
+    schedule = Schedule(epochs=1, lr=0.5, warmup=0.2)
     rates = [schedule.rate(step, 100) for step in range(100)]
     assert rates[:20] == pytest.approx([0.5 * (step + 1) / 20 for step in range(20)])
     assert rates[20:] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 80)) for step in range(80)])
@@ -84,7 +114,7 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_the_rate_of_very_short_training_is_positive_and_bounded(steps: int) -> None:
-    rates = [Schedule(1, 1, 0.5).rate(step, steps) for step in range(steps)]
+    rates = [Schedule(epochs=1, lr=0.5).rate(step, steps) for step in range(steps)]
     assert rates[0] == 0.5 and all(0 < rate <= 0.5 for rate in rates)
 
 
@@ -108,16 +138,16 @@ def test_the_optimizer_gets_the_schedules_rate() -> None:
 
 def test_weight_decay_is_for_matrices_alone() -> None:
     model = net()
-    decayed, free = parameter_groups(model, Schedule(1, 1, 0.1, weight_decay=0.3))
+    decayed, free = parameter_groups(model, 0.3)
     assert {id(p) for p in decayed["params"]} == {id(model.conv.weight), id(model.fc.weight)} and decayed["weight_decay"] == 0.3
     assert len(free["params"]) == 4 and free["weight_decay"] == 0
     model.fc.requires_grad_(False)
-    assert sum(len(group["params"]) for group in parameter_groups(model, SCHEDULE)) == 4
+    assert sum(len(group["params"]) for group in parameter_groups(model, SCHEDULE.weight_decay)) == 4
 
 
 def test_training_learns_and_tells_each_epoch() -> None:
     model = net()
-    result, events = run(fit(model, DATA, SCHEDULE, stage="train", stop=StopToken()))
+    result, events = run(training(model, DATA, SCHEDULE, stage="train", stop=StopToken()))
     epochs = [event for event in events if isinstance(event, EpochFinished)]
     assert [(e.epoch, e.epochs, e.stage) for e in epochs] == [(n, 4, "train") for n in (1, 2, 3, 4)]
     assert [e.loss for e in epochs] == list(result.losses) and [e.value for e in epochs] == list(result.values)
@@ -135,7 +165,7 @@ def test_the_loss_is_the_mean_over_images() -> None:
         sizes.append(len(x))
         return logits.sum() * 0 + len(x)
 
-    result = fitted(net(), Schedule(1, 16, 0.1), loss=loss)
+    result = fitted(net(), ItemSchedule(epochs=1, batch=16, lr=0.1), loss=loss)
     assert sizes == [16, 16, 16, 12] and result.losses == (pytest.approx((3 * 16 * 16 + 12 * 12) / 60),)
 
 
@@ -149,7 +179,7 @@ def test_the_best_epoch_is_given_back() -> None:
         yield Notice("judged")
         return Judged(value, (value,))
 
-    result, events = run(fit(model, DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+    result, events = run(training(model, DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
     assert (result.epoch, result.value) == (2, 0.9)
     assert all(torch.equal(result.best[name], states[1][name]) for name in states[1])
     assert not torch.equal(result.best["conv.weight"], states[3]["conv.weight"])
@@ -174,7 +204,7 @@ def test_equal_epochs_are_told_apart_by_the_second_score_and_then_the_later_wins
             yield Notice("judged")
             return Judged(0.5, next(left))
 
-        result, events = run(fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+        result, events = run(training(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
         return result.epoch, [e.best for e in events if isinstance(e, EpochFinished)]
 
     assert ranked((0.5, 1.0), (0.5, 3.0), (0.5, 2.0), (0.4, 9.0)) == (2, [True, True, False, False])
@@ -190,17 +220,17 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(bad: float) -> None:
 
 def test_a_learning_rate_that_explodes_ends_in_one_line() -> None:
     with pytest.raises(EngineError, match="lower the learning rate"):
-        fitted(net(), Schedule(epochs=20, batch=16, lr=1e20))
+        fitted(net(), ItemSchedule(epochs=20, batch=16, lr=1e20))
 
 
 def test_a_stopped_training_continues_to_the_same_end(tmp_path: Path) -> None:
     whole = fitted(net(), SCHEDULE)
     checkpoint, stop = tmp_path / "deep" / "c.pt", StopToken()
     with pytest.raises(Cancelled):
-        run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=checkpoint, fingerprint="a"), stop_at=2, stop=stop)
+        run(training(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=checkpoint, fingerprint="a"), stop_at=2, stop=stop)
     torch.manual_seed(99)
     fresh = Net()
-    result, events = run(fit(fresh, DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=checkpoint, fingerprint="a"))
+    result, events = run(training(fresh, DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=checkpoint, fingerprint="a"))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
     assert any(isinstance(e, Notice) and "after epoch 2 of 4" in e.text for e in events)
     assert (result.losses, result.values, result.epoch) == (whole.losses, whole.values, whole.epoch)
@@ -217,14 +247,14 @@ class Dropping(Net):
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
 def test_what_is_drawn_and_scaled_goes_on_too(half: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.training.loop.half_type", lambda device: half)
+    monkeypatch.setattr("engine.training.precision.half_type", lambda device: half)
     schedule, more = replace(SCHEDULE, mixed=True), {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     torch.manual_seed(0)
     whole = fitted(Dropping(), schedule)
     stop = StopToken()
     torch.manual_seed(0)
     with pytest.raises(Cancelled):
-        run(fit(Dropping(), DATA, schedule, stage="train", stop=stop, **more), stop_at=2, stop=stop)
+        run(training(Dropping(), DATA, schedule, stage="train", stop=stop, **more), stop_at=2, stop=stop)
     kept = torch.load(tmp_path / "c.pt", weights_only=True)
     assert (kept["half"].get("scale", 0) > 1) == (half == torch.float16)
     torch.manual_seed(99)
@@ -236,7 +266,7 @@ def test_what_is_drawn_and_scaled_goes_on_too(half: torch.dtype | None, tmp_path
 
 def test_gradients_that_overflow_in_16_bits_cost_a_step_and_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     half, model = Half("float16", "cpu"), net()
-    optimizer = SGD(parameter_groups(model, SCHEDULE), 0.1, 0.9)
+    optimizer = SGD(parameter_groups(model, SCHEDULE.weight_decay), 0.1, 0.9)
     before = {name: value.clone() for name, value in model.named_parameters()}
     half.step(model(torch.ones(4, 3, 8, 8)).sum() * torch.inf, optimizer, model.parameters(), None)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
@@ -257,7 +287,7 @@ class OnePixel(Net):
 def test_one_image_that_is_left_over_waits_for_another_epoch() -> None:
     """Alone it has no statistics to normalize it by."""
     odd = replace(DATA, train=a_split(49, 1))
-    result, events = run(fit(OnePixel(), odd, SCHEDULE, stage="train", stop=StopToken()))
+    result, events = run(training(OnePixel(), odd, SCHEDULE, stage="train", stop=StopToken()))
     assert len(result.losses) == 4 and max(e.done for e in events if isinstance(e, Step)) == 4 * 3
     assert max(e.done for e in events if isinstance(e, Progress)) == 48
 
@@ -265,14 +295,14 @@ def test_one_image_that_is_left_over_waits_for_another_epoch() -> None:
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     first = fitted(net(), SCHEDULE, **more)
-    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    again, events = run(training(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
     assert not [e for e in events if isinstance(e, EpochFinished)]
     assert again.losses == first.losses and torch.equal(again.best["fc.weight"], first.best["fc.weight"])
 
 
 def test_a_checkpoint_of_something_else_is_started_over(tmp_path: Path) -> None:
-    fitted(net(), Schedule(epochs=2, batch=16, lr=0.1), checkpoint=tmp_path / "c.pt", fingerprint="a")
-    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=tmp_path / "c.pt", fingerprint="b"))
+    fitted(net(), ItemSchedule(epochs=2, batch=16, lr=0.1), checkpoint=tmp_path / "c.pt", fingerprint="a")
+    _, events = run(training(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=tmp_path / "c.pt", fingerprint="b"))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [1, 2, 3, 4]
     assert torch.load(tmp_path / "c.pt", weights_only=True)["fingerprint"] == "b"
 
@@ -294,7 +324,7 @@ def test_a_checkpoint_that_lacks_parts_is_named(tmp_path: Path, content: Any) ->
 
 def test_a_stop_is_heard_within_a_batch(tmp_path: Path) -> None:
     stop = StopToken()
-    steps = fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
+    steps = training(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
     while not isinstance(next(steps), Progress):
         pass
     stop.set()
@@ -329,7 +359,7 @@ def test_steps_come_four_times_a_second_and_at_the_end_of_an_epoch(slow: list[fl
     """Four batches an epoch, 0.1 s each and 0.1 s for the judge: 16, 16, 16 and 12 images."""
     times: list[float] = []
     steps: list[Step] = []
-    for event in fit(net(), DATA, Schedule(2, 16, 0.1), stage="qat", stop=StopToken(), loss=by_image):
+    for event in training(net(), DATA, ItemSchedule(epochs=2, batch=16, lr=0.1), stage="qat", stop=StopToken(), loss=by_image):
         if isinstance(event, Step):
             steps.append(event)
             times.append(round(slow[0], 1))
@@ -337,12 +367,12 @@ def test_steps_come_four_times_a_second_and_at_the_end_of_an_epoch(slow: list[fl
     assert times == [0.1, 0.4, 0.7, 0.9]
     assert {(s.stage, s.epochs, s.total) for s in steps} == {("qat", 2, 8)}
     assert [s.loss for s in steps] == pytest.approx([16, (16 * 16 * 2 + 12 * 12) / 44, 16, (16 * 16 + 12 * 12) / 28])
-    assert [s.lr for s in steps] == [Schedule(2, 16, 0.1).rate(s.done - 1, 8) for s in steps]
+    assert [s.lr for s in steps] == [ItemSchedule(epochs=2, batch=16, lr=0.1).rate(s.done - 1, 8) for s in steps]
 
 
 def test_an_epochs_last_step_is_told_even_if_one_was_told_just_before() -> None:
     """All of this takes a few milliseconds."""
-    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken()))
+    _, events = run(training(net(), DATA, SCHEDULE, stage="train", stop=StopToken()))
     steps = [event for event in events if isinstance(event, Step)]
     assert {step.done for step in steps} >= {4, 8, 12, 16} and len(steps) < 16
     assert all(type(step.loss) is float for step in steps)
@@ -367,8 +397,8 @@ def test_the_epochs_loss_is_what_adding_up_doubles_gives() -> None:
 def test_after_a_resume_the_steps_go_on_counting(tmp_path: Path) -> None:
     stop, more = StopToken(), {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     with pytest.raises(Cancelled):
-        run(fit(net(), DATA, SCHEDULE, stop=stop, **more), stop_at=3, stop=stop)
-    _, events = run(fit(net(), DATA, SCHEDULE, stop=StopToken(), **more))
+        run(training(net(), DATA, SCHEDULE, stop=stop, **more), stop_at=3, stop=stop)
+    _, events = run(training(net(), DATA, SCHEDULE, stop=StopToken(), **more))
     first, *_, last = [event for event in events if isinstance(event, Step)]
     assert (first.epoch, first.done, first.total) == (4, 13, 16) and last.done == 16
 
@@ -386,7 +416,10 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
         judged.append(1)
         return Judged(0.5, (0.5,))
 
-    steps = fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, checkpoint=tmp_path / "c.pt", fingerprint="a")
+    steps = training(
+    more: Any = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    steps = training(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, **more)
+    )
     with pytest.raises(EngineError, match="not finite in epoch 2"):
         run(steps)
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["losses"]) == len(judged) == 1
@@ -395,7 +428,7 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
 def ended(when: Any, model: nn.Module | None = None, **more: Any) -> tuple[Fitted, list[Event]]:
     """Training of which it is enough from the first event on that ``when`` picks."""
     stop, seen = StopToken(), []
-    steps = fit(model or net(), DATA, SCHEDULE, stage="train", stop=stop, **more)
+    steps = training(model or net(), DATA, SCHEDULE, stage="train", stop=stop, **more)
     while True:
         try:
             event = next(steps)
@@ -444,7 +477,7 @@ def test_enough_ends_training_with_the_best_epoch(when: Any, epochs: int, monkey
 def test_what_was_ended_early_can_be_continued(tmp_path: Path) -> None:
     more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
-    result, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    result, events = run(training(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
     assert result.losses == fitted(net(), SCHEDULE).losses
 
@@ -454,7 +487,7 @@ def test_enough_that_was_said_before_a_resume_keeps_what_there_is(tmp_path: Path
     first, _ = ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
     stop = StopToken()
     stop.enough()
-    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, **more))
+    again, events = run(training(net(), DATA, SCHEDULE, stage="train", stop=stop, **more))
     assert not [e for e in events if isinstance(e, EpochFinished | Step)]
     assert (again.losses, again.epoch) == (first.losses, first.epoch)
 
@@ -467,7 +500,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
             numbers = torch.tensor([next(answers) for _ in range(len(x))])
             return nn.functional.one_hot(torch.where(numbers < 11, numbers % 3, (numbers + 1) % 3), 3).float()
 
-    assert accuracy(Half(), DATA, "test", 10, StopToken()) == pytest.approx(11 / 33)
+    assert measured(Half(), Classification(DATA), "test", 10, StopToken()) == pytest.approx(11 / 33)
 
 
 # Baselines.
@@ -483,7 +516,7 @@ def test_a_baseline_is_written_with_its_record(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.parent.iterdir()) == ["net.json", "net.safetensors"]
     model = Net()
     model.load_state_dict(load_file(out))
-    right = accuracy(model, DATA, "test", 33, StopToken())
+    right = measured(model, Classification(DATA), "test", 33, StopToken())
     assert done.test == right and record["test_accuracy"] == round(right, 4) and right > 0.9
     best = max((e for e in events if isinstance(e, EpochFinished)), key=lambda e: (e.value, e.epoch))
     assert record["best_epoch"] == best.epoch and record["validation_accuracy"] == round(best.value, 4)

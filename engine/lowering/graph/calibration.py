@@ -13,9 +13,9 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Ranges
 from engine.events.progress import Every, Ticker
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.ranges import Watch
+from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.tasks.base import Task
 

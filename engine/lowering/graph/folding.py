@@ -12,8 +12,8 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, PairRow, Pairs, Table
 from engine.lowering.graph.fuse import Pair, find_pairs
 from engine.lowering.graph.fuse import fuse as fold
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.tracing import TracedModel, graph_rows, graph_table
+from engine.models.memory import channels_last
 from engine.tasks.base import Batch, forward_of
 from engine.tasks.timing import latencies
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.memory import channels_last
+from engine.models.memory import channels_last
 
 
 def fp32_size(gm: fx.GraphModule) -> int:

@@ -27,6 +27,7 @@ from engine.planning.plan import plan as propose
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
 from engine.tasks.subject import Subject
+from engine.training.trainable import TrainingContext
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,9 @@ class GraphLowering(Lowering):
 
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
         run, subject, start = self.run, self.subject, quantized.state.converted
-        trained = yield from qat.train(
-            self.gm, self.layout, start.grids, start.weights, self.folded, subject.task, run.recipe.qat, run.threshold,
-            run.recipe.seed, subject.device, checkpoint, self._fingerprint(), run.stop,
-        )  # fmt: skip
+        begin = qat.Start(self.gm, self.layout, start.grids, start.weights, self.folded)
+        context = TrainingContext(run.stop, "qat", subject.device, checkpoint, self._fingerprint())
+        trained = yield from qat.train(begin, subject.task, run.recipe.qat, run.threshold, run.recipe.seed, context)
         steps = self._converted(trained.graph, self.layout, trained.grids, trained.weights)
         fitted = trained.fitted
         found = yield from steps

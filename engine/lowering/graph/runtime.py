@@ -19,9 +19,9 @@ from engine.kernels.base import IntegerLayer, Kernel
 from engine.lowering.graph import binding, calls
 from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, mirrored
 from engine.lowering.graph.input_spec import Taking, wrong_size
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
+from engine.models.memory import channels_last
 from engine.numerics.qparams import dequantize, quantize
 
 Function = Callable[..., Any]

@@ -16,6 +16,7 @@ from engine.kernels.simulate import Simulate
 from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
 from engine.lowering.modules.artifact import to_bytes
 from engine.lowering.modules.exported_graph import exported_rows
+from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.layer_results import layer_cells, layer_results
 from engine.lowering.modules.observe import Inputs, observe
@@ -31,8 +32,8 @@ from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.causal_lm import CausalLM
 from engine.tasks.subject import Subject
-from engine.training.finetune import finetune
 from engine.training.settings import schedule_of
+from engine.training.trainable import TrainingContext
 
 # Windows for ranges that are shown; what the methods and static grids need they take from all of them.
 OBSERVED = 32
@@ -156,10 +157,10 @@ class ModulesLowering(Lowering):
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
         run, task, state = self.run, self.task, quantized.state
         schedule = schedule_of(run.recipe.qat, task.context, run.recipe.seed)
-        tuned = yield from finetune(
-            self.model, state.decoder.twin, self._in_blocks(plan, quantized), task.text, schedule, stop=run.stop,
-            device=self.subject.device, checkpoint=checkpoint, fingerprint=f"{run.recipe.fingerprint()} {self.subject.fingerprint}",
-        )  # fmt: skip
+        fingerprint = f"{run.recipe.fingerprint()} {self.subject.fingerprint}"
+        context = TrainingContext(run.stop, "qat", self.subject.device, checkpoint, fingerprint)
+        weights = self._in_blocks(plan, quantized)
+        tuned = yield from finetune(self.model, state.decoder.twin, weights, task.text, schedule, context)
         decoder, matrices = yield from run.stage("convert", "Rounding what was trained", retuned(
             state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, task.windows_at_once, run.stop,
         ))  # fmt: skip

@@ -19,14 +19,16 @@ from engine.data.text.encoded import SequenceData, TextData
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Step
+from engine.lowering.modules.finetune import Tuned, finetune
 from engine.lowering.modules.quantized import apply
 from engine.lowering.modules.student import State, Student
 from engine.models.anatomy import anatomy, weight_of
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import int_scheme
 from engine.numerics.weights import minmax, quantize
-from engine.training.finetune import Tuned, TuneSchedule, finetune
+from engine.training.finetune import TuneSchedule
 from engine.training.text_batches import batches
+from engine.training.trainable import TrainingContext
 
 SCHEDULE = TuneSchedule(epochs=3, context=32, windows=24, tokens=128, lr=3e-3, places=3, judged=None, mixed=False)
 SPEC = int_scheme(2, 8)
@@ -72,7 +74,7 @@ def tuned(
     schedule: TuneSchedule = SCHEDULE, on_event: OnEvent = nothing, data: TextData | SequenceData = TEXT, **options: Any
 ) -> tuple[Tuned, list[Event]]:
     stop = StopToken()
-    return watched(finetune(*rounded(), data, schedule, stop=stop, **options), stop, on_event)
+    return watched(finetune(*rounded(), data, schedule, TrainingContext(stop, "qat", **options)), stop, on_event)
 
 
 def answers(model: Any, ids: Tensor) -> Tensor:

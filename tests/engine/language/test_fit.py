@@ -14,7 +14,8 @@ from trainings import OnEvent, check_checkpoints_are_told_apart, ended_early, no
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Progress, Step
-from engine.training.language_fit import TextFitted, TextSchedule, batches, fit_text
+from engine.training.language_fit import TextSchedule, batches, fit_text
+from engine.training.trainable import Fitted, TrainingContext
 
 SCHEDULE = TextSchedule(epochs=4, context=32, short=2, tokens=128, lr=1e-2, mixed=False)
 
@@ -22,9 +23,10 @@ SCHEDULE = TextSchedule(epochs=4, context=32, short=2, tokens=128, lr=1e-2, mixe
 TRAIN, VALIDATION = stream(90, 1), stream(20, 2)
 
 
-def fitted(schedule: TextSchedule = SCHEDULE, on_event: OnEvent = nothing, **options: Any) -> tuple[TextFitted, list[Event]]:
+def fitted(schedule: TextSchedule = SCHEDULE, on_event: OnEvent = nothing, **options: Any) -> tuple[Fitted, list[Event]]:
     model, stop = tiny_language.gpt2(seed=5), StopToken()
-    steps = fit_text(model, lambda ids: model(input_ids=ids, use_cache=False).logits, TRAIN, VALIDATION, schedule, stop=stop, **options)
+    context = TrainingContext(stop, **options)
+    steps = fit_text(model, lambda ids: model(input_ids=ids, use_cache=False).logits, TRAIN, VALIDATION, schedule, context)
     return watched(steps, stop, on_event)
 
 
@@ -73,6 +75,6 @@ def test_the_rate_rises_and_falls_to_a_tenth() -> None:
 def test_too_little_text_and_a_loss_that_is_not_finite() -> None:
     model = tiny_language.gpt2()
     with pytest.raises(EngineError, match="tokens to train on, fewer than a step takes"):
-        tiny_language.finished(fit_text(model, model, TRAIN[:60], VALIDATION, SCHEDULE, stop=StopToken()))
+        tiny_language.finished(fit_text(model, model, TRAIN[:60], VALIDATION, SCHEDULE, TrainingContext(StopToken())))
     with pytest.raises(EngineError, match="lower the learning rate"):
         fitted(replace(SCHEDULE, lr=1e30, warmup=0))

@@ -11,9 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from engine.data.images.base import Data, MemorySplit
 from engine.events.cancellation import StopToken
 from engine.lowering.graph.layout import arrange
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.trace import trace
+from engine.models.memory import channels_last
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 BATCH, SIDE = 16, 64
