@@ -101,7 +101,7 @@ def train_baseline(
         fitted = yield from fit(TaskModel(model, task), TaskBatches(task, schedule, device), judge, schedule, context)
     except Cancelled:
         kept = read_checkpoint(checkpoint, identity)
-        yield Notice("stopped; the same command goes on after the last whole epoch" if kept else "stopped before an epoch was finished")
+        yield Notice("stopped; the same command goes on at this step" if kept else "stopped before an epoch was finished")
         raise
     restore(model, fitted.best)
     test = measured(model, task, "test", 256, stop, device)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
-from engine.errors import EngineError
+from engine.errors import Cancelled, EngineError
 from engine.events.event import EpochFinished, Event, Notice
 from engine.events.progress import Every, Ticker
 from engine.training import checkpoint
@@ -31,9 +33,10 @@ def fit(
 ) -> Generator[Event, None, Fitted]:
     """Train ``trainable`` in place on the batches of each epoch, judge it after each, and keep the best.
 
-    With a checkpoint in ``context`` each epoch is saved whole; a file of the same fingerprint is continued and ends bit for bit where
-    a training that was not stopped does. When the stop token says enough, it ends at the next batch and the epoch that was
-    begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
+    With a checkpoint in ``context`` it is saved after each epoch, every half minute and on stop; a file of the same fingerprint is
+    continued at its step and ends bit for bit where a training that was not stopped does. When the stop token says enough, it
+    ends at the next batch and the epoch that was begun is dropped, the first one excepted. Raises EngineError when the loss is
+    not finite, Cancelled on stop.
     """
     return (yield from _Training(trainable, data, judge, schedule, context).steps())
 
@@ -84,6 +87,28 @@ class _History:
         self.start = None if start is None else Judged(start[0], tuple(start[1:]))
 
 
+@dataclass
+class _Position:
+    """Where a training is within ``epoch``: ``steps`` of it are done, whose batches weigh ``weight``. ``random`` is the state of
+    torch's generators before the next batch is read."""
+
+    epoch: int
+    running: RunningLoss
+    random: dict[str, Tensor]
+    steps: int = 0
+    weight: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "running": self.running.state_dict()}
+
+    @staticmethod
+    def read(state: Mapping[str, Any], device: str) -> _Position:
+        """Raises KeyError or TypeError for what is no such state."""
+        running = RunningLoss(device)
+        running.load_state_dict(state["running"])
+        return _Position(**{**state, "running": running})
+
+
 def _comparable(score: tuple[float, ...]) -> tuple[float, ...]:
     """A figure that is not a number never wins."""
     return tuple(-math.inf if math.isnan(figure) else figure for figure in score)
@@ -99,47 +124,75 @@ class _Training(Generic[B]):
         self.counts = [data.steps(epoch) for epoch in range(1, schedule.epochs + 1)]
         self.total = sum(self.counts)
         self.history = _History()
-        self.due = Every(0.25, context.stop.clock)
+        self.position: _Position | None = None
+        self.unsaved = False
+        self.due, self.saving = Every(0.25, context.stop.clock), checkpoint.Due(context.stop.clock)
 
     def steps(self) -> Generator[Event, None, Fitted]:
         if self._restored():
-            yield Notice(f"continuing after epoch {len(self.history.scores)} of {self.schedule.epochs}")
+            yield Notice(f"continuing {self._place()}")
         elif self.judge.before:
             self.history.best = self.trainable.snapshot()
             self.history.start = yield from self.judge.measure()
         for epoch in range(len(self.history.scores) + 1, self.schedule.epochs + 1):
-            loss = yield from self._trained(epoch)
-            if loss is None:
-                yield Notice(f"training was ended after epoch {len(self.history.scores)} of {self.schedule.epochs}")
-                break
-            yield from self._judged(epoch, loss)
+            try:
+                loss = yield from self._trained(epoch)
+                if loss is None:
+                    yield Notice(f"training was ended after epoch {len(self.history.scores)} of {self.schedule.epochs}")
+                    break
+                judged = yield from self._judged()
+            except Cancelled:
+                if self.unsaved:
+                    self._save()
+                raise
+            yield self._finished(epoch, loss, judged)
         return self.history.fitted()
 
+    def _place(self) -> str:
+        """Where a training goes on."""
+        if self.position is None:
+            return f"after epoch {len(self.history.scores)} of {self.schedule.epochs}"
+        epoch, steps = self.position.epoch, self.position.steps
+        if steps >= self.counts[epoch - 1]:
+            return f"at the validation of epoch {epoch}"
+        return f"at epoch {epoch}, step {steps + 1}"
+
     def _trained(self, epoch: int) -> Generator[Event, None, float | None]:
-        """Train one epoch; its mean loss, or None where it was dropped because there is enough."""
+        """Train one epoch, or what is left of it; its mean loss, or None where it was dropped because there is enough."""
         stop, stage, device = self.context.stop, self.context.stage, self.context.device
-        done = sum(self.counts[: epoch - 1])
-        last, weight = done + self.counts[epoch - 1], 0
-        ticker, running = Ticker(stage, self.data.items(epoch), self.data.unit, clock=stop.clock), RunningLoss(device)
+        before = sum(self.counts[: epoch - 1])
+        ticker = Ticker(stage, self.data.items(epoch), self.data.unit, clock=stop.clock)
         # Dropout draws from the generator of all torch: a training that goes on draws what it would have drawn.
         torch.manual_seed(self.schedule.epoch_seed(epoch))
         self.trainable.before_epoch(epoch)
-        for part in self.data.batches(epoch):
+        batches = self.data.batches(epoch)
+        if self.position is None:
+            self.position = _Position(epoch, RunningLoss(device), checkpoint.random_state(device))
+        at = self.position
+        for part in islice(batches, at.steps):
+            stop.check()
+            ticker.skip(part.items)
+        if at.steps:
+            checkpoint.restore_random(at.random, device)
+        for part in batches:
             stop.check()
             if stop.wants_enough and self.history.scores:
                 return None
-            running.add(self._step(part.batch, done), part.weight)
-            weight, done = weight + part.weight, done + 1
-            if self.due() or done == last:
-                yield running.step(stage, epoch, self.schedule, done, self.total)
+            at.running.add(self._step(part.batch, before + at.steps), part.weight)
+            at.steps, at.weight = at.steps + 1, at.weight + part.weight
+            at.random, self.unsaved = checkpoint.random_state(device), True
+            if self.due() or at.steps == self.counts[epoch - 1]:
+                yield at.running.step(stage, epoch, self.schedule, before + at.steps, self.total)
+            if self.saving():
+                self._save()
             yield from ticker.advance(part.items)
-        if not weight:
+        if not at.weight:
             raise EngineError(f"epoch {epoch} has no batch to train on: give more data")
-        if running.unread:
-            yield running.step(stage, epoch, self.schedule, done, self.total)
-        return running.total / weight
+        if at.running.unread:
+            yield at.running.step(stage, epoch, self.schedule, before + at.steps, self.total)
+        return at.running.total / at.weight
 
-    def _step(self, batch: B, done: int) -> torch.Tensor:
+    def _step(self, batch: B, done: int) -> Tensor:
         """One step after ``done`` of all; the loss before it."""
         rate = self.schedule.rate(done, self.total)
         for group in self.optimizer.param_groups:
@@ -151,25 +204,32 @@ class _Training(Generic[B]):
         self.trainable.after_step()
         return loss
 
-    def _judged(self, epoch: int, loss: float) -> Generator[Event, None, None]:
-        """Judge the epoch that was trained, and save it."""
+    def _judged(self) -> Generator[Event, None, Judged]:
         self.trainable.after_epoch()
-        judged = yield from self.judge.measure()
+        return (yield from self.judge.measure())
+
+    def _finished(self, epoch: int, loss: float, judged: Judged) -> EpochFinished:
+        """Take in an epoch that was trained and judged, and save it."""
+        self.position = None
         is_best = self.history.add(loss, judged)
         if is_best:
             self.history.best = self.trainable.snapshot()
         self._save()
         rate = self.schedule.rate(sum(self.counts[:epoch]) - 1, self.total)
-        yield EpochFinished(epoch, self.schedule.epochs, loss, judged.value, rate, is_best, self.context.stage, self.judge.metric)
+        return EpochFinished(epoch, self.schedule.epochs, loss, judged.value, rate, is_best, self.context.stage, self.judge.metric)
 
     def _save(self) -> None:
-        if self.context.checkpoint is None:
+        """Write the state as of the last step; nothing where the loss is no longer finite."""
+        self.unsaved = False
+        if self.context.checkpoint is None or (self.position and not self.position.running.finite):
             return
+        began = self.context.stop.clock()
         parts = {
             "model": self.trainable.state_dict(), "optimizer": self.optimizer.state_dict(), "half": self.half.state_dict(),
-            "fingerprint": self.context.fingerprint,
+            "position": self.position and self.position.state_dict(), "fingerprint": self.context.fingerprint,
         }  # fmt: skip
         checkpoint.write(self.context.checkpoint, {**self.history.state_dict(), **parts})
+        self.saving.saved(began)
 
     def _restored(self) -> bool:
         """Whether there was a checkpoint, whose state this is now."""
@@ -182,6 +242,8 @@ class _Training(Generic[B]):
             self.optimizer.load_state_dict(kept["optimizer"])
             self.half.load_state_dict(kept.get("half", {}))
             self.history.load_state_dict(kept)
+            position = kept.get("position")
+            self.position = _Position.read(position, self.context.device) if position else None
         except Exception as error:
             raise checkpoint.broken(self.context.checkpoint, error) from error
         return True

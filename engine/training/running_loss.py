@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,17 @@ class RunningLoss:
         before, self.total = self.total, self._sum.item()
         count, self._count = self._count, 0
         return (self.total - before) / count
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self._sum.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": self._sum.item(), "total": self.total, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sum.fill_(float(state["sum"]))
+        self.total, self._count = float(state["total"]), int(state["count"])
 
     def step(self, stage: str, epoch: int, schedule: Schedule, done: int, steps: int) -> Step:
         """``read`` as an event, after ``done`` of all ``steps``. Raises EngineError where the loss is not finite."""

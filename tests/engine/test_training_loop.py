@@ -23,6 +23,7 @@ from engine.models.registry import ModelEntry
 from engine.tasks.base import Batch
 from engine.tasks.classification import Classification
 from engine.training.baseline import DEFAULTS, schedule_for, train_baseline
+from engine.training.checkpoint import Due
 from engine.training.loop import fit
 from engine.training.precision import Half
 from engine.training.schedule import Schedule
@@ -278,6 +279,17 @@ def test_gradients_that_overflow_in_16_bits_cost_a_step_and_no_training(monkeypa
     assert torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm() == pytest.approx(0.5, rel=1e-3)
 
 
+class Plain(nn.Module):
+    """Without statistics of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
 class OnePixel(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -330,7 +342,136 @@ def test_a_stop_is_heard_within_a_batch(tmp_path: Path) -> None:
     stop.set()
     with pytest.raises(Cancelled):
         next(steps)
+    kept = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert (kept["losses"], kept["position"]["epoch"], kept["position"]["steps"]) == ([], 1, 1)
+
+
+def test_a_stop_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    stop = StopToken()
+    stop.set()
+    with pytest.raises(Cancelled):
+        run(training(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt"))
     assert not (tmp_path / "c.pt").exists()
+
+
+# Within an epoch: four steps each.
+
+
+def in_turn(checks: int) -> StopToken:
+    """A token that stops at the ``checks``-th look at it: one for each step and one for the validation of each epoch."""
+
+    class Counted(StopToken):
+        looks = 0
+
+        def check(self) -> None:
+            self.looks += 1
+            if self.looks == checks:
+                self.set()
+            super().check()
+
+    return Counted()
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("checks", "place"),
+    [
+        (2, "epoch 1, step 2"),
+        (5, "the validation of epoch 1"),
+        (7, "epoch 2, step 2"),
+        (9, "epoch 2, step 4"),
+        (20, "the validation of epoch 4"),
+    ],
+)
+def test_a_training_stopped_within_an_epoch_goes_on_at_its_step(
+    checks: int, place: str, half: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.training.precision.half_type", lambda device: half)
+    schedule, more = replace(SCHEDULE, mixed=True), {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Dropping()
+
+    straight, seen = run(training(model(0), DATA, schedule, stage="train", stop=StopToken()))
+    with pytest.raises(Cancelled):
+        run(training(model(0), DATA, schedule, stop=in_turn(checks), **more))
+    computed: list[int] = []
+    last = model(99)
+    last.register_forward_pre_hook(lambda module, args: computed.append(len(args[0])) if module.training else None)
+    resumed, events = run(training(last, DATA, schedule, stop=StopToken(), **more))
+    assert events[0] == Notice(f"continuing at {place}")
+    assert len(computed) == 16 - (checks - 1 - (checks - 1) // 5)
+    assert (resumed.losses, resumed.values, resumed.epoch) == (straight.losses, straight.values, straight.epoch)
+    assert all(torch.equal(resumed.best[name], straight.best[name]) for name in straight.best)
+    epochs = [event for event in seen if isinstance(event, EpochFinished)]
+    assert [event for event in events if isinstance(event, EpochFinished)] == epochs[(checks - 1) // 5 :]
+
+
+def test_a_training_that_is_stopped_again_and_again_ends_where_it_would_have(tmp_path: Path) -> None:
+    more: Any = {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    torch.manual_seed(0)
+    straight = fitted(Dropping(), SCHEDULE)
+    torch.manual_seed(0)
+    model: nn.Module = Dropping()
+    stops = 0
+    while True:
+        try:
+            result, _ = run(training(model, DATA, SCHEDULE, stop=in_turn(7), **more))
+            break
+        except Cancelled:
+            stops, model = stops + 1, Dropping()
+    assert stops > 2 and result.losses == straight.losses
+    assert all(torch.equal(result.best[name], straight.best[name]) for name in straight.best)
+
+
+def test_a_training_that_is_killed_goes_on_from_the_last_half_minute(tmp_path: Path, slow: list[float]) -> None:
+    """0.1 s a step: it is saved after 30 s and no sooner."""
+    schedule = ItemSchedule(epochs=2, batch=1, lr=0.01)
+    data = replace(DATA, train=a_split(400, 1))
+    more: Any = {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    torch.manual_seed(0)
+    steps = training(Plain(), data, schedule, stop=StopToken(), **more)
+    for event in steps:
+        if isinstance(event, Progress):
+            assert (tmp_path / "c.pt").exists() == (event.done >= 300)
+            if event.done >= 310:
+                break
+    steps.close()
+    torch.manual_seed(0)
+    straight, _ = run(training(Plain(), data, schedule, stage="train", stop=StopToken()))
+    resumed, events = run(training(Plain(), data, schedule, stop=StopToken(), **more))
+    assert events[0] == Notice("continuing at epoch 1, step 301")
+    assert resumed.losses == straight.losses and all(torch.equal(resumed.best[name], straight.best[name]) for name in straight.best)
+
+
+def test_a_slow_disk_is_written_to_more_rarely() -> None:
+    now = [0.0]
+    due = Due(lambda: now[0])
+    found = []
+    for second in range(400):
+        now[0] = max(now[0], float(second))
+        if due():
+            found.append(second)
+            began, now[0] = now[0], now[0] + 5
+            due.saved(began)
+    assert found == [30, 135, 240, 345]
+
+
+def test_a_checkpoint_of_whole_epochs_alone_goes_on(tmp_path: Path) -> None:
+    """As they were before the place within an epoch was saved, and as fine-tuning of decoders named its parts."""
+    whole, stop = fitted(net(), SCHEDULE), StopToken()
+    more: Any = {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
+    with pytest.raises(Cancelled):
+        run(training(net(), DATA, SCHEDULE, stop=stop, **more), stop_at=2, stop=stop)
+    kept = torch.load(tmp_path / "c.pt", weights_only=True)
+    old = {name: value for name, value in kept.items() if name not in ("position", "start")}
+    of_text = {**{n: v for n, v in old.items() if n not in ("model", "half", "scores")}, "student": old["model"], "start": -0.5}
+    for state in (old, of_text):
+        torch.save(state, tmp_path / "c.pt")
+        result, events = run(training(net(), DATA, SCHEDULE, stop=StopToken(), **more))
+        assert events[0] == Notice("continuing after epoch 2 of 4") and result.losses == whole.losses
+    assert result.start == -0.5
 
 
 # Steps, and enough of them.
@@ -416,10 +557,8 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
         judged.append(1)
         return Judged(0.5, (0.5,))
 
-    steps = training(
     more: Any = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     steps = training(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, **more)
-    )
     with pytest.raises(EngineError, match="not finite in epoch 2"):
         run(steps)
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["losses"]) == len(judged) == 1

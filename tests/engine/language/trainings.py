@@ -56,7 +56,8 @@ def resumed_and_straight(train: Train[T], stage: str, epochs: int, place: Path) 
     with pytest.raises(Cancelled):
         train(on_event=stop_in_the_third, **options)
     resumed, seen = train(**options)
-    assert seen[0] == Notice(f"continuing after epoch 2 of {epochs}")
+    assert seen[0] == Notice("continuing at epoch 3, step 2")
+    assert sum(isinstance(event, EpochFinished) for event in seen) == epochs - 2
     return resumed, train()[0]
 
 
