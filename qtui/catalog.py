@@ -231,11 +231,13 @@ def wrong_own_model(value: str) -> str | None:
 
 def wrong_task(value: str) -> str | None:
     """What is wrong with a task of one's own, as far as can be seen without running it; an empty name is none."""
-    if not value:
+    from engine.tasks.registry import TASKS
+
+    if not value or value in TASKS:
         return None
     place, colon, factory = value.rpartition(":")
     if not colon or not factory.isidentifier() or not place:
-        return "write it as path/task.py:factory, or leave it empty"
+        return f"write it as path/task.py:factory or one of {', '.join(TASKS)}, or leave it empty"
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         return f"there is no file {text.plain(place)}: `qtui new task.py` writes one to begin with"
     return None
