@@ -87,7 +87,8 @@ def data_name(data: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model."""
+    """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model, ``task`` one's
+    own as ``path/task.py:factory``, empty for what belongs to the model."""
 
     model: str = "simplecnn"
     data: str = "digits"
@@ -96,6 +97,7 @@ class Choice:
     threshold: str = DEFAULT_THRESHOLD
     recipe: str = ""
     graph: str = "modules"
+    task: str = ""
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
@@ -105,12 +107,13 @@ class Choice:
         if reads_text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
-        given = {name: value for name, value in (("weights", self.weights), ("file", self.recipe)) if value}
+        named = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
+        given = {name: value for name, value in named if value}
         return {**asked, **given}
 
     def with_model(self, name: str) -> Choice:
-        """Another model: a weights file or a recipe belongs to the one before."""
-        return self if name == self.model else replace(self, model=name, weights="", recipe="")
+        """Another model: a weights file, a recipe or a task belongs to the one before."""
+        return self if name == self.model else replace(self, model=name, weights="", recipe="", task="")
 
 
 def data_for(data: str, text: bool) -> str:
@@ -226,6 +229,20 @@ def wrong_own_model(value: str) -> str | None:
     return None
 
 
+def wrong_task(value: str) -> str | None:
+    """What is wrong with a task of one's own, as far as can be seen without running it; an empty name is none."""
+    from engine.tasks.registry import TASKS
+
+    if not value or value in TASKS:
+        return None
+    place, colon, factory = value.rpartition(":")
+    if not colon or not factory.isidentifier() or not place:
+        return f"write it as path/task.py:factory or one of {', '.join(TASKS)}, or leave it empty"
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
+        return f"there is no file {text.plain(place)}: `qtui new task.py` writes one to begin with"
+    return None
+
+
 def wrong_folder(value: str) -> str | None:
     return None if Path(value).expanduser().is_dir() else f"there is no folder {text.plain(value)}"
 
@@ -256,7 +273,9 @@ def from_recipe(path: str) -> Choice:
 
     place = str(Path(path).expanduser())
     recipe = Recipe.load(place)
-    return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place, recipe.graph)
+    return Choice(
+        recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place, recipe.graph, recipe.task or ""
+    )
 
 
 def threshold_text(value: str, text: bool = False) -> str:

@@ -20,7 +20,7 @@ TORCH_FREE = [
     "engine.models.cached", "engine.data.images.transform", "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
     "engine.planning.matrix_strategy", "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
     "engine.models.transformers_folder", "engine.data.text.documents", "engine.planning.legality", "engine.recipe.presets",
-    "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.mismatch", "engine.export.registry",
+    "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.report.mismatch", "engine.export.registry",
     "engine.events.replay", "engine.runs.examine", "qtui", "qtui.cli", "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing",
 ]  # fmt: skip
 
@@ -70,11 +70,12 @@ WITHOUT_TEXTUAL = [
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
+    "engine.report.steadiness",
     "engine.events.event", "engine.events.speed", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors",
     "engine.events.cancellation",
     "engine.report.report", "engine.report.language", "engine.runs.rundir", "engine.events.replay", "engine.report.mismatch",
     "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality", "engine.planning.size",
-    "engine.report.runtimes", "engine.report.doubt", "engine.paths", "engine.models.registry", "engine.models.cached",
+    "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.paths", "engine.models.registry", "engine.models.cached",
     "engine.models.size", "engine.models.torchvision", "engine.data.registry", "engine.data.images.cache",
     "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry", "engine.planning.matrix_strategy",
     "engine.export.decoder_formats",

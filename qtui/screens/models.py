@@ -51,7 +51,7 @@ class ModelsScreen(Asking):
         super().__init__()
         self.choice = Choice()
         self._given: tuple[str, ...] = ()
-        self._set_aside: dict[str, tuple[str, str]] = {}
+        self._set_aside: dict[str, tuple[str, str, str]] = {}
         self._data_of_kind = {False: "digits", True: "python-docs"}
         self._models: tuple[Model, ...] = ()
         self._place = catalog.Place("", False)
@@ -158,10 +158,11 @@ class ModelsScreen(Asking):
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         if event.grid.id == "models" and event.key != OWN and event.key != (before := self.choice).model:
-            # Weights and recipe belong to a model; the cursor may pass over others.
-            self._set_aside[before.model] = (before.weights, before.recipe)
-            weights, recipe = self._set_aside.get(event.key, ("", ""))
-            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, data=self._data_of(before, event.key))
+            # Weights, recipe and task belong to a model; the cursor may pass over others.
+            self._set_aside[before.model] = (before.weights, before.recipe, before.task)
+            weights, recipe, task = self._set_aside.get(event.key, ("", "", ""))
+            data = self._data_of(before, event.key)
+            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, task=task, data=data)
         self.say(self._sentence())
         self._show(self.state)
 
