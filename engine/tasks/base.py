@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -136,6 +137,10 @@ class Task(ABC):
     @abstractmethod
     def count(self, split: Split, limit: int | None = None) -> int:
         """How many items ``batches`` gives."""
+
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        """How many batches ``batches`` gives."""
+        return math.ceil(self.count(split, limit) / batch)
 
     @abstractmethod
     def evaluator(self) -> Evaluator: ...

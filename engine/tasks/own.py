@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class OwnTask(Task):
         self.notes = tuple(notes)
         self._sources, self._functions, self._loss = dict(sources), dict(metrics), loss
         self.metrics = tuple(_metric(name, function, options) for name, function in metrics.items())
-        self._counts: dict[Split, int] = {}
+        self._sizes: dict[Split, tuple[int, ...]] = {}
         self._structure: Any = None
 
     def batches(
@@ -101,13 +102,23 @@ class OwnTask(Task):
         return part
 
     def count(self, split: Split, limit: int | None = None) -> int:
-        if split not in self._counts:
-            self._counts[split] = sum(part.count for part in self._read(split, None))
-            if not self._counts[split]:
+        count = sum(self._sizes_of(split))
+        return count if limit is None else min(limit, count)
+
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        """The loader's own batches, whatever ``batch`` asks."""
+        items = self.count(split, limit)
+        return sum(begin < items for begin in accumulate(self._sizes_of(split)[:-1], initial=0))
+
+    def _sizes_of(self, split: Split) -> tuple[int, ...]:
+        """How many items each batch has."""
+        if split not in self._sizes:
+            self._sizes[split] = tuple(part.count for part in self._read(split, None))
+            if not self._sizes[split]:
                 raise EngineError(
                     f"the {split} split of the task {self.name} holds no {self.item}: give more data, or loaders for each split"
                 )
-        return self._counts[split] if limit is None else min(limit, self._counts[split])
+        return self._sizes[split]
 
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         found = super().outputs(raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +108,7 @@ class TaskBatches:
         return self._items
 
     def steps(self, epoch: int) -> int:
-        return math.ceil(self._items / self._schedule.batch)
+        return self._task.steps("train", batch=self._schedule.batch, limit=self._items)
 
     def batches(self, epoch: int) -> Iterator[Part[Batch]]:
         batch, seed = self._schedule.batch, self._schedule.epoch_seed(epoch)

@@ -20,7 +20,7 @@ from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
-from engine.tasks.base import Batch
+from engine.tasks.base import Batch, Task
 from engine.tasks.classification import Classification
 from engine.training.baseline import DEFAULTS, schedule_for, train_baseline
 from engine.training.checkpoint import Due
@@ -640,6 +640,19 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
             return nn.functional.one_hot(torch.where(numbers < 11, numbers % 3, (numbers + 1) % 3), 3).float()
 
     assert measured(Half(), Classification(DATA), "test", 10, StopToken()) == pytest.approx(11 / 33)
+
+
+def test_a_loaders_own_batches_are_the_steps_that_the_rate_follows() -> None:
+    """Whatever batch the schedule asks for: seven batches of 8, 8, 8, 8, 8, 8 and 4."""
+    images = torch.randn(52, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = [(some, torch.arange(len(some)) % 3) for some in images.split(8)]
+    task = Task.of(loader, loader, loader, metric=lambda outputs, targets: 0.5, loss=nn.functional.cross_entropy)
+    schedule, where = ItemSchedule(epochs=2, batch=32, lr=0.1), TrainingContext(StopToken())
+    model = net()
+    _, events = run(fit(TaskModel(model, task), TaskBatches(task, schedule), validation(model, task, schedule, where), schedule, where))
+    steps = [event for event in events if isinstance(event, Step)]
+    assert (steps[-1].done, steps[-1].total) == (14, 14) and steps[-1].lr == schedule.rate(13, 14)
+    assert [e.metric for e in events if isinstance(e, EpochFinished)] == [task.metric.name] * 2
 
 
 # Baselines.
