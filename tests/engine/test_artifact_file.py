@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from engine.errors import EngineError
 from engine.kernels.probe import Machine
-from engine.lowering.graph.artifact import load_quantized
+from engine.lowering.artifact import load_quantized
 from engine.recipe.recipe import Recipe
 
 Header = dict[str, Any]

@@ -13,16 +13,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from driving import Outcome, drive, figures
-from engine.tasks.evaluation import Latency
 
 from engine.data import registry
 from engine.events import event as ev
+from engine.lowering.graph import conversion, lowering
 from engine.lowering.graph.fuse import folded_parameters
 from engine.models.custom import build
 from engine.numerics.uniform import weight_range
 from engine.recipe.recipe import Recipe
 from engine.report.report import finite
-from engine.runs import job
+from engine.tasks.base import Batch
+from engine.tasks.timing import Latency
 
 Make = Callable[..., Recipe]
 MIXED: dict[str, Any] = {
@@ -68,7 +69,7 @@ def test_without_a_person_none_of_it_is_made(unwatched: Outcome) -> None:
 def test_everything_comes_when_it_is_known(watched: tuple[Recipe, Path, Outcome]) -> None:
     names = kinds(watched[2])
     calibrating = next(i for i, e in enumerate(watched[2].events) if isinstance(e, ev.StageStarted) and e.stage == "calibrate")
-    assert names.index("Weights") == calibrating - 1
+    assert names.index("Weights") == calibrating + 1
     assert names.index("Ranges") > calibrating
     measured = [i for i, name in enumerate(names) if name == "Measured"]
     # fp32 and PTQ; and both again with QAT, when they have been timed together.
@@ -110,13 +111,13 @@ def test_ranges_come_after_each_batch_and_end_with_the_grids(watched: tuple[Reci
 
 def test_the_final_clips_are_those_of_the_grids_that_run(watched: tuple[Recipe, Path, Outcome], tiny: Make, tmp_path: Path) -> None:
     held: list[Any] = []
-    original = job.convert.convert
+    original = conversion.convert
 
     def convert(graph: Any, layout: Any, grids: Any, *rest: Any) -> Any:
         held.append((layout, grids))
         return original(graph, layout, grids, *rest)
 
-    with patch.object(job.convert, "convert", convert):
+    with patch.object(conversion, "convert", convert):
         outcome = drive(tiny(preset="w4a4"), tmp_path / "run", {"qat": False}, attended=True)
     (_, grids), final = held[0], outcome.of(ev.Ranges)[-1]
     assert final.final and {row.name for row in final.rows} == set(grids)
@@ -184,13 +185,13 @@ def test_layers_and_verdicts_are_the_reports(watched: tuple[Recipe, Path, Outcom
 @pytest.mark.parametrize(("attended", "passes"), [(False, 1), (True, 2)])
 def test_the_noise_of_a_form_is_measured_once(tiny: Make, tmp_path: Path, attended: bool, passes: int) -> None:
     calls: list[Any] = []
-    original = job.layer_sqnr
+    original = lowering.layer_sqnr
 
     def counted(*given: Any) -> Any:
         calls.append(given[4])
         return original(*given)
 
-    with patch.object(job, "layer_sqnr", counted):
+    with patch.object(lowering, "layer_sqnr", counted):
         outcome = drive(tiny(**{**MIXED, "qat": {"mode": "always", "epochs": 1}}), tmp_path / "run", attended=attended)
     assert outcome.error is None and len(calls) == len(set(map(id, calls))) == passes
 
@@ -216,11 +217,11 @@ def test_the_forms_of_a_trained_run_are_of_one_timing(tiny: Make, tmp_path: Path
     """The machine slows down between two timings: no figure of the report is set beside one of another hour."""
     hours = itertools.count(1)
 
-    def timed(models: Any, x: Any, *_: Any) -> dict[str, Latency]:
+    def timed(forms: Any, batch: Batch, *_: Any) -> dict[str, Latency]:
         hour = next(hours)
-        return {name: Latency(hour * (place + 1.0), 100.0, len(x)) for place, name in enumerate(models)}
+        return {name: Latency(hour * (place + 1.0), 100.0, batch.count) for place, name in enumerate(forms)}
 
-    monkeypatch.setattr("engine.runs.stages.evaluate.latencies", timed)
+    monkeypatch.setattr("engine.tasks.timing.latencies", timed)
     outcome = drive(tiny(**MIXED), tmp_path / "run", attended=True)
     report = outcome.data
     for key, batch in (("latency_ms", "batch_1"), ("latency_batched_ms", "batch_64")):

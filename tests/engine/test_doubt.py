@@ -7,41 +7,67 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
+import tiny_language
 import torch
-from engine.runs.stages.evaluate import Measurement, Times
-from engine.tasks.evaluation import Latency, Quality, compare, interval
 
 from engine.data.images.base import Data, MemorySplit
 from engine.events.cancellation import StopToken
 from engine.recipe.recipe import Threshold
-from engine.report import language_figures as figures
 from engine.report.doubt import Trained, at_chance, drop_error, of_classes, of_text, quantile, wilson
-from engine.report.verdict import verdict
-from engine.tasks.decode_timing import Speed
-from engine.tasks.language_evaluation import Closeness, Judged, against
-from engine.tasks.perplexity import Perplexity, parts_of
+from engine.report.figures import BaselineFigures, QuantizedFigures
+from engine.report.verdict import Quality, verdict
+from engine.tasks.base import Batch
+from engine.tasks.classification import Classification
+from engine.tasks.evaluate import REFERENCE, evaluate
+from engine.tasks.metrics import ACCURACY, DECODE, PERPLEXITY, PREFILL, Metric, Workload, batched
+from engine.tasks.metrics import wilson as half_width
 
 T = TypeVar("T")
 
 DROP, SQNR = Threshold.parse("drop:0.005"), Threshold.parse("sqnr:10")
 
 
-def quality(right: float, images: int, *, agreement: float = 1.0, sqnr: float = 40.0, chance: float = 0.1) -> Quality:
-    return Quality(right, interval(right * images, images), 0.01, sqnr, agreement, images, chance)
+@dataclass(frozen=True)
+class Answers:
+    """A form on ``images`` images: the part of right answers, and its distance from fp32."""
+
+    right: float
+    images: int
+    agreement: float
+    sqnr: float
+    chance: float
+
+    def beside(self, fp32: Answers) -> Quality:
+        error = {"mse": 0.01, "sqnr_db": self.sqnr, "agreement": self.agreement}
+        return Quality(self.right, fp32.right, error, interval(fp32.right * fp32.images, fp32.images), self.images, self.chance)
 
 
-def of(found: Quality, fp32: Quality, threshold: Threshold = DROP, which: str = "ptq", before: Quality | None = None) -> dict[str, Any]:
-    one = Latency(1.0, 1.0, 1)
-    times = Times(one, one, one, one, "torch fp32")
-    seen, earlier = (None if q is None else Measurement(q, fp32, q, fp32, times) for q in (found, before))
-    assert seen is not None
-    entry = {"size_bytes": 250, "speedup": {"batch_1": 2.0, "batch_64": 2.0}, "simulated": False, "integer_layers": 3, "stored_layers": 0}
-    return verdict(which, seen, entry, 1000, threshold, None, before=earlier)
+def interval(right: float, total: int) -> float:
+    return half_width(right, total)
+
+
+def quality(right: float, images: int, *, agreement: float = 1.0, sqnr: float = 40.0, chance: float = 0.1) -> Answers:
+    return Answers(right, images, agreement, sqnr, chance)
+
+
+def told(
+    which: str, metric: Metric, workloads: tuple[Workload, ...], found: Quality, threshold: Threshold, before: Quality | None
+) -> dict[str, Any]:
+    speedup = {workload.key: 2.0 for workload in workloads}
+    figures = QuantizedFigures(metric.name, found.value, 0.0, 250, "x86 int8", speedup=speedup, integer_layers=3)
+    baseline = BaselineFigures(metric.name, found.baseline, found.interval, 1000, "torch fp32")
+    return verdict(which, metric, workloads, figures, baseline, found, threshold, ptq=before).to_dict()
+
+
+def of(found: Answers, fp32: Answers, threshold: Threshold = DROP, which: str = "ptq", before: Answers | None = None) -> dict[str, Any]:
+    workloads = (batched(1), batched(64))
+    return told(which, ACCURACY, workloads, found.beside(fp32), threshold, before.beside(fp32) if before else None)
 
 
 def test_a_verdict_on_80_images_is_in_doubt_though_no_answer_differs() -> None:
@@ -119,17 +145,13 @@ def test_chance_is_told_by_the_interval_and_by_the_skill() -> None:
 # Text.
 
 
-def judged(rise: float, error: float | None, windows: int, chance: float, value: float = 30.0, sqnr: float = 30.0) -> Judged:
-    fp32 = Perplexity(value, 3.4, 1000, windows, 64, 64, "non-overlapping windows")
-    return Judged(fp32, replace(fp32, value=value * (1 + rise)), Closeness(1e-4, sqnr, 0.99, 1e-3), error, chance)
+def judged(rise: float, error: float | None, windows: int, chance: float, value: float = 30.0, sqnr: float = 30.0) -> Quality:
+    close = {"mse": 1e-4, "sqnr_db": sqnr, "agreement": 0.99, "divergence": 1e-3}
+    return Quality(value * (1 + rise), value, close, 0.0, windows, chance, error)
 
 
-def text_verdict(found: Judged, which: str = "ptq", ptq: Judged | None = None) -> dict[str, Any]:
-    speed = Speed(200, 50, 64, 32, 16, 400, 25)
-    seen, before = (None if j is None else figures.Seen(j, j, speed, speed) for j in (found, ptq))
-    assert seen is not None
-    entry = {"size_bytes": 250, "speedup": {"decode": 1.0, "prefill": 1.0}, "simulated": False, "integer_layers": 3, "stored_layers": 0}
-    return figures.verdict(which, seen, entry, 1000, Threshold.parse("drop:0.01"), None, before)
+def text_verdict(found: Quality, which: str = "ptq", ptq: Quality | None = None) -> dict[str, Any]:
+    return told(which, PERPLEXITY, (DECODE, PREFILL), found, Threshold.parse("drop:0.01"), ptq)
 
 
 def test_perplexity_is_doubted_where_the_text_cannot_tell() -> None:
@@ -148,8 +170,13 @@ def test_chance_and_the_error_of_the_difference_come_from_the_text_that_is_score
     draw = torch.Generator().manual_seed(0)
     stream = torch.randint(0, 7, (400,), generator=draw)
     first, second = (torch.randn(7, 7, generator=draw) for _ in range(2))
-    steps = against(lambda ids: first[ids], lambda ids: (first + 0.1 * second)[ids], parts_of(stream, 20, 20), 20, StopToken())
-    found = finished(steps)
+
+    def table(weights: torch.Tensor) -> Callable[[Batch], Any]:
+        return lambda batch: SimpleNamespace(logits=weights[batch.kwargs["input_ids"]])
+
+    task = tiny_language.task(stream, 20, context=20)
+    steps = evaluate(task, {"other": table(first + 0.1 * second)}, table(first), "test", batch=1, stop=StopToken())
+    found = finished(steps)["other"]
     scored = [int(token) for window in stream.reshape(20, 20) for token in window[1:]]
     counts = Counter(scored).values()
     entropy = -sum(c / len(scored) * math.log(c / len(scored)) for c in counts) + (len(counts) - 1) / (2 * len(scored))
@@ -157,16 +184,20 @@ def test_chance_and_the_error_of_the_difference_come_from_the_text_that_is_score
     # All windows score as many tokens: the error of a mean of their differences.
     moved = [first[window[:-1]].log_softmax(-1) - (first + 0.1 * second)[window[:-1]].log_softmax(-1) for window in stream.reshape(20, 20)]
     means = [float(m.gather(1, window[1:, None]).mean()) for m, window in zip(moved, stream.reshape(20, 20), strict=True)]
-    assert found.error == pytest.approx(statistics.stdev(means) / math.sqrt(20), rel=1e-4)
+    assert found.samples == 20
+    assert found.difference_error == pytest.approx(statistics.stdev(means) / math.sqrt(20), rel=1e-4)
 
 
 def test_chance_is_the_part_of_the_most_frequent_class() -> None:
     labels = torch.tensor([0, 2, 2, 1, 2, 0, 2, 2])
     split = MemorySplit(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), labels)
     data = Data("eight", ("a", "b", "c"), (3, 4, 4), (0.5,) * 3, (0.5,) * 3, split, split, split, False, 0)
-    steps = compare("evaluate", {"it": lambda x: torch.zeros(len(x), 3)}, lambda x: torch.zeros(len(x), 3), data, "test", 3, StopToken())
-    found = finished(steps)
-    assert found["it"].chance == found["reference"].chance == 5 / 8
+
+    def zeros(batch: Batch) -> torch.Tensor:
+        return torch.zeros(batch.count, 3)
+
+    found = finished(evaluate(Classification(data), {"other": zeros}, zeros, "test", batch=3, stop=StopToken()))
+    assert found["other"].chance == found[REFERENCE].chance == 5 / 8
 
 
 def finished(steps: Generator[Any, None, T]) -> T:

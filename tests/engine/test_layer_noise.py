@@ -1,4 +1,4 @@
-"""engine/tasks/evaluation.py, layer by layer: against a reference in float64 that is written out here, unit by unit."""
+"""The noise of layers: against a reference in float64 that is written out here, unit by unit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.runs.stages import convert
-from engine.tasks.evaluation import LayerNoise, layer_sqnr
 from torch import Tensor, fx, nn
 
 from engine.data.images.base import Data, MemorySplit
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.kernels.simulate import Simulate
+from engine.lowering.graph import conversion
 from engine.lowering.graph.calibration import calibrate
 from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layer_noise import LayerNoise, layer_sqnr
 from engine.lowering.graph.layout import Layout, arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.trace import trace
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.tasks.classification import Classification
 
 
 class Net(nn.Module):
@@ -46,6 +47,7 @@ def a_split(count: int, seed: int) -> MemorySplit:
 
 
 DATA = Data("noise", tuple("abcde"), (3, 8, 8), (0.5,) * 3, (0.3,) * 3, a_split(64, 1), a_split(150, 2), a_split(8, 3), False, 1)  # type: ignore[arg-type]
+TASK = Classification(DATA)
 
 
 def net() -> Net:
@@ -67,7 +69,7 @@ def finish(steps: Any) -> Any:
             return end.value
 
 
-def quantized(model: nn.Module, bits: int, fold: bool) -> tuple[fx.GraphModule, Layout, convert.Converted]:
+def quantized(model: nn.Module, bits: int, fold: bool) -> tuple[fx.GraphModule, Layout, conversion.Converted]:
     example = torch.randn(2, 3, 8, 8)
     gm = trace(model, example).module
     functional_to_modules(gm)
@@ -75,8 +77,8 @@ def quantized(model: nn.Module, bits: int, fold: bool) -> tuple[fx.GraphModule, 
         gm, _, _ = fuse(gm, example, find_pairs(gm))
     specs = {path: LayerSpec(WeightSpec(bits), ActivationSpec(7)) for path in ("c1", "c2", "c3", "f")}
     layout = arrange(gm, specs)
-    grids = finish(calibrate(gm, layout, DATA, 64, 64, "cpu", StopToken()))
-    return gm, layout, finish(convert.convert(gm, layout, grids, convert.round_weights(gm, layout, specs), [Simulate()]))
+    grids = finish(calibrate(gm, layout, TASK, 64, 64, "cpu", StopToken()))
+    return gm, layout, finish(conversion.convert(gm, layout, grids, conversion.round_weights(gm, layout, specs), [Simulate()]))
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -95,7 +97,7 @@ def decibels(wanted: Tensor, got: Tensor) -> float:
     return 10 * math.log10(wanted.square().sum().item() / (wanted - got).square().sum().item())
 
 
-def references(model: Net, layout: Layout, it: convert.Converted, images: int) -> dict[str, tuple[float, float]]:
+def references(model: Net, layout: Layout, it: conversion.Converted, images: int) -> dict[str, tuple[float, float]]:
     """Both figures for each layer, all images at once, in float64. ``model`` gives the float form of each unit."""
     ((x, _),) = DATA.batches("validation", images, limit=images)
     got = it.model.watch(x.contiguous(memory_format=torch.channels_last))
@@ -132,7 +134,7 @@ def test_noise_is_what_float64_says(bits: int, fold: bool) -> None:
     assert {unit.path: (bool(unit.add), unit.activation_kind, bool(unit.bn)) for unit in layout.units} == {
         "c1": (False, "relu", not fold), "c2": (False, "hardswish", False), "c3": (True, "relu", not fold), "f": (False, "none", False),
     }  # fmt: skip
-    found = layer_sqnr(gm, gm, layout, it.grids, it.model, DATA, StopToken())
+    found = layer_sqnr(gm, gm, layout, it.grids, it.model, TASK, StopToken())
     expected = references(net(), layout, it, 128)
     assert set(found) == {unit.layer for unit in layout.units}
     for unit in layout.units:
@@ -147,8 +149,8 @@ def test_only_the_layer_that_is_bad_has_a_bad_figure_of_its_own() -> None:
     gm, layout, it = quantized(model, 8, True)
     worse = copy.deepcopy(it.weights["c2"])
     worse.values.copy_(worse.values.div(64, rounding_mode="floor") * 64)
-    bad = finish(convert.convert(gm, layout, it.grids, {**it.weights, "c2": worse}, [Simulate()]))
-    before, after = (layer_sqnr(gm, gm, layout, it.grids, m, DATA, StopToken()) for m in (it.model, bad.model))
+    bad = finish(conversion.convert(gm, layout, it.grids, {**it.weights, "c2": worse}, [Simulate()]))
+    before, after = (layer_sqnr(gm, gm, layout, it.grids, m, TASK, StopToken()) for m in (it.model, bad.model))
     assert after["c2"].own_sqnr_db < before["c2"].own_sqnr_db - 15
     for name in ("c3", "f"):
         assert after[name].sqnr_db < before[name].sqnr_db - 10
@@ -162,7 +164,7 @@ def test_a_trained_layer_is_held_against_its_own_trained_form() -> None:
     trained.c2.weight.mul_(1.5)
     original, _, _ = quantized(net(), 8, True)
     gm, layout, it = quantized(trained, 8, True)
-    found = layer_sqnr(original, gm, layout, it.grids, it.model, DATA, StopToken())
+    found = layer_sqnr(original, gm, layout, it.grids, it.model, TASK, StopToken())
     expected = references(trained, layout, it, 128)
     for unit in layout.units:
         assert (found[unit.layer].sqnr_db, found[unit.layer].own_sqnr_db) == pytest.approx(expected[unit.path], abs=0.01)
@@ -173,10 +175,10 @@ def test_looking_changes_nothing_and_stops_at_once() -> None:
     gm, layout, it = quantized(net(), 8, True)
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     before, state = it.model(x), {name: t.clone() for name, t in gm.state_dict().items()}
-    first, second = (layer_sqnr(gm, gm, layout, it.grids, it.model, DATA, StopToken()) for _ in range(2))
+    first, second = (layer_sqnr(gm, gm, layout, it.grids, it.model, TASK, StopToken()) for _ in range(2))
     assert first == second and all(isinstance(noise, LayerNoise) for noise in first.values())
     assert torch.equal(it.model(x), before) and all(torch.equal(t, gm.state_dict()[name]) for name, t in state.items())
     stop = StopToken()
     stop.set()
     with pytest.raises(Cancelled):
-        layer_sqnr(gm, gm, layout, it.grids, it.model, DATA, stop)
+        layer_sqnr(gm, gm, layout, it.grids, it.model, TASK, stop)

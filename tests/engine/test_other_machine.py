@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from driving import Outcome, drive, resumed
-from engine.runs.stages import load
 
 from engine.data.images.base import Data
 from engine.events import event as ev
 from engine.events.cancellation import StopToken
 from engine.kernels.probe import KERNELS, Machine, probe
-from engine.lowering.graph.artifact import load_quantized, read, to_bytes
+from engine.lowering.artifact import load_quantized
+from engine.lowering.graph.artifact import read, to_bytes
 from engine.recipe.recipe import Recipe
+from engine.runs import pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was made on")
 Make = Callable[..., Recipe]
@@ -133,7 +134,7 @@ def elsewhere(tiny_file: Path, own_cache: Path, tmp_path_factory: pytest.TempPat
         model=f"{tiny_file}:make", data={"calibration": 32, "limit": 64}, threshold="drop:0.5", qat={"mode": "always", "epochs": 1}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "pick_device", lambda name: "cpu:0")
+        patch.setattr(pipeline, "pick_device", lambda name: "cpu:0")
         patch.setattr(Data, "batches", batches)
         return drive(recipe, tmp_path_factory.mktemp("elsewhere") / "run"), read_to
 
@@ -165,7 +166,7 @@ def test_on_the_processor_there_is_nothing_to_tell(tiny: Make, tmp_path: Path) -
 
 
 def test_without_kernels_a_gpus_run_is_called_simulation(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "pick_device", lambda name: "cpu:0")
+    monkeypatch.setattr(pipeline, "pick_device", lambda name: "cpu:0")
     monkeypatch.setattr("engine.runs.pipeline.probe", lambda: Machine("unknown", False, None, dict.fromkeys(KERNELS, "missing")))
     outcome = drive(tiny(), tmp_path / "run")
     assert any("simulated on the processor" in e.text for e in outcome.of(ev.Notice))

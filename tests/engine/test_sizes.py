@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.runs.stages.evaluate import fp32_size
 from torch import Tensor, nn
 
 from engine.kernels.probe import Machine
 from engine.lowering.graph.artifact import to_bytes
 from engine.lowering.graph.conversion import round_weights
 from engine.lowering.graph.convert import convert
+from engine.lowering.graph.fp32_forms import fp32_size
 from engine.lowering.graph.fuse import find_pairs, fuse
 from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules

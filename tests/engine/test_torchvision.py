@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
-from driving import consume, drive
-from engine.runs.stages import load
+from driving import Outcome, consume, drive
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -30,12 +29,20 @@ from engine.models.registry import ENTRIES, find
 from engine.models.torchvision import PUBLISHED, Published
 from engine.recipe.recipe import Recipe
 from engine.runs.pipeline import train
+from engine.tasks import classification
+from engine.tasks.subject import Subject
 from engine.training.baseline import schedule_for
 from engine.training.loop import precision
 
 BY_NAME = {published.name: published for published in PUBLISHED}
 # The smallest of each family that is not too large for a test.
 SMALL = list({p.family: p for p in sorted(PUBLISHED, key=lambda p: -p.params) if p.params < 12e6}.values())
+
+
+def subject_of(recipe: Recipe) -> Outcome:
+    """What is loaded for a run; the ``Subject`` is the outcome's ``report``."""
+    stop = StopToken()
+    return consume(classification.load(recipe, stop, "cpu"), stop)
 
 
 def state_of(name: str, classes: int = 10, stem: Any = "auto") -> dict[str, torch.Tensor]:
@@ -175,9 +182,9 @@ def test_published_weights_are_for_imagenets_classes(
     assert "--weights FILE" in str(failed) and "qtui train squeezenet1_1 --data" in str(failed) and "\n" not in str(failed)
     assert asked[0][1]["check_hash"] is True and asked[0][1]["weights_only"] is True
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state_of("squeezenet1_1", 1000))
-    loaded = consume(load.load(recipe), StopToken()).report
-    assert isinstance(loaded, load.Loaded) and loaded.weights == "from torchvision"
-    assert str(loaded.data.transform) == "shorter side to 256 pixels (bilinear), middle 224×224"
+    loaded = subject_of(recipe).report
+    assert isinstance(loaded, Subject) and loaded.weights == "from torchvision"
+    assert str(loaded.task.images.transform) == "shorter side to 256 pixels (bilinear), middle 224×224"
 
 
 def test_a_file_in_the_cache_is_known_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +225,7 @@ def test_what_is_given_wins_over_what_the_weights_expect(photographs: Callable[[
 
 
 def loaded(name: str, weights: Path, stem: Any = "auto") -> Any:
-    outcome = consume(load.load(Recipe.make(model=name, weights=str(weights), stem=stem)), StopToken())
+    outcome = subject_of(Recipe.make(model=name, weights=str(weights), stem=stem))
     return outcome.error or outcome.report
 
 
@@ -247,7 +254,7 @@ def test_the_weights_decide_the_stem(name: str, trained: Any, says: bool, asked:
     if built is None:
         assert isinstance(found, EngineError) and f"was trained with the stem '{trained}', not '{asked}'" in str(found)
     else:
-        assert found.stem == built
+        assert found.environment["stem"] == built
 
 
 def test_what_is_trained_is_what_a_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,15 +265,15 @@ def test_what_is_trained_is_what_a_run_takes(tmp_path: Path, monkeypatch: pytest
     for stem, told in (("auto", "imagenet"), ("small", "small")):
         outcome = consume(train("shufflenet_v2_x0_5", "digits", epochs=1, stem=stem), StopToken())
         assert outcome.report == cached_weights("shufflenet_v2_x0_5", "digits") and outcome.error is None
-        taken = consume(load.load(Recipe.make(model="shufflenet_v2_x0_5")), StopToken()).report
-        assert isinstance(taken, load.Loaded) and (taken.weights, taken.stem) == ("from the cache", told)
+        taken = subject_of(Recipe.make(model="shufflenet_v2_x0_5")).report
+        assert isinstance(taken, Subject) and (taken.weights, taken.environment["stem"]) == ("from the cache", told)
 
 
 def test_a_folder_takes_no_weights_of_a_data_set_of_its_name(photographs: Callable[[int], Path], own_cache: Path) -> None:
     folder = photographs(10)
     named = folder.rename(folder.parent / "digits")
     recipe = Recipe.make(model="simplecnn", data={"name": str(named), "size": 32})
-    outcome = consume(load.load(recipe), StopToken())
+    outcome = subject_of(recipe)
     assert isinstance(outcome.error, EngineError) and "simplecnn has no weights for digits" in str(outcome.error)
 
 
@@ -275,7 +282,7 @@ def test_a_thousand_classes_of_other_names_are_not_imagenets(photographs: Callab
     for split in folder.iterdir():
         for index, place in enumerate(sorted(split.iterdir())):
             place.rename(split / str(index))
-    failed = consume(load.load(Recipe.make(model="squeezenet1_1", data={"name": str(folder)})), StopToken()).error
+    failed = subject_of(Recipe.make(model="squeezenet1_1", data={"name": str(folder)})).error
     assert isinstance(failed, EngineError) and "its folders (0, 1 …) are not named by WordNet id (n01440764 …) or 000 to 999" in str(failed)
     assert "--weights FILE" in str(failed) and "\n" not in str(failed)
 

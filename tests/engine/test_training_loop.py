@@ -20,8 +20,10 @@ from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import EpochFinished, Event, Notice, Progress, Step
 from engine.models.registry import ModelEntry
+from engine.tasks.base import Batch
+from engine.tasks.classification import Classification
 from engine.training.baseline import DEFAULTS, schedule_for, train_baseline
-from engine.training.loop import Fitted, Judged, Schedule, accuracy, fit, parameter_groups
+from engine.training.loop import Fitted, Judged, Schedule, fit, measured, parameter_groups
 from engine.training.precision import Half
 from engine.training.sgd import SGD
 
@@ -36,6 +38,7 @@ def a_split(count: int, seed: int) -> MemorySplit:
 
 
 DATA = Data("channels", tuple("rgb"), (3, 8, 8), (0.4,) * 3, (0.3,) * 3, a_split(60, 1), a_split(30, 2), a_split(33, 3), False, 1)  # type: ignore[arg-type]
+TASK = Classification(DATA)
 
 
 class Net(nn.Module):
@@ -67,7 +70,7 @@ def run(steps: Any, stop_at: int | None = None, stop: StopToken | None = None) -
 
 
 def fitted(model: nn.Module, schedule: Schedule, **more: Any) -> Fitted:
-    return run(fit(model, DATA, schedule, stage="train", stop=more.pop("stop", StopToken()), **more))[0]
+    return run(fit(model, TASK, schedule, stage="train", stop=more.pop("stop", StopToken()), **more))[0]
 
 
 SCHEDULE = Schedule(epochs=4, batch=16, lr=0.1)
@@ -117,7 +120,7 @@ def test_weight_decay_is_for_matrices_alone() -> None:
 
 def test_training_learns_and_tells_each_epoch() -> None:
     model = net()
-    result, events = run(fit(model, DATA, SCHEDULE, stage="train", stop=StopToken()))
+    result, events = run(fit(model, TASK, SCHEDULE, stage="train", stop=StopToken()))
     epochs = [event for event in events if isinstance(event, EpochFinished)]
     assert [(e.epoch, e.epochs, e.stage) for e in epochs] == [(n, 4, "train") for n in (1, 2, 3, 4)]
     assert [e.loss for e in epochs] == list(result.losses) and [e.value for e in epochs] == list(result.values)
@@ -131,9 +134,9 @@ def test_the_loss_is_the_mean_over_images() -> None:
     """Batches of 16 and a last one of 12: the mean of means would differ."""
     sizes = []
 
-    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return logits.sum() * 0 + len(x)
+    def loss(batch: Batch, logits: Tensor) -> Tensor:
+        sizes.append(batch.count)
+        return logits.sum() * 0 + batch.count
 
     result = fitted(net(), Schedule(1, 16, 0.1), loss=loss)
     assert sizes == [16, 16, 16, 12] and result.losses == (pytest.approx((3 * 16 * 16 + 12 * 12) / 60),)
@@ -149,7 +152,7 @@ def test_the_best_epoch_is_given_back() -> None:
         yield Notice("judged")
         return Judged(value, (value,))
 
-    result, events = run(fit(model, DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+    result, events = run(fit(model, TASK, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
     assert (result.epoch, result.value) == (2, 0.9)
     assert all(torch.equal(result.best[name], states[1][name]) for name in states[1])
     assert not torch.equal(result.best["conv.weight"], states[3]["conv.weight"])
@@ -174,7 +177,7 @@ def test_equal_epochs_are_told_apart_by_the_second_score_and_then_the_later_wins
             yield Notice("judged")
             return Judged(0.5, next(left))
 
-        result, events = run(fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
+        result, events = run(fit(net(), TASK, SCHEDULE, stage="qat", stop=StopToken(), judge=judge))
         return result.epoch, [e.best for e in events if isinstance(e, EpochFinished)]
 
     assert ranked((0.5, 1.0), (0.5, 3.0), (0.5, 2.0), (0.4, 9.0)) == (2, [True, True, False, False])
@@ -184,7 +187,7 @@ def test_equal_epochs_are_told_apart_by_the_second_score_and_then_the_later_wins
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_in_one_line(bad: float) -> None:
     with pytest.raises(EngineError, match=r"loss is not finite in epoch 1: lower the learning rate \(now 0.1\)") as caught:
-        fitted(net(), SCHEDULE, loss=lambda x, logits, y: logits.sum() * bad)
+        fitted(net(), SCHEDULE, loss=lambda batch, logits: logits.sum() * bad)
     assert "\n" not in str(caught.value)
 
 
@@ -197,10 +200,10 @@ def test_a_stopped_training_continues_to_the_same_end(tmp_path: Path) -> None:
     whole = fitted(net(), SCHEDULE)
     checkpoint, stop = tmp_path / "deep" / "c.pt", StopToken()
     with pytest.raises(Cancelled):
-        run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=checkpoint, fingerprint="a"), stop_at=2, stop=stop)
+        run(fit(net(), TASK, SCHEDULE, stage="train", stop=stop, checkpoint=checkpoint, fingerprint="a"), stop_at=2, stop=stop)
     torch.manual_seed(99)
     fresh = Net()
-    result, events = run(fit(fresh, DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=checkpoint, fingerprint="a"))
+    result, events = run(fit(fresh, TASK, SCHEDULE, stage="train", stop=StopToken(), checkpoint=checkpoint, fingerprint="a"))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
     assert any(isinstance(e, Notice) and "after epoch 2 of 4" in e.text for e in events)
     assert (result.losses, result.values, result.epoch) == (whole.losses, whole.values, whole.epoch)
@@ -224,7 +227,7 @@ def test_what_is_drawn_and_scaled_goes_on_too(half: torch.dtype | None, tmp_path
     stop = StopToken()
     torch.manual_seed(0)
     with pytest.raises(Cancelled):
-        run(fit(Dropping(), DATA, schedule, stage="train", stop=stop, **more), stop_at=2, stop=stop)
+        run(fit(Dropping(), TASK, schedule, stage="train", stop=stop, **more), stop_at=2, stop=stop)
     kept = torch.load(tmp_path / "c.pt", weights_only=True)
     assert (kept["half"].get("scale", 0) > 1) == (half == torch.float16)
     torch.manual_seed(99)
@@ -257,7 +260,7 @@ class OnePixel(Net):
 def test_one_image_that_is_left_over_waits_for_another_epoch() -> None:
     """Alone it has no statistics to normalize it by."""
     odd = replace(DATA, train=a_split(49, 1))
-    result, events = run(fit(OnePixel(), odd, SCHEDULE, stage="train", stop=StopToken()))
+    result, events = run(fit(OnePixel(), Classification(odd), SCHEDULE, stage="train", stop=StopToken()))
     assert len(result.losses) == 4 and max(e.done for e in events if isinstance(e, Step)) == 4 * 3
     assert max(e.done for e in events if isinstance(e, Progress)) == 48
 
@@ -265,14 +268,14 @@ def test_one_image_that_is_left_over_waits_for_another_epoch() -> None:
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     first = fitted(net(), SCHEDULE, **more)
-    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    again, events = run(fit(net(), TASK, SCHEDULE, stage="train", stop=StopToken(), **more))
     assert not [e for e in events if isinstance(e, EpochFinished)]
     assert again.losses == first.losses and torch.equal(again.best["fc.weight"], first.best["fc.weight"])
 
 
 def test_a_checkpoint_of_something_else_is_started_over(tmp_path: Path) -> None:
     fitted(net(), Schedule(epochs=2, batch=16, lr=0.1), checkpoint=tmp_path / "c.pt", fingerprint="a")
-    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), checkpoint=tmp_path / "c.pt", fingerprint="b"))
+    _, events = run(fit(net(), TASK, SCHEDULE, stage="train", stop=StopToken(), checkpoint=tmp_path / "c.pt", fingerprint="b"))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [1, 2, 3, 4]
     assert torch.load(tmp_path / "c.pt", weights_only=True)["fingerprint"] == "b"
 
@@ -294,7 +297,7 @@ def test_a_checkpoint_that_lacks_parts_is_named(tmp_path: Path, content: Any) ->
 
 def test_a_stop_is_heard_within_a_batch(tmp_path: Path) -> None:
     stop = StopToken()
-    steps = fit(net(), DATA, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
+    steps = fit(net(), TASK, SCHEDULE, stage="train", stop=stop, checkpoint=tmp_path / "c.pt")
     while not isinstance(next(steps), Progress):
         pass
     stop.set()
@@ -321,15 +324,15 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def by_image(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.sum() * 0 + len(x)
+def by_image(batch: Batch, logits: Tensor) -> Tensor:
+    return logits.sum() * 0 + batch.count
 
 
 def test_steps_come_four_times_a_second_and_at_the_end_of_an_epoch(slow: list[float]) -> None:
     """Four batches an epoch, 0.1 s each and 0.1 s for the judge: 16, 16, 16 and 12 images."""
     times: list[float] = []
     steps: list[Step] = []
-    for event in fit(net(), DATA, Schedule(2, 16, 0.1), stage="qat", stop=StopToken(), loss=by_image):
+    for event in fit(net(), TASK, Schedule(2, 16, 0.1), stage="qat", stop=StopToken(), loss=by_image):
         if isinstance(event, Step):
             steps.append(event)
             times.append(round(slow[0], 1))
@@ -342,7 +345,7 @@ def test_steps_come_four_times_a_second_and_at_the_end_of_an_epoch(slow: list[fl
 
 def test_an_epochs_last_step_is_told_even_if_one_was_told_just_before() -> None:
     """All of this takes a few milliseconds."""
-    _, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken()))
+    _, events = run(fit(net(), TASK, SCHEDULE, stage="train", stop=StopToken()))
     steps = [event for event in events if isinstance(event, Step)]
     assert {step.done for step in steps} >= {4, 8, 12, 16} and len(steps) < 16
     assert all(type(step.loss) is float for step in steps)
@@ -351,9 +354,9 @@ def test_an_epochs_last_step_is_told_even_if_one_was_told_just_before() -> None:
 def test_the_epochs_loss_is_what_adding_up_doubles_gives() -> None:
     given: list[tuple[float, int]] = []
 
-    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        value = nn.functional.cross_entropy(logits, labels)
-        given.append((value.item(), len(x)))
+    def loss(batch: Batch, logits: Tensor) -> Tensor:
+        value = nn.functional.cross_entropy(logits, batch.targets)
+        given.append((value.item(), batch.count))
         return value
 
     result = fitted(net(), SCHEDULE, loss=loss)
@@ -367,8 +370,8 @@ def test_the_epochs_loss_is_what_adding_up_doubles_gives() -> None:
 def test_after_a_resume_the_steps_go_on_counting(tmp_path: Path) -> None:
     stop, more = StopToken(), {"stage": "train", "checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     with pytest.raises(Cancelled):
-        run(fit(net(), DATA, SCHEDULE, stop=stop, **more), stop_at=3, stop=stop)
-    _, events = run(fit(net(), DATA, SCHEDULE, stop=StopToken(), **more))
+        run(fit(net(), TASK, SCHEDULE, stop=stop, **more), stop_at=3, stop=stop)
+    _, events = run(fit(net(), TASK, SCHEDULE, stop=StopToken(), **more))
     first, *_, last = [event for event in events if isinstance(event, Step)]
     assert (first.epoch, first.done, first.total) == (4, 13, 16) and last.done == 16
 
@@ -377,7 +380,7 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
     """In the second batch of the second epoch, where nothing is told: the first epoch alone is on the disk."""
     seen, judged = [], []
 
-    def loss(x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(batch: Batch, logits: Tensor) -> Tensor:
         seen.append(1)
         return logits.sum() * (math.nan if len(seen) == 6 else 1)
 
@@ -386,7 +389,7 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
         judged.append(1)
         return Judged(0.5, (0.5,))
 
-    steps = fit(net(), DATA, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, checkpoint=tmp_path / "c.pt", fingerprint="a")
+    steps = fit(net(), TASK, SCHEDULE, stage="qat", stop=StopToken(), loss=loss, judge=judge, checkpoint=tmp_path / "c.pt", fingerprint="a")
     with pytest.raises(EngineError, match="not finite in epoch 2"):
         run(steps)
     assert len(torch.load(tmp_path / "c.pt", weights_only=True)["losses"]) == len(judged) == 1
@@ -395,7 +398,7 @@ def test_a_loss_that_is_not_finite_is_never_saved_nor_judged(tmp_path: Path) -> 
 def ended(when: Any, model: nn.Module | None = None, **more: Any) -> tuple[Fitted, list[Event]]:
     """Training of which it is enough from the first event on that ``when`` picks."""
     stop, seen = StopToken(), []
-    steps = fit(model or net(), DATA, SCHEDULE, stage="train", stop=stop, **more)
+    steps = fit(model or net(), TASK, SCHEDULE, stage="train", stop=stop, **more)
     while True:
         try:
             event = next(steps)
@@ -444,7 +447,7 @@ def test_enough_ends_training_with_the_best_epoch(when: Any, epochs: int, monkey
 def test_what_was_ended_early_can_be_continued(tmp_path: Path) -> None:
     more = {"checkpoint": tmp_path / "c.pt", "fingerprint": "a"}
     ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
-    result, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=StopToken(), **more))
+    result, events = run(fit(net(), TASK, SCHEDULE, stage="train", stop=StopToken(), **more))
     assert [e.epoch for e in events if isinstance(e, EpochFinished)] == [3, 4]
     assert result.losses == fitted(net(), SCHEDULE).losses
 
@@ -454,7 +457,7 @@ def test_enough_that_was_said_before_a_resume_keeps_what_there_is(tmp_path: Path
     first, _ = ended(lambda e: isinstance(e, EpochFinished) and e.epoch == 2, **more)
     stop = StopToken()
     stop.enough()
-    again, events = run(fit(net(), DATA, SCHEDULE, stage="train", stop=stop, **more))
+    again, events = run(fit(net(), TASK, SCHEDULE, stage="train", stop=stop, **more))
     assert not [e for e in events if isinstance(e, EpochFinished | Step)]
     assert (again.losses, again.epoch) == (first.losses, first.epoch)
 
@@ -467,7 +470,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
             numbers = torch.tensor([next(answers) for _ in range(len(x))])
             return nn.functional.one_hot(torch.where(numbers < 11, numbers % 3, (numbers + 1) % 3), 3).float()
 
-    assert accuracy(Half(), DATA, "test", 10, StopToken()) == pytest.approx(11 / 33)
+    assert measured(Half(), TASK, "test", 10, StopToken()) == pytest.approx(11 / 33)
 
 
 # Baselines.
@@ -483,7 +486,7 @@ def test_a_baseline_is_written_with_its_record(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.parent.iterdir()) == ["net.json", "net.safetensors"]
     model = Net()
     model.load_state_dict(load_file(out))
-    right = accuracy(model, DATA, "test", 33, StopToken())
+    right = measured(model, TASK, "test", 33, StopToken())
     assert done.test == right and record["test_accuracy"] == round(right, 4) and right > 0.9
     best = max((e for e in events if isinstance(e, EpochFinished)), key=lambda e: (e.value, e.epoch))
     assert record["best_epoch"] == best.epoch and record["validation_accuracy"] == round(best.value, 4)

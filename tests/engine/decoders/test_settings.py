@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import tiny_language
+import torch
+
 from engine.recipe.recipe import Recipe
 from engine.tasks.causal_lm_loading import settled
 from engine.training.finetune import TuneSchedule
-from engine.training.settings import schedule_of, with_batch
+from engine.training.settings import schedule_of
+
+
+def with_batch(recipe: Recipe, context: int) -> Recipe:
+    return tiny_language.task(torch.arange(9), context, context=context).settled(recipe)
 
 
 def asked(**qat: Any) -> Recipe:

@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.data.text.documents import SPLITS
 from engine.data.text.documents import Document as Document
+from engine.data.text.encoded import SequenceData, TextData
 from engine.data.text.tokens import END, train_bpe
 from engine.models.transformers_load import LanguageModel
+from engine.tasks.causal_lm import CausalLM
 
 T = TypeVar("T")
 ROWS, CONTEXT = 300, 32
@@ -56,6 +59,12 @@ def gpt2(rows: int = ROWS, seed: int = 0, **changes: Any) -> Any:
 
 def language(seed: int = 0) -> LanguageModel:
     return LanguageModel("tiny", gpt2(seed=seed), tokenizer(), CONTEXT, "folder", Path())
+
+
+def task(text: torch.Tensor | tuple[torch.Tensor, ...], stride: int = 16, context: int = CONTEXT) -> CausalLM:
+    """A stream, or sequences, as every split of the text that a tiny model is measured on."""
+    held = SequenceData("t", dict.fromkeys(SPLITS, text)) if isinstance(text, tuple) else TextData("t", dict.fromkeys(SPLITS, text), {})
+    return CausalLM(language(), held, context, stride)
 
 
 def write_folder(path: Path, model: Any = None, with_tokenizer: bool = True) -> Path:

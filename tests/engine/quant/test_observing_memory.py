@@ -4,17 +4,18 @@ import json
 
 import pytest
 import torch
-from engine.runs.stages import calibrate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from engine.data.images.base import Data, MemorySplit
 from engine.events.cancellation import StopToken
+from engine.lowering.graph import calibration
 from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.trace import trace
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.tasks.classification import Classification
 
 BATCH, SIDE = 16, 64
 
@@ -84,8 +85,8 @@ def test_a_batch_in_parts_holds_little(graph, images, tmp_path, observer, monkey
     layout = a_layout(graph, observer)
 
     def run():
-        for _ in calibrate.calibrate(graph, layout, data, 2 * BATCH, BATCH, "cpu", StopToken()):
+        for _ in calibration.calibrate(graph, layout, Classification(data), 2 * BATCH, BATCH, "cpu", StopToken()):
             pass
 
-    monkeypatch.setattr(calibrate, "_CACHED", 4 * 32 * SIDE * SIDE * 2)
+    monkeypatch.setattr(calibration, "_CACHED", 4 * 32 * SIDE * SIDE * 2)
     assert peak(tmp_path, run) <= 0.6 * peak(tmp_path, lambda: plain(graph, images))

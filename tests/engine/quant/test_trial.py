@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.tasks.evaluation import profile
 from torch import Tensor, fx, nn
 
 from engine.events.cancellation import StopToken
@@ -15,6 +14,7 @@ from engine.kernels.simulate import Simulate
 from engine.kernels.stopwatch import Race, Run, Stopwatch
 from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules
+from engine.lowering.graph.profile import profile
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
