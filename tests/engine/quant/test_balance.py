@@ -133,7 +133,7 @@ def specs(gm: fx.GraphModule) -> dict[str, LayerSpec]:
 
 def found(gm: fx.GraphModule, x: Tensor) -> tuple[Branch, ...]:
     layout = arrange(gm, specs(gm))
-    return find_branches(gm, layout, spans(gm, cat_inputs(gm, layout), iter([x])))
+    return find_branches(gm, layout, spans(gm, cat_inputs(gm, layout), iter([(x,)])))
 
 
 def on_integers(gm: fx.GraphModule, x: Tensor) -> QuantizedModel:
