@@ -287,7 +287,7 @@ def test_an_unexpected_failure_later_keeps_its_traceback(tiny: Make, tmp_path: P
     monkeypatch.setattr("engine.lowering.graph.conversion.convert", fail)
     outcome = drive(tiny(), tmp_path / "run")
     text = str(outcome.error)
-    assert type(outcome.error) is EngineError and "\n" not in text and "one two" in text and "calibrate" in text
+    assert type(outcome.error) is EngineError and "\n" not in text and "one two" in text and "during convert" in text
     assert str(tmp_path / "run" / "traceback.txt") in text
     assert "ZeroDivisionError" in (tmp_path / "run" / "traceback.txt").read_text() and state_of(tmp_path / "run") == "failed"
 

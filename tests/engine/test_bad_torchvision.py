@@ -84,7 +84,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "a model of ONNX": ("m.onnx", lambda file: file.write_bytes(b"\x08\x0a"), ("an exported model, not weights",)),
     "with code": ("w.pt", with_code, ("cannot run code", "state_dict()")),
     "a pickle": ("w.pt", plain_pickle, ("cannot run code", "state_dict()")),
-    "a whole model": ("w.pt", whole_model, ("cannot run code", "state_dict()")),
+    "a whole model": ("w.pt", whole_model, ("ShuffleNetV2, not a state_dict", "save model.state_dict()")),
     "another architecture": ("w.safetensors", of_another("squeezenet1_1"), ("does not fit shufflenet_v2_x0_5", "missing:", "architecture")),
     "another width": (
         "w.safetensors",

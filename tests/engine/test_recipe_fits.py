@@ -35,7 +35,7 @@ def rule(**weights: Any) -> dict[str, Any]:
 )
 def test_words_of_images_are_refused_for_text(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=rf"{re.escape(said)}.* and gpt2-mini reads text: leave it out"):
-        check(Recipe.make(model="gpt2-mini", **asked), language=True)
+        check(Recipe.make(model="gpt2-mini", **asked), "text")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_words_of_images_are_refused_for_text(asked: dict[str, Any], said: str) 
 )
 def test_words_of_text_are_refused_for_images(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=rf"{re.escape(said)}.* and resnet18 reads images: leave it out"):
-        check(Recipe.make(model="resnet18", **asked), language=False)
+        check(Recipe.make(model="resnet18", **asked), "images")
 
 
 def test_a_run_asks_before_it_loads_anything(tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_a_run_asks_before_it_loads_anything(tmp_path: Path) -> None:
 
 def test_a_text_is_no_data_for_images() -> None:
     with pytest.raises(UsageError, match="python-docs is text and resnet18 reads images: give --data digits"):
-        check(Recipe.make(model="resnet18", data={"name": "python-docs"}), language=False)
+        check(Recipe.make(model="resnet18", data={"name": "python-docs"}), "images")
 
 
-@pytest.mark.parametrize("language", [True, False])
-def test_what_a_run_writes_into_its_recipe_is_no_request(language: bool) -> None:
-    check(Recipe.make(**Recipe(model="m").model_dump()), language)
+@pytest.mark.parametrize("reads", ["text", "images", "anything"])
+def test_what_a_run_writes_into_its_recipe_is_no_request(reads: str) -> None:
+    check(Recipe.make(**Recipe(model="m").model_dump()), reads)
 
 
 def test_a_plan_of_a_network_never_claims_a_method_that_it_does_not_use() -> None:

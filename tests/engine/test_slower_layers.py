@@ -18,6 +18,7 @@ from engine.recipe.decisions import Strategy
 from engine.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
+INTEGER = f"a{probe().activation_bits} per-tensor"
 
 
 class SlowLinear(driving.Untimed):
@@ -78,7 +79,7 @@ def test_a_recipe_that_was_kept_gives_the_same_plan_whatever_is_measured(
     assert figures(again.data) == figures(first.data)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "first" / "model.safetensors").read_bytes()
     fast = drive(tiny(), tmp_path / "fast")
-    assert Recipe.load(tmp_path / "fast" / "recipe.yaml").slower == () and str(row(fast)["actual"]).endswith("a8 per-tensor")
+    assert Recipe.load(tmp_path / "fast" / "recipe.yaml").slower == () and str(row(fast)["actual"]).endswith(INTEGER)
 
 
 @pytest.mark.usefixtures("slow")
@@ -97,7 +98,7 @@ def test_a_resumed_run_decides_as_it_did(tiny: Make, tmp_path: Path, monkeypatch
 def test_what_is_asked_for_is_done_and_marked(tiny: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     outcome = drive(tiny(**changes), tmp_path / "run")
     found = row(outcome)
-    assert found["actual"].endswith("a8 per-tensor") and "slower alone here" in found["reason"] and "so it is" not in found["reason"]
+    assert found["actual"].endswith(INTEGER) and "slower alone here" in found["reason"] and "so it is" not in found["reason"]
 
 
 @pytest.mark.usefixtures("slow")
@@ -114,7 +115,7 @@ def test_a_busy_machine_decides_nothing(tiny: Make, tmp_path: Path, monkeypatch:
         pytest.skip("no integer kernel runs here")
     monkeypatch.setattr(driving, "Untimed", Busy)
     outcome = drive(tiny(), tmp_path / "run")
-    assert row(outcome)["actual"].endswith("a8 per-tensor") and "the machine is busy" in row(outcome)["reason"]
+    assert row(outcome)["actual"].endswith(INTEGER) and "the machine is busy" in row(outcome)["reason"]
     assert Recipe.load(tmp_path / "run" / "recipe.yaml").slower is None
 
 
