@@ -18,6 +18,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import blocked, note
+from engine.kernels.probe import probe
 from engine.lowering.modules.loaded import rounding
 from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
 from engine.lowering.modules.stepping import Step
@@ -161,6 +162,8 @@ def test_static_activations_are_rounded_in_the_graph(written: Write) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "llama", "pythia"])
 def test_activations_are_rounded_token_by_token_where_the_recipe_says(name: str, written: Write) -> None:
+    if probe().saturates:
+        pytest.skip("ONNX Runtime's sums of 8-bit products saturate on this processor")
     decoder = family(name, EIGHT, activations=DYNAMIC)
     with rounding(decoder) as twin:
         wanted = twin(some_ids()).logits
