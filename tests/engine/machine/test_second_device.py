@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from engine import Recipe
 from engine.training import precision
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 _UNKNOWN = not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend")
 
 
@@ -59,7 +59,7 @@ def test_a_run_on_a_device_gives_what_the_processor_gives(tmp_path: Path, monkey
     (tmp_path / "away").mkdir()
     for name, recipe in asked.items():
         (tmp_path / "away" / f"{name}.yaml").write_text(recipe.to_yaml())
-    paths = [HERE.parent.parent, *(HERE, HERE / "language")]
+    paths = [HERE.parent.parent, HERE]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "QTUI_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-W", "ignore", str(HERE / "on_pretend_device.py"), str(tmp_path / "away")]
     # Attention on a device that is made in Python is now and then NaN on its very first text, whatever the run does: once more then.
