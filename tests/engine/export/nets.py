@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.algorithms.channelwise import quantize_weight
 from engine.export.base import Given
+from engine.kernels.probe import probe
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.convert import convert, unit_parameters
 from engine.lowering.graph.fuse import find_pairs, fuse
@@ -107,14 +108,15 @@ GROUPS = WeightSpec(4, "per-group", 16)
 def quantized(
     make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0, images: Tensor | None = None
 ) -> Given:
-    """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16)."""
+    """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16). Activations have no
+    more bits than this processor multiplies without saturating, as in a run: other runtimes saturate there too."""
     torch.manual_seed(seed)
     model = make().eval().requires_grad_(False)
     images = torch.randn(8, 3, 16, 16) if images is None else images
     graph = trace(model, images[:2]).module
     functional_to_modules(graph)
     graph = fuse(graph, images[:2], find_pairs(graph))[0]
-    wanted = LayerSpec(weights, ActivationSpec(activations) if activations else None)
+    wanted = LayerSpec(weights, ActivationSpec(min(activations, probe().activation_bits)) if activations else None)
     layers = [str(n.target) for n in graph.graph.nodes if n.op == "call_module" and _is_layer(graph.get_submodule(str(n.target)))]
     specs = dict.fromkeys(layers, wanted)
     layout = arrange(graph, specs)
