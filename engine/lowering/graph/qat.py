@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.prepare import Prepared
+from engine.lowering.graph.structured import structured
 from engine.numerics.uniform import QParams, QWeight
 from engine.recipe.recipe import QatPart, Threshold
 from engine.tasks.base import Batch, Task, forward_of
@@ -44,14 +45,14 @@ def train(
     torch.manual_seed(seed)
     prepared = Prepared(gm, layout, grids, weights)
     channels_last(prepared.model, device)
-    teacher = channels_last(copy.deepcopy(teacher), device)
+    student, reference = structured(prepared.model), structured(channels_last(copy.deepcopy(teacher), device))
     # Without live normalization a few large gradients throw a deep network off for good.
     schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
     freeze_after = part.freeze_bn * part.epochs
 
     def judge() -> Generator[Event, None, Judged]:
-        forms = {"qat": forward_of(prepared.model.eval())}
-        steps = evaluate(task, forms, forward_of(teacher), "validation", batch=part.batch * 4, stop=stop, device=device, stage="qat")
+        forms = {"qat": forward_of(student.eval())}
+        steps = evaluate(task, forms, forward_of(reference), "validation", batch=part.batch * 4, stop=stop, device=device, stage="qat")
         result = (yield from steps)["qat"]
         close = result.closeness
         score = {"drop": task.metric.rank(result.value), "agreement": close.agreement}.get(threshold.metric)
@@ -59,16 +60,16 @@ def train(
         return Judged(result.value, (close.sqnr_db if score is None else score, close.sqnr_db))
 
     fitted = yield from fit(
-        prepared.model, task, schedule, stage="qat", stop=stop, groups=prepared.groups(schedule.weight_decay),
-        loss=_loss(task, teacher, part.distill, threshold), before_epoch=lambda epoch: prepared.freeze(epoch > freeze_after),
+        student, task, schedule, stage="qat", stop=stop, groups=prepared.groups(schedule.weight_decay),
+        loss=_loss(task, reference, part.distill, threshold), before_epoch=lambda epoch: prepared.freeze(epoch > freeze_after),
         judge=judge, device=device, checkpoint=checkpoint, fingerprint=fingerprint,
     )  # fmt: skip
-    prepared.model.load_state_dict(fitted.best)
+    student.load_state_dict(fitted.best)
     graph = prepared.graph()
     return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
 
 
-def _loss(task: Task, teacher: fx.GraphModule, distill: float, threshold: Threshold) -> Loss:
+def _loss(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:
     """The task's own loss and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
     from its outputs: where that is what the threshold is about, and where the outputs are no logits of classes."""
 

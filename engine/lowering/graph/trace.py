@@ -235,8 +235,9 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
             what = type(expected).__name__
             raise EngineError(f"{type(model).__name__} returns {what} without a tensor: wrap it in a model that returns tensors")
         if not _close(_returned(model, copies[0]), expected):
+            what = "logits for the same images" if call.of_images else "outputs for the same inputs"
             raise EngineError(
-                f"{type(model).__name__} gives other outputs for the same inputs at the next call: its forward draws random numbers or "
+                f"{type(model).__name__} gives other {what} at the next call: its forward draws random numbers or "
                 "keeps a state, which it must not do in eval mode"
             )
         own = set(vars(model))
