@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from engine.errors import Cancelled, EngineError, one_line
 from engine.events.cancellation import StopToken
@@ -19,7 +19,7 @@ from engine.export.base import Given, Runner
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
 from engine.report.mismatch import DIFFERS, differs, entered
-from engine.tasks.base import Task
+from engine.tasks.base import Batch, Task
 
 Entry = dict[str, Any]
 
@@ -27,12 +27,14 @@ Entry = dict[str, Any]
 @dataclass(frozen=True)
 class Comparison:
     """What files are compared on: the test split or its first ``limit`` images, in batches. ``fp32`` are the forms of the fp32
-    model that are timed beside them, by name."""
+    model that are timed beside them, by name; ``inputs_of``
+    gives the program's inputs of a batch, in order."""
 
     task: Task
     batch: int
     limit: int | None = None
     fp32: Mapping[str, nn.Module] = field(default_factory=dict)
+    inputs_of: Callable[[Batch], tuple[Tensor, ...]] = lambda part: part.args
 
 
 def exports(
@@ -78,7 +80,7 @@ def timed(
         return []
     forms = timing.fp32_runners(test.fp32)
     yield Notice(f"timing {len(runners) + bool(forms)} runtimes in turns")
-    found = yield from timing.times({**forms, **runners}, test.task, stop)
+    found = yield from timing.times({**forms, **runners}, test.task, stop, inputs_of=test.inputs_of)
     for made in entries:
         if made["path"] and made["format"] in found:
             made["latency_ms"], made["latency_batched_ms"] = (t.to_dict() for t in found[made["format"]])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Given, Runner
 from engine.export.registry import Format
+from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Task
 
@@ -49,16 +51,15 @@ def load(entry: Format, path: Path, given: Given) -> Runner:
     tried(entry, path, getattr(module, "TRIAL", ""))
     runner: Runner = module.load(path, given, torch.get_num_threads())
     try:
-        got = _answer(runner, given.images[:2])
+        got = answers(runner, given.items(0, 2))
     except EngineError:
         raise
     except Exception as error:
         raise EngineError(f"{path} does not run ({type(error).__name__}): it is damaged or not an export of this run") from error
-    wanted = given.model(given.images[:2])
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        raise EngineError(
-            f"{path} gives {tuple(got.shape)} where the run's model gives {tuple(wanted.shape)}: it is not an export of this run"
-        )
+    wanted = _tensors(given.model.flat(*given.items(0, 2)))
+    if [(x.shape, x.dtype) for x in got] != [(x.shape, x.dtype) for x in wanted]:
+        shapes = [" and ".join(str(tuple(x.shape)) for x in results) for results in (got, wanted)]
+        raise EngineError(f"{path} gives {shapes[0]} where the run's model gives {shapes[1]}: it is not an export of this run")
     return runner
 
 
@@ -79,7 +80,7 @@ def tried(entry: Format, path: Path, trial: str) -> None:
 
 def compare(
     runner: Runner, given: Given, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export",
-    fp32: Callable[..., Tensor] | None = None,
+    fp32: Callable[..., Any] | None = None,
 ) -> Generator[Event, None, Parity]:  # fmt: skip
     """Both models on the test split, or the first ``limit`` items of it, and ``fp32`` beside them on a few. Raises EngineError for
     a file's logits that are not finite where the model's are."""
@@ -92,29 +93,51 @@ def compare(
     with torch.inference_mode():
         for part in task.batches("test", batch=batch, limit=limit):
             stop.check()
-            laid_out = part.laid_out().args
-            wanted, got = given.model(*laid_out), _answer(runner, part.args[0])
-            if wanted.isfinite().all() and not got.isfinite().all():
-                raise EngineError("its logits are NaN or infinite: use another format, or another version of the runtime")
-            difference = (wanted - got).double()
-            worst = max(worst, difference.abs().max().item())
-            signal += wanted.double().square().sum().item()
-            noise += difference.square().sum().item()
-            first, second = task.answers((wanted,)), task.answers((got,))
+            laid_out = part.laid_out()
+            answer = _structured(given.model, answers(runner, given.model.inputs_of(part)))
+            wanted, got = (task.outputs(raw) for raw in (given.model(*laid_out.args, **laid_out.kwargs), answer))
+            if _finite(wanted) and not _finite(got):
+                raise EngineError("its outputs are NaN or infinite: use another format, or another version of the runtime")
+            worst = max([worst, *((a - b).double().abs().max().item() for a, b in zip(wanted, got, strict=True) if a.numel())])
+            signal += _power(wanted)
+            noise += _power(wanted, got)
+            first, second = task.answers(wanted), task.answers(got)
             if first is not None and second is not None:
                 same += int((first == second).sum())
                 answered += first.numel()
-            evaluator.update(got, part.targets)
+            evaluator.update(answer, part.targets)
             if fp32 is not None and seen < _BESIDE:
-                reference, seen = fp32(*laid_out).double(), seen + part.count
-                exact += reference.square().sum().item()
-                native += (wanted - reference).square().sum().item()
-                exported += (got - reference).square().sum().item()
+                reference, seen = task.outputs(fp32(*laid_out.args, **laid_out.kwargs)), seen + part.count
+                exact += _power(reference)
+                native += _power(reference, wanted)
+                exported += _power(reference, got)
             yield from ticker.advance(part.count)
     value = evaluator.compute()[task.metric.name]
     beside = (sqnr_db(exact, native), sqnr_db(exact, exported)) if seen else (None, None)
     return Parity(worst, sqnr_db(signal, noise), same / max(answered, 1), value.value, value.interval, total, *beside)
 
 
-def _answer(runner: Runner, x: Tensor) -> Tensor:
-    return torch.as_tensor(runner.run(runner.hold(x)))
+def answers(runner: Runner, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A file's results in order, for a program's inputs in order."""
+    return _tensors(runner.run(runner.hold(*inputs)))
+
+
+def _tensors(raw: Any) -> tuple[Tensor, ...]:
+    return tuple(map(torch.as_tensor, raw)) if isinstance(raw, tuple | list) else (torch.as_tensor(raw),)
+
+
+def _structured(model: QuantizedModel, results: tuple[Tensor, ...]) -> Any:
+    """The results as what the model returns."""
+    call = model.program.call
+    return results[0] if call is None else call.rebuild(results)
+
+
+def _finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(x.isfinite().all()) for x in outputs)
+
+
+def _power(outputs: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> float:
+    """The sum of squares, or that of the differences, in doubles."""
+    if others is None:
+        return sum(x.double().square().sum().item() for x in outputs)
+    return sum((a.double() - b.double()).square().sum().item() for a, b in zip(outputs, others, strict=True))

@@ -22,6 +22,7 @@ from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import Function, QuantizedModel
+from engine.models.memory import laid_out
 from engine.numerics.packing import pack_nibbles
 from engine.numerics.qtensor import QTensor, per_channel
 
@@ -73,12 +74,12 @@ def _last(x: Tensor) -> Tensor:
 class _Portable(QuantizedModel):
     """The program without kernels, in a form that torch.export can follow."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = self._holding(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        values = self._holding(inputs)
         for step in self._bound:
             values[step.output] = step.run(*[values[i] for i in step.inputs])
-        result: Tensor = values[self._slots[self.program.result]]
-        return result
+        results = tuple(values[self._slots[name]] for name in self.program.results)
+        return results if len(results) > 1 else results[0]
 
     def _stored(self, layer: str) -> _Stored:
         name = f"stored_{layer}"
@@ -108,13 +109,15 @@ class _Portable(QuantizedModel):
 
 def write(given: Given, path: Path) -> None:
     model = _Portable(given.model.program, [Simulate()], given.whole).eval()
-    images = given.images[:3].clone()
+    inputs = tuple(x.clone() for x in given.items(0, 3))
+    batch = torch.export.Dim("batch", min=1)
+    free = tuple({0: batch} if a.shape != b.shape else {} for a, b in zip(inputs, given.items(0, 2), strict=True))
     about = {"model": given.name, "recipe": given.recipe, "isa": given.isa}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
-            # The images would be stored with the program.
+            exported = torch.export.export(model, inputs, dynamic_shapes=(free,), strict=False)
+            # The inputs would be stored with the program.
             exported.example_inputs = None
             torch.export.save(exported, path, extra_files={_ABOUT: json.dumps(about)})
     except Exception as error:
@@ -133,4 +136,4 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     if not found[_ABOUT]:
         raise EngineError(f"{path} was not written by this program: export it again")
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), module, "torch fp32 on stored integers")
+    return Runner(label, lambda *inputs: laid_out(inputs), lambda inputs: module(*inputs), "torch fp32 on stored integers")

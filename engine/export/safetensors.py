@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.export.base import Given, Runner
 from engine.lowering.graph.artifact import load_network, to_bytes
+from engine.models.memory import laid_out
 
 
 def write(given: Given, path: Path) -> None:
@@ -20,7 +21,7 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     model = load_network(path, _whole(given))
     kernels = ", ".join(sorted({kernel for kernel, _ in model.placement.values()})) or "torch fp32 on stored integers"
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), model, kernels)
+    return Runner(label, lambda *inputs: laid_out(inputs), lambda inputs: model.flat(*inputs), kernels)
 
 
 def _whole(given: Given) -> nn.Module | None:

@@ -71,8 +71,8 @@ def _ranges(given: Given, apart: list[Step]) -> dict[str, tuple[float, float]]:
     kernel = Simulate()
     probes = {step.output: kernel.build(QuantizedModel.layer(bare, step)) for step in bare.steps}
     with torch.inference_mode():
-        for images in torch.split(given.images, _BATCH):
-            values: dict[str, Tensor] = given.model.watch(images)
+        for start in range(0, given.count, _BATCH):
+            values: dict[str, Tensor] = given.model.watch(*given.items(start, start + _BATCH))
             for step in bare.steps:
                 low, high = probes[step.output](values[step.inputs[0]]).aminmax()
                 before = found.get(step.output, (0.0, 0.0))

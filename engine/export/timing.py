@@ -14,7 +14,9 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Runner
-from engine.tasks.base import Task
+from engine.lowering.graph.structured import Structured
+from engine.models.memory import laid_out
+from engine.tasks.base import Batch, Task
 from engine.tasks.timing import Latency
 
 BATCHES = (1, 64)
@@ -25,10 +27,15 @@ Entry = dict[str, Any]
 
 
 def times(
-    runners: Mapping[str, Runner], task: Task, stop: StopToken, seconds: float = 1.5, stage: str = "export"
+    runners: Mapping[str, Runner],
+    task: Task,
+    stop: StopToken,
+    seconds: float = 1.5,
+    stage: str = "export",
+    inputs_of: Callable[[Batch], tuple[Tensor, ...]] = lambda part: part.args,
 ) -> Generator[Event, None, dict[str, Times]]:
-    """Milliseconds of each runtime at each of ``BATCHES``, over about ``seconds`` each. Images are in the runtime's own layout
-    before the clock starts.
+    """Milliseconds of each runtime at each of ``BATCHES``, over about ``seconds`` each. ``inputs_of`` gives the
+    program's inputs in order; they are in the runtime's own layout before the clock starts.
 
     The runtimes take turns in blocks of calls: call by call, one would find its caches filled and its threads' cores taken by
     another. A percentile is the median of those of the blocks.
@@ -36,8 +43,8 @@ def times(
     found: dict[str, list[Latency]] = {name: [] for name in runners}
     ticker = Ticker(stage, len(BATCHES) * _BLOCKS * len(runners), "timings", clock=stop.clock)
     for done, size in enumerate(BATCHES, 1):
-        x = next(task.batches("test", batch=size, limit=size)).args[0]
-        held = {name: runner.hold(x) for name, runner in runners.items()}
+        part = next(task.batches("test", batch=size, limit=size))
+        held = {name: runner.hold(*inputs_of(part)) for name, runner in runners.items()}
         blocks: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         end = stop.clock() + seconds * len(runners)
         # One round of slow runtimes may take longer than all of the time that is given.
@@ -48,7 +55,7 @@ def times(
         ticker.done = done * _BLOCKS * len(runners)
         for name, measured in blocks.items():
             p50, p95 = (statistics.median(block[i] for block in measured) for i in (0, 1))
-            found[name].append(Latency(round(p50, 4), round(p95, 4), len(x)))
+            found[name].append(Latency(round(p50, 4), round(p95, 4), part.count))
     return {name: tuple(latency) for name, latency in found.items()}
 
 
@@ -75,10 +82,14 @@ def _block(run: Callable[[Any], Any], x: Any, stop: StopToken, seconds: float) -
 def fp32_runners(forms: Mapping[str, nn.Module]) -> dict[str, Runner]:
     """The fp32 model's forms as runtimes, by their names."""
 
-    def hold(x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
+    def hold(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return laid_out(inputs)
 
-    return {name: Runner(name, hold, form, "fp32") for name, form in forms.items()}
+    def run(form: Any) -> Callable[[Any], Any]:
+        graph = form.flat if isinstance(form, Structured) else form
+        return lambda inputs: graph(*inputs)
+
+    return {name: Runner(name, hold, run(form), "fp32") for name, form in forms.items()}
 
 
 def rows(entries: Sequence[Entry], forms: Mapping[str, Runner], found: Mapping[str, Times]) -> list[Entry]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -22,3 +23,8 @@ def channels_last(module: M, device: str | torch.device | None = None) -> M:
             if tensor.dim() == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def laid_out(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Inputs in order, those of four dimensions channels last."""
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)

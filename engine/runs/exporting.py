@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from engine.tasks.base import Task
 from engine.tasks.subject import Subject
 
 if TYPE_CHECKING:
+    from engine.lowering.graph.runtime import QuantizedModel
     from engine.runs.work import Work
 
 _ITEMS = 128
@@ -69,8 +70,8 @@ def export(
     where.expect(file for name in names for file in FORMATS[name].files)
     whole = dict(subject.model.named_modules())
     model = chosen.quantized.model
-    given = Given(model, calibration_inputs(subject.task), whole, recipe.to_yaml(), run.machine.instructions, recipe.model)
-    test = Comparison(subject.task, recipe.data.batch, recipe.data.limit, before.forms)
+    given = Given(model, calibration_inputs(subject.task, model), whole, recipe.to_yaml(), run.machine.instructions, recipe.model)
+    test = Comparison(subject.task, recipe.data.batch, recipe.data.limit, before.forms, model.inputs_of)
     entries: list[dict[str, Any]] = []
     runners = yield from exports(names, given, where.path, test, run.stop, entries)
     found = {"exports": entries, "runtimes": (yield from timed(entries, runners, test, run.stop, chosen.figures.to_dict()))}
@@ -79,9 +80,20 @@ def export(
     return found
 
 
-def calibration_inputs(task: Task) -> Tensor:
-    """Training items for what an export has to calibrate."""
-    return torch.cat([part.args[0] for part in task.batches("train", batch=32, limit=_ITEMS)])
+def calibration_inputs(task: Task, model: QuantizedModel) -> Tensor | tuple[Tensor, ...]:
+    """The program's inputs of training items, in order, for what an export has to calibrate. An input that is the same for all items is
+    that of the first batch."""
+    parts = [model.inputs_of(part) for part in task.batches("train", batch=32, limit=_ITEMS)]
+    call = model.program.call
+    if call is None:
+        return torch.cat([inputs[0] for inputs in parts])
+    columns = zip(*parts, strict=True)
+    return tuple(_joined(column) if about.shape[:1] == (None,) else column[0] for column, about in zip(columns, call.inputs, strict=True))
+
+
+def _joined(column: Sequence[Tensor]) -> Tensor:
+    """The batches as one; where they differ in more than the number of items, those that are like the first."""
+    return torch.cat([x for x in column if x.shape[1:] == column[0].shape[1:]])
 
 
 def _export_decoder(run: Work, subject: Subject, chosen: Form, baseline: BaselineFigures) -> Generator[Event, None, dict[str, Any]]:

@@ -147,8 +147,8 @@ def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event,
         yield Notice(str(warning.message), "warning")
     part = recipe.data
     forms = _forms(loaded, stop) if loaded else {}
-    test = Comparison(task, part.batch, part.limit, forms)
-    return Given(model, calibration_inputs(task), modules, header["recipe"], header["isa"], recipe.model), test
+    test = Comparison(task, part.batch, part.limit, forms, model.inputs_of)
+    return Given(model, calibration_inputs(task, model), modules, header["recipe"], header["isa"], recipe.model), test
 
 
 def _needs_code(program: Program) -> bool:
@@ -164,7 +164,7 @@ def _task(recipe: Recipe) -> Task:
 
 def _forms(loaded: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
     """The fp32 model in the forms of a run's baseline."""
-    example = loaded.example.args[0]
+    example = loaded.example
     graph = _quietly(tracing.trace(loaded.model, example), stop).graph
     return fp32_forms(fuse(graph, example, find_pairs(graph))[0])
 

@@ -21,6 +21,7 @@ from engine.models import custom
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task
 from engine.tasks.metrics import Metric, MetricValue, batched
+from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject, fingerprint
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -121,7 +122,7 @@ class OwnTask(Task):
         return self._sizes[split]
 
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
-        found = super().outputs(raw)
+        found = super().outputs(normalized(raw))
         if not found:
             raise EngineError(
                 f"the model returns {type(raw).__name__} without a tensor of floats: the task {self.name} can compare nothing"
@@ -141,7 +142,7 @@ class OwnTask(Task):
     def loss(self, raw: Any, targets: Any) -> Tensor | None:
         if self._loss is None:
             return None
-        found = user_code.called(f"loss of the task {self.name}", self._loss, raw, targets)
+        found = user_code.called(f"loss of the task {self.name}", self._loss, normalized(raw), targets)
         if not isinstance(found, Tensor) or found.dim() != 0:
             shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise EngineError(f"loss of the task {self.name} returned {shape}: it must return one number, as a tensor")
@@ -186,6 +187,7 @@ class OwnEvaluator:
         self._targets: list[Any] = []
 
     def update(self, raw: Any, targets: Any) -> None:
+        raw = normalized(raw)
         for name, metric in self._objects.items():
             user_code.called(f"metric {name}", metric.update, raw, targets)
         if self._functions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
@@ -19,8 +18,9 @@ import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-images = session.get_inputs()[0]
-session.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float32)})
+kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32,
+         "tensor(bool)": numpy.bool_}
+session.run(None, {x.name: numpy.zeros([2 if isinstance(n, str) else n for n in x.shape], kinds[x.type]) for x in session.get_inputs()})
 """
 
 
@@ -32,9 +32,9 @@ def write(given: Given, path: Path) -> None:
 
 def build(model: QuantizedModel, given: Given, bound: Bound) -> Any:
     """The checked ``ModelProto`` of a model's program."""
-    written = write_program(model, given.images, bound)
+    written = write_program(given, model, bound)
     about = {"qtui": given.name, "recipe": given.recipe, "isa": given.isa}
-    return written.graph.model(tuple(given.images.shape), written.logits, written.result, about)
+    return written.graph.model(written.inputs, written.outputs, written.results, about)
 
 
 def load(path: Path, given: Given, threads: int) -> Runner:
@@ -50,12 +50,22 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error, 160)}): export it again") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(session.get_outputs()) != 1 or len(inputs[0].shape) != given.images.dim():
-        raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
-    name = inputs[0].name
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, lambda x: session.run(None, {name: x})[0], "CPUExecutionProvider int8")
+    check_ranks(path, given, [len(x.shape) for x in inputs], len(session.get_outputs()))
+    names = [x.name for x in inputs]
+
+    def run(arrays: list[Any]) -> Any:
+        return session.run(None, dict(zip(names, arrays, strict=True)))
+
+    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, run, "CPUExecutionProvider int8")
 
 
-def hold(x: Tensor) -> Any:
-    """float32 images as a contiguous array."""
-    return x.to(torch.float32).contiguous().numpy()
+def check_ranks(path: Path, given: Given, ranks: list[int], results: int) -> None:
+    """Raises EngineError for a file whose inputs have other numbers of dimensions, or that gives more or fewer results."""
+    if ranks != [x.dim() for x in given.inputs] or results != len(given.model.program.results):
+        what = "take images and return logits" if given.model.program.call is None else "take and return what the run's model does"
+        raise EngineError(f"{path} does not {what}: it is not an export of this run")
+
+
+def hold(*inputs: Tensor) -> list[Any]:
+    """Inputs as contiguous arrays."""
+    return [x.contiguous().numpy() for x in inputs]

@@ -21,7 +21,7 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
 from engine.lowering.files import NAME, file_of
 from engine.lowering.graph.input_spec import taking
-from engine.lowering.graph.program import Program, Step, sizes_from, steps_from
+from engine.lowering.graph.program import Program, Step, call_from, sizes_from, steps_from
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.qtensor import QTensor, from_tensors
 
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
         held = header["program"]
-        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held))
+        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held), *call_from(held))
         _check_flow(program)
         for step in program.steps:
             _check(step, program)
@@ -114,7 +114,7 @@ def _check_sizes(what: str, given: Mapping[str, Any], count: int, *least: tuple[
 
 
 def _check_flow(program: Program) -> None:
-    """Raises ValueError unless each value is computed before it is read; one, the images, comes from outside."""
+    """Raises ValueError unless each value is computed before it is read, but for the inputs: one, or those that the call names."""
     known: set[str] = set()
     outside: set[str] = set()
     for step in program.steps:
@@ -122,8 +122,13 @@ def _check_flow(program: Program) -> None:
         if step.output in known | outside:
             raise ValueError(f"{step.output} is computed twice or too late")
         known.add(step.output)
-    if len(outside) > 1 or program.result not in known | outside:
-        raise ValueError(f"nothing computes {program.result if program.result not in known else sorted(outside)}")
+    call = program.call
+    named = outside if call is None else {given.value for given in call.inputs}
+    if call is not None and len(named) < len(call.inputs):
+        raise ValueError(f"two inputs are one value: {sorted(named)}")
+    lacking = sorted({*(outside - named), *(set(program.results) - known - named), *(named & known)})
+    if lacking or (call is None and len(outside) > 1):
+        raise ValueError(f"nothing computes {', '.join(lacking or sorted(outside))}")
 
 
 _GRIDS = ("grid", "input", "output", "accumulate", "left", "right")
@@ -145,9 +150,10 @@ def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
 def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """The quantized network of a finished run, on this machine's kernels.
 
-    It takes float32 images (N, C, H, W), normalized as the recipe says, returns float32 logits, and raises EngineError for
-    other inputs. ``model`` is the fp32 model and is needed only where some of its own modules stayed whole. Warns where the model
-    was made for another instruction set and its activations would saturate here. Raises EngineError.
+    It is called as the fp32 model: with float32 images (N, C, H, W), normalized as the recipe says, or with what the task gave it. It
+    returns what that returned, an object's fields as ``Outputs``, and raises EngineError for other inputs. ``model`` is the fp32 model
+    and is needed only where some of its own modules stayed whole. Warns where the model was made for another instruction set and its
+    activations would saturate here. Raises EngineError.
     """
     path = file_of(directory)
     program, header = read(path)

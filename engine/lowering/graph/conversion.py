@@ -22,6 +22,7 @@ from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.tasks.base import Batch
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def convert(
     grids: Mapping[str, QParams],
     weights: Mapping[str, QTensor],
     kernels: Sequence[Kernel],
-    image: Tensor | None = None,
+    image: Batch | Tensor | None = None,
 ) -> Generator[Event, None, Converted]:
     """``gm`` on the CPU and in eval mode; ``grids`` by value class, ``weights`` by layer node. How much of it runs on integers is
-    counted on one ``image`` (1, C, H, W), where that is given."""
+    counted on one item, ``image``, where that is given."""
     whole: dict[str, nn.Module] = {str(n.target): m for n in gm.graph.nodes if (m := module_of(n)) is not None}
     model = QuantizedModel(convert_graph(gm, layout, grids, weights), kernels, whole)
     used = Counter(label for label, _ in model.placement.values())

@@ -6,12 +6,14 @@ as float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from engine.kernels.base import geometry
+from engine.lowering.graph.call import of_program
 from engine.lowering.graph.calls import encode, function_call, module_recipe, names_in, pooling
 from engine.lowering.graph.fuse import LAYERS, folded_parameters
 from engine.lowering.graph.kinds import SIZES, kind, module_of, tensor_inputs
@@ -46,6 +48,12 @@ def convert(
     return _Converter(gm, layout, grids, weights).run()
 
 
+def _results(given: Any) -> Iterator[fx.Node]:
+    for result in given if isinstance(given, tuple | list) else (given,):
+        assert isinstance(result, fx.Node)
+        yield result
+
+
 class _Converter:
     def __init__(
         self,
@@ -69,9 +77,12 @@ class _Converter:
     def run(self) -> Program:
         for node in self.gm.graph.nodes:
             if node.op == "output":
-                (result,) = node.args
-                assert isinstance(result, fx.Node)
-                return Program(tuple(self.steps), self._as_float(result), self.layers, self.tensors, held_sizes(self.gm.graph))
+                (given,) = node.args
+                first, *others = (self._as_float(result) for result in _results(given))
+                held = held_sizes(self.gm.graph)
+                call = of_program(self.gm.graph, held is not None)
+                sizes = held if call is None else None
+                return Program(tuple(self.steps), first, self.layers, self.tensors, sizes, tuple(others), call)
             if node.name in self.units:
                 self._unit(node, self.units[node.name])
             elif node.name in self.sums:

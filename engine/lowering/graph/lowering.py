@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from engine.events.event import Event, Notice, Table, Weights
@@ -20,12 +21,14 @@ from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.plan import about_device, plan
+from engine.lowering.graph.structured import structured
 from engine.numerics.qparams import QParams
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
 from engine.planning.plan import plan as propose
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
+from engine.tasks.base import forward_of
 from engine.tasks.subject import Subject
 from engine.training.trainable import TrainingContext
 
@@ -47,7 +50,7 @@ class GraphLowering(Lowering):
     def __init__(self, subject: Subject, run: RunContext) -> None:
         super().__init__(subject, run)
         self.kernels = kernels_for(run.machine)
-        self.example = subject.example.args[0]
+        self.example = subject.example
         self._speeds: Paces | None = None
 
     def capture(self) -> Steps[None]:
@@ -55,6 +58,8 @@ class GraphLowering(Lowering):
         yield from about_device(self.subject.device, self.kernels)
         yield from run.ask("trace", f"Trace {run.recipe.model}?", needed=True)
         self.traced = yield from run.stage("trace", "Tracing", tracing.trace(self.subject.model, self.example))
+        with torch.inference_mode():
+            self.subject.task.outputs(forward_of(structured(self.traced.graph))(self.example.first(1)))
         # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.
         self.gm, self.folded, self.pairs, self.delta = yield from self._fold()
         self._size = fp32_size(self.folded)
@@ -138,7 +143,7 @@ class GraphLowering(Lowering):
     def _converted(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, Any]
     ) -> Generator[Event, None, Quantized]:
-        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example[:1])
+        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example.first(1))
         model = converted.model
         content = to_bytes(model.program, self.run.recipe.to_yaml(), self.run.machine.instructions)
         stored = len(model.program.layers) - len(model.placement)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from engine.events.event import Event
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.prepare import Prepared
+from engine.lowering.graph.structured import structured
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
@@ -50,10 +51,12 @@ class Trained:
 
 
 class FakeQuantized(TaskModel):
-    """``prepared`` as the training loop takes it; its normalizations are frozen in the epochs after ``freeze_after``."""
+    """``prepared``, which ``student`` calls as its model is, as the training loop takes it.
 
-    def __init__(self, prepared: Prepared, task: Task, loss: Loss, freeze_after: float) -> None:
-        super().__init__(prepared.model, task, loss)
+    Its normalizations are frozen in the epochs after ``freeze_after``."""
+
+    def __init__(self, prepared: Prepared, student: nn.Module, task: Task, loss: Loss, freeze_after: float) -> None:
+        super().__init__(student, task, loss)
         self._prepared, self._freeze_after = prepared, freeze_after
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -71,13 +74,13 @@ def train(
     torch.manual_seed(seed)
     prepared = Prepared(start.graph, start.layout, start.grids, start.weights)
     channels_last(prepared.model, context.device)
-    teacher = channels_last(copy.deepcopy(start.teacher), context.device)
+    student, teacher = structured(prepared.model), structured(channels_last(copy.deepcopy(start.teacher), context.device))
     # Without live normalization a few large gradients throw a deep network off for good.
     schedule = ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
-    trained = FakeQuantized(prepared, task, _loss(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
+    trained = FakeQuantized(prepared, student, task, _loss(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
 
     def measure() -> Generator[Event, None, Judged]:
-        forms, batch = {"qat": forward_of(prepared.model.eval())}, schedule.batch * 4
+        forms, batch = {"qat": forward_of(student.eval())}, schedule.batch * 4
         stop, device = context.stop, context.device
         steps = evaluate(task, forms, forward_of(teacher), "validation", batch=batch, stop=stop, device=device, stage=context.stage)
         result = (yield from steps)["qat"]
@@ -88,12 +91,12 @@ def train(
 
     batches, judge = TaskBatches(task, schedule, context.device), Judge(measure, task.metric.name)
     fitted = yield from fit(trained, batches, judge, schedule, context)
-    prepared.model.load_state_dict(fitted.best)
+    student.load_state_dict(fitted.best)
     graph = prepared.graph()
     return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
 
 
-def _loss(task: Task, teacher: fx.GraphModule, distill: float, threshold: Threshold) -> Loss:
+def _loss(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:
     """The task's own loss and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
     from its outputs: where that is what the threshold is about, and where the outputs are no logits of classes."""
 

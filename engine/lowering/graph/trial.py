@@ -29,6 +29,8 @@ from engine.numerics.qtensor import QTensor
 from engine.recipe.spec import LayerSpec
 
 Sizes = Mapping[str, tuple[int, ...]]
+# Steps that read no input are given it.
+_NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ def _tied(functions: Functions, given: Mapping[str, Tensor]) -> Run | None:
     steps = [*(Step("constant", name) for name in given), *(step for step, _ in functions)]
     runs: list[Callable[..., Any]] = [*(partial(_itself, value) for value in given.values()), *(function for _, function in functions)]
     try:
-        fixed = Fixing(steps, runs, None, steps[-1].output).build(torch.empty(0))
+        fixed = Fixing(steps, runs, None, steps[-1].output).build(_NOTHING)
     except NotFixed:
         return None
 
     def run() -> None:
         for step in fixed.run:
-            step(fixed.result)
+            step(_NOTHING)
 
     return run
 
