@@ -18,7 +18,8 @@ TORCH_FREE = [
     "engine", "engine.events.event", "engine.errors", "engine.recipe.spec", "engine.paths", "engine.events.cancellation",
     "engine.recipe.recipe", "engine.report.report", "engine.runs.rundir", "engine.models.registry", "engine.models.torchvision",
     "engine.models.cached", "engine.data.images.transform", "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
-    "engine.planning.matrix_strategy", "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
+    "engine.planning.planner", "engine.planning.rules", "engine.recipe.capabilities",
+    "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
     "engine.models.transformers_folder", "engine.data.text.documents", "engine.planning.legality", "engine.recipe.presets",
     "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.mismatch", "engine.export.registry",
     "engine.events.replay", "engine.runs.examine", "qtui", "qtui.cli", "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing",
@@ -76,7 +77,8 @@ WORDS = (
     "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality", "engine.planning.size",
     "engine.report.runtimes", "engine.report.doubt", "engine.paths", "engine.models.registry", "engine.models.cached",
     "engine.models.size", "engine.models.torchvision", "engine.data.registry", "engine.data.images.cache",
-    "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry", "engine.planning.matrix_strategy",
+    "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry", "engine.planning.rules",
+    "engine.tasks.registry",
     "engine.export.decoder_formats",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
