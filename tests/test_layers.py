@@ -44,6 +44,11 @@ def test_the_engine_knows_nothing_of_terminals(path: Path) -> None:
     assert [n for n in imported(path) if within(n, ("qtui", "textual", "rich", "tqdm", "argparse"))] == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "engine" / "planning").glob("*.py")), ids=lambda p: p.name)
+def test_the_planner_is_given_its_layers(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("engine.lowering", "engine.models", "engine.tasks", "torch"))] == []
+
+
 @pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_module_stands_on_a_deprecated_quantization_package(path: Path) -> None:
     assert [n for n in imported(path) if within(n, ("torch.ao", "torchao"))] == []

@@ -20,10 +20,10 @@ class Layer:
     """One module that holds parameters.
 
     ``path`` is the module's, ``kind`` the name of its class, ``node`` the first node that calls it; ``weight_shape`` is (out, in,
-    ...), ``params_share`` and ``time_share`` its parts (0..1) of the model's parameters and of its fp32 time. ``can`` is what can be
-    had of it, and ``obstacle`` why nothing can, whatever is asked. ``folds_into`` names the layer that takes it in where that one
-    computes on integers; ``tied`` an earlier layer whose matrix it shares. Rules of a recipe are for ``ruled`` layers alone.
-    ``pace`` is its speed alone on this machine, and ``kernel`` names what would compute it as a spec says.
+    ...), ``params_share`` and ``time_share`` its parts (0..1) of the model's parameters and of its fp32 time. ``capabilities`` are
+    what can be had of it, and ``obstacle`` says why nothing can, whatever is asked. ``folds_into`` names the layer that takes it in
+    where that one computes on integers; ``tied`` an earlier layer whose matrix it shares. Rules of a recipe are for ``ruled`` layers
+    alone. ``pace`` is its speed alone on this machine, and ``kernel`` names what would compute it as a spec says.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Layer:
     node: str
     params: int
     weight_shape: tuple[int, ...]
-    can: Capabilities = NOTHING
+    capabilities: Capabilities = NOTHING
     params_share: float = 0.0
     time_share: float = 0.0
     obstacle: str | None = None
@@ -44,4 +44,4 @@ class Layer:
     @property
     def quantizable(self) -> bool:
         """Whether layers of its role can be quantized."""
-        return self.can.role != "none"
+        return self.capabilities.role != "none"

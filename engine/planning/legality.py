@@ -22,7 +22,7 @@ _METHODS: Mapping[Role, tuple[Method, str]] = {
 Limited = tuple[LayerSpec, str | None]
 
 
-def legalize(spec: LayerSpec, can: Capabilities, activation_bits: int) -> Limited:
+def legalize(spec: LayerSpec, capabilities: Capabilities, activation_bits: int) -> Limited:
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the
     machine multiplies without saturating.
 
@@ -33,65 +33,67 @@ def legalize(spec: LayerSpec, can: Capabilities, activation_bits: int) -> Limite
         return FP32, None
     notes: dict[str, None] = {}
     for limit in _LIMITS:
-        spec, note = limit(spec, can)
+        spec, note = limit(spec, capabilities)
         notes |= {note: None} if note else {}
-    if spec.activations and spec.activations.bits > activation_bits:
-        spec = replace(spec, activations=replace(spec.activations, bits=activation_bits))
+    # Kernels that know no narrower width look to their sums themselves.
+    narrow = max((bits for bits in capabilities.activation_bits if bits <= activation_bits), default=None)
+    if spec.activations and spec.activations.bits > activation_bits and narrow:
+        spec = replace(spec, activations=replace(spec.activations, bits=narrow))
         notes["7-bit activations: without VNNI the sums of 8-bit products saturate"] = None
     return spec, "; ".join(notes) or None
 
 
-def _inputs(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.activations is None or can.rounds_inputs:
+def _inputs(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or capabilities.rounds_inputs:
         return spec, None
     return LayerSpec(spec.weights), "an embedding has no activations to round"
 
 
-def _method(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.weights is None or spec.weights.method in can.methods:
+def _method(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.method in capabilities.methods:
         return spec, None
-    few, sentence = _METHODS[can.role]
+    few, sentence = _METHODS[capabilities.role]
     method = few if spec.weights.bits < 8 else "nearest"
     return replace(spec, weights=replace(spec.weights, method=method)), sentence.format(method=spec.weights.method)
 
 
-def _affine(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.weights is None or spec.weights.symmetric or can.affine:
+def _affine(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.symmetric or capabilities.affine:
         return spec, None
     return replace(spec, weights=replace(spec.weights, symmetric=True)), _PLAIN
 
 
-def _dynamic(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.activations is None or not spec.activations.dynamic or "dynamic" in can.activations:
+def _dynamic(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or not spec.activations.dynamic or "dynamic" in capabilities.activations:
         return spec, None
     static = replace(spec.activations, dynamic=False)
     return replace(spec, activations=static), "a scale for each token is for language models: one for the tensor"
 
 
-def _granularity(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.weights is None or spec.weights.granularity in can.granularities:
+def _granularity(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.granularity in capabilities.granularities:
         return spec, None
     return replace(spec, weights=replace(spec.weights, granularity="per-channel")), "decoders have a scale per channel at least"
 
 
-def _groups(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.weights is None or spec.weights.granularity != "per-group" or spec.weights.bits <= can.group_bits:
+def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.granularity != "per-group" or spec.weights.bits <= capabilities.group_bits:
         return spec, None
-    sentence = f"groups need {can.group_bits} bits or fewer, so one scale per channel"
+    sentence = f"groups need {capabilities.group_bits} bits or fewer, so one scale per channel"
     return replace(spec, weights=replace(spec.weights, granularity="per-channel")), sentence
 
 
-def _width(spec: LayerSpec, can: Capabilities) -> Limited:
-    if spec.activations is None or spec.activations.bits in can.activation_bits:
+def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or spec.activations.bits in capabilities.activation_bits:
         return spec, None
-    bits = min(can.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
+    bits = min(capabilities.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
     sentence = f"the kernels of decoders take activations of {bits} bits"
     return replace(spec, activations=replace(spec.activations, bits=bits)), sentence
 
 
-def _static(spec: LayerSpec, can: Capabilities) -> Limited:
+def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     weights, activations = spec.weights, spec.activations
-    if weights is None or activations is None or activations.dynamic or can.static_groups:
+    if weights is None or activations is None or activations.dynamic or capabilities.static_groups:
         return spec, None
     if weights.symmetric and weights.granularity != "per-group":
         return spec, None

@@ -53,16 +53,16 @@ def _row(
     elif preset == "default":
         spec, source, why = proposed, "proposal", proposed_why
     else:
-        spec, source, why = asked(preset, layer.can.role), f"preset {preset}", _joined(f"preset {preset}", fact)
+        spec, source, why = asked(preset, layer.capabilities.role), f"preset {preset}", _joined(f"preset {preset}", fact)
     obstacle = _fate(rows[layer.folds_into]) if layer.folds_into else layer.obstacle
-    actual, limit = (FP32, obstacle) if obstacle else legalize(spec, layer.can, activation_bits)
+    actual, limit = (FP32, obstacle) if obstacle else legalize(spec, layer.capabilities, activation_bits)
     if layer.tied is not None:
         actual, limit = _tied(actual, rows[layer.tied])
         obstacle = limit
     return LayerRow(
         layer.path, layer.kind, layer.node, layer.params, layer.weight_shape, spec, actual, proposed, source, _joined(why, limit),
         proposed_why or obstacle or "", layer.time_share, layer.kernel(actual), obstacle is None, obstacle,
-        layer.pace.int8_ms, layer.pace.fp32_ms, layer.can, layer.tied,
+        layer.pace.int8_ms, layer.pace.fp32_ms, layer.capabilities, layer.tied,
     )  # fmt: skip
 
 

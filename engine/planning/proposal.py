@@ -17,7 +17,7 @@ Proposal = tuple[LayerSpec, str]
 
 def propose(layer: Layer, paths: Sequence[str]) -> Proposal:
     """Spec and reason for one layer; ``paths`` are those of all layers that can be quantized, in the model's order."""
-    return _BY_ROLE[layer.can.role](layer, paths)
+    return _BY_ROLE[layer.capabilities.role](layer, paths)
 
 
 def _convolution(layer: Layer, paths: Sequence[str]) -> Proposal:

@@ -48,12 +48,12 @@ def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, pa
     for path, node in _first_calls(gm).items():
         module = module_of(node)
         assert module is not None
-        can = CAPABILITIES.get(kind(node), NOTHING)
+        capabilities = CAPABILITIES.get(kind(node), NOTHING)
         share = sum((time_share or {}).get(n.name, 0.0) for n in gm.graph.nodes if n.op == "call_module" and n.target == path)
         params = sum(p.numel() for p in module.parameters())
-        obstacle = why_not(module) if can.role != "none" else None if path in folded else _no_kernel(path, module, refused)
+        obstacle = why_not(module) if capabilities.role != "none" else None if path in folded else _no_kernel(path, module, refused)
         found.append(Layer(
-            path, type(module).__name__, node.name, params, _weight_shape(module), can, params / total, share, obstacle,
+            path, type(module).__name__, node.name, params, _weight_shape(module), capabilities, params / total, share, obstacle,
             folded.get(path), pace=(paces or {}).get(path, UNTIMED),
         ))  # fmt: skip
     return tuple(found)
