@@ -11,11 +11,12 @@ from engine.data.registry import holds_imagenet
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.models.cached import cached_for, cached_weights
 from engine.models.language_registry import ENTRIES as LANGUAGE
-from engine.models.language_registry import LanguageEntry, is_language
+from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
 from engine.models.torchvision import Published
 from engine.reading import MB, read_json
+from engine.tasks.registry import task_of
 from qtui import text
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ class Choice:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
-        reads_text = is_language(self.model)
-        data = data_for(self.data, reads_text)
+        text = reads_text(self.model)
+        data = data_for(self.data, text)
         asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
-        if reads_text:
+        if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
         named = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
@@ -114,6 +115,11 @@ class Choice:
     def with_model(self, name: str) -> Choice:
         """Another model: a weights file, a recipe or a task belongs to the one before."""
         return self if name == self.model else replace(self, model=name, weights="", recipe="", task="")
+
+
+def reads_text(model: str) -> bool:
+    """Whether a model's name stands for one that reads text, by the task that it has where none is named."""
+    return task_of(model).reads == "text"
 
 
 def data_for(data: str, text: bool) -> str:
@@ -160,7 +166,7 @@ def _language(entry: LanguageEntry) -> Model:
 
 
 def _own(name: str) -> Model:
-    return Model(name, "your own language model" if (text := is_language(name)) else "your own factory", own=True, text=text)
+    return Model(name, "your own language model" if (text := reads_text(name)) else "your own factory", own=True, text=text)
 
 
 def _accuracy(weights: Path) -> float | None:
@@ -219,7 +225,7 @@ def wrong_threshold(value: str) -> str | None:
 
 def wrong_own_model(value: str) -> str | None:
     """What is wrong with ``file.py:factory`` or ``package.module:factory``, as far as can be seen without running it."""
-    if is_language(value):
+    if reads_text(value):
         return None
     place, colon, factory = value.rpartition(":")
     if not colon or not factory.isidentifier() or not place:

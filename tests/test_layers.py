@@ -18,7 +18,8 @@ TORCH_FREE = [
     "engine", "engine.events.event", "engine.errors", "engine.recipe.spec", "engine.paths", "engine.events.cancellation",
     "engine.recipe.recipe", "engine.report.report", "engine.runs.rundir", "engine.models.registry", "engine.models.torchvision",
     "engine.models.cached", "engine.data.images.transform", "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
-    "engine.planning.matrix_strategy", "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
+    "engine.planning.planner", "engine.planning.rules", "engine.recipe.capabilities",
+    "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
     "engine.models.transformers_folder", "engine.data.text.documents", "engine.planning.legality", "engine.recipe.presets",
     "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.report.mismatch",
     "engine.export.registry", "engine.events.replay", "engine.runs.examine", "engine.plain_text", "engine.reading",
@@ -43,6 +44,11 @@ def within(name: str, rooms: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("path", ENGINE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_engine_knows_nothing_of_terminals(path: Path) -> None:
     assert [n for n in imported(path) if within(n, ("qtui", "textual", "rich", "tqdm", "argparse"))] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engine" / "planning").glob("*.py")), ids=lambda p: p.name)
+def test_the_planner_is_given_its_layers(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("engine.lowering", "engine.models", "engine.tasks", "torch"))] == []
 
 
 @pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
@@ -78,7 +84,7 @@ WORDS = (
     "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.paths",
     "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
     "engine.data.images.cache", "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry",
-    "engine.planning.matrix_strategy", "engine.export.decoder_formats", "engine.plain_text", "engine.reading", "engine.tasks.registry",
+    "engine.planning.rules", "engine.export.decoder_formats", "engine.plain_text", "engine.reading", "engine.tasks.registry",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

@@ -14,7 +14,6 @@ from engine.errors import EngineError
 from engine.events import event as events
 from engine.events.event import Event
 from engine.reading import MB, parse_json, read_bytes
-from engine.recipe.spec import WeightSpec
 from engine.report.schema import EVENTS, WHOLE, misfit
 
 _KINDS: dict[str, Any] = {name: kind for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, Event)}
@@ -86,11 +85,13 @@ def _reader(wanted: Any) -> Read:
 def _dataclass(wanted: Any) -> Read:
     hints = get_type_hints(wanted)
     readers = {field.name: _reader(hints[field.name]) for field in fields(wanted)}
+    # How fields of earlier versions are read, where the type has had others.
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(wanted, "renamed", None)
     needed = [field.name for field in fields(wanted) if field.default is MISSING and field.default_factory is MISSING]
 
     def read_fields(value: Any) -> Any:
         given = _checked(value, isinstance(value, Mapping))
-        given = WeightSpec.renamed(given) if wanted is WeightSpec else given
+        given = renamed(given) if renamed else given
         return wanted(**{name: reader(given[name]) for name, reader in readers.items() if name in given or name in needed})
 
     return read_fields

@@ -103,7 +103,7 @@ def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
 
 def refuse(layers: Sequence[LayerRow]) -> None:
     """Raises EngineError as ``write`` would for what these rows of a plan become."""
-    found = (row for row in layers if row.decoder == "block" and row.tied is None and row.kind == "Linear")
+    found = (row for row in layers if row.capabilities.role == "block" and row.tied is None and row.kind == "Linear")
     _schemes([
         (row.path, scheme_of(row.actual.weights), row.weight_shape, row.actual.activations) for row in found if row.actual.weights
     ])  # fmt: skip

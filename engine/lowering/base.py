@@ -13,6 +13,7 @@ from torch import nn
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Table
 from engine.kernels.probe import Machine
+from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
@@ -110,6 +111,10 @@ class Lowering(ABC):
         """The fp32 model that the quantized one is compared with."""
 
     @abstractmethod
+    def layers(self) -> Sequence[Layer]:
+        """Every module that holds parameters, and what can be had of it, as far as is known by now: what is planned."""
+
+    @abstractmethod
     def plan(self) -> Generator[Event, None, Plan]:
         """What each layer is to become by the recipe as it is by now. It is called again for each strategy that is asked for."""
 
@@ -142,7 +147,7 @@ class Lowering(ABC):
         """QAT from ``quantized``, and the model that it gives, converted."""
 
     @abstractmethod
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         """The report's ``layers``: asked for, done, on what, why, and the noise of each."""
 
     @abstractmethod

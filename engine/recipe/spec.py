@@ -10,6 +10,7 @@ Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
 Method = Literal["nearest", "mse", "hqq", "gptq", "hqq+gptq", "gptq+", "awq", "awq+gptq", "smoothquant"]
 METHODS: tuple[Method, ...] = get_args(Method)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 from engine.errors import EngineError, UsageError
 from engine.export.decoder_formats import find
 from engine.export.onnx.architecture import architecture
+from engine.lowering.modules.layers import plan
 from engine.models.anatomy import anatomy, kind_of, linears
-from engine.planning.matrices import plan
 from engine.recipe.recipe import Recipe
 from engine.runs.exporting import refusal
 

@@ -10,10 +10,9 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 
-from engine.models.language_registry import is_language
 from qtui import actions, catalog, reasons
 from qtui.actions import Action
-from qtui.catalog import Choice, Model
+from qtui.catalog import Choice, Model, reads_text
 from qtui.painting import titles
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
@@ -169,7 +168,7 @@ class ModelsScreen(Asking):
     def _data_of(self, before: Choice, model: str) -> str:
         """The data for a model: a folder of images is none for a language model, nor a text for a network on images. Each kind
         keeps what was given for it."""
-        was, text = is_language(before.model), is_language(model)
+        was, text = reads_text(before.model), reads_text(model)
         if was == text:
             return before.data
         self._data_of_kind[was] = before.data

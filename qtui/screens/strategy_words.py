@@ -108,7 +108,7 @@ def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
 
 
 def _name(row: LayerRow) -> str:
-    return text.in_block(row.path) if row.decoder else row.path
+    return text.in_block(row.path) if row.capabilities.between_floats else row.path
 
 
 def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:

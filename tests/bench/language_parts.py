@@ -23,7 +23,7 @@ from engine.models.transformers_load import LanguageModel
 from engine.numerics.quantized_matrix import QuantizedMatrix
 from engine.numerics.scheme import WeightScheme, int_scheme
 from engine.numerics.weights import minmax, quantize
-from engine.planning.matrix_strategy import DYNAMIC
+from engine.recipe.presets import DYNAMIC
 from engine.tasks.decode_timing import Lengths, step_of, tokens_per_second
 from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perplexity
 from engine.training.finetune import TuneSchedule

@@ -19,13 +19,15 @@ from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
+from engine.lowering.graph.layers import layers
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
 from engine.numerics.qparams import QParams
+from engine.planning import planner
+from engine.planning.layer import Layer
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
-from engine.planning.plan import plan as propose
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
 from engine.tasks.base import forward_of
@@ -98,11 +100,14 @@ class GraphLowering(Lowering):
     def baseline(self) -> Baseline:
         return Baseline(fp32_forms(self.folded), self._size)
 
+    def layers(self) -> Sequence[Layer]:
+        return layers(self.gm, self.traced.profile.shares, self._speeds.layers if self._speeds else None)
+
     def plan(self) -> Generator[Event, None, Plan]:
         run, profile = self.run, self.traced.profile
         again = self._speeds is not None
         if self._speeds is None:
-            proposal = propose(self.gm, run.machine, "default", run.recipe.layer_rules(), profile.shares)
+            proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
             self._speeds = yield from timed
         steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, self._speeds.layers)
@@ -168,7 +173,7 @@ class GraphLowering(Lowering):
         bits = self.run.machine.activation_bits
         return f"{self.run.identity} {self.subject.fingerprint}{'' if bits == 8 else f' {bits}-bit'}"
 
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         graph, converted = quantized.state.graph, quantized.state.converted
         noise = layer_sqnr(self.gm, graph, self.layout, converted.grids, converted.model, self.subject.task, self.run.stop)
         return summary.layers(plan, self.layout, converted.model, noise)

@@ -14,11 +14,11 @@ from engine.kernels.base import IntegerLayer, Kernel, geometry
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
 from engine.lowering.graph.kinds import module_of
+from engine.lowering.graph.layers import plan as make_plan
 from engine.lowering.graph.layout import Layout, Unit, arrange
 from engine.numerics.qparams import QParams
 from engine.planning.layer_speed import Pace
 from engine.planning.plan import Plan
-from engine.planning.plan import plan as make_plan
 from engine.recipe.recipe import Recipe
 
 

@@ -19,6 +19,7 @@ from engine.lowering.modules.exported_graph import exported_rows
 from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.layer_results import layer_cells, layer_results
+from engine.lowering.modules.layers import layers, planned
 from engine.lowering.modules.observe import Inputs, observe
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.quantized import QuantizedDecoder
@@ -27,7 +28,7 @@ from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
 from engine.lowering.modules.weight_rows import weight_rows
 from engine.models.anatomy import Anatomy, anatomy
-from engine.planning.matrices import plan
+from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.causal_lm import CausalLM
@@ -99,9 +100,12 @@ class ModulesLowering(Lowering):
         count: int = sum(p.numel() for p in self.model.parameters())
         return 2 * count
 
+    def layers(self) -> Sequence[Layer]:
+        return layers(self.model, self.parts, self.shares, labels(self.machine))
+
     def plan(self) -> Generator[Event, None, Plan]:
         recipe = self.run.recipe
-        found = plan(self.model, self.parts, recipe.preset, recipe.layer_rules(), self.shares, labels(self.machine))
+        found = planned(self.layers(), self.parts, recipe.preset, recipe.layer_rules())
         for text in found.warnings:
             yield Notice(text, "warning")
         cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in found.layers]
@@ -121,7 +125,7 @@ class ModulesLowering(Lowering):
             yield Weights(weight_rows(self.model, plan.layers))
         specs = {
             row.path: row.actual.activations or ActivationSpec(8)
-            for row in plan.layers if row.decoder and row.kind != "Embedding"
+            for row in plan.layers if row.capabilities.rounds_inputs
         }  # fmt: skip
         steps = observe(self.model, specs, self.windows[:OBSERVED], self.task.windows_at_once, self.run.stop, counting=attended)
         return (yield from steps)
@@ -148,7 +152,7 @@ class ModulesLowering(Lowering):
 
     def _in_blocks(self, plan: Plan, quantized: Quantized) -> dict[str, Any]:
         """The integers of the matrices inside of blocks, by path: those that are trained."""
-        blocks = {row.path for row in plan.layers if row.decoder == "block"}
+        blocks = {row.path for row in plan.layers if row.capabilities.role == "block"}
         return {path: matrix.weight for path, matrix in quantized.state.decoder.matrices.items() if path in blocks}
 
     def trainable(self, plan: Plan, quantized: Quantized) -> bool:
@@ -166,7 +170,7 @@ class ModulesLowering(Lowering):
         ))  # fmt: skip
         return Trained(self._running(decoder, matrices), tuple(tuned.losses), tuple(tuned.values), tuned.epoch)
 
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         return layer_results(plan, quantized.state.matrices, quantized.state.placement)
 
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:

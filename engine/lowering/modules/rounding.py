@@ -42,7 +42,7 @@ def round_decoder(
     path, blocks = blocks_of(twin)
     tasks = {
         row.path: Task(scheme_of(row.actual.weights), row.actual.weights.method)
-        for row in wanted.values() if row.decoder == "block" and row.actual.weights is not None
+        for row in wanted.values() if row.capabilities.role == "block" and row.actual.weights is not None
     }  # fmt: skip
     weights: dict[str, QTensor] = {}
     # First what stands outside of the blocks: they read what rounded embeddings give.

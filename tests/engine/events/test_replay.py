@@ -15,6 +15,7 @@ from driving import drive
 from engine.errors import EngineError
 from engine.events import event as ev
 from engine.events.replay import from_dict, read
+from engine.recipe.capabilities import BLOCK, CONVOLUTION, EMBEDDING, LINEAR, NOTHING, OUTSIDE, Capabilities
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 from engine.report.report import finite
@@ -66,6 +67,22 @@ def test_a_plan_of_an_earlier_version_names_its_rounding_by_the_scale() -> None:
     assert isinstance(event, ev.Planned)
     found = [spec.weights.method for spec in (event.layers[0].requested, event.layers[0].actual) if spec.weights]
     assert found == ["mse", "nearest"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "editable", "found"),
+    [
+        ("Conv1D", "block", True, BLOCK), ("Embedding", "outside", True, EMBEDDING), ("Linear", "outside", False, OUTSIDE),
+        ("LayerNorm", "", False, NOTHING), ("Conv2d", "", True, CONVOLUTION), ("Linear", "", True, LINEAR),
+    ],
+)  # fmt: skip
+def test_a_plan_of_an_earlier_version_says_where_a_decoders_matrix_is(kind: str, where: str, editable: bool, found: Capabilities) -> None:
+    told = ev.Planned((replace(ROW, kind=kind, editable=editable),), "default", 8, 12345).to_dict()
+    row = told["layers"][0]
+    row.pop("capabilities")
+    row["decoder"] = where
+    event = from_dict(json.loads(json.dumps(finite(told))))
+    assert isinstance(event, ev.Planned) and event.layers[0].capabilities == found
 
 
 def test_there_is_a_sample_of_every_event() -> None:

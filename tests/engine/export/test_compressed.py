@@ -16,10 +16,10 @@ from tiny_language import tokenizer
 from engine.errors import EngineError
 from engine.events.event import LayerRow
 from engine.export.compressed_tensors import quantization_config, refuse, schemes_of, stored_matrix, words, write
+from engine.lowering.modules.layers import plan
 from engine.lowering.modules.quantized import QuantizedDecoder, apply
 from engine.models.anatomy import anatomy
 from engine.numerics.scheme import WeightScheme, int_scheme
-from engine.planning.matrices import plan
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 LINEAR = ["llama", "mistral", "opt", "pythia", "qwen2", "qwen3"]

@@ -16,11 +16,11 @@ from torch import Tensor
 from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Ranges
+from engine.lowering.modules.layers import plan
 from engine.lowering.modules.observe import batches, observe
 from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
 from engine.lowering.modules.rounding import retuned, round_decoder
 from engine.models.anatomy import anatomy, weight_of
-from engine.planning.matrices import plan
 from engine.recipe.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 
 FEW = 6
@@ -141,7 +141,7 @@ def test_what_training_has_left_alone_keeps_its_sqnr(family: str, method: Any) -
     rows = plan(model, anatomy(model), "w8", [few], {}, lambda *_: "").layers
     decoder, told = tiny_language.finished(round_decoder(model, rows, texts(), 4, StopToken()))
     assert ("awq" in method) == any(note.folded_into for note in told.values())
-    blocks = {row.path for row in rows if row.decoder == "block" and row.actual.weights}
+    blocks = {row.path for row in rows if row.capabilities.role == "block" and row.actual.weights}
     weights = {path: decoder.matrices[path].weight for path in blocks}
     back, found = tiny_language.finished(retuned(decoder, told, model, duplicate(decoder.twin), weights, texts(), 4, StopToken()))
     assert found.keys() == told.keys() and all(back.matrices[path].weight.bytes == found[path].bytes for path in found)

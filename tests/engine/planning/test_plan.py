@@ -12,12 +12,15 @@ from engine.errors import UsageError
 from engine.events.cancellation import StopToken
 from engine.kernels.matrix.choose import labels
 from engine.kernels.probe import probe
+from engine.lowering.modules.layers import plan
 from engine.lowering.modules.rounding import round_decoder
 from engine.lowering.modules.runtime import running
 from engine.models.anatomy import anatomy
-from engine.planning.matrices import plan
-from engine.planning.matrix_strategy import DYNAMIC, PRESETS, ROWS, possible
+from engine.planning.legality import legalize
 from engine.planning.plan import Plan
+from engine.recipe.capabilities import of_decoder
+from engine.recipe.presets import BLOCKS, DYNAMIC
+from engine.recipe.presets import INT8 as ROWS
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 INT8 = LayerSpec(ROWS, DYNAMIC)
@@ -63,7 +66,7 @@ def test_rules_come_before_the_preset_and_unused_ones_are_told() -> None:
 
 
 def test_each_preset_asks_for_what_it_says() -> None:
-    for preset, spec in PRESETS.items():
+    for preset, spec in BLOCKS.items():
         rows = {row.path: row for row in planned("gpt2", preset).layers}
         assert rows["transformer.h.0.mlp.c_fc"].requested == spec
         assert rows["transformer.wpe"].actual == LayerSpec(ROWS)
@@ -97,5 +100,5 @@ def test_a_plan_promises_what_the_run_computes_on(family: str, path: str) -> Non
 def test_what_cannot_be_had_is_the_nearest_with_a_sentence(
     spec: LayerSpec, kind: str, in_block: bool, given: LayerSpec, says: str | None
 ) -> None:
-    got, why = possible(spec, kind, in_block)  # type: ignore[arg-type]
+    got, why = legalize(spec, of_decoder(kind, in_block), 8)
     assert got == given and (why is None if says is None else says in str(why))

@@ -15,14 +15,15 @@ from engine.lowering.graph.conversion import round_weights
 from engine.lowering.graph.convert import convert
 from engine.lowering.graph.fp32_forms import fp32_size
 from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layers import plan
 from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
-from engine.planning.legality import possible
-from engine.planning.plan import plan
+from engine.planning.legality import legalize
 from engine.planning.size import predicted_bytes, stored_bytes
+from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.presets import PRESETS
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
@@ -95,11 +96,11 @@ def test_stored_weights_are_counted_to_the_byte() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_what_is_possible_is_possible_again(name: str) -> None:
     for bits in (7, 8):
-        spec, _ = possible(PRESETS[name], bits)
-        assert possible(spec, bits) == (spec, None)
+        spec, _ = legalize(PRESETS[name], CONVOLUTION, bits)
+        assert legalize(spec, CONVOLUTION, bits) == (spec, None)
 
 
 def test_less_than_was_asked_comes_with_a_sentence() -> None:
-    spec, note = possible(LayerSpec(WeightSpec(8, "per-group", 64), ActivationSpec(8)), 7)
+    spec, note = legalize(LayerSpec(WeightSpec(8, "per-group", 64), ActivationSpec(8)), CONVOLUTION, 7)
     assert spec == LayerSpec(WeightSpec(8, "per-channel", 64), ActivationSpec(7))
     assert note and "one scale per channel" in note and "7-bit activations" in note

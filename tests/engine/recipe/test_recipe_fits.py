@@ -10,7 +10,8 @@ import driving
 import pytest
 
 from engine.errors import UsageError
-from engine.planning.legality import possible
+from engine.planning.legality import legalize
+from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.fits import check
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
@@ -58,7 +59,7 @@ def test_words_of_text_are_refused_for_images(asked: dict[str, Any], said: str) 
 def test_the_clip_of_least_error_is_for_images_too() -> None:
     check(Recipe.make(model="resnet18", **rule(method="mse")), language=False)
     wanted = LayerSpec(WeightSpec(4, method="mse"))
-    assert possible(wanted, 8) == (wanted, None)
+    assert legalize(wanted, CONVOLUTION, 8) == (wanted, None)
 
 
 def test_a_run_asks_before_it_loads_anything(tmp_path: Path) -> None:
@@ -78,6 +79,6 @@ def test_what_a_run_writes_into_its_recipe_is_no_request(reads: str) -> None:
 
 def test_a_plan_of_a_network_never_claims_a_method_that_it_does_not_use() -> None:
     asked = LayerSpec(WeightSpec(4, method="gptq", symmetric=False), ActivationSpec(8, dynamic=True))
-    actual, why = possible(asked, 8)
+    actual, why = legalize(asked, CONVOLUTION, 8)
     assert actual == LayerSpec(WeightSpec(4), ActivationSpec(8)) and why is not None and "language models" in why
-    assert possible(LayerSpec(WeightSpec(4), ActivationSpec(8)), 8) == (LayerSpec(WeightSpec(4), ActivationSpec(8)), None)
+    assert legalize(LayerSpec(WeightSpec(4), ActivationSpec(8)), CONVOLUTION, 8) == (LayerSpec(WeightSpec(4), ActivationSpec(8)), None)
