@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from engine.data.images.transform import Interpolation
 from engine.errors import UsageError
+from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
 from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rule, WeightSpec
 from engine.recipe.threshold import Threshold as Threshold

@@ -7,8 +7,9 @@ from typing import Any
 from engine.errors import EngineError, UsageError
 from engine.export.decoder_formats import find
 from engine.export.onnx.architecture import architecture
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.layers import plan
-from engine.models.anatomy import anatomy, kind_of, linears
+from engine.models.anatomy import anatomy, linears
 from engine.recipe.recipe import Recipe
 from engine.runs.exporting import refusal
 

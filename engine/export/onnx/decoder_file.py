@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import note, per_token
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.models.anatomy import kind_of
 
 # protobuf holds no message of 2 GiB.
 LARGEST = 2**31 - 2**24

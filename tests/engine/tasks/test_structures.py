@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.numerics.uniform import sqnr_db
 from torch import Tensor, nn
 
 import engine
 from engine.errors import EngineError
+from engine.numerics.sqnr import sqnr_db
 
 ITEMS, BATCHES = 16, 6
 
