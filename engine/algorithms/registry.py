@@ -32,7 +32,8 @@ Rounding = Callable[[Tensor, WeightQParams, Tensor], tuple[QTensor, str | None]]
 class Method:
     """``grid`` sees the inputs' moments only where ``weighted``. A ``centred`` method lets the layer's bias, where it has one,
     take up the mean of the output error, and minimizes the rest. ``propagation`` in 0..1 is how far the weights are first moved
-    to make good what the layers before have lost; it doubles the forward passes."""
+    to make good what the layers before have lost; it doubles the forward passes. A ``searched`` method, whose rounding takes each
+    output by itself, tries several grids in a network and keeps for each output that of the least error."""
 
     title: str
     grid: Gridding
@@ -41,6 +42,7 @@ class Method:
     weighted: bool = False
     centred: bool = False
     propagation: float = 0.0
+    searched: bool = False
 
     @property
     def needs_inputs(self) -> bool:
@@ -50,11 +52,7 @@ class Method:
     @property
     def judged(self) -> bool:
         """Whether it can be worse than rounding to nearest, and has inputs to tell it by."""
-        return self.needs_inputs and not (self.rounding is nearest and self.grid is _minmax)
-
-
-def _minmax(weight: Tensor, spec: WeightScheme, second: Tensor | None) -> WeightQParams:
-    return minmax(weight, spec)
+        return self.needs_inputs and not (self.rounding is nearest and self.grid is minmax)
 
 
 def gptq_refined(weight: Tensor, grid: WeightQParams, second: Tensor) -> tuple[QTensor, str | None]:
@@ -64,15 +62,15 @@ def gptq_refined(weight: Tensor, grid: WeightQParams, second: Tensor) -> tuple[Q
 
 
 METHODS: dict[str, Method] = {
-    "nearest": Method("round to nearest", _minmax),
+    "nearest": Method("round to nearest", minmax),
     "mse": Method("least-error clipping", mse),
     "hqq": Method("HQQ", hqq),
-    "gptq": Method("GPTQ", mse, gptq, centred=True),
+    "gptq": Method("GPTQ", mse, gptq, centred=True, searched=True),
     "hqq+gptq": Method("GPTQ on HQQ grids", hqq, gptq, centred=True),
     "gptq+": Method("GPTQ, refined, errors propagated", mse, gptq_refined, centred=True, propagation=0.5),
     "awq": Method("AWQ", mse, scaling=awq, weighted=True),
     "awq+gptq": Method("AWQ, then GPTQ", mse, gptq, awq, weighted=True, centred=True),
-    "smoothquant": Method("SmoothQuant", _minmax, scaling=smoothquant),
+    "smoothquant": Method("SmoothQuant", minmax, scaling=smoothquant),
 }
 
 
