@@ -125,15 +125,16 @@ def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) ->
 
 
 def _next_rounding(row: LayerRow, spec: LayerSpec) -> Any:
-    if row.decoder:
-        methods = METHODS if row.decoder == "block" else ALONE
-        return _after(methods, spec.weights.method if spec.weights else "nearest")
-    return "nearest" if spec.weights and spec.weights.method == "mse" else "mse"
+    everywhere = tuple(name for name, method in METHODS.items() if method.needs_blocks is None)
+    methods = {"block": tuple(METHODS), "outside": ALONE}.get(row.decoder, everywhere)
+    return _after(methods, spec.weights.method if spec.weights else "nearest")
 
 
 def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
     if row.decoder and row.decoder != "block" and spec.weights and aim not in ALONE:
         return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
+    if not row.decoder and (why := METHODS[aim].needs_blocks):
+        return f"{aim} {why}: {row.path} is in no decoder's block"
     return replace(spec, weights=replace(spec.weights, method=aim)) if spec.weights else _kept(row)
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from engine.algorithms.mse import mse
-from engine.algorithms.registry import Gridding, method
+from engine.algorithms.registry import method, minmax, mse
 from engine.errors import EngineError
 from engine.numerics.formats import NumberFormat, integer
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of
-from engine.numerics.weights import WeightQParams, minmax, quantize
+from engine.numerics.weights import WeightQParams, quantize
 from engine.recipe.spec import WeightSpec
+
+if TYPE_CHECKING:
+    from engine.algorithms.registry import Gridding
 
 
 def quantize_weight(weight: Tensor, spec: WeightSpec) -> QTensor:
@@ -51,7 +54,7 @@ def steps(flat: Tensor, spec: WeightSpec, gridding: Gridding) -> Tensor:
     else:
         rows = flat.reshape(1, -1) if spec.granularity == "per-tensor" else flat
     if gridding in (minmax, mse):
-        found = best_scale(rows, replace(spec, method="mse" if gridding is mse else "nearest"))
+        found = best_scale(rows, replace(spec, method="mse" if gridding == mse else "nearest"))
     else:
         found = _by_method(rows, scheme, gridding)
     return found.reshape(-1, scheme.groups(inputs)).expand(out, -1)

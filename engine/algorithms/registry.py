@@ -1,31 +1,56 @@
-"""The ways to bring a matrix to low bits, by name. A method is a line here."""
+"""The ways to bring a matrix to low bits, by name. A method is a line here. Cheap to import: what a method computes with is imported
+when it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from engine.algorithms.awq import awq
-from engine.algorithms.gptq import gptq
-from engine.algorithms.gram import Gram
-from engine.algorithms.hqq import hqq
-from engine.algorithms.mse import mse
-from engine.algorithms.nearest import nearest
-from engine.algorithms.refine import refine
-from engine.algorithms.smoothquant import smoothquant
 from engine.errors import UsageError
 from engine.errors import nearest as closest
-from engine.numerics.qtensor import QTensor
-from engine.numerics.scheme import WeightScheme
-from engine.numerics.weights import WeightQParams, minmax
 
-# A scale (in,) for the common input of weights (out, in); the grid of one weight; the weight on it, and a note or None. The
-# tensor that the last two may look at is the inputs' second moments (in, in).
-Scaling = Callable[[Sequence[Tensor], Sequence[WeightScheme], Gram], Tensor]
-Gridding = Callable[[Tensor, WeightScheme, Tensor | None], WeightQParams]
-Rounding = Callable[[Tensor, WeightQParams, Tensor], tuple[QTensor, str | None]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.algorithms.gram import Gram
+    from engine.numerics.qtensor import QTensor
+    from engine.numerics.scheme import WeightScheme
+    from engine.numerics.weights import WeightQParams
+
+    # A scale (in,) for the common input of weights (out, in); the grid of one weight; the weight on it, and a note or None. The
+    # tensor that the last two may look at is the inputs' second moments (in, in).
+    Scaling = Callable[[Sequence[Tensor], Sequence[WeightScheme], Gram], Tensor]
+    Gridding = Callable[[Tensor, WeightScheme, Tensor | None], WeightQParams]
+    Rounding = Callable[[Tensor, WeightQParams, Tensor], tuple[QTensor, str | None]]
+
+
+@dataclass(frozen=True)
+class Late:
+    """A function by its place ``module:name``, imported when it is first called."""
+
+    place: str
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        module, _, name = self.place.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+minmax: Gridding = Late("engine.numerics.weights:minmax")
+mse: Gridding = Late("engine.algorithms.mse:mse")
+hqq: Gridding = Late("engine.algorithms.hqq:hqq")
+nearest: Rounding = Late("engine.algorithms.nearest:nearest")
+gptq: Rounding = Late("engine.algorithms.gptq:gptq")
+gptq_refined: Rounding = Late("engine.algorithms.refine:gptq_refined")
+awq: Scaling = Late("engine.algorithms.awq:awq")
+smoothquant: Scaling = Late("engine.algorithms.smoothquant:smoothquant")
 
 
 @dataclass(frozen=True)
@@ -47,18 +72,19 @@ class Method:
     @property
     def needs_inputs(self) -> bool:
         """Whether calibration text is needed at all."""
-        return self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding is not nearest
+        return self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding != nearest
 
     @property
     def judged(self) -> bool:
         """Whether it can be worse than rounding to nearest, and has inputs to tell it by."""
-        return self.needs_inputs and not (self.rounding is nearest and self.grid is minmax)
+        return self.needs_inputs and not (self.rounding == nearest and self.grid == minmax)
 
-
-def gptq_refined(weight: Tensor, grid: WeightQParams, second: Tensor) -> tuple[QTensor, str | None]:
-    """GPTQ, then ``refine``."""
-    rounded, note = gptq(weight, grid, second)
-    return refine(rounded, weight, second), note
+    @property
+    def needs_blocks(self) -> str | None:
+        """What it does that only a decoder's blocks have a place for, or None: then a layer of any network can have it."""
+        if self.scaling is not None:
+            return "folds scales into the layer before"
+        return "carries errors from block to block" if self.propagation else None
 
 
 METHODS: dict[str, Method] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.recipe.spec import LayerSpec
+from engine.recipe.spec import METHODS, LayerSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
@@ -14,10 +14,12 @@ def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | No
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the
     machine multiplies without saturating."""
     notes = []
-    method = spec.weights.method if spec.weights and spec.weights.method in ("nearest", "mse") else "nearest"
-    if spec.weights and (spec.weights.method, spec.weights.symmetric) != (method, True):
-        spec = replace(spec, weights=replace(spec.weights, method=method, symmetric=True))
-        notes.append("methods and affine weights are for language models: symmetric, rounded to the nearest")
+    if spec.weights and (why := METHODS[spec.weights.method].needs_blocks):
+        notes.append(f"{spec.weights.method} {why}, as language models alone have them: rounded to the nearest")
+        spec = replace(spec, weights=replace(spec.weights, method="nearest"))
+    if spec.weights and not spec.weights.symmetric:
+        notes.append("affine weights are for language models: symmetric")
+        spec = replace(spec, weights=replace(spec.weights, symmetric=True))
     if spec.activations and spec.activations.dynamic:
         spec = replace(spec, activations=replace(spec.activations, dynamic=False))
         notes.append("a scale for each token is for language models: one for the tensor")

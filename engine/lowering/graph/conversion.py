@@ -96,7 +96,7 @@ def round_layers(
     """Weights on integers as each layer's spec asks, ``inputs`` (of ``watched``) being what their layers read. Yields Progress;
     raises EngineError for weights that are not finite, Cancelled on stop."""
     asked = list(_to_round(gm, layout, specs))
-    ticker = Ticker("convert", len(asked), "layers", clock=stop.clock)
+    ticker = Ticker("convert", len(asked), "layers", clock=stop.clock) if inputs else None
     weights: dict[str, QTensor] = {}
     notes: dict[str, str] = {}
     done: dict[str, LayerQuantized] = {}
@@ -114,7 +114,8 @@ def round_layers(
         weights[node] = done[path].weight
         if note := done[path].note:
             notes[node] = note
-        yield from ticker.advance()
+        if ticker:
+            yield from ticker.advance()
     return RoundedWeights(weights, notes, moved.graph)
 
 
