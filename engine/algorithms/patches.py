@@ -49,8 +49,12 @@ class Patching:
     def patches(self, windows: Tensor, items: Tensor, positions: Tensor) -> Tensor:
         """(groups, n, inputs) of the patches at ``items`` and flat ``positions``, (n,) each, of ``windows``."""
         sizes = windows.shape[2 : 2 + max(len(self.kernel), 1)]
-        at: tuple[Any, ...] = (items, slice(None), *torch.unravel_index(positions, sizes))
-        found = windows[at]
+        at: list[Tensor] = []
+        for size in reversed(sizes):
+            at.insert(0, positions % size)
+            positions = positions // size
+        index: tuple[Any, ...] = (items, slice(None), *at)
+        found = windows[index]
         return found.reshape(len(items), self.groups, -1).transpose(0, 1)
 
 
