@@ -56,6 +56,7 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     def run(arrays: list[Any]) -> Any:
         request.infer(arrays, share_inputs=True)
         # The next call overwrites the request's own tensors.
-        return [np.array(request.get_output_tensor(i).data) for i in results]
+        arrays = [np.array(request.get_output_tensor(i).data) for i in results]
+        return arrays if len(arrays) > 1 else arrays[0]
 
     return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run, "CPU int8, the rest in f32")

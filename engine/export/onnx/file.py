@@ -54,7 +54,8 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     names = [x.name for x in inputs]
 
     def run(arrays: list[Any]) -> Any:
-        return session.run(None, dict(zip(names, arrays, strict=True)))
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return results if len(results) > 1 else results[0]
 
     return Runner(f"onnxruntime {onnxruntime.__version__}", hold, run, "CPUExecutionProvider int8")
 
