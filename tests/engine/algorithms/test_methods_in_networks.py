@@ -8,7 +8,6 @@ from typing import Any
 import driving
 import pytest
 import torch
-from engine.recipe.fits import check
 from toy_method import three_means
 
 from engine.algorithms.channelwise import quantize_weight
@@ -17,6 +16,7 @@ from engine.errors import UsageError
 from engine.planning.legality import possible
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.runs.fits import check
 
 
 def run(folder: Path, **weights: Any) -> dict[str, Any]:
