@@ -13,7 +13,6 @@ from toy_method import three_means
 from engine.algorithms.channelwise import quantize_weight
 from engine.algorithms.registry import METHODS, Method
 from engine.errors import UsageError
-from engine.lowering.graph.artifact import load_program
 from engine.planning.legality import possible
 from engine.recipe.fits import check
 from engine.recipe.recipe import Recipe
