@@ -96,7 +96,7 @@ def _strategy() -> tuple[Action, ...]:
         Action("weights", ("w",), "weights", "Next number of weight bits: 8, 6, 4, 3, 2.", where, 2, edit, "edit"),
         Action("activations", ("a",), "activations", "Next number of activation bits: 8, 7, 6, 4, or none (weight-only); of a language model dynamic, static, or none.", where, 3, edit, "edit"),
         Action("granularity", ("c",), "channels/groups", "One scale per tensor, per channel, or per group of 32, 64 or 128 inputs.", where, 0, edit, "edit"),
-        Action("rounding", ("m",), "rounding", "Weight scale from the largest weight, or of least squared error; of a language model the next method: GPTQ, AWQ …", where, 0, edit, "edit"),
+        Action("rounding", ("m",), "rounding", "The next way to round weights: to nearest, with least squared error, HQQ, GPTQ …; of a language model AWQ too", where, 0, edit, "edit"),
         Action("observer", ("r",), "observer", "Next observer of activation ranges.", where, 0, edit, "edit"),
         Action("symmetric", ("s",), "symmetric", "Symmetric or affine activations; of a language model, weights.", where, 0, edit, "edit"),
         Action("keep", ("f",), "keep fp32", "Keep the layer in fp32, or quantize it again.", where, 4, edit, "edit"),

@@ -5,6 +5,7 @@ A lowering gives each of its layers one of the values below; what else there is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,30 +16,50 @@ from engine.recipe.spec import GRANULARITIES, METHODS, Granularity
 Role = Literal["none", "convolution", "linear", "block", "outside", "embedding"]
 ActivationMode = Literal["none", "static", "dynamic"]
 
-# Methods that look at nothing but the weights.
-ALONE: tuple[str, ...] = ("nearest", "mse", "hqq")
-# Those that need no decoder's blocks.
-ANYWHERE: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.needs_blocks is None)
+
+def alone() -> tuple[str, ...]:
+    """The methods that look at nothing but the weights."""
+    return tuple(name for name, method in METHODS.items() if not method.needs_inputs)
+
+
+def anywhere() -> tuple[str, ...]:
+    """The methods that need no decoder's blocks."""
+    return tuple(name for name, method in METHODS.items() if method.needs_blocks is None)
+
+
+def everything() -> tuple[str, ...]:
+    """All methods of the registry."""
+    return tuple(METHODS)
+
+
+def nothing() -> tuple[str, ...]:
+    """No method."""
+    return ()
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """What can be had of a layer, the first of each being what is offered first.
 
-    ``group_bits`` is the widest weights that are kept in groups, ``affine`` whether weights may have zero points. ``activations`` are
-    the ways in which the inputs are rounded: on a grid from calibration (``static``), with a scale for each token as it comes
-    (``dynamic``), not at all (``none``); ``activation_bits`` the widths there are kernels for. ``static_groups`` is whether static
-    inputs go with weights in groups or with zero points.
+    ``listed`` names the methods, ``group_bits`` is the widest weights that are kept in groups, ``affine`` whether weights may have
+    zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration (``static``), with a scale
+    for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there are kernels for.
+    ``static_groups`` is whether static inputs go with weights in groups or with zero points.
     """
 
     role: Role = "none"
-    methods: tuple[str, ...] = ANYWHERE
+    listed: Callable[[], tuple[str, ...]] = anywhere
     granularities: tuple[Granularity, ...] = GRANULARITIES
     group_bits: int = 6
     affine: bool = False
     activations: tuple[ActivationMode, ...] = ("static", "none")
     activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     static_groups: bool = True
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the methods, those of the registry as it stands."""
+        return self.listed()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -52,17 +73,17 @@ class Capabilities:
 
 
 # Of a module that nothing quantizes, and of a layer of which no more is known than that it is one of an integer graph.
-NOTHING = Capabilities("none", (), (), 0, False, ("none",), (), static_groups=False)
+NOTHING = Capabilities("none", nothing, (), 0, False, ("none",), (), static_groups=False)
 UNKNOWN = Capabilities()
 CONVOLUTION = Capabilities("convolution")
 LINEAR = Capabilities("linear")
 BLOCK = Capabilities(
-    "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "block", everything, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
 )  # fmt: skip
 OUTSIDE = Capabilities(
-    "outside", ALONE, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "outside", alone, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
 )  # fmt: skip
-EMBEDDING = Capabilities("embedding", ALONE, ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
+EMBEDDING = Capabilities("embedding", alone, ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
 
 
 def of_decoder(kind: str, in_block: bool) -> Capabilities:

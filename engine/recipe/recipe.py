@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from engine.errors import UsageError
 from engine.models.transform import Interpolation
@@ -55,7 +56,7 @@ def _one_of(words: object) -> str:
 
 def _method(name: str) -> str:
     if name not in METHODS:
-        raise ValueError(f"no method {name}")
+        raise PydanticCustomError("method", "no method")
     return name
 
 

@@ -7,13 +7,23 @@ from typing import Any
 
 import driving
 import pytest
+import tiny_decoders
 import torch
 from toy_method import three_means
 
 from engine.algorithms.channelwise import quantize_weight
 from engine.algorithms.registry import METHODS, Method
 from engine.errors import UsageError
-from engine.planning.legality import possible
+from engine.kernels.choose import kernels_for
+from engine.kernels.probe import probe
+from engine.kernels.simulate import Simulate
+from engine.lowering.graph.artifact import read
+from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.modules.blocks import Task, quantize_blocks
+from engine.lowering.modules.progress import MatrixQuantized
+from engine.numerics.scheme import int_scheme
+from engine.planning.legality import legalize
+from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import LayerSpec, WeightSpec
 from engine.runs.fits import check
@@ -51,7 +61,35 @@ def test_a_method_of_ones_own_is_one_line_in_the_registry(tmp_path: Path, monkey
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     found = quantize_weight(weight, WeightSpec(4, method="three-means"))
     torch.testing.assert_close(found.scale[:, 0], 3 * weight.abs().mean(1) / 7, rtol=1e-3, atol=0)
-    assert possible(LayerSpec(WeightSpec(4, method="three-means")), 8) == (LayerSpec(WeightSpec(4, method="three-means")), None)
+    assert legalize(LayerSpec(WeightSpec(4, method="three-means")), CONVOLUTION, 8) == (
+        LayerSpec(WeightSpec(4, method="three-means")),
+        None,
+    )
+
+
+def test_a_method_of_ones_own_rounds_a_decoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "three-means", Method("three means", three_means))
+    model = tiny_decoders.decoder("gpt2")
+    steps = quantize_blocks(tiny_decoders.blocks_of(model, "gpt2"), [], lambda _: Task(int_scheme(4, 0, True), "three-means"))
+    events: list[Any] = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as end:
+            packed = end.value
+            break
+    assert {e.method for e in events if isinstance(e, MatrixQuantized)} == {"three means"} and len(packed) == 8
+
+
+def test_native_kernels_compute_what_the_simulation_does_on_gptqs_integers(tmp_path: Path) -> None:
+    run(tmp_path / "run", method="gptq")
+    program, _ = read(tmp_path / "run" / "model.safetensors")
+    machine = probe()
+    native, simulated = (QuantizedModel(program, kernels) for kernels in (kernels_for(machine), [Simulate()]))
+    x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        a, b = native(x), simulated(x)
+    assert (a - b).abs().max() <= 0.05 * b.abs().max() and torch.equal(a.argmax(1), b.argmax(1))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_blocks])
@@ -59,14 +97,14 @@ def test_methods_that_need_the_blocks_of_a_decoder_are_refused_in_a_sentence(nam
     rules = [{"match": "conv2", "weights": {"method": name}}]
     with pytest.raises(UsageError, match=r"folds scales into the layer before|carries errors from block to block"):
         check(Recipe.make(model="simplecnn", rules=rules), "images")
-    actual, why = possible(LayerSpec(WeightSpec(4, method=name)), 8)
+    actual, why = legalize(LayerSpec(WeightSpec(4, method=name)), CONVOLUTION, 8)
     assert actual == LayerSpec(WeightSpec(4)) and why is not None and name in why
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.needs_blocks])
 def test_other_methods_are_for_networks_too(name: str) -> None:
     check(Recipe.make(model="simplecnn", rules=[{"match": "conv2", "weights": {"method": name}}]), "images")
-    assert possible(LayerSpec(WeightSpec(4, method=name)), 8) == (LayerSpec(WeightSpec(4, method=name)), None)
+    assert legalize(LayerSpec(WeightSpec(4, method=name)), CONVOLUTION, 8) == (LayerSpec(WeightSpec(4, method=name)), None)
 
 
 def test_a_name_that_is_no_method_is_refused_with_those_that_are() -> None:

@@ -46,7 +46,7 @@ def test_words_of_images_are_refused_for_text(asked: dict[str, Any], said: str) 
         ({"data": {"stride": 64}}, "data.stride"),
         ({"graph": "export"}, "graph: export"),
         ({"export": ["compressed-tensors"]}, "export to compressed-tensors"),
-        (rule(method="gptq"), "rule 'fc*': method gptq"),
+        (rule(method="awq"), "rule 'fc*': method awq, which folds scales into the layer before, is for language models"),
         (rule(symmetric=False), "rule 'fc*': symmetric: false of weights"),
         ({"rules": [{"match": "*", "weights": {}, "activations": {"dynamic": True}}]}, "rule '*': dynamic: true"),
     ],
@@ -78,7 +78,7 @@ def test_what_a_run_writes_into_its_recipe_is_no_request(reads: str) -> None:
 
 
 def test_a_plan_of_a_network_never_claims_a_method_that_it_does_not_use() -> None:
-    asked = LayerSpec(WeightSpec(4, method="gptq", symmetric=False), ActivationSpec(8, dynamic=True))
+    asked = LayerSpec(WeightSpec(4, method="awq", symmetric=False), ActivationSpec(8, dynamic=True))
     actual, why = legalize(asked, CONVOLUTION, 8)
     assert actual == LayerSpec(WeightSpec(4), ActivationSpec(8)) and why is not None and "language models" in why
     assert legalize(LayerSpec(WeightSpec(4), ActivationSpec(8)), CONVOLUTION, 8) == (LayerSpec(WeightSpec(4), ActivationSpec(8)), None)
