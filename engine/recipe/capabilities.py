@@ -5,8 +5,7 @@ A lowering gives each of its layers one of the values below; what else there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from engine.recipe.spec import GRANULARITIES, METHODS, Granularity
@@ -27,39 +26,24 @@ def anywhere() -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if method.needs_blocks is None)
 
 
-def everything() -> tuple[str, ...]:
-    """All methods of the registry."""
-    return tuple(METHODS)
-
-
-def nothing() -> tuple[str, ...]:
-    """No method."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Capabilities:
     """What can be had of a layer, the first of each being what is offered first.
 
-    ``listed`` names the methods, ``group_bits`` is the widest weights that are kept in groups, ``affine`` whether weights may have
-    zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration (``static``), with a scale
-    for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there are kernels for.
-    ``static_groups`` is whether static inputs go with weights in groups or with zero points.
+    ``methods`` are names of ``engine.algorithms.registry``, ``group_bits`` is the widest weights that are kept in groups, ``affine``
+    whether weights may have zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration
+    (``static``), with a scale for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there
+    are kernels for. ``static_groups`` is whether static inputs go with weights in groups or with zero points.
     """
 
     role: Role = "none"
-    listed: Callable[[], tuple[str, ...]] = anywhere
+    methods: tuple[str, ...] = field(default_factory=anywhere)
     granularities: tuple[Granularity, ...] = GRANULARITIES
     group_bits: int = 6
     affine: bool = False
     activations: tuple[ActivationMode, ...] = ("static", "none")
     activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     static_groups: bool = True
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The names of the methods, those of the registry as it stands."""
-        return self.listed()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -73,19 +57,26 @@ class Capabilities:
 
 
 # Of a module that nothing quantizes, and of a layer of which no more is known than that it is one of an integer graph.
-NOTHING = Capabilities("none", nothing, (), 0, False, ("none",), (), static_groups=False)
+NOTHING = Capabilities("none", (), (), 0, False, ("none",), (), static_groups=False)
 UNKNOWN = Capabilities()
 CONVOLUTION = Capabilities("convolution")
 LINEAR = Capabilities("linear")
 BLOCK = Capabilities(
-    "block", everything, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
 )  # fmt: skip
 OUTSIDE = Capabilities(
-    "outside", alone, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "outside", alone(), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
 )  # fmt: skip
-EMBEDDING = Capabilities("embedding", alone, ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
+EMBEDDING = Capabilities("embedding", alone(), ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
+
+
+def of_network(role: Role) -> Capabilities:
+    """Those of a convolution or linear layer of an integer graph, with the methods that the registry has by now."""
+    return Capabilities(role)
 
 
 def of_decoder(kind: str, in_block: bool) -> Capabilities:
-    """Those of a matrix of a decoder, by the name of its module's class."""
-    return EMBEDDING if kind == "Embedding" else BLOCK if in_block else OUTSIDE
+    """Those of a matrix of a decoder, by the name of its module's class, with the methods that the registry has by now."""
+    if in_block and kind != "Embedding":
+        return replace(BLOCK, methods=tuple(METHODS))
+    return replace(EMBEDDING if kind == "Embedding" else OUTSIDE, methods=alone())

@@ -16,11 +16,10 @@ from engine.planning.layer import Layer
 from engine.planning.layer_speed import UNTIMED, Pace
 from engine.planning.legality import NO_KERNEL, NOT_FOLDED
 from engine.planning.plan import Plan
-from engine.recipe.capabilities import CONVOLUTION, LINEAR, NOTHING, Capabilities
+from engine.recipe.capabilities import NOTHING, Role, of_network
 from engine.recipe.spec import Rule
 
-# What can be had of a layer by what its node is; of all others nothing.
-CAPABILITIES: Mapping[str, Capabilities] = {"conv": CONVOLUTION, "linear": LINEAR}
+_ROLES: Mapping[str, Role] = {"conv": "convolution", "linear": "linear"}
 
 
 def plan(
@@ -48,7 +47,8 @@ def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, pa
     for path, node in _first_calls(gm).items():
         module = module_of(node)
         assert module is not None
-        capabilities = CAPABILITIES.get(kind(node), NOTHING)
+        role = _ROLES.get(kind(node))
+        capabilities = of_network(role) if role else NOTHING
         share = sum((time_share or {}).get(n.name, 0.0) for n in gm.graph.nodes if n.op == "call_module" and n.target == path)
         params = sum(p.numel() for p in module.parameters())
         obstacle = why_not(module) if capabilities.role != "none" else None if path in folded else _no_kernel(path, module, refused)

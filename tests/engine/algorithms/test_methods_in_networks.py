@@ -23,7 +23,7 @@ from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.numerics.scheme import int_scheme
 from engine.planning.legality import legalize
-from engine.recipe.capabilities import CONVOLUTION
+from engine.recipe.capabilities import of_network
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import LayerSpec, WeightSpec
 from engine.runs.fits import check
@@ -61,7 +61,7 @@ def test_a_method_of_ones_own_is_one_line_in_the_registry(tmp_path: Path, monkey
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     found = quantize_weight(weight, WeightSpec(4, method="three-means"))
     torch.testing.assert_close(found.scale[:, 0], 3 * weight.abs().mean(1) / 7, rtol=1e-3, atol=0)
-    assert legalize(LayerSpec(WeightSpec(4, method="three-means")), CONVOLUTION, 8) == (
+    assert legalize(LayerSpec(WeightSpec(4, method="three-means")), of_network("convolution"), 8) == (
         LayerSpec(WeightSpec(4, method="three-means")),
         None,
     )
@@ -97,14 +97,14 @@ def test_methods_that_need_the_blocks_of_a_decoder_are_refused_in_a_sentence(nam
     rules = [{"match": "conv2", "weights": {"method": name}}]
     with pytest.raises(UsageError, match=r"folds scales into the layer before|carries errors from block to block"):
         check(Recipe.make(model="simplecnn", rules=rules), "images")
-    actual, why = legalize(LayerSpec(WeightSpec(4, method=name)), CONVOLUTION, 8)
+    actual, why = legalize(LayerSpec(WeightSpec(4, method=name)), of_network("convolution"), 8)
     assert actual == LayerSpec(WeightSpec(4)) and why is not None and name in why
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.needs_blocks])
 def test_other_methods_are_for_networks_too(name: str) -> None:
     check(Recipe.make(model="simplecnn", rules=[{"match": "conv2", "weights": {"method": name}}]), "images")
-    assert legalize(LayerSpec(WeightSpec(4, method=name)), CONVOLUTION, 8) == (LayerSpec(WeightSpec(4, method=name)), None)
+    assert legalize(LayerSpec(WeightSpec(4, method=name)), of_network("convolution"), 8) == (LayerSpec(WeightSpec(4, method=name)), None)
 
 
 def test_a_name_that_is_no_method_is_refused_with_those_that_are() -> None:

@@ -79,7 +79,7 @@ def test_what_can_be_had_can_be_had_again(capabilities: Capabilities, spec: Laye
 
 
 def test_a_method_that_a_layer_is_given_is_planned_and_on_the_key_and_nowhere_else() -> None:
-    more = replace(CONVOLUTION, listed=lambda: (*CONVOLUTION.methods, "awq"))
+    more = replace(CONVOLUTION, methods=(*CONVOLUTION.methods, "awq"))
     asked = LayerSpec(WeightSpec(4, method="awq"), ActivationSpec(8))
     layers = (replace(CONV, capabilities=more), NORM, HEAD)
     made = plan(layers, "w8a8", (Rule("*", asked),))

@@ -123,7 +123,7 @@ def test_round_trip(write: Write, text: str) -> None:
 def test_yaml_is_in_the_order_of_the_fields_and_short() -> None:
     text = Recipe.make(model="m", rules=[{"match": "fc*", "weights": {"bits": 4}}]).to_yaml()
     keys = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert keys == [name for name in Recipe.model_fields if name != "graph"]
+    assert keys == [name for name in Recipe.model_fields if name not in ("graph", "task")]
     assert "  - match: fc*\n    weights: {bits: 4, granularity: per-channel, group_size: 32, scale: minmax}\n" in text
     assert "keep" not in text and "activations" not in text
 
@@ -219,7 +219,7 @@ KEYS = [
     (RULE_A + "    weight: {bits: 4}\n", 4, "unknown key 'weight' in rule 1: did you mean weights?"),
     (RULE_A + "    weights:\n      bitts: 4\n", 5, "unknown key 'bitts' in weights: did you mean bits?"),
     ("model: m\nbatch: 5\n", 2, "unknown key 'batch': it belongs in data or qat"),
-    ("model: m\nzzzz: 5\n", 2, "unknown key 'zzzz': known: model, weights, data"),
+    ("model: m\nzzzz: 5\n", 2, "unknown key 'zzzz': known: model, task, weights, data"),
     ("model: m\n3: 5\n", 2, "key '3' is not a name"),
     ("model: m\nseed: 1\nseed: 1\n", 3, "key 'seed' is given twice (first on line 2): remove one"),
     ("model: m\ndata:\n  batch: 1\n  batch: 2\n", 4, "key 'batch' is given twice (first on line 3)"),

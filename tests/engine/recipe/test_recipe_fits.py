@@ -57,7 +57,7 @@ def test_words_of_text_are_refused_for_images(asked: dict[str, Any], said: str) 
 
 
 def test_the_clip_of_least_error_is_for_images_too() -> None:
-    check(Recipe.make(model="resnet18", **rule(method="mse")), language=False)
+    check(Recipe.make(model="resnet18", **rule(method="mse")), "images")
     wanted = LayerSpec(WeightSpec(4, method="mse"))
     assert legalize(wanted, CONVOLUTION, 8) == (wanted, None)
 
