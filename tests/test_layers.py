@@ -76,7 +76,6 @@ WORDS = (
     "engine.report.runtimes", "engine.report.doubt", "engine.paths", "engine.models.registry", "engine.models.cached",
     "engine.models.size", "engine.models.torchvision", "engine.data.registry", "engine.data.images.cache",
     "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry", "engine.planning.matrix_strategy",
-    "engine.export.decoder_formats",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 

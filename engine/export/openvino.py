@@ -5,54 +5,61 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner
 from engine.export.onnx.file import build, hold
+from engine.export.placing import in_a_child
 
 TRIAL = """
 import sys, numpy, openvino
 compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
 compiled(numpy.zeros([2, *(size.get_length() for size in list(compiled.input().partial_shape)[1:])], numpy.float32))
 """
+# Read by the core itself: the converter of the command line reports its use over the network. What was written is read again, since
+# the writer says nothing where the disk is full.
+_WRITE = """
+import sys, openvino
+source, path, name = sys.argv[1:]
+core = openvino.Core()
+model = core.read_model(source)
+model.set_rt_info(name, "qtui")
+openvino.save_model(model, path, compress_to_fp16=False)
+core.read_model(path)
+"""
 
 
-def write(given: Given, path: Path) -> None:
+def write(context: ExportContext, path: Path) -> str:
     """OpenVINO's kernels add before they round, as torch's do, so the program is written as it is."""
-    import openvino
-
     between = path.with_suffix(".onnx")
-    between.write_bytes(build(given.model, given, "numbers").SerializeToString())
+    between.write_bytes(build(context.model, context, "numbers").SerializeToString())
     try:
-        # Read by the core itself: the converter of the command line reports its use over the network.
-        model = openvino.Core().read_model(between)
-        model.set_rt_info(given.name, "qtui")
-        openvino.save_model(model, path, compress_to_fp16=False)
-    except EngineError:
-        raise
-    except Exception as error:
-        raise EngineError(f"OpenVINO does not take the ONNX form of {given.name} ({one_line(error, 160)})") from error
+        in_a_child(_WRITE, str(between), str(path), context.name)
+    except EngineError as error:
+        raise EngineError(f"OpenVINO does not write {context.name} ({error})") from error
     finally:
         between.unlink(missing_ok=True)
+    return ""
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
+def load(path: Path, context: ExportContext) -> Runner:
     """On the processor, for short times; float layers in float32, which on some processors is not the default."""
     import openvino
 
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": context.threads, "INFERENCE_PRECISION_HINT": "f32"}
     try:
         compiled = openvino.Core().compile_model(path, "CPU", hints)
         request = compiled.create_infer_request()
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by OpenVINO ({one_line(error, 160)}): export it again") from error
-    if len(compiled.inputs) != 1 or len(compiled.outputs) != 1 or len(compiled.inputs[0].partial_shape) != given.images.dim():
+    if len(compiled.inputs) != 1 or len(compiled.outputs) != 1 or len(compiled.inputs[0].partial_shape) != context.images.dim():
         raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
 
-    def run(images: Any) -> Any:
+    def call(images: Any) -> Tensor:
         request.infer([images], share_inputs=True)
         # The next call overwrites the request's own tensor.
-        return np.array(request.get_output_tensor().data)
+        return torch.tensor(request.get_output_tensor().data)
 
-    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run, "CPU int8, the rest in f32")
+    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, call, "CPU int8, the rest in f32")

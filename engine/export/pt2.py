@@ -6,6 +6,7 @@ kernels on any machine and device. Its convolutions are torch's in fp32, so it i
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import Function, QuantizedModel
 from engine.numerics.uniform import QWeight, pack_nibbles, per_channel
+from engine.tasks.base import forward_of
 
 _ABOUT = "qtui.json"
 
@@ -105,23 +107,27 @@ class _Portable(QuantizedModel):
         return self.positional(called, step)
 
 
-def write(given: Given, path: Path) -> None:
-    model = _Portable(given.model.program, [Simulate()], given.whole).eval()
-    images = given.images[:3].clone()
-    about = {"model": given.name, "recipe": given.recipe, "isa": given.isa}
+def write(context: ExportContext, path: Path) -> str:
+    model = _Portable(context.model.program, [Simulate()], context.whole).eval()
+    images = context.images[:3].clone()
+    about = {"model": context.name, "recipe": context.recipe, "isa": context.isa}
+    # torch's archive writer ends the process where it cannot write, so that it is given memory.
+    content = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
             # The images would be stored with the program.
             exported.example_inputs = None
-            torch.export.save(exported, path, extra_files={_ABOUT: json.dumps(about)})
+            torch.export.save(exported, content, extra_files={_ABOUT: json.dumps(about)})
     except Exception as error:
-        raise EngineError(f"torch.export does not take {given.name} ({type(error).__name__}: {one_line(error, 160)})") from error
+        raise EngineError(f"torch.export does not take {context.name} ({type(error).__name__}: {one_line(error, 160)})") from error
+    path.write_bytes(content.getbuffer())
+    return ""
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
-    """In this process; ``threads`` are torch's own."""
+def load(path: Path, context: ExportContext) -> Runner:
+    """In this process, on torch's own threads."""
     found = {_ABOUT: ""}
     try:
         with warnings.catch_warnings():
@@ -132,4 +138,4 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     if not found[_ABOUT]:
         raise EngineError(f"{path} was not written by this program: export it again")
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda x: x.contiguous(memory_format=torch.channels_last), module, "torch fp32 on stored integers")
+    return Runner(label, lambda batch: batch.laid_out(), forward_of(module), "torch fp32 on stored integers")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
+from engine.tasks.base import Batch
 
 TRIAL = """
 import sys, numpy, onnxruntime
@@ -24,25 +25,25 @@ session.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float3
 """
 
 
-def write(given: Given, path: Path) -> None:
+def write(context: ExportContext, path: Path) -> str:
     """Every convolution ends in integers here, also those that torch's kernels add to another value before they round: ONNX
     Runtime has integer convolutions of no other form."""
-    path.write_bytes(build(split(given), given, "integers").SerializeToString())
+    path.write_bytes(build(split(context), context, "integers").SerializeToString())
+    return ""
 
 
-def build(model: QuantizedModel, given: Given, bound: Bound) -> Any:
+def build(model: QuantizedModel, context: ExportContext, bound: Bound) -> Any:
     """The checked ``ModelProto`` of a model's program."""
-    written = write_program(model, given.images, bound)
-    about = {"qtui": given.name, "recipe": given.recipe, "isa": given.isa}
-    return written.graph.model(tuple(given.images.shape), written.logits, written.result, about)
+    written = write_program(model, context.images, bound)
+    return written.graph.model(tuple(context.images.shape), written.logits, written.result, context.about)
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
+def load(path: Path, context: ExportContext) -> Runner:
     """In ONNX Runtime on the processor."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
@@ -50,12 +51,17 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error, 160)}): export it again") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(session.get_outputs()) != 1 or len(inputs[0].shape) != given.images.dim():
+    if len(inputs) != 1 or len(session.get_outputs()) != 1 or len(inputs[0].shape) != context.images.dim():
         raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
     name = inputs[0].name
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, lambda x: session.run(None, {name: x})[0], "CPUExecutionProvider int8")
+
+    def call(x: Any) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x})[0])
+
+    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
 
 
-def hold(x: Tensor) -> Any:
-    """float32 images as a contiguous array."""
+def hold(batch: Batch) -> Any:
+    """The batch's one tensor, float32, as a contiguous array."""
+    x: Tensor = batch.args[0]
     return x.to(torch.float32).contiguous().numpy()

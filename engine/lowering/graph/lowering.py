@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
+from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
+from engine.events.progress import quietly
 from engine.kernels.choose import kernels_for
-from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
+from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
+from engine.lowering.files import NAME
 from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
-from engine.lowering.graph.artifact import to_bytes
+from engine.lowering.graph.artifact import load_network, read, to_bytes
 from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
@@ -26,7 +32,11 @@ from engine.planning.plan import Plan
 from engine.planning.plan import plan as propose
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
+from engine.tasks.base import Batch, Task
 from engine.tasks.subject import Subject
+
+# Training items that exports calibrate and trace with.
+_EXPORT_ITEMS = 128
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,29 @@ class GraphLowering(Lowering):
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         return summary.layer_table(rows)
 
+    @classmethod
+    def reopen(cls, directory: Path, subject: Subject | None) -> Reopened:
+        path = directory / NAME
+        header = read(path)[1]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = load_network(path, subject.model if subject else None)
+        return Reopened(model, header["recipe"], header["isa"], tuple(str(warning.message) for warning in caught))
+
+    @classmethod
+    def export_inputs(cls, task: Task) -> Batch:
+        """The first training items, as one batch."""
+        parts = list(task.batches("train", batch=32, limit=_EXPORT_ITEMS))
+        args, kwargs = (tree_map(_joined, *(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
+        return Batch(args, kwargs, count=sum(part.count for part in parts))
+
+    @classmethod
+    def fp32_forms(cls, subject: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
+        """Folded, as the baseline of a run is."""
+        example = subject.example.args[0]
+        graph = quietly(tracing.trace(subject.model, example), stop).graph
+        return fp32_forms(fold(graph, example, find_pairs(graph))[0])
+
     def graph(self) -> dict[str, Any]:
         return summary.graph(self.traced, self.pairs, self.delta, self.run.recipe)
 
@@ -181,3 +214,8 @@ class GraphLowering(Lowering):
             **({"coverage": covered.entry()} if covered else {}),
             **({"balanced": balancing.entries(self._branches)} if self._branches else {}),
         }
+
+
+def _joined(*values: Any) -> Any:
+    """One argument of several batches: tensors along their first dimension, what else is given as it is."""
+    return torch.cat(values) if isinstance(values[0], Tensor) else values[0]

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.export.onnx.file import build, load, write
 from engine.export.split import split
 from engine.numerics.uniform import sqnr_db
 from engine.recipe.spec import WeightSpec
+from engine.tasks.base import Batch
 
 onnx = pytest.importorskip("onnx")
 SPECS = [(nets.W8, 8), (nets.W8, 7), (nets.W4, 4), (nets.GROUPS, 8), (nets.W8, None), (nets.GROUPS, None)]
@@ -51,10 +52,10 @@ def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights:
     pytest.importorskip("onnxruntime")
     given = nets.quantized(make, weights, bits)
     onnx.save(build(given.model, given, "integers"), path := tmp_path / "model.onnx")
-    runner = load(path, given, 1)
+    runner = load(path, given)
     for count in (1, 2, 5):
         x = torch.randn(count, 3, 16, 16)
-        assert distance(given.model(x), runner.run(runner.hold(x))) > (32 if bits else 30)
+        assert distance(given.model(x), runner.run(Batch((x,)))) > (32 if bits else 30)
 
 
 def test_a_convolution_that_rounds_by_itself_stays_close() -> None:
@@ -132,12 +133,12 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     given = nets.quantized(nets.Sequence1d)
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(EngineError) as caught:
-        load(tmp_path / "model.onnx", given, 1)
+        load(tmp_path / "model.onnx", given)
     assert "cannot be loaded by ONNX Runtime" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_given_keeps_nothing_of_the_model_it_is_made_from() -> None:
-    given: Given = nets.quantized(nets.Residual)
+    given: ExportContext = nets.quantized(nets.Residual)
     before = given.model(given.images)
     build(given.model, given, "integers")
     assert torch.equal(before, given.model(given.images))
