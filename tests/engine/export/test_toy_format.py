@@ -59,9 +59,7 @@ def test_a_format_of_ones_own_goes_through_an_export(finished: Path, capsys: pyt
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_format_of_ones_own_refuses_before_any_work(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_format_of_ones_own_refuses_before_any_work(tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toy_format.refuses", lambda model, recipe, plan: "toys are for children")
     outcome = driving.drive(tiny(export=("toy",)), tmp_path / "run")
     assert str(outcome.error) == "export to toy: toys are for children" and not (tmp_path / "run").exists()
