@@ -51,7 +51,8 @@ def load(path: Path, context: ExportContext) -> Runner:
     from engine.export.onnx.decoder_run import OnnxDecoder
 
     model = OnnxDecoder(path, context.threads)
-    return decoder_runner(model.label, "CPUExecutionProvider", model.step, last(model.step))
+    integers = any(per_token(matrix) for matrix in context.model.matrices.values())
+    return decoder_runner(model.label, "CPUExecutionProvider", model.step, last(model.step), model.note if integers else "")
 
 
 def write_decoder(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accuracy: int = 4) -> str:

@@ -31,7 +31,7 @@ class OnnxDecoder:
         # Threads that go on waiting between two calls slow down whatever else computes.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-        self.note = precise(options, True)
+        self.note = precise(options)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:

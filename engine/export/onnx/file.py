@@ -10,7 +10,6 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext, Runner
-from engine.export.onnx.precision import precise
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
@@ -47,7 +46,6 @@ def load(path: Path, context: ExportContext) -> Runner:
     options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    note = precise(options, _is_wide(context.model))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -60,13 +58,7 @@ def load(path: Path, context: ExportContext) -> Runner:
     def call(x: Any) -> Tensor:
         return torch.from_numpy(session.run(None, {name: x})[0])
 
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8", note)
-
-
-def _is_wide(model: QuantizedModel) -> bool:
-    """Whether some layer multiplies activations of 8 bits."""
-    inputs = [step.attrs.get("input") for step in model.program.steps if step.op == "layer"]
-    return any(grid is not None and grid[2] > 127 for grid in inputs)
+    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
 
 
 def hold(batch: Batch) -> Any:

@@ -11,10 +11,10 @@ OPTION = "session.x64quantprecision"
 NOTE = f"on processors without VNNI ONNX Runtime needs {OPTION}=1, or its sums saturate; it was read back so"
 
 
-def precise(options: Any, wide: bool) -> str:
-    """Set the option on ``options`` where this processor saturates and ``wide`` activations of 8 bits are multiplied; a note for a
-    person, empty where nothing is set: 7 bits never saturate and are faster as they are."""
-    if not (wide and probe().saturates):
+def precise(options: Any) -> str:
+    """Set the option on ``options`` where this processor saturates; a note for a person, empty where nothing is set. Of graphs with
+    QuantizeLinear that share zero points ONNX Runtime 1.32 cannot be loaded so: those have 7-bit activations on such processors."""
+    if not probe().saturates:
         return ""
     options.add_session_config_entry(OPTION, "1")
     return NOTE

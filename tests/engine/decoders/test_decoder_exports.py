@@ -20,8 +20,10 @@ from engine.export import decoder_safetensors, making, registry
 from engine.export.base import ExportContext, decoder_runner
 from engine.export.making import Comparison, Known
 from engine.export.onnx import decoder_file as onnx_file
+from engine.export.onnx.precision import NOTE
 from engine.export.parity import compare
 from engine.export.registry import Format, find, formats_of
+from engine.kernels.probe import probe
 from engine.lowering.modules.lowering import ModulesLowering
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.stepping import of_model
@@ -269,7 +271,7 @@ def test_what_onnx_does_otherwise_is_told(tmp_path: Path) -> None:
     three = of(family("gpt2", GroupSpec(3, 16), None, DYNAMIC))
     assert make("onnx", three, tmp_path, STOP)["note"].startswith("8 matrices of 3 bits are stored in 4; ")
     dynamic = of(family("gpt2", EIGHT, None, DYNAMIC))
-    assert make("onnx", dynamic, tmp_path, STOP)["note"] == ""
+    assert make("onnx", dynamic, tmp_path, STOP)["note"] == (NOTE if probe().saturates else "")
 
 
 def test_the_registry_is_formats_of_the_export_room() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.export.base import ExportContext
+from engine.kernels.probe import probe
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.convert import convert, unit_parameters
 from engine.lowering.graph.fuse import find_pairs, fuse
@@ -102,6 +103,11 @@ class Sequence1d(nn.Module):
 NETS: tuple[Callable[[], nn.Module], ...] = (Residual, Mobile, Attention, Sequence1d)
 W8, W4, GROUPS_OF_8 = WeightSpec(8), WeightSpec(4), WeightSpec(3, "per-group", 8)
 GROUPS = WeightSpec(4, "per-group", 16)
+
+
+def here(bits: int | None) -> int | None:
+    """The widest activations up to ``bits`` that a plan gives on this machine: the runtimes' kernels saturate where its own do."""
+    return None if bits is None else min(bits, probe().activation_bits)
 
 
 def quantized(

@@ -144,7 +144,7 @@ class One(nn.Module):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_onnx_runtime_and_openvino_compute_what_the_program_does(operation: str, tmp_path: Path) -> None:
-    given = nets.quantized(lambda: One(operation))
+    given = nets.quantized(lambda: One(operation), activations=nets.here(8))
     for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
         form.write(given, tmp_path / name)
         runner = form.load(tmp_path / name, given)
