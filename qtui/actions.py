@@ -1,4 +1,4 @@
-"""Every key, once: this table gives the bindings, the footer, the palette, the help and the README's table of keys.
+"""Every key, once: this table gives the bindings, the footer, the palette, the help and the table of keys in qtui/README.md.
 
 A screen that is not in it brings its own as ``ACTIONS``. An action ``x`` is the method ``do_x`` of the screen it belongs to, or of the app where ``where`` is ``("*",)``.
 """
@@ -208,7 +208,7 @@ def key_text(key: str) -> str:
 
 
 def markdown(titles: Sequence[tuple[str, str]]) -> str:
-    """The README's table of keys; ``titles`` are (screen, title)."""
+    """The table of keys of qtui/README.md; ``titles`` are (screen, title)."""
     lines = ["| screen | key | does |", "|---|---|---|"]
     for where, title in (*titles, ("*", "everywhere")):
         for action in everywhere() if where == "*" else own(where):

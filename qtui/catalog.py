@@ -11,11 +11,12 @@ from engine.data.registry import holds_imagenet
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.models.cached import cached_for, cached_weights
 from engine.models.language_registry import ENTRIES as LANGUAGE
-from engine.models.language_registry import LanguageEntry, is_language
+from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
 from engine.models.torchvision import Published
 from engine.reading import MB, read_json
+from engine.tasks.registry import task_of
 from qtui import text
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def data_name(data: str) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model."""
+    """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model, ``task`` one's
+    own as ``path/task.py:factory``, empty for what belongs to the model."""
 
     model: str = "simplecnn"
     data: str = "digits"
@@ -96,21 +98,28 @@ class Choice:
     threshold: str = DEFAULT_THRESHOLD
     recipe: str = ""
     graph: str = "modules"
+    task: str = ""
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
-        reads_text = is_language(self.model)
-        data = data_for(self.data, reads_text)
+        text = reads_text(self.model)
+        data = data_for(self.data, text)
         asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
-        if reads_text:
+        if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
-        given = {name: value for name, value in (("weights", self.weights), ("file", self.recipe)) if value}
+        named = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
+        given = {name: value for name, value in named if value}
         return {**asked, **given}
 
     def with_model(self, name: str) -> Choice:
-        """Another model: a weights file or a recipe belongs to the one before."""
-        return self if name == self.model else replace(self, model=name, weights="", recipe="")
+        """Another model: a weights file, a recipe or a task belongs to the one before."""
+        return self if name == self.model else replace(self, model=name, weights="", recipe="", task="")
+
+
+def reads_text(model: str) -> bool:
+    """Whether a model's name stands for one that reads text, by the task that it has where none is named."""
+    return task_of(model).reads == "text"
 
 
 def data_for(data: str, text: bool) -> str:
@@ -157,7 +166,7 @@ def _language(entry: LanguageEntry) -> Model:
 
 
 def _own(name: str) -> Model:
-    return Model(name, "your own language model" if (text := is_language(name)) else "your own factory", own=True, text=text)
+    return Model(name, "your own language model" if (text := reads_text(name)) else "your own factory", own=True, text=text)
 
 
 def _accuracy(weights: Path) -> float | None:
@@ -216,13 +225,27 @@ def wrong_threshold(value: str) -> str | None:
 
 def wrong_own_model(value: str) -> str | None:
     """What is wrong with ``file.py:factory`` or ``package.module:factory``, as far as can be seen without running it."""
-    if is_language(value):
+    if reads_text(value):
         return None
     place, colon, factory = value.rpartition(":")
     if not colon or not factory.isidentifier() or not place:
         return "write it as path/file.py:factory, package.module:factory, or a language model's folder or OWNER/MODEL"
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         return f"there is no file {text.plain(place)}"
+    return None
+
+
+def wrong_task(value: str) -> str | None:
+    """What is wrong with a task of one's own, as far as can be seen without running it; an empty name is none."""
+    from engine.tasks.registry import TASKS
+
+    if not value or value in TASKS:
+        return None
+    place, colon, factory = value.rpartition(":")
+    if not colon or not factory.isidentifier() or not place:
+        return f"write it as path/task.py:factory or one of {', '.join(TASKS)}, or leave it empty"
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
+        return f"there is no file {text.plain(place)}: `qtui new task.py` writes one to begin with"
     return None
 
 
@@ -256,7 +279,9 @@ def from_recipe(path: str) -> Choice:
 
     place = str(Path(path).expanduser())
     recipe = Recipe.load(place)
-    return Choice(recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place, recipe.graph)
+    return Choice(
+        recipe.model, recipe.data.name, recipe.weights or "", recipe.device, recipe.threshold, place, recipe.graph, recipe.task or ""
+    )
 
 
 def threshold_text(value: str, text: bool = False) -> str:

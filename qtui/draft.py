@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.events.event import LayerRow, Planned
-from engine.planning.legality import possible
-from engine.planning.matrix_strategy import possible as possible_matrix
-from engine.recipe.presets import PRESETS
+from engine.planning.legality import legalize
+from engine.recipe.presets import BY_ROLE
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule
 from qtui.edits import EDITS, Before, Edit, EditName, no_groups
 from qtui.strategy_rules import base, resolve, rules_for
@@ -98,9 +97,7 @@ class Draft:
             return self._tied(row), row.obstacle
         if row.obstacle or not row.editable:
             return FP32, row.obstacle
-        if row.decoder:
-            return possible_matrix(self.specs[path], row.kind, row.decoder == "block")
-        return possible(self.specs[path], self.plan.activation_bits)
+        return legalize(self.specs[path], row.capabilities, self.plan.activation_bits)
 
     def _tied(self, row: LayerRow) -> LayerSpec:
         """A layer without a matrix of its own: the weights of the one whose it shares."""
@@ -217,7 +214,7 @@ class Draft:
     def _before(self, row: LayerRow) -> Before:
         """What the layer was when it was last quantized: here, in the plan, as proposed, or 8 bits."""
         known = [self.specs, *(moment.specs for moment in reversed(self.past))]
-        last = row.proposed if row.decoder else PRESETS["w8a8"]
+        last = BY_ROLE[row.capabilities.role]["w8a8"]
         candidates = [*(specs[row.path] for specs in known if row.path in specs), row.requested, row.proposed, last]
         spec = next(spec for spec in candidates if spec.weights)
         return Before(spec, next((spec.activations for spec in candidates if spec.activations), ActivationSpec()))

@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
-from engine.planning.matrix_strategy import ALONE
-from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
+from engine.planning.legality import legalize
+from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
 WEIGHT_BITS = (8, 6, 4, 3, 2)
-# What a matrix of a decoder reads: integers with a scale for each token, or on a grid from calibration, or floats.
+# The inputs of a layer that can have a scale for each token: that, a grid from calibration, or floats.
 DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8, observer="histogram-mse")
-ACTIVATION_BITS: tuple[int | None, ...] = (8, 7, 6, 4, None)
+ACTIVATION_BITS = (8, 7, 6, 4)
 GROUP_SIZES = (32, 64, 128)
 OBSERVERS: tuple[Observer, ...] = ("minmax", "moving-average", "percentile", "histogram-mse", "entropy")
-GROUP_BITS = 6
-"""The widest weights that the engine keeps in groups."""
 
 T = TypeVar("T")
 Scheme = tuple[Granularity, int]
@@ -50,8 +48,9 @@ def inputs(row: LayerRow) -> int:
 
 def schemes(row: LayerRow, bits: int) -> tuple[Scheme, ...]:
     """Granularities that make a difference for this layer at this width."""
-    plain: tuple[Scheme, ...] = (("per-channel", 0),) if row.decoder else (("per-tensor", 0), ("per-channel", 0))
-    sizes = GROUP_SIZES if bits <= GROUP_BITS else ()
+    able = row.capabilities
+    plain: list[Scheme] = [(name, 0) for name in able.granularities if name != "per-group"]
+    sizes = GROUP_SIZES if "per-group" in able.granularities and bits <= able.group_bits else ()
     return (*plain, *(("per-group", size) for size in sizes if size < inputs(row)))
 
 
@@ -61,7 +60,8 @@ def no_groups(row: LayerRow, spec: LayerSpec) -> str | None:
         return None
     if inputs(row) <= GROUP_SIZES[0]:
         return f"groups of {GROUP_SIZES[0]} need more inputs: {row.path} has {inputs(row)} for each output"
-    return "groups need 6 bits or fewer: w changes the bits" if spec.weights.bits > GROUP_BITS else None
+    widest = row.capabilities.group_bits
+    return f"groups need {widest} bits or fewer: w changes the bits" if spec.weights.bits > widest else None
 
 
 def _after(order: Sequence[T], current: T) -> T:
@@ -83,27 +83,31 @@ def _weights(row: LayerRow, spec: LayerSpec, aim: int, before: Before) -> LayerS
 
 
 def _next_activations(row: LayerRow, spec: LayerSpec) -> Any:
-    if row.decoder:
-        order = (None,) if row.kind == "Embedding" else (DYNAMIC, STATIC, None)
-        return _after(order, spec.activations)
+    able = row.capabilities
+    if not able.rounds_inputs:
+        return None
+    if "dynamic" in able.activations:
+        return _after((DYNAMIC, STATIC, None), spec.activations)
     if spec.activations is None:
         return ACTIVATION_BITS[0]
-    widths = [bits for bits in ACTIVATION_BITS if bits is not None]
+    widths = [bits for bits in ACTIVATION_BITS if bits in able.activation_bits]
     return next((bits for bits in widths if bits < spec.activations.bits), None)
 
 
 def _activations(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
     if spec.weights is None:
         return _kept(row)
-    if row.decoder:
-        return f"{row.path} looks rows up: it has no activations to round" if row.kind == "Embedding" else replace(spec, activations=aim)
+    if not row.capabilities.rounds_inputs:
+        return f"{row.path} looks rows up: it has no activations to round"
+    if "dynamic" in row.capabilities.activations:
+        return replace(spec, activations=aim)
     return replace(spec, activations=replace(spec.activations or before.activations, bits=aim) if aim else None)
 
 
 def _scheme(row: LayerRow, weights: WeightSpec) -> Scheme:
     scheme: Scheme = (weights.granularity, weights.group_size if weights.granularity == "per-group" else 0)
     # What is asked for and cannot be had stands where what comes of it stands.
-    return ("per-channel", 0) if scheme[1] and weights.bits > GROUP_BITS else scheme
+    return ("per-channel", 0) if scheme[1] and weights.bits > row.capabilities.group_bits else scheme
 
 
 def _next_scheme(row: LayerRow, spec: LayerSpec) -> Scheme | None:
@@ -125,18 +129,18 @@ def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) ->
 
 
 def _next_rounding(row: LayerRow, spec: LayerSpec) -> Any:
-    if row.decoder:
-        methods = METHODS if row.decoder == "block" else ALONE
-        return _after(methods, spec.weights.method if spec.weights else "nearest")
-    return "minmax" if spec.weights and spec.weights.scale == "mse" else "mse"
+    if spec.weights is None:
+        return None
+    # What is asked for and cannot be had stands where what comes of it stands.
+    had = legalize(spec, row.capabilities, ACTIVATION_BITS[0])[0].weights
+    return _after(row.capabilities.methods, had.method if had else spec.weights.method)
 
 
 def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
-    if row.decoder and spec.weights:
-        if row.decoder != "block" and aim not in ALONE:
-            return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
-        return replace(spec, weights=replace(spec.weights, method=aim))
-    return replace(spec, weights=replace(spec.weights, scale=aim)) if spec.weights else _kept(row)
+    if spec.weights and aim not in row.capabilities.methods:
+        outside = row.capabilities.between_floats
+        return f"{row.path} {'is outside of the blocks: no text reaches' if outside else 'cannot have'} the method {aim}"
+    return replace(spec, weights=replace(spec.weights, method=aim)) if spec.weights else _kept(row)
 
 
 def _observer(row: LayerRow, spec: LayerSpec, aim: Observer, before: Before) -> LayerSpec | str:
@@ -146,13 +150,13 @@ def _observer(row: LayerRow, spec: LayerSpec, aim: Observer, before: Before) -> 
 
 
 def _next_symmetric(row: LayerRow, spec: LayerSpec) -> bool:
-    if row.decoder:
+    if row.capabilities.affine:
         return not (spec.weights and spec.weights.symmetric)
     return not (spec.activations and spec.activations.symmetric)
 
 
 def _symmetric(row: LayerRow, spec: LayerSpec, aim: bool, before: Before) -> LayerSpec | str:
-    if row.decoder:
+    if row.capabilities.affine:
         return replace(spec, weights=replace(spec.weights, symmetric=aim)) if spec.weights else _kept(row)
     return replace(spec, activations=replace(spec.activations, symmetric=aim)) if spec.activations else _no_activations(row, spec)
 
@@ -172,7 +176,7 @@ def _kept(row: LayerRow) -> str:
 
 
 def _no_activations(row: LayerRow, spec: LayerSpec) -> str:
-    if row.decoder and spec.weights and spec.activations:
+    if spec.weights and spec.activations:
         return f"{row.path} rounds what it reads as it comes: there is no range to observe"
     return f"{row.path} has fp32 activations, so there is no range to observe: a quantizes them" if spec.weights else _kept(row)
 

@@ -63,7 +63,7 @@ def fold_not_open(state: State) -> str | None:
 def decodes(state: State) -> bool:
     """Whether the run is of a language model, as far as is known."""
     traced, plan = state.run.traced, state.run.plan
-    return bool(traced and traced[0].opcode == "module") or bool(plan and any(row.decoder for row in plan.layers))
+    return bool(traced and traced[0].opcode == "module") or bool(plan and any(row.capabilities.between_floats for row in plan.layers))
 
 
 def not_folded(state: State) -> str | None:

@@ -24,7 +24,7 @@ def spelled(spec: LayerSpec) -> str:
 
 def weights(found: WeightSpec) -> str:
     """``w4 g32 affine gptq``."""
-    method = found.method if found.method != "nearest" else "mse" if found.scale == "mse" else ""
+    method = "" if found.method == "nearest" else found.method
     return " ".join(filter(None, (f"w{found.bits}", scheme(found), method)))
 
 

@@ -5,41 +5,30 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from typing import Any
 
 from engine.events.event import LayerRow
-from engine.planning.matrix_strategy import PRESETS as DECODERS
-from engine.planning.matrix_strategy import asked
-from engine.recipe.presets import PRESETS
+from engine.planning import rules as planning
+from engine.planning.rules import KIND
+from engine.recipe.presets import BY_ROLE
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
-
-_KIND = "kind:"
 
 
 def exactly(path: str) -> str:
     """The glob that matches this module path and no other."""
     escaped = glob.escape(path)
-    return f"[k]{escaped[1:]}" if escaped.startswith(_KIND) else escaped
-
-
-def matches(rule: Rule, row: LayerRow) -> bool:
-    if rule.match.startswith(_KIND):
-        return fnmatchcase(row.kind, rule.match.removeprefix(_KIND))
-    return fnmatchcase(row.path, rule.match)
+    return f"[k]{escaped[1:]}" if escaped.startswith(KIND) else escaped
 
 
 def base(row: LayerRow, preset: str) -> LayerSpec:
     """What the preset alone asks of a layer."""
-    if row.decoder:
-        return asked(preset, row.kind, row.decoder == "block") if preset in (*DECODERS, "default") else row.proposed
-    return PRESETS.get(preset, row.proposed)
+    return BY_ROLE[row.capabilities.role].get(preset, row.proposed)
 
 
 def resolve(rows: Iterable[LayerRow], preset: str, rules: Sequence[Rule]) -> dict[str, LayerSpec]:
     """What rules and preset ask of each layer that can be quantized: the first rule that matches wins."""
-    found = ((row, next((rule for rule in rules if matches(rule, row)), None)) for row in rows if row.editable)
-    return {row.path: rule.spec if rule else base(row, preset) for row, rule in found}
+    found = ((row, planning.resolve(row, rules)) for row in rows if row.editable)
+    return {row.path: base(row, preset) if index is None else rules[index].spec for row, index in found}
 
 
 def rules_for(rows: Sequence[LayerRow], preset: str, wanted: Mapping[str, LayerSpec], own: Sequence[Rule]) -> tuple[Rule, ...]:
@@ -50,7 +39,7 @@ def rules_for(rows: Sequence[LayerRow], preset: str, wanted: Mapping[str, LayerS
     given = resolve(rows, preset, kept)
     new = [Rule(exactly(path), spec) for path, spec in wanted.items() if given[path] != spec]
     rules = [*new, *kept]
-    deciding = {next((i for i, rule in enumerate(rules) if matches(rule, row)), -1) for row in rows}
+    deciding = {planning.resolve(row, rules) for row in rows}
     return tuple(rule for i, rule in enumerate(rules) if i in deciding)
 
 
@@ -63,7 +52,7 @@ def _rule(fields: Mapping[str, Any]) -> Rule:
     if not fields.get("weights"):
         return Rule(str(fields["match"]), FP32)
     activations = ActivationSpec(**fields["activations"]) if fields.get("activations") else None
-    return Rule(str(fields["match"]), LayerSpec(WeightSpec(**fields["weights"]), activations))
+    return Rule(str(fields["match"]), LayerSpec(WeightSpec.of(fields["weights"]), activations))
 
 
 def fields_of(rule: Rule) -> dict[str, Any]:

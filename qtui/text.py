@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 # What is from outside is made safe in one place; whoever shows figures has it from here too.
 from engine.plain_text import one_line as one_line
 from engine.plain_text import plain as plain
-from qtui.steadiness import ABOUT, unsteady
+from engine.report.steadiness import ABOUT, unsteady
 
 if TYPE_CHECKING:
     from engine.events.event import EpochFinished, Progress

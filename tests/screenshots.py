@@ -1,6 +1,6 @@
-"""Pictures of every screen from a real run of the app, and the README's table of keys.
+"""Pictures of every screen from a real run of the app, and the table of keys in qtui/README.md.
 
-    uv run python tests/screenshots.py [--size 110x32] [--out screenshots] [--only vision|language] [--keys README.md]
+    uv run python tests/screenshots.py [--size 110x32] [--out screenshots] [--only vision|language] [--keys qtui/README.md]
 
 Each picture is an SVG that needs no network: the terminal's text in the reader's monospace font.
 """

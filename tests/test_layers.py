@@ -18,10 +18,13 @@ TORCH_FREE = [
     "engine", "engine.events.event", "engine.errors", "engine.recipe.spec", "engine.paths", "engine.events.cancellation",
     "engine.recipe.recipe", "engine.report.report", "engine.runs.rundir", "engine.models.registry", "engine.models.torchvision",
     "engine.models.cached", "engine.data.images.transform", "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
-    "engine.planning.matrix_strategy", "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
+    "engine.planning.planner", "engine.planning.rules", "engine.recipe.capabilities",
+    "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
     "engine.models.transformers_folder", "engine.data.text.documents", "engine.planning.legality", "engine.recipe.presets",
-    "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.mismatch", "engine.export.registry",
-    "engine.events.replay", "engine.runs.examine", "qtui", "qtui.cli", "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing",
+    "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.report.mismatch",
+    "engine.export.registry", "engine.events.replay", "engine.runs.examine", "engine.plain_text", "engine.reading",
+    "engine.report.figures", "engine.report.verdict", "engine.tasks.metrics", "engine.tasks.registry", "qtui", "qtui.cli",
+    "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing",
 ]  # fmt: skip
 
 
@@ -41,6 +44,11 @@ def within(name: str, rooms: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("path", ENGINE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_engine_knows_nothing_of_terminals(path: Path) -> None:
     assert [n for n in imported(path) if within(n, ("qtui", "textual", "rich", "tqdm", "argparse"))] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engine" / "planning").glob("*.py")), ids=lambda p: p.name)
+def test_the_planner_is_given_its_layers(path: Path) -> None:
+    assert [n for n in imported(path) if within(n, ("engine.lowering", "engine.models", "engine.tasks", "torch"))] == []
 
 
 @pytest.mark.parametrize("path", ENGINE + QTUI, ids=lambda p: str(p.relative_to(ROOT)))
@@ -70,12 +78,13 @@ WITHOUT_TEXTUAL = [
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
-    "engine.events.event", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors", "engine.events.cancellation",
-    "engine.report.report", "engine.report.language", "engine.runs.rundir", "engine.events.replay", "engine.report.mismatch",
-    "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality", "engine.planning.size",
-    "engine.report.runtimes", "engine.report.doubt", "engine.paths", "engine.models.registry", "engine.models.cached",
-    "engine.models.size", "engine.models.torchvision", "engine.data.registry", "engine.data.images.cache",
-    "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry", "engine.planning.matrix_strategy",
+    "engine.events.event", "engine.events.speed", "engine.recipe.decisions", "engine.recipe.spec", "engine.errors",
+    "engine.events.cancellation", "engine.report.report", "engine.report.language", "engine.runs.rundir", "engine.events.replay",
+    "engine.report.mismatch", "engine.recipe.recipe", "engine.recipe.changes", "engine.recipe.presets", "engine.planning.legality",
+    "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.paths",
+    "engine.models.registry", "engine.models.cached", "engine.models.size", "engine.models.torchvision", "engine.data.registry",
+    "engine.data.images.cache", "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry",
+    "engine.planning.rules", "engine.plain_text", "engine.reading", "engine.tasks.registry",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
 
@@ -91,7 +100,11 @@ def test_the_state_and_its_commands_know_no_terminal(path: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "qtui" / "drawing").glob("*.py")), ids=lambda p: p.name)
 def test_drawing_is_text_alone(path: Path) -> None:
     assert [
-        n for n in imported(path) if within(n, ("textual", "rich.console", "engine", "qtui.state", "qtui.screens", "qtui.widgets"))
+        n
+        for n in imported(path)
+        if within(n, ("textual", "rich.console", "engine", "qtui.state", "qtui.screens", "qtui.widgets"))
+        # What makes a text safe to show is one for the engine and the screens.
+        and not within(n, ("engine.plain_text",))
     ] == []
 
 

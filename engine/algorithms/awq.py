@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from engine.algorithms.gram import Gram, output_error
-from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.scheme import WeightScheme
+from engine.numerics.weights import minmax, quantize
 
 STEPS = 20
 
 
-def awq(weights: Sequence[Tensor], specs: Sequence[GroupSpec], inputs: Gram) -> Tensor:
+def awq(weights: Sequence[Tensor], specs: Sequence[WeightScheme], inputs: Gram) -> Tensor:
     """The scale (in,) to multiply the columns of ``weights`` (each (out, in)) with and to divide their common input by.
 
     ``s = m^a`` with m the mean \\|x\\| and a from 0 to 0.95 in steps of 0.05, the one of least output error when each

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.numerics.grouped import Grid, GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.weights import WeightQParams
 
 # Columns whose corrections are gathered before the rest of the matrix sees them: the same result, fewer passes over memory.
 BLOCK = 128
 
 
-def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_order: bool = True) -> tuple[GroupedWeight, str | None]:
+def gptq(weight: Tensor, grid: WeightQParams, second: Tensor, damping: float = 0.01, act_order: bool = True) -> tuple[QTensor, str | None]:
     """``weight`` (out, in) on ``grid``, by the inputs' second moments (in, in), and a note where more damping
     was needed than asked for.
 
@@ -21,7 +22,7 @@ def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_
     largest inputs go first; the groups stay those of the inputs' own order, so no permutation is stored. Inputs that are
     always zero are rounded to nearest. Raises EngineError where no damping makes the matrix positive definite.
     """
-    inputs = weight.shape[1]
+    inputs, form = weight.shape[1], grid.scheme.format
     diagonal = second.diagonal()
     dead = diagonal <= 0
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(inputs, device=weight.device)
@@ -35,15 +36,14 @@ def gptq(weight: Tensor, grid: Grid, second: Tensor, damping: float = 0.01, act_
         stop = min(start + BLOCK, inputs)
         errors = torch.empty_like(rest[start:stop])
         for column in range(start, stop):
-            at = (rest[column] / step[column]).round_().add_(zero[column]).clamp_(grid.spec.low, grid.spec.high)
+            at = form.round_(rest[column] / step[column], zero[column] if form.affine else None)
             codes[column] = at
             error = at.sub(zero[column]).mul_(step[column]).sub_(rest[column]).neg_().div_(inverse[column, column])
             rest[column:stop].addr_(inverse[column, column:stop], error, alpha=-1)
             errors[column - start] = error
         rest[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
     back = torch.argsort(order)
-    values = codes[back].T.contiguous().to(torch.int8 if grid.spec.symmetric else torch.uint8)
-    return GroupedWeight(values, grid), note
+    return grid.with_codes(form.encode(codes[back].T.contiguous())), note
 
 
 def _inverse_factor(hessian: Tensor, scale: float, damping: float) -> tuple[Tensor, str | None]:

@@ -11,38 +11,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.numerics.grouped import Grid, GroupSpec, grid_between, held, in_groups
+from engine.numerics.scheme import WeightScheme, in_groups
+from engine.numerics.weights import WeightQParams, qparams_between, stored_scale
 
 NORM, SHARPNESS, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20
 
 
-def hqq(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:
+def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> WeightQParams:
     """The grid of least l_0.7 error for ``weight`` (out, in), group by group. ``second`` is not looked at."""
     grouped = in_groups(weight.to(torch.float32), spec)
     inside = in_groups(torch.ones(1, weight.shape[1], device=weight.device), spec)
-    start = grid_between(grouped.amin(2), grouped.amax(2), spec)
+    start = qparams_between(grouped.amin(2), grouped.amax(2), spec)
     scale = start.scale.to(torch.float32)
     zero = torch.zeros_like(scale) if start.zero is None else start.zero.to(torch.float32)
     best_scale, best_zero = start.scale, zero
     least = _error(grouped, scale, zero, spec)
     sharpness = SHARPNESS
     for _ in range(ROUNDS):
-        codes = (grouped / scale[:, :, None] + zero[:, :, None]).round_().clamp_(spec.low, spec.high)
+        codes = spec.format.round_(grouped / scale[:, :, None] + zero[:, :, None])
         off = grouped / scale[:, :, None] - codes + zero[:, :, None]
         kept = off.sign() * (off.abs() - off.abs().clamp_min(1e-8) ** (NORM - 1) / sharpness).clamp_min_(0)
         target = (grouped / scale[:, :, None] - kept) * inside
         scale, zero = _fit(codes * inside, target, scale, inside.sum(2), spec)
         sharpness *= GROWTH
-        stored = held(scale.clamp_max(start.scale.to(torch.float32)))
-        whole = zero.round().clamp(spec.low if spec.symmetric else 0, spec.high)
+        stored = stored_scale(scale.clamp_max(start.scale.to(torch.float32)))
+        whole = spec.format.round(zero)
         error = _error(grouped, stored.to(torch.float32), whole, spec)
         better = error < least
         least = torch.where(better, error, least)
         best_scale, best_zero = torch.where(better, stored, best_scale), torch.where(better, whole, best_zero)
-    return Grid(spec, best_scale, None if spec.symmetric else best_zero.to(torch.uint8))
+    return WeightQParams(spec, best_scale, None if spec.symmetric else best_zero.to(torch.uint8))
 
 
-def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: GroupSpec) -> tuple[Tensor, Tensor]:
+def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: WeightScheme) -> tuple[Tensor, Tensor]:
     """Scale and zero point (out, groups) with ``scale * (codes - zero)`` nearest to ``target`` (in units of ``scale``)."""
     if spec.symmetric:
         slope = (codes * target).sum(2) / codes.square().sum(2).clamp_min(1e-12)
@@ -58,7 +59,7 @@ def _sane(slope: Tensor) -> Tensor:
     return torch.where((slope > 0.25) & (slope < 2), slope, torch.ones_like(slope))
 
 
-def _error(grouped: Tensor, scale: Tensor, zero: Tensor, spec: GroupSpec) -> Tensor:
+def _error(grouped: Tensor, scale: Tensor, zero: Tensor, spec: WeightScheme) -> Tensor:
     step, shift = scale[:, :, None], zero[:, :, None]
-    codes = (grouped / step + shift).round_().clamp_(spec.low, spec.high)
+    codes = spec.format.round_(grouped / step + shift)
     return (codes.sub_(shift).mul_(step).sub_(grouped)).abs_().pow_(NORM).sum(2)

@@ -10,22 +10,24 @@ from torch import Tensor
 from engine.algorithms.gram import Gram, HeldBack, output_error, shrunk
 from engine.algorithms.propagate import propagate
 from engine.algorithms.registry import Method
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme
+from engine.numerics.sqnr import sqnr_db
+from engine.numerics.weights import WeightQParams, minmax, quantize
 
 
 @dataclass(frozen=True)
 class Quantized:
     """``shift`` (out,) is what the layer's bias has to take up, or None. ``sqnr_db`` as in ``MatrixQuantized``."""
 
-    weight: GroupedWeight
+    weight: QTensor
     shift: Tensor | None
     sqnr_db: float
     note: str | None
 
 
 @torch.no_grad()
-def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
+def quantize_matrix(weight: Tensor, spec: WeightScheme, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
     """``weight`` float32 (out, in), its scaling folded already. ``inputs`` may be None where the method needs none; other
     methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on the
     method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
@@ -53,17 +55,20 @@ def quantize_matrix(weight: Tensor, spec: GroupSpec, method: Method, inputs: Gra
 
 
 def _nearest(
-    weight: Tensor, rounded: GroupedWeight, spec: GroupSpec, inputs: Gram, judge: HeldBack, centred: bool
-) -> tuple[GroupedWeight, str] | None:
+    weight: Tensor, rounded: QTensor, spec: WeightScheme, inputs: Gram, judge: HeldBack, centred: bool
+) -> tuple[QTensor, str] | None:
     """The better of two roundings to nearest and what is said of it, where it has less error on ``judge`` than ``rounded``."""
 
-    def error_of(candidate: GroupedWeight) -> tuple[float, float]:
+    def error_of(candidate: QTensor) -> tuple[float, float]:
         held = candidate.dequantize()
         return judge.errors(weight, held, inputs.gap(weight, held) if centred else None)
 
     signal, own = error_of(rounded)
     least, found = own, None
-    for which, grid in (("the same grid", rounded.grid), ("the min-max grid", minmax(weight, spec))):
+    for which, grid in (
+        ("the same grid", WeightQParams.of(rounded)),
+        ("the min-max grid", minmax(weight, spec)),
+    ):
         candidate = quantize(weight, grid)
         error = error_of(candidate)[1]
         if error < least:

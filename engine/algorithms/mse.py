@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.numerics.grouped import Grid, GroupSpec, grid_between, in_groups
+from engine.numerics.scheme import WeightScheme, in_groups
+from engine.numerics.weights import WeightQParams, qparams_between
 
 
-def mse(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:
+def mse(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> WeightQParams:
     """The grid of least squared error for ``weight`` (out, in), group by group.
 
     With ``second``, the inputs' second moments (in, in), the error is that of the group's share of the layer's output:
@@ -27,21 +28,22 @@ def mse(weight: Tensor, spec: GroupSpec, second: Tensor | None = None) -> Grid:
     low, high, least = _best(grouped, blocks, spec, low, high, [(f, f if spec.symmetric else 1.0) for f in near], least)
     if not spec.symmetric:
         low, high, least = _best(grouped, blocks, spec, low, high, [(1.0, factor) for factor in near], least)
-    return grid_between(low, high, spec)
+    return qparams_between(low, high, spec)
 
 
-def diagonal_blocks(second: Tensor, spec: GroupSpec) -> Tensor:
+def diagonal_blocks(second: Tensor, spec: WeightScheme) -> Tensor:
     """The groups' own blocks (groups, size, size) of a matrix (in, in); an incomplete last one is filled up with zeros."""
     size, groups = spec.size(len(second)), spec.groups(len(second))
     padded = torch.nn.functional.pad(second, (0, size * groups - len(second), 0, size * groups - len(second)))
     return torch.stack([padded[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)])
 
 
-def group_error(grouped: Tensor, grid: Grid, blocks: Tensor | None) -> Tensor:
+def group_error(grouped: Tensor, grid: WeightQParams, blocks: Tensor | None) -> Tensor:
     """Squared error (out, groups) of rounding ``grouped`` (out, groups, size) to nearest."""
     step = grid.scale.to(torch.float32)[:, :, None]
-    zero = 0.0 if grid.zero is None else grid.zero.to(torch.float32)[:, :, None]
-    error = (grouped / step).round_().add_(zero).clamp_(grid.spec.low, grid.spec.high).sub_(zero).mul_(step).sub_(grouped)
+    zero = None if grid.zero is None else grid.zero.to(torch.float32)[:, :, None]
+    rounded = grid.scheme.format.round_(grouped / step, zero)
+    error = (rounded if zero is None else rounded.sub_(zero)).mul_(step).sub_(grouped)
     if blocks is None:
         return error.square_().sum(2)
     by_group = error.transpose(0, 1)
@@ -51,7 +53,7 @@ def group_error(grouped: Tensor, grid: Grid, blocks: Tensor | None) -> Tensor:
 def _best(
     grouped: Tensor,
     blocks: Tensor | None,
-    spec: GroupSpec,
+    spec: WeightScheme,
     low: Tensor,
     high: Tensor,
     factors: list[tuple[float, float]],
@@ -61,7 +63,7 @@ def _best(
     best_low, best_high = low, high
     least = torch.full_like(low, torch.inf) if least is None else least
     for below, above in factors:
-        error = group_error(grouped, grid_between(low * below, high * above, spec), blocks)
+        error = group_error(grouped, qparams_between(low * below, high * above, spec), blocks)
         better = error < least
         least = torch.where(better, error, least)
         best_low, best_high = torch.where(better, low * below, best_low), torch.where(better, high * above, best_high)

@@ -7,16 +7,20 @@ linear least-squares problem with one unknown a group. Neither step can raise th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from engine.numerics.grouped import Grid, GroupedWeight, held, in_groups
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import in_groups
+from engine.numerics.weights import WeightQParams, stored_scale
 
 # What is added to the diagonal, of its mean: GPTQ's own damping.
 DAMPING = 0.01
 
 
-def refine(start: GroupedWeight, weight: Tensor, second: Tensor, rounds: int = 3) -> GroupedWeight:
+def refine(start: QTensor, weight: Tensor, second: Tensor, rounds: int = 3) -> QTensor:
     """The rounding of ``weight`` (out, in) of least error tr(D H Dᵀ) that ``rounds`` of both steps find from ``start``, H being
     the inputs' second moments (in, in), damped."""
     hessian = second + DAMPING * second.diagonal().mean() * torch.eye(len(second), device=second.device)
@@ -30,11 +34,11 @@ def refine(start: GroupedWeight, weight: Tensor, second: Tensor, rounds: int = 3
     return best
 
 
-def descend(start: GroupedWeight, weight: Tensor, hessian: Tensor) -> GroupedWeight:
+def descend(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:
     """One pass over the inputs, largest first."""
-    spec = start.spec
-    step, zero = (part.T.contiguous() for part in start.grid.columns(weight.shape[1]))
-    codes = start.values.to(torch.float32).T.contiguous()
+    form = start.format
+    step, zero = (part.T.contiguous() for part in WeightQParams.of(start).columns(weight.shape[1]))
+    codes = form.decode(start.codes).T.contiguous()
     rounded = (codes - zero).mul_(step)
     pull = hessian @ (rounded - weight.T)
     diagonal = hessian.diagonal()
@@ -42,18 +46,18 @@ def descend(start: GroupedWeight, weight: Tensor, hessian: Tensor) -> GroupedWei
         if float(diagonal[column]) <= 0:
             continue
         wanted = (rounded[column] - pull[column] / diagonal[column]).div_(step[column])
-        codes[column] = wanted.round_().add_(zero[column]).clamp_(spec.low, spec.high)
+        codes[column] = form.round_(wanted, zero[column] if form.affine else None)
         change = (codes[column] - zero[column]).mul_(step[column]).sub_(rounded[column])
         rounded[column] += change
         pull.addr_(hessian[:, column], change)
-    return GroupedWeight(codes.T.contiguous().to(start.values.dtype), start.grid)
+    return replace(start, codes=form.encode(codes.T.contiguous()))
 
 
-def rescale(start: GroupedWeight, weight: Tensor, hessian: Tensor) -> GroupedWeight:
+def rescale(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:
     """The scales of least error for the integers as they are, held to within twofold of what they were."""
-    spec, inputs = start.spec, weight.shape[1]
+    spec, inputs = start.scheme, weight.shape[1]
     groups, size = spec.groups(inputs), spec.size(inputs)
-    codes = start.values.to(torch.float32) - start.grid.columns(inputs)[1]
+    codes = start.format.decode(start.codes) - WeightQParams.of(start).columns(inputs)[1]
     wanted = in_groups((weight @ hessian).mul_(codes), spec).sum(2)
     system = torch.stack(
         [
@@ -68,9 +72,9 @@ def rescale(start: GroupedWeight, weight: Tensor, hessian: Tensor) -> GroupedWei
     system.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     scale = torch.linalg.solve(system, wanted.to(torch.float64) + ridge[:, None] * before)
     scale = torch.where((scale > before / 2) & (scale < before * 2), scale, before)
-    return GroupedWeight(start.values, Grid(spec, held(scale.to(torch.float32)), start.zero))
+    return replace(start, scale=stored_scale(scale.to(torch.float32)))
 
 
-def _error(rounded: GroupedWeight, weight: Tensor, hessian: Tensor) -> float:
+def _error(rounded: QTensor, weight: Tensor, hessian: Tensor) -> float:
     change = rounded.dequantize().sub_(weight)
     return float((change @ hessian).mul_(change).sum())

@@ -17,13 +17,15 @@ from engine.algorithms.refine import refine
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import UsageError
 from engine.errors import nearest as closest
-from engine.numerics.grouped import Grid, GroupedWeight, GroupSpec, minmax
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme
+from engine.numerics.weights import WeightQParams, minmax
 
 # A scale (in,) for the common input of weights (out, in); the grid of one weight; the weight on it, and a note or None. The
 # tensor that the last two may look at is the inputs' second moments (in, in).
-Scaling = Callable[[Sequence[Tensor], Sequence[GroupSpec], Gram], Tensor]
-Gridding = Callable[[Tensor, GroupSpec, Tensor | None], Grid]
-Rounding = Callable[[Tensor, Grid, Tensor], tuple[GroupedWeight, str | None]]
+Scaling = Callable[[Sequence[Tensor], Sequence[WeightScheme], Gram], Tensor]
+Gridding = Callable[[Tensor, WeightScheme, Tensor | None], WeightQParams]
+Rounding = Callable[[Tensor, WeightQParams, Tensor], tuple[QTensor, str | None]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Method:
         return self.needs_inputs and not (self.rounding is nearest and self.grid is _minmax)
 
 
-def _minmax(weight: Tensor, spec: GroupSpec, second: Tensor | None) -> Grid:
+def _minmax(weight: Tensor, spec: WeightScheme, second: Tensor | None) -> WeightQParams:
     return minmax(weight, spec)
 
 
-def gptq_refined(weight: Tensor, grid: Grid, second: Tensor) -> tuple[GroupedWeight, str | None]:
+def gptq_refined(weight: Tensor, grid: WeightQParams, second: Tensor) -> tuple[QTensor, str | None]:
     """GPTQ, then ``refine``."""
     rounded, note = gptq(weight, grid, second)
     return refine(rounded, weight, second), note

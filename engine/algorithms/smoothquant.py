@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.algorithms.gram import Gram
-from engine.numerics.grouped import GroupSpec
+from engine.numerics.scheme import WeightScheme
 
 
-def smoothquant(weights: Sequence[Tensor], specs: Sequence[GroupSpec], inputs: Gram, alpha: float = 0.5) -> Tensor:
+def smoothquant(weights: Sequence[Tensor], specs: Sequence[WeightScheme], inputs: Gram, alpha: float = 0.5) -> Tensor:
     """The scale (in,) to multiply the columns of ``weights`` (each (out, in)) with and to divide their common input by:
     ``s = max|x|^alpha / max|w|^(1 - alpha)`` (equation 4). ``specs`` is not looked at. Inputs that are always zero, and
     columns of zeros, keep a scale of one."""

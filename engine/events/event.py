@@ -84,7 +84,7 @@ class EpochFinished(Event):
     lr: float
     best: bool
     stage: str = "train"
-    metric: Literal["accuracy", "perplexity"] | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,15 @@ class Ticker:
 
     def __init__(self, stage: str, total: int, unit: str, interval: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> None:
         self.stage, self.total, self.unit, self.interval = stage, total, unit, interval
-        self.done = 0
+        self.done = self._skipped = 0
         self._clock = clock
         self._start = clock()
         self._last = -float("inf")
+
+    def skip(self, by: int) -> None:
+        """``by`` units were done before: they count as done, and not in the rate."""
+        self.done += by
+        self._skipped += by
 
     def advance(self, by: int = 1) -> Iterator[Progress]:
         self.done += by
@@ -31,7 +36,7 @@ class Ticker:
         if self.done < self.total and now - self._last < self.interval:
             return
         self._last = now
-        rate = self.done / max(now - self._start, 1e-9)
+        rate = (self.done - self._skipped) / max(now - self._start, 1e-9)
         yield Progress(self.stage, self.done, self.total, self.unit, rate, max(self.total - self.done, 0) / rate)
 
 

@@ -85,10 +85,13 @@ def _reader(wanted: Any) -> Read:
 def _dataclass(wanted: Any) -> Read:
     hints = get_type_hints(wanted)
     readers = {field.name: _reader(hints[field.name]) for field in fields(wanted)}
+    # How fields of earlier versions are read, where the type has had others.
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(wanted, "renamed", None)
     needed = [field.name for field in fields(wanted) if field.default is MISSING and field.default_factory is MISSING]
 
     def read_fields(value: Any) -> Any:
         given = _checked(value, isinstance(value, Mapping))
+        given = renamed(given) if renamed else given
         return wanted(**{name: reader(given[name]) for name, reader in readers.items() if name in given or name in needed})
 
     return read_fields

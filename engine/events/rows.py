@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from engine.planning.legality import is_slower
+from engine.events.speed import is_slower
+from engine.recipe.capabilities import CONVOLUTION, LINEAR, NOTHING, UNKNOWN, Capabilities, of_decoder
 from engine.recipe.spec import LayerSpec
 
 
@@ -41,8 +43,8 @@ class LayerRow:
     """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
     alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
     ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...). ``int8_ms`` and
-    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured. ``decoder``
-    says where a matrix of a decoder is, and is empty for other networks; ``tied`` names the layer whose matrix it shares."""
+    ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured.
+    ``capabilities`` are what can be had of the layer; ``tied`` names the layer whose matrix it shares."""
 
     path: str
     kind: str
@@ -61,13 +63,27 @@ class LayerRow:
     obstacle: str | None = None
     int8_ms: float | None = None
     fp32_ms: float | None = None
-    decoder: Literal["", "block", "outside"] = ""
+    capabilities: Capabilities = UNKNOWN
     tied: str | None = None
 
     @property
     def slower(self) -> bool:
         """Whether the layer takes longer on integers than in fp32 here, alone."""
         return self.int8_ms is not None and self.fp32_ms is not None and is_slower(self.int8_ms, self.fp32_ms)
+
+    @staticmethod
+    def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """``fields`` as earlier versions wrote them, with capabilities in the place of ``decoder``, which said where a matrix of a
+        decoder is (``block``, ``outside``) and was empty for other networks."""
+        if "capabilities" in fields:
+            return dict(fields)
+        where, kind = fields.get("decoder"), str(fields.get("kind"))
+        found = NOTHING
+        if where in ("block", "outside"):
+            found = of_decoder(kind, where == "block")
+        elif fields.get("editable") is True:
+            found = LINEAR if kind == "Linear" else CONVOLUTION
+        return {**fields, "capabilities": asdict(found)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,25 @@ class ExportContext:
         return self.reference or forward_of(self.model)
 
     @property
-    def images(self) -> Tensor:
-        """The inputs of a model that takes one tensor: (N, ...)."""
-        assert self.inputs is not None
-        found: Tensor = self.inputs.args[0]
-        return found
-
-    @property
     def about(self) -> dict[str, str]:
         """What a file says of where it comes from."""
         return {"qtui": self.name, "recipe": self.recipe, "isa": self.isa}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs of a program, in order, on ``inputs``."""
+        assert self.inputs is not None
+        found: tuple[Tensor, ...] = self.model.inputs_of(self.inputs)
+        return found
+
+    @property
+    def count(self) -> int:
+        """How many items ``tensors`` hold."""
+        return next((len(x) for x, free in zip(self.tensors, self.model.per_item, strict=True) if free), 1)
+
+    def items(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """``tensors`` of the items from ``start`` to ``stop``; what is the same for all items is given whole."""
+        return tuple(x[start:stop] if free else x for x, free in zip(self.tensors, self.model.per_item, strict=True))
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,12 @@ def decoder_runner(label: str, kernel: str, step: Step, last: Step, note: str = 
         return Logits(step(ids, None)[0].float())
 
     return Runner(label, lambda batch: batch.kwargs["input_ids"].cpu(), call, kernel, note, step, last)
+
+
+def program_runner(
+    context: ExportContext, label: str, hold: Callable[[tuple[Tensor, ...]], Any], call: Callable[[Any], Sequence[Tensor]], kernel: str
+) -> Runner:
+    """The ``Runner`` of a program. ``hold`` brings its inputs in order into the runtime's layout, ``call`` gives its results in order;
+    the runner takes batches and gives what the model returns."""
+    model = context.model
+    return Runner(label, lambda batch: hold(model.inputs_of(batch)), lambda held: model.rebuilt(call(held)), kernel)

@@ -23,11 +23,13 @@ from engine.errors import EngineError
 from engine.events.event import LayerRow
 from engine.export.base import ExportContext, Runner, decoder_runner
 from engine.lowering.modules.header import config_dict
-from engine.lowering.modules.quantized import QuantizedDecoder, group_spec
+from engine.lowering.modules.layers import plan as plan_of
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.models.anatomy import anatomy, kind_of, linears
-from engine.numerics.grouped import LARGEST, GroupedWeight, GroupSpec
 from engine.numerics.packing import pack
-from engine.planning import matrices
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme, scheme_of
+from engine.numerics.weights import LARGEST
 from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec
@@ -70,7 +72,7 @@ def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
         other = next((path for path, module in linears(model) if kind_of(module) == "Conv1D"), None)
         if other is not None:
             return f"its readers pass over transformers' Conv1D, which {other} is: give onnx instead"
-        plan = matrices.plan(model, anatomy(model), recipe.preset, recipe.layer_rules(), {}, lambda spec, kind, shape, plain: "")
+        plan = plan_of(model, anatomy(model), recipe.preset, recipe.layer_rules(), {}, lambda spec, kind, shape, plain: "")
     try:
         refuse(plan.layers)
     except EngineError as error:
@@ -127,19 +129,19 @@ def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
                 f"compressed-tensors passes over transformers' Conv1D, which {part.path} is, and transformers would draw its weights at "
                 "random: export this model to onnx or safetensors"
             )
-        asked.append((part.path, matrix.weight.spec, part.shape, matrix.activations))
+        asked.append((part.path, matrix.weight.scheme, part.shape, matrix.activations))
     return _schemes(asked)
 
 
 def refuse(layers: Sequence[LayerRow]) -> None:
     """Raises EngineError as ``write`` would for what these rows of a plan become."""
-    found = (row for row in layers if row.decoder == "block" and row.tied is None and row.kind == "Linear")
+    found = (row for row in layers if row.capabilities.role == "block" and row.tied is None and row.kind == "Linear")
     _schemes([
-        (row.path, group_spec(row.actual.weights), row.weight_shape, row.actual.activations) for row in found if row.actual.weights
+        (row.path, scheme_of(row.actual.weights), row.weight_shape, row.actual.activations) for row in found if row.actual.weights
     ])  # fmt: skip
 
 
-_Asked = tuple[str, GroupSpec, tuple[int, ...], ActivationSpec | None]
+_Asked = tuple[str, WeightScheme, tuple[int, ...], ActivationSpec | None]
 
 
 def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
@@ -156,7 +158,7 @@ def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
     return found
 
 
-def _scheme(path: str, spec: GroupSpec, inputs: int, activations: ActivationSpec | None) -> Scheme:
+def _scheme(path: str, spec: WeightScheme, inputs: int, activations: ActivationSpec | None) -> Scheme:
     whole = spec.size(inputs) == inputs
     if not whole and inputs % spec.group_size:
         raise EngineError(
@@ -208,15 +210,15 @@ def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensor
     return made
 
 
-def stored_matrix(weight: GroupedWeight, scheme: Scheme) -> Tensors:
+def stored_matrix(weight: QTensor, scheme: Scheme) -> Tensors:
     """The tensors of one matrix by the format's names. Integers are signed there: unsigned ones and zero points are moved by half."""
     half = 1 << (scheme.bits - 1)
-    signed = weight.values.to(torch.int16) - (0 if weight.spec.symmetric else half)
+    signed = weight.codes.to(torch.int16) - (0 if weight.scheme.symmetric else half)
     if scheme.dynamic:
         return {"weight": signed.to(torch.int8).contiguous(), "weight_scale": weight.scale.contiguous()}
     made = {
         "weight_packed": words((signed + half).to(torch.uint8), scheme.bits), "weight_scale": weight.scale.contiguous(),
-        "weight_shape": torch.tensor(weight.values.shape, dtype=torch.int64),
+        "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
     }  # fmt: skip
     if weight.zero is not None:
         # Zero points are packed along the outputs.
@@ -235,7 +237,7 @@ def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
     said = []
     parts = anatomy(decoder.twin)
     blocks = {matrix.path for matrix in parts.matrices if matrix.block is not None}
-    if wider := sum(decoder.matrices[path].weight.spec.bits != scheme.bits for path, scheme in schemes.items()):
+    if wider := sum(decoder.matrices[path].weight.scheme.bits != scheme.bits for path, scheme in schemes.items()):
         said.append(f"{wider} matrices of fewer bits are stored in 4 or 8")
     if outside := sum(path not in schemes and path not in blocks for path in decoder.matrices):
         said.append(f"{outside} matrices outside of the blocks are stored in float16")

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner
-from engine.export.onnx.file import build, hold
+from engine.export.base import ExportContext, Runner, program_runner
+from engine.export.onnx.file import build, check_ranks, hold
 from engine.export.placing import in_a_child
 
 TRIAL = """
 import sys, numpy, openvino
 compiled = openvino.Core().compile_model(sys.argv[1], "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
-compiled(numpy.zeros([2, *(size.get_length() for size in list(compiled.input().partial_shape)[1:])], numpy.float32))
+compiled([
+    numpy.zeros([2 if size.is_dynamic else size.get_length() for size in x.partial_shape], x.element_type.to_dtype())
+    for x in compiled.inputs
+])
 """
 # Read by the core itself: the converter of the command line reports its use over the network. What was written is read again, since
 # the writer says nothing where the disk is full.
@@ -54,12 +57,12 @@ def load(path: Path, context: ExportContext) -> Runner:
         request = compiled.create_infer_request()
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by OpenVINO ({one_line(error, 160)}): export it again") from error
-    if len(compiled.inputs) != 1 or len(compiled.outputs) != 1 or len(compiled.inputs[0].partial_shape) != context.images.dim():
-        raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
+    check_ranks(path, context, [len(x.partial_shape) for x in compiled.inputs], len(compiled.outputs))
+    results = range(len(compiled.outputs))
 
-    def call(images: Any) -> Tensor:
-        request.infer([images], share_inputs=True)
-        # The next call overwrites the request's own tensor.
-        return torch.tensor(request.get_output_tensor().data)
+    def call(arrays: list[Any]) -> list[Tensor]:
+        request.infer(arrays, share_inputs=True)
+        # The next call overwrites the request's own tensors.
+        return [torch.tensor(request.get_output_tensor(i).data) for i in results]
 
-    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, call, "CPU int8, the rest in f32")
+    return program_runner(context, f"openvino {openvino.__version__.partition('-')[0]}", hold, call, "CPU int8, the rest in f32")

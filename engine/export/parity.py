@@ -18,7 +18,8 @@ from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import ExportContext, Logits, Runner
 from engine.export.registry import Format
-from engine.numerics.uniform import sqnr_db
+from engine.lowering.graph.call import results_of
+from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Batch, Forward, Task
 from engine.tasks.decode_timing import Step
 
@@ -151,7 +152,10 @@ class _Sums:
         """Raw outputs of a batch: of the file, of the measured model and of fp32, None without."""
         task = self._task
         found, wanted = task.outputs(raw), task.outputs(wanted_raw)
+        if not isinstance(raw, Logits):
+            _check_form(results_of(raw), results_of(wanted_raw))
         _check_form(found, wanted)
+        _check_finite(found, wanted)
         for got, expected in _pairs(found, wanted):
             difference = (got - expected).double()
             self.worst = max(self.worst, difference.abs().max().item() if difference.numel() else 0.0)
@@ -183,9 +187,12 @@ def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
     if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in wanted]:
         forms = (", ".join(str(tuple(x.shape)) for x in tensors) for tensors in (found, wanted))
         raise EngineError("it gives {} where the run's model gives {}: it is not an export of this run".format(*forms))
+
+
+def _check_finite(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
     for got, expected in _pairs(found, wanted):
         if expected.isfinite().all() and not got.isfinite().all():
-            raise EngineError("its logits are NaN or infinite: use another format, or another version of the runtime")
+            raise EngineError("its outputs are NaN or infinite: use another format, or another version of the runtime")
 
 
 def _pairs(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner
+from engine.export.base import ExportContext, Runner, program_runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
+from engine.lowering.graph.call import results_of
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import Function, QuantizedModel
-from engine.numerics.uniform import QWeight, pack_nibbles, per_channel
-from engine.tasks.base import forward_of
+from engine.models.memory import laid_out
+from engine.numerics.packing import pack_nibbles
+from engine.numerics.qtensor import QTensor, per_channel
 
 _ABOUT = "qtui.json"
 
@@ -36,16 +38,16 @@ class _Stored(nn.Module):
     scale: Tensor
     multiplier: Tensor | None
 
-    def __init__(self, weight: QWeight) -> None:
+    def __init__(self, weight: QTensor) -> None:
         super().__init__()
-        self.bits, self.shape, self.group_size = weight.bits, tuple(weight.values.shape), weight.group_size
-        values = pack_nibbles(weight.values) if weight.bits <= 4 else _last(weight.values)
+        self.bits, self.shape, self.group_size = weight.bits, tuple(weight.codes.shape), weight.group_size
+        values = pack_nibbles(weight.codes) if weight.bits <= 4 else _last(weight.codes)
         self.register_buffer("values", values)
-        self.register_buffer("scale", weight.scale)
+        self.register_buffer("scale", weight.channel_scale)
         self.register_buffer("multiplier", weight.multiplier)
 
     def numbers(self) -> Tensor:
-        """The integers of ``QWeight.integers`` as float32, in few passes: they are unpacked in every call."""
+        """The integers of ``QTensor.integers`` as float32, in few passes: they are unpacked in every call."""
         values: Tensor = self.values
         if self.bits <= 4:
             # Shifted up and down again a nibble keeps its sign.
@@ -74,12 +76,12 @@ def _last(x: Tensor) -> Tensor:
 class _Portable(QuantizedModel):
     """The program without kernels, in a form that torch.export can follow."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = self._holding(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        values = self._holding(inputs)
         for step in self._bound:
             values[step.output] = step.run(*[values[i] for i in step.inputs])
-        result: Tensor = values[self._slots[self.program.result]]
-        return result
+        results = tuple(values[self._slots[name]] for name in self.program.results)
+        return results if len(results) > 1 else results[0]
 
     def _stored(self, layer: str) -> _Stored:
         name = f"stored_{layer}"
@@ -109,15 +111,17 @@ class _Portable(QuantizedModel):
 
 def write(context: ExportContext, path: Path) -> str:
     model = _Portable(context.model.program, [Simulate()], context.whole).eval()
-    images = context.images[:3].clone()
+    inputs = tuple(x.clone() for x in context.items(0, 3))
+    batch = torch.export.Dim("batch", min=1)
+    free = tuple({0: batch} if a.shape != b.shape else {} for a, b in zip(inputs, context.items(0, 2), strict=True))
     about = {"model": context.name, "recipe": context.recipe, "isa": context.isa}
     # torch's archive writer ends the process where it cannot write, so that it is given memory.
     content = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
-            # The images would be stored with the program.
+            exported = torch.export.export(model, inputs, dynamic_shapes=(free,), strict=False)
+            # The inputs would be stored with the program.
             exported.example_inputs = None
             torch.export.save(exported, content, extra_files={_ABOUT: json.dumps(about)})
     except Exception as error:
@@ -138,4 +142,4 @@ def load(path: Path, context: ExportContext) -> Runner:
     if not found[_ABOUT]:
         raise EngineError(f"{path} was not written by this program: export it again")
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda batch: batch.laid_out(), forward_of(module), "torch fp32 on stored integers")
+    return program_runner(context, label, laid_out, lambda inputs: results_of(module(*inputs)), "torch fp32 on stored integers")

@@ -16,7 +16,7 @@ from engine.export.base import ExportContext
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import affine
+from engine.numerics.qparams import affine
 
 _BITS = 8
 _INSIDE = ("none", "relu", "relu6")
@@ -72,8 +72,8 @@ def _ranges(context: ExportContext, apart: list[Step]) -> dict[str, tuple[float,
     kernel = Simulate()
     probes = {step.output: kernel.build(QuantizedModel.layer(bare, step)) for step in bare.steps}
     with torch.inference_mode():
-        for images in torch.split(context.images, _BATCH):
-            values: dict[str, Tensor] = context.model.watch(images)
+        for start in range(0, context.count, _BATCH):
+            values: dict[str, Tensor] = context.model.watch(*context.items(start, start + _BATCH))
             for step in bare.steps:
                 low, high = probes[step.output](values[step.inputs[0]]).aminmax()
                 before = found.get(step.output, (0.0, 0.0))

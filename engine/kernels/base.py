@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 
 LayerFunction = Callable[..., Tensor]
 

@@ -16,7 +16,7 @@ from engine.kernels.base import IntegerLayer, Kernel, Steps
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.probe import FAMILIES
 from engine.kernels.x86_int8 import OneDNN
-from engine.numerics.uniform import QParams, dequantize, quantize
+from engine.numerics.qparams import QParams, dequantize, quantize
 
 
 def main(families: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.base import IntegerLayer, LayerFunction
-from engine.numerics.uniform import dequantize, quantize
+from engine.numerics.qparams import dequantize, quantize
 
 _CONVOLUTIONS: dict[int, LayerFunction] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}

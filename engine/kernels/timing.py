@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.events.speed import is_slower
 from engine.kernels.base import IntegerLayer, Kernel
 from engine.kernels.stopwatch import Run, Stopwatch
-from engine.numerics.uniform import QParams
-from engine.planning.legality import is_slower
+from engine.numerics.qparams import QParams
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,6 +13,7 @@ from torch import nn
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Table
 from engine.kernels.probe import Machine
+from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
@@ -122,6 +123,10 @@ class Lowering(ABC):
         """The fp32 model that the quantized one is compared with."""
 
     @abstractmethod
+    def layers(self) -> Sequence[Layer]:
+        """Every module that holds parameters, and what can be had of it, as far as is known by now: what is planned."""
+
+    @abstractmethod
     def plan(self) -> Generator[Event, None, Plan]:
         """What each layer is to become by the recipe as it is by now. It is called again for each strategy that is asked for."""
 
@@ -154,7 +159,7 @@ class Lowering(ABC):
         """QAT from ``quantized``, and the model that it gives, converted."""
 
     @abstractmethod
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         """The report's ``layers``: asked for, done, on what, why, and the noise of each."""
 
     @abstractmethod
@@ -184,7 +189,7 @@ class Lowering(ABC):
         return forward_of(model)
 
     @classmethod
-    def export_inputs(cls, task: Task) -> Batch | None:
+    def export_inputs(cls, task: Task, model: Any) -> Batch | None:
         """Training items for formats that calibrate or trace; None where none of the lowering's formats does."""
         return None
 

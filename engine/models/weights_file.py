@@ -152,10 +152,14 @@ def _torch(path: Path) -> tuple[dict[str, Any], list[str]]:
             warnings.simplefilter("ignore")  # torch asks for a bug report where a file is not its own.
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
+            except pickle.UnpicklingError as refused:
                 if not _looks_like_pickle(path):
                     raise
-                state, unread = pickled.load(path)
+                try:
+                    state, unread = pickled.load(path)
+                except RuntimeError:
+                    # A pickle that is no file of torch's: its names were not looked at.
+                    raise refused from None
     except pickle.UnpicklingError as error:
         if not _looks_like_pickle(path):
             raise EngineError(f"{path} is no PyTorch file: give the .safetensors, .pt or .pth file of the fp32 model") from error

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from engine.lowering.graph.memory import as_it_lies
+from engine.numerics.memory import as_it_lies
 
 BINS = 2048
 _PIECE = 2**17

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
+from engine.numerics.formats import round_to_
 from engine.numerics.histogram import Histogram, extremes
 from engine.recipe.spec import ActivationSpec
 
@@ -182,7 +183,7 @@ def _squared_error(seen: Histogram, lows: Tensor, highs: Tensor, bits: int) -> T
     x, mass = seen.centres()[used], seen.counts[used]
     step = ((highs - lows) / (2**bits - 1)).clamp_min(1e-300)[:, None]
     zero = (-lows[:, None] / step).round()
-    back = ((x / step).round() + zero).clamp_(0, 2**bits - 1).sub_(zero).mul_(step)
+    back = round_to_(x / step, 0, 2**bits - 1, zero).sub_(zero).mul_(step)
     # A bin holds its values spread out: where it is wider than the step, its mass does not sit at the centre.
     error: Tensor = (back - x).square_() @ mass
     return error

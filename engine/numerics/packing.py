@@ -6,6 +6,8 @@ string: eight values of 3 bits fill three bytes, and of two nibbles the even-ind
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,17 @@ def unpack(packed: Tensor, columns: int, bits: int) -> Tensor:
         word |= taken[:, :, place].to(torch.int64) << (8 * place)
     codes = torch.stack([(word >> (bits * place)) & (2**bits - 1) for place in range(8)], 2).to(torch.uint8)
     return codes.reshape(packed.shape[0], -1)[:, :columns].contiguous()
+
+
+def pack_nibbles(values: Tensor) -> Tensor:
+    """int8 numbers in -8..7, any shape, to uint8 of half the count: the even-indexed one in the low nibble."""
+    flat = (values.flatten() & 0xF).to(torch.uint8)
+    if flat.numel() % 2:
+        flat = torch.cat([flat, flat.new_zeros(1)])
+    return flat[0::2] | (flat[1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of ``pack_nibbles``."""
+    both = torch.stack([packed & 0xF, packed >> 4], 1).flatten()[: math.prod(shape)].to(torch.int8)
+    return torch.where(both > 7, both - 16, both).reshape(shape)

@@ -1,14 +1,17 @@
-"""Layers that are slower on integers than in fp32 here, and what the proposal does about them."""
+"""Layers that are slower on integers than in fp32 here, and what the proposal does about them. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from engine.events.speed import is_slower
 from engine.kernels.stopwatch import Race
-from engine.kernels.timing import Timing
-from engine.planning.legality import is_slower
 from engine.recipe.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from engine.kernels.timing import Timing
 
 Specs = Mapping[str, LayerSpec]
 Racing = Callable[[Specs, Specs, int], Race | None]
@@ -44,6 +47,9 @@ class Pace:
     @property
     def why(self) -> str:
         return "; ".join(filter(None, (self.fact, self.decision)))
+
+
+UNTIMED = Pace()
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,106 @@
-"""What a machine can do of what a layer is asked to become. Torch-free."""
+"""The nearest of what is asked of a layer that can be had. Torch-free."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.recipe.capabilities import Capabilities, Role
+from engine.recipe.presets import DYNAMIC
+from engine.recipe.spec import FP32, LayerSpec, Method
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
-NOTICEABLE = 1.15
-"""Two times whose ratio is less are as good as equal: repeated measurements differ by as much."""
+_PLAIN = "methods and affine weights are for language models: symmetric, rounded to the nearest"
+_NO_TEXT = "outside of the blocks no text reaches the method {method}"
+# The method in the place of one that layers of a role do not have, below 8 bits, and the sentence. At 8 bits it is plain rounding.
+_METHODS: Mapping[Role, tuple[Method, str]] = {
+    "none": ("nearest", _PLAIN), "convolution": ("nearest", _PLAIN), "linear": ("nearest", _PLAIN), "block": ("mse", _NO_TEXT),
+    "outside": ("mse", _NO_TEXT), "embedding": ("mse", _NO_TEXT),
+}  # fmt: skip
+
+Limited = tuple[LayerSpec, str | None]
 
 
-def is_slower(first: float, second: float) -> bool:
-    """Whether ``first`` takes longer than ``second``, beyond what repeated measurements differ by."""
-    return first > NOTICEABLE * second
-
-
-def pace(int8_ms: float | None, fp32_ms: float | None) -> str:
-    """How a layer's integer kernel compares with fp32: ``3.2× slower``, ``2.0× faster``, ``as fast``; empty where not measured."""
-    if not int8_ms or not fp32_ms:
-        return ""
-    if is_slower(int8_ms, fp32_ms):
-        return f"{int8_ms / fp32_ms:.1f}× slower"
-    return f"{fp32_ms / int8_ms:.1f}× faster" if is_slower(fp32_ms, int8_ms) else "as fast"
-
-
-def possible(spec: LayerSpec, activation_bits: int) -> tuple[LayerSpec, str | None]:
+def legalize(spec: LayerSpec, capabilities: Capabilities, activation_bits: int) -> Limited:
     """The nearest that can be had of ``spec``, and a sentence where that is less. ``activation_bits`` is the widest that the
-    machine multiplies without saturating."""
-    notes = []
-    of_decoders = WeightSpec().method, WeightSpec().symmetric
-    if spec.weights and (spec.weights.method, spec.weights.symmetric) != of_decoders:
-        spec = replace(spec, weights=replace(spec.weights, method=of_decoders[0], symmetric=of_decoders[1]))
-        notes.append("methods and affine weights are for language models: symmetric, rounded to the nearest")
-    if spec.activations and spec.activations.dynamic:
-        spec = replace(spec, activations=replace(spec.activations, dynamic=False))
-        notes.append("a scale for each token is for language models: one for the tensor")
-    if spec.weights and spec.weights.granularity == "per-group" and spec.weights.bits > 6:
-        spec = replace(spec, weights=replace(spec.weights, granularity="per-channel"))
-        notes.append("groups need 6 bits or fewer, so one scale per channel")
-    if spec.activations and spec.activations.bits > activation_bits:
-        spec = replace(spec, activations=replace(spec.activations, bits=activation_bits))
-        notes.append("7-bit activations: without VNNI the sums of 8-bit products saturate")
+    machine multiplies without saturating.
+
+    >>> legalize(LayerSpec(WeightSpec(8, "per-group")), CONVOLUTION, 8)[1]
+    'groups need 6 bits or fewer, so one scale per channel'
+    """
+    if spec.weights is None:
+        return FP32, None
+    notes: dict[str, None] = {}
+    for limit in _LIMITS:
+        spec, note = limit(spec, capabilities)
+        notes |= {note: None} if note else {}
+    # Kernels that know no narrower width look to their sums themselves.
+    narrow = max((bits for bits in capabilities.activation_bits if bits <= activation_bits), default=None)
+    if spec.activations and spec.activations.bits > activation_bits and narrow:
+        spec = replace(spec, activations=replace(spec.activations, bits=narrow))
+        notes["7-bit activations: without VNNI the sums of 8-bit products saturate"] = None
     return spec, "; ".join(notes) or None
+
+
+def _inputs(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or capabilities.rounds_inputs:
+        return spec, None
+    return LayerSpec(spec.weights), "an embedding has no activations to round"
+
+
+def _method(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.method in capabilities.methods:
+        return spec, None
+    few, sentence = _METHODS[capabilities.role]
+    method = few if spec.weights.bits < 8 else "nearest"
+    return replace(spec, weights=replace(spec.weights, method=method)), sentence.format(method=spec.weights.method)
+
+
+def _affine(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.symmetric or capabilities.affine:
+        return spec, None
+    return replace(spec, weights=replace(spec.weights, symmetric=True)), _PLAIN
+
+
+def _dynamic(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or not spec.activations.dynamic or "dynamic" in capabilities.activations:
+        return spec, None
+    static = replace(spec.activations, dynamic=False)
+    return replace(spec, activations=static), "a scale for each token is for language models: one for the tensor"
+
+
+def _granularity(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.granularity in capabilities.granularities:
+        return spec, None
+    return replace(spec, weights=replace(spec.weights, granularity="per-channel")), "decoders have a scale per channel at least"
+
+
+def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.weights is None or spec.weights.granularity != "per-group" or spec.weights.bits <= capabilities.group_bits:
+        return spec, None
+    sentence = f"groups need {capabilities.group_bits} bits or fewer, so one scale per channel"
+    return replace(spec, weights=replace(spec.weights, granularity="per-channel")), sentence
+
+
+def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    if spec.activations is None or spec.activations.bits in capabilities.activation_bits:
+        return spec, None
+    bits = min(capabilities.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
+    sentence = f"the kernels of decoders take activations of {bits} bits"
+    return replace(spec, activations=replace(spec.activations, bits=bits)), sentence
+
+
+def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    weights, activations = spec.weights, spec.activations
+    if weights is None or activations is None or activations.dynamic or capabilities.static_groups:
+        return spec, None
+    if weights.symmetric and weights.granularity != "per-group":
+        return spec, None
+    sentence = "groups and affine grids have no static kernel: activations are rounded as they come"
+    return replace(spec, activations=DYNAMIC), sentence
+
+
+_LIMITS: tuple[Callable[[LayerSpec, Capabilities], Limited], ...] = (
+    _inputs, _method, _affine, _dynamic, _granularity, _groups, _width, _static,
+)  # fmt: skip

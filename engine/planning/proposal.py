@@ -1,45 +1,65 @@
-"""The proposal: for each layer a spec and a sentence of reason."""
+"""The proposal: for each layer a spec and a sentence of reason. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
-from torch import fx, nn
-
-from engine.lowering.graph.kinds import kind
-from engine.recipe.presets import PRESETS
-from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.planning.layer import Layer
+from engine.recipe.capabilities import Role
+from engine.recipe.presets import DYNAMIC, INT8, PRESETS
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 
 _SMALL = 4096
+_EIGHT = PRESETS["w8a8"]
+Proposal = tuple[LayerSpec, str]
 
 
-def propose(
-    path: str, node: fx.Node, module: nn.Module, layers: Sequence[str], params_share: float, time_share: float
-) -> tuple[LayerSpec, str]:
-    """Spec and reason for one convolution or linear layer.
+def propose(layer: Layer, paths: Sequence[str]) -> Proposal:
+    """Spec and reason for one layer; ``paths`` are those of all layers that can be quantized, in the model's order."""
+    return _BY_ROLE[layer.capabilities.role](layer, paths)
 
-    ``layers`` are all quantizable paths in graph order; the shares are parts (0..1) of the model's parameters and of
-    its fp32 time.
-    """
-    eight = PRESETS["w8a8"]
-    holds = f"{_percent(params_share)} of the parameters"
-    takes = f"{_percent(time_share)} of the time"
-    if path == layers[0] and kind(node) == "conv":
-        return eight, f"first layer: it sees the raw image and errors here reach everything; {holds}, so 8 bits cost nothing"
-    if path == layers[-1] and len(layers) > 1:
-        return eight, f"last layer: its errors go straight into the scores; {holds}, so 8 bits cost nothing"
-    if kind(node) == "conv":
-        return eight, f"convolution with {takes}: int8 weights, one scale a channel, on an integer kernel"
-    assert isinstance(module, nn.Linear)
-    if module.weight.numel() < _SMALL:
-        return eight, f"linear with only {holds}: four bits would save {module.weight.numel() // 2} bytes"
-    if module.in_features >= 64:
-        weights = WeightSpec(4, "per-group", 32, "mse")
-        return LayerSpec(
-            weights, ActivationSpec(8)
-        ), f"linear with {holds}: four bits halve it again, groups of 32 keep large weights apart"
-    weights = WeightSpec(4, "per-channel", scale="mse")
-    return LayerSpec(weights, ActivationSpec(8)), f"linear with {holds}: four bits halve it again; too few inputs for groups"
+
+def _convolution(layer: Layer, paths: Sequence[str]) -> Proposal:
+    if layer.path == paths[0]:
+        return _EIGHT, f"first layer: it sees the raw image and errors here reach everything; {_holds(layer)}, so 8 bits cost nothing"
+    if layer.path == paths[-1]:
+        return _last(layer)
+    return _EIGHT, f"convolution with {_percent(layer.time_share)} of the time: int8 weights, one scale a channel, on an integer kernel"
+
+
+def _linear(layer: Layer, paths: Sequence[str]) -> Proposal:
+    if layer.path == paths[-1] and len(paths) > 1:
+        return _last(layer)
+    weights = prod(layer.weight_shape)
+    if weights < _SMALL:
+        return _EIGHT, f"linear with only {_holds(layer)}: four bits would save {weights // 2} bytes"
+    smaller = f"linear with {_holds(layer)}: four bits halve it again"
+    if layer.weight_shape[1] >= 64:
+        return LayerSpec(WeightSpec(4, "per-group", 32, "mse"), ActivationSpec(8)), f"{smaller}, groups of 32 keep large weights apart"
+    return LayerSpec(WeightSpec(4, "per-channel", method="mse"), ActivationSpec(8)), f"{smaller}; too few inputs for groups"
+
+
+def _last(layer: Layer) -> Proposal:
+    return _EIGHT, f"last layer: its errors go straight into the scores; {_holds(layer)}, so 8 bits cost nothing"
+
+
+def _matrix(layer: Layer, paths: Sequence[str]) -> Proposal:
+    return LayerSpec(INT8, DYNAMIC), "8 bits per channel cost next to nothing; activations get a scale for each token as it comes"
+
+
+def _embedding(layer: Layer, paths: Sequence[str]) -> Proposal:
+    return LayerSpec(INT8), "a scale for each row: a quarter of the size, and a token reads one row"
+
+
+_BY_ROLE: Mapping[Role, Callable[[Layer, Sequence[str]], Proposal]] = {
+    "none": lambda layer, paths: (FP32, ""), "convolution": _convolution, "linear": _linear, "block": _matrix, "outside": _matrix,
+    "embedding": _embedding,
+}  # fmt: skip
+
+
+def _holds(layer: Layer) -> str:
+    return f"{_percent(layer.params_share)} of the parameters"
 
 
 def _percent(share: float) -> str:

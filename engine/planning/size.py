@@ -1,73 +1,21 @@
 """How large ``model.safetensors`` will be under a plan, before there is one. Torch-free.
 
-The numbers are counted as ``artifact`` stores them; the text around them (steps, names, the recipe) is estimated.
+The numbers are counted as they are stored; the text around them (steps, names, the recipe) is estimated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from engine.events.event import LayerRow
-from engine.planning.legality import NO_KERNEL, NOT_FOLDED, possible
-from engine.planning.matrix_strategy import possible as possible_matrix
+from engine.events.rows import LayerRow
+from engine.planning.legality import NO_KERNEL, NOT_FOLDED, legalize
+from engine.recipe.capabilities import Role
 from engine.recipe.spec import LayerSpec, WeightSpec
 
-# Bytes of JSON beyond what the fp32 file has, by measurement: for the file, for a layer on integers or in fp32, for groups.
-_FILE_TEXT, _INTEGER_TEXT, _FLOAT_TEXT, _GROUPS_TEXT = 2000, 600, 1000, 100
-_MATRIX_TEXT = 200
+_FILE_TEXT = 2000
 _WIDEST = 8
-
-
-def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[str, LayerSpec]) -> int:
-    """The size when each layer becomes what ``specs`` says by path, or else its ``actual``.
-
-    ``fp32_bytes`` is the size of the folded fp32 model as a file. Layers that are not ``editable`` stay in fp32.
-    """
-    size = fp32_bytes + _FILE_TEXT
-    before: LayerRow | None = None
-    for layer in layers:
-        if (
-            layer.kind.startswith("BatchNorm")
-            and not (layer.obstacle or "").startswith((NO_KERNEL, NOT_FOLDED))
-            and before
-            and not _on_integers(before, specs)
-        ):
-            # It is not folded after all: its four vectors and a counter, less the bias that folding would give a layer without one.
-            biased = before.params > math.prod(before.weight_shape)
-            size += (8 if biased else 6) * layer.params + 8 + _FLOAT_TEXT
-        before = layer
-        if layer.decoder:
-            size += _decoder_bytes(layer, specs)
-            continue
-        spec = possible(specs.get(layer.path, layer.actual), _WIDEST)[0]
-        if layer.editable and spec.weights:
-            size += _GROUPS_TEXT if spec.weights.granularity == "per-group" else 0
-            size += stored_bytes(layer.weight_shape, spec.weights) - 4 * math.prod(layer.weight_shape)
-        if layer.editable:
-            size += _INTEGER_TEXT if _on_integers(layer, specs) else _FLOAT_TEXT
-    return size
-
-
-def _decoder_bytes(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> int:
-    """What a matrix of a decoder adds to the size, as ``quant.grouped`` stores it; tied ones add nothing."""
-    spec = possible_matrix(specs.get(layer.path, layer.actual), layer.kind, layer.decoder == "block")[0]
-    if spec.weights is None or not layer.editable:
-        return 0
-    out, inputs = layer.weight_shape
-    groups = math.ceil(inputs / spec.weights.group_size) if spec.weights.granularity == "per-group" else 1
-    zeros = 0 if spec.weights.symmetric else _packed(groups, spec.weights.bits)
-    return out * (_packed(inputs, spec.weights.bits) + 2 * groups + zeros) + _MATRIX_TEXT - 4 * out * inputs
-
-
-def _packed(count: int, bits: int) -> int:
-    """Bytes of a row of ``count`` integers."""
-    return math.ceil(count * bits / 8)
-
-
-def _on_integers(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> bool:
-    spec = specs.get(layer.path, layer.actual)
-    return layer.editable and spec.weights is not None and spec.activations is not None
 
 
 def stored_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
@@ -76,3 +24,74 @@ def stored_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     values = math.ceil(out * inputs / 2) if spec.bits <= 4 else out * inputs
     groups = out * math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 0
     return values + 4 * out + groups
+
+
+def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
+    """A matrix (out, in) as ``numerics.qtensor`` packs it, row by row, with float16 scales and packed zero points."""
+    out, inputs = shape
+    groups = math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 1
+    zeros = 0 if spec.symmetric else _packed(groups, spec.bits)
+    return out * (_packed(inputs, spec.bits) + 2 * groups + zeros)
+
+
+def _packed(count: int, bits: int) -> int:
+    """Bytes of a row of ``count`` integers."""
+    return math.ceil(count * bits / 8)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How layers of a role lie in the file: the bytes of quantized weights, and those of JSON beyond what the fp32 file has, by
+    measurement: of a layer on integers, of one computed in floats on integer weights, of one in fp32, and for groups."""
+
+    weights: Callable[[tuple[int, ...], WeightSpec], int]
+    integer_text: int
+    stored_text: int
+    float_text: int
+    groups_text: int
+
+
+_GRAPH = _Form(stored_bytes, 600, 1000, 1000, 100)
+_MATRIX = _Form(packed_bytes, 200, 200, 0, 0)
+_FORMS: Mapping[Role, _Form] = {
+    "none": _GRAPH, "convolution": _GRAPH, "linear": _GRAPH, "block": _MATRIX, "outside": _MATRIX, "embedding": _MATRIX,
+}  # fmt: skip
+
+
+def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[str, LayerSpec]) -> int:
+    """The size when each layer becomes what ``specs`` says by path, or else its ``actual``.
+
+    ``fp32_bytes`` is the size of the folded fp32 model as a file. Layers that are not ``editable`` stay in fp32, or are stored with
+    the layer whose matrix they share.
+    """
+    size = fp32_bytes + _FILE_TEXT
+    before: LayerRow | None = None
+    for layer in layers:
+        if before and _unfolded(layer) and not _on_integers(before, specs):
+            # It is not folded after all: its four vectors and a counter, less the bias that folding would give a layer without one.
+            biased = before.params > math.prod(before.weight_shape)
+            size += (8 if biased else 6) * layer.params + 8 + _GRAPH.float_text
+        before = layer
+        if layer.editable:
+            size += _change(layer, specs.get(layer.path, layer.actual))
+    return size
+
+
+def _change(layer: LayerRow, asked: LayerSpec) -> int:
+    """Bytes that a layer adds to those it has in fp32."""
+    form, spec = _FORMS[layer.capabilities.role], legalize(asked, layer.capabilities, _WIDEST)[0]
+    if spec.weights is None:
+        return form.float_text
+    text = form.integer_text if spec.activations else form.stored_text
+    groups = form.groups_text if spec.weights.granularity == "per-group" else 0
+    return text + groups + form.weights(layer.weight_shape, spec.weights) - 4 * math.prod(layer.weight_shape)
+
+
+def _unfolded(layer: LayerRow) -> bool:
+    """Whether it is a normalization that the layer before it takes in where that one is on integers."""
+    return layer.kind.startswith("BatchNorm") and not (layer.obstacle or "").startswith((NO_KERNEL, NOT_FOLDED))
+
+
+def _on_integers(layer: LayerRow, specs: Mapping[str, LayerSpec]) -> bool:
+    spec = specs.get(layer.path, layer.actual)
+    return layer.editable and spec.weights is not None and spec.activations is not None

@@ -11,8 +11,10 @@ from engine.recipe.spec import Rule
 
 
 def with_strategy(recipe: Recipe, preset: str, rules: Sequence[Rule]) -> Recipe:
-    """Another preset and other rules, in this order."""
-    return _changed(recipe, preset=preset, rules=[rule_part(rule) for rule in rules])
+    """Another preset and other rules, in this order. A rule that the recipe has already stays in its words, which the fingerprint
+    is of."""
+    known = {(part.match, part.rule().spec): part for part in recipe.rules}
+    return _changed(recipe, preset=preset, rules=[known.get((rule.match, rule.spec)) or rule_part(rule) for rule in rules])
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.errors import UsageError
 from engine.export.registry import formats_of
+from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.recipe import DataPart, QatPart, Recipe, RulePart
 
 # A run writes all keys into its recipe: only what differs from the default was asked for.
@@ -47,9 +48,9 @@ def _of_text(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_decoders(rule: RulePart) -> Iterator[str]:
-    if rule.weights and rule.weights.method != "nearest":
+    if rule.weights and rule.weights.method not in CONVOLUTION.methods:
         yield f"method {rule.weights.method}"
-    if rule.weights and not rule.weights.symmetric:
+    if rule.weights and not rule.weights.symmetric and not CONVOLUTION.affine:
         yield "symmetric: false of weights"
-    if rule.activations and rule.activations.dynamic:
+    if rule.activations and rule.activations.dynamic and "dynamic" not in CONVOLUTION.activations:
         yield "dynamic: true"

@@ -30,9 +30,10 @@ from engine.data.images.transform import Interpolation
 from engine.errors import UsageError
 from engine.export.registry import FORMATS
 from engine.recipe import yaml as recipe_yaml
-from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rounding, Rule, WeightSpec
+from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rule, WeightSpec
 from engine.recipe.threshold import Threshold as Threshold
 
+Scale = Literal["minmax", "mse"]
 Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3"]
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
@@ -105,12 +106,12 @@ class DataPart(_Part):
 
 
 class WeightsPart(_Part):
-    """A rule's weights: the fields of ``WeightSpec``."""
+    """A rule's weights: the fields of ``WeightSpec``, and ``scale``, whose ``mse`` is an older spelling of ``method: mse``."""
 
     bits: _Bits = 8
     granularity: Annotated[Granularity, Field(description=_one_of(Granularity))] = "per-channel"
     group_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="one of 16, 32, 64, 128, 256")] = 32
-    scale: Annotated[Rounding, Field(description=_one_of(Rounding))] = "minmax"
+    scale: Annotated[Scale, Field(description=_one_of(Scale))] = "minmax"
     symmetric: _Flag = True
     method: Annotated[Method, Field(description=_one_of(Method))] = "nearest"
 
@@ -160,7 +161,7 @@ class RulePart(_Part):
 
     def rule(self) -> Rule:
         """The rule in the engine's words, with the line of the recipe it came from."""
-        weights = WeightSpec(**self.weights.model_dump()) if self.weights else None
+        weights = WeightSpec.of(self.weights.model_dump()) if self.weights else None
         activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
         return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
 

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
-Rounding = Literal["minmax", "mse"]
 Method = Literal["nearest", "mse", "hqq", "gptq", "hqq+gptq", "gptq+", "awq", "awq+gptq", "smoothquant"]
 METHODS: tuple[Method, ...] = get_args(Method)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 @dataclass(frozen=True)
 class WeightSpec:
     """Integer weights, symmetric around zero or, in decoders, affine.
 
-    ``group_size`` counts input features and is used by ``per-group`` alone. ``scale`` says how the step is chosen:
-    from the largest weight (``minmax``) or as the clip with the least squared error (``mse``). ``method`` is how the matrices
-    of a decoder are rounded (``engine.algorithms.registry``); it brings its own scale.
+    ``group_size`` counts input features and is used by ``per-group`` alone. ``method`` is how scales and integers are chosen
+    (``engine.algorithms.registry``): ``nearest`` takes the scale from the largest weight, ``mse`` the clip with the least squared
+    error; the others are for decoders.
     """
 
     bits: int = 8
     granularity: Granularity = "per-channel"
     group_size: int = 32
-    scale: Rounding = "minmax"
-    symmetric: bool = True
     method: Method = "nearest"
+    symmetric: bool = True
+
+    @staticmethod
+    def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """``fields`` without ``scale``, whose ``mse`` is an older spelling of ``method: mse``: it counts where no other method is
+        named."""
+        named = {name: value for name, value in fields.items() if name != "scale"}
+        old = fields.get("scale") == "mse" and fields.get("method", "nearest") == "nearest"
+        return {**named, "method": "mse"} if old else named
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> WeightSpec:
+        """The spec in a recipe's words, older ones too."""
+        return cls(**cls.renamed(fields))
 
     def __str__(self) -> str:
         groups = f" {self.group_size}" if self.granularity == "per-group" else ""
-        method = "" if self.method == "nearest" else f" {self.method}"
+        # Runs are compared by this text, and earlier ones named no plain rounding.
+        method = "" if self.method in ("nearest", "mse") else f" {self.method}"
         return f"w{self.bits} {self.granularity}{groups}{'' if self.symmetric else ' affine'}{method}"
 
 

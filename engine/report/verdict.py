@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.recipe.threshold import Threshold
 from engine.report.doubt import Trained, of_classes, of_text
 from engine.report.figures import BaselineFigures, QuantizedFigures
+from engine.report.steadiness import unsteady
 from engine.tasks.metrics import Metric, Workload
 
 _QUANTITIES = {"mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
@@ -152,13 +153,15 @@ def _facts(
     size = times(baseline.size_bytes / figures.size_bytes, "smaller", "larger")
     told = [(times(figures.speedup[w.key], "faster", "slower"), w.phrase) for w in workloads if w.key in figures.speedup]
     pace = ", ".join(f"{ratio} {phrase}" for ratio, phrase in told) + measured_on
+    if unsteady(figures.to_dict()) or unsteady(baseline.to_dict()):
+        pace = "the machine was too busy for steady times, so no speed is claimed"
     if figures.simulated:
         pace = "simulated, so no speed is claimed"
     facts = f"{metric.titled(figures.value)} on the test split{interval}, {side}; {size}; {pace}"
     if figures.stored_layers:
         count = "1 layer is" if figures.stored_layers == 1 else f"{figures.stored_layers} layers are"
         facts += f"; {count} stored in few bits and computed in fp32 here"
-    slow = figures.speedup and max(figures.speedup.values()) <= 1 and not figures.simulated
+    slow = figures.speedup and not unsteady(figures.to_dict()) and max(figures.speedup.values()) <= 1 and not figures.simulated
     if baseline.size_bytes <= figures.size_bytes and slow:
         facts += "; neither smaller nor faster than fp32 here"
     return facts

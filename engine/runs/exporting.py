@@ -74,7 +74,7 @@ def context_of(
     files name."""
     whole = dict(subject.model.named_modules()) if subject else {}
     return ExportContext(
-        model, lowering.export_inputs(task), whole, text, isa, recipe.model, lowering.name, subject.source if subject else None,
+        model, lowering.export_inputs(task, model), whole, text, isa, recipe.model, lowering.name, subject.source if subject else None,
         lowering.measured(model),
     )  # fmt: skip
 

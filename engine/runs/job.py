@@ -127,7 +127,7 @@ class Job(Work):
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:
-            self._layers[which] = self.lowering.layers(plan, quantized)
+            self._layers[which] = self.lowering.layer_results(plan, quantized)
         return self._layers[which]
 
     def _described(self, which: Which, before: Baseline, quantized: Quantized) -> Run[list[dict[str, Any]]]:

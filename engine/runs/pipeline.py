@@ -51,8 +51,8 @@ def run(
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
-    """Go on with a run that was stopped: the stages before training are done again (seconds), training continues after
-    its last whole epoch. What was agreed to is not asked again."""
+    """Go on with a run that was stopped: the stages before training are done again (seconds), training continues at
+    the step where it was. What was agreed to is not asked again."""
     directory = find_run(str(directory))
     recipe = Recipe.load(directory / "recipe.yaml")
     if recipe.model.startswith(IN_MEMORY):

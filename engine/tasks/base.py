@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -36,6 +37,21 @@ class Batch:
     def laid_out(self) -> Batch:
         """The same with images channels last, as integer kernels read them."""
         return replace(self, args=tree_map(_channels_last, self.args), kwargs=tree_map(_channels_last, dict(self.kwargs)))
+
+    def items(self, places: Sequence[int]) -> Batch:
+        """The call on the items at ``places``, without targets. An input whose first size is not ``count`` is the same for all items."""
+        index = torch.tensor(places, dtype=torch.long)
+
+        def chosen(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[index.to(value.device)] if value.dim() and len(value) == self.count else value.clone()
+            return value
+
+        return Batch(tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs)), None, len(places))
+
+    def first(self, count: int) -> Batch:
+        """The call on the first ``count`` items, or on all where there are fewer."""
+        return self.items(range(min(count, self.count)))
 
     def to(self, device: str | torch.device) -> Batch:
         """The same on ``device``."""
@@ -138,6 +154,10 @@ class Task(ABC):
     @abstractmethod
     def count(self, split: Split, limit: int | None = None) -> int:
         """How many items ``batches`` gives."""
+
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        """How many batches ``batches`` gives."""
+        return math.ceil(self.count(split, limit) / batch)
 
     @abstractmethod
     def evaluator(self) -> Evaluator: ...

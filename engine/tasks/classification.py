@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.data import registry as data_registry
 from engine.data.images.base import Data
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.recipe.recipe import Recipe
@@ -48,6 +49,8 @@ class Classification(Task):
         return self.images.count(split, limit)
 
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
+        if not isinstance(raw, Tensor):
+            raise EngineError(f"the model returns {type(raw).__name__}, not one tensor of logits: wrap it in a factory that does")
         return (raw,)
 
     def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:

@@ -14,7 +14,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Forward, Split, Task
 from engine.tasks.metrics import MetricValue
 

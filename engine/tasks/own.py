@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from engine.models import custom
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task
 from engine.tasks.metrics import Metric, MetricValue, batched
+from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject, fingerprint
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -56,7 +58,7 @@ class OwnTask(Task):
         self.notes = tuple(notes)
         self._sources, self._functions, self._loss = dict(sources), dict(metrics), loss
         self.metrics = tuple(_metric(name, function, options) for name, function in metrics.items())
-        self._counts: dict[Split, int] = {}
+        self._sizes: dict[Split, tuple[int, ...]] = {}
         self._structure: Any = None
 
     def batches(
@@ -101,16 +103,26 @@ class OwnTask(Task):
         return part
 
     def count(self, split: Split, limit: int | None = None) -> int:
-        if split not in self._counts:
-            self._counts[split] = sum(part.count for part in self._read(split, None))
-            if not self._counts[split]:
+        count = sum(self._sizes_of(split))
+        return count if limit is None else min(limit, count)
+
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        """The loader's own batches, whatever ``batch`` asks."""
+        items = self.count(split, limit)
+        return sum(begin < items for begin in accumulate(self._sizes_of(split)[:-1], initial=0))
+
+    def _sizes_of(self, split: Split) -> tuple[int, ...]:
+        """How many items each batch has."""
+        if split not in self._sizes:
+            self._sizes[split] = tuple(part.count for part in self._read(split, None))
+            if not self._sizes[split]:
                 raise EngineError(
                     f"the {split} split of the task {self.name} holds no {self.item}: give more data, or loaders for each split"
                 )
-        return self._counts[split] if limit is None else min(limit, self._counts[split])
+        return self._sizes[split]
 
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
-        found = super().outputs(raw)
+        found = super().outputs(normalized(raw))
         if not found:
             raise EngineError(
                 f"the model returns {type(raw).__name__} without a tensor of floats: the task {self.name} can compare nothing"
@@ -130,7 +142,7 @@ class OwnTask(Task):
     def loss(self, raw: Any, targets: Any) -> Tensor | None:
         if self._loss is None:
             return None
-        found = user_code.called(f"loss of the task {self.name}", self._loss, raw, targets)
+        found = user_code.called(f"loss of the task {self.name}", self._loss, normalized(raw), targets)
         if not isinstance(found, Tensor) or found.dim() != 0:
             shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise EngineError(f"loss of the task {self.name} returned {shape}: it must return one number, as a tensor")
@@ -175,6 +187,7 @@ class OwnEvaluator:
         self._targets: list[Any] = []
 
     def update(self, raw: Any, targets: Any) -> None:
+        raw = normalized(raw)
         for name, metric in self._objects.items():
             user_code.called(f"metric {name}", metric.update, raw, targets)
         if self._functions:

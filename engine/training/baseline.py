@@ -16,33 +16,35 @@ from engine.data.images.base import Data
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, StageFinished, StageStarted
-from engine.lowering.graph.kinds import BATCH_NORMS
-from engine.lowering.graph.memory import channels_last
+from engine.models.memory import channels_last
 from engine.models.registry import ModelEntry, Stem
 from engine.models.weights_file import restore
 from engine.paths import check_writable, save
 from engine.tasks.classification import Classification
 from engine.tasks.fitting import check, first_images
 from engine.training.checkpoint import read as read_checkpoint
-from engine.training.loop import Schedule, fit, measured, precision
+from engine.training.loop import fit
+from engine.training.precision import precision
+from engine.training.task_model import ItemSchedule, TaskBatches, TaskModel, measured, validation
+from engine.training.trainable import TrainingContext
 
 # What reaches the accuracy that the README states, for a small CNN on two cores.
-DEFAULTS = {"digits": Schedule(epochs=20, batch=32, lr=0.02), "cifar10": Schedule(epochs=30, batch=128, lr=0.05)}
-OTHERWISE = Schedule(epochs=20, batch=64, lr=0.02)
+DEFAULTS = {"digits": ItemSchedule(epochs=20, batch=32, lr=0.02), "cifar10": ItemSchedule(epochs=30, batch=128, lr=0.05)}
+OTHERWISE = ItemSchedule(epochs=20, batch=64, lr=0.02)
 
 
 # Deeper networks, at a rate that their normalization bears.
 PUBLISHED = {
-    "digits": Schedule(epochs=10, batch=32, lr=0.02, mixed=True), "cifar10": Schedule(epochs=60, batch=128, lr=0.1, mixed=True),
+    "digits": ItemSchedule(epochs=10, batch=32, lr=0.02, mixed=True), "cifar10": ItemSchedule(epochs=60, batch=128, lr=0.1, mixed=True),
 }  # fmt: skip
 # Scans of 8×8 pixels, enlarged fourfold: the published stem brings them back to that, at an eighth of the arithmetic.
 ENLARGED = ("digits",)
 
 
-def schedule_for(data: str, entry: ModelEntry | None = None) -> Schedule:
+def schedule_for(data: str, entry: ModelEntry | None = None) -> ItemSchedule:
     """What is known to train ``entry`` (a small CNN where it is None) on ``data``."""
     if entry is not None and entry.published is not None:
-        return PUBLISHED.get(data, Schedule(epochs=20, batch=64, lr=0.02, mixed=True))
+        return PUBLISHED.get(data, ItemSchedule(epochs=20, batch=64, lr=0.02, mixed=True))
     return DEFAULTS.get(data, OTHERWISE)
 
 
@@ -53,7 +55,7 @@ LEAST_MOMENTUM = 0.1
 def _hasten(model: nn.Module) -> None:
     """Let running statistics follow within some hundred steps."""
     for module in model.modules():
-        if isinstance(module, BATCH_NORMS) and module.momentum is not None:
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.momentum is not None:
             module.momentum = max(module.momentum, LEAST_MOMENTUM)
 
 
@@ -69,7 +71,7 @@ def train_baseline(
     entry: ModelEntry,
     data: Data,
     out: Path,
-    schedule: Schedule,
+    schedule: ItemSchedule,
     command: str,
     stop: StopToken,
     device: str = "cpu",
@@ -93,11 +95,13 @@ def train_baseline(
     identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
     task = Classification(data)
     checkpoint = out.with_suffix(".checkpoint.pt")
+    context = TrainingContext(stop, "train", device, checkpoint, identity)
+    judge = validation(model, task, schedule, context)
     try:
-        fitted = yield from fit(model, task, schedule, stage="train", stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity)
+        fitted = yield from fit(TaskModel(model, task), TaskBatches(task, schedule, device), judge, schedule, context)
     except Cancelled:
         kept = read_checkpoint(checkpoint, identity)
-        yield Notice("stopped; the same command goes on after the last whole epoch" if kept else "stopped before an epoch was finished")
+        yield Notice("stopped; the same command goes on at this step" if kept else "stopped before an epoch was finished")
         raise
     restore(model, fitted.best)
     test = measured(model, task, "test", 256, stop, device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.errors import EngineError
 from engine.paths import save
@@ -32,3 +34,31 @@ def read(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
 
 def broken(path: Path | None, error: Exception) -> EngineError:
     return EngineError(f"{path} cannot be continued ({type(error).__name__}): remove it to train from the start")
+
+
+class Due:
+    """Whether to save again: at most every ``interval`` seconds of ``clock``, and so rarely that a twentieth of the time goes into it."""
+
+    def __init__(self, clock: Callable[[], float], interval: float = 30.0) -> None:
+        self._clock, self._interval, self._next = clock, interval, clock() + interval
+
+    def __call__(self) -> bool:
+        return self._clock() >= self._next
+
+    def saved(self, began: float) -> None:
+        """A save that began at ``began`` has ended."""
+        now = self._clock()
+        self._next = now + max(self._interval, 20 * (now - began))
+
+
+def random_state(device: str) -> dict[str, Tensor]:
+    """The generators that torch draws from by itself."""
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if torch.device(device).type == "cuda" else state
+
+
+def restore_random(state: Mapping[str, Tensor], device: str) -> None:
+    """Raises KeyError for the state of another device."""
+    torch.set_rng_state(state["cpu"])
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

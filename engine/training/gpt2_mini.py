@@ -21,6 +21,8 @@ from engine.events.event import Event, Notice, StageFinished, StageStarted
 from engine.paths import check_writable, save
 from engine.tasks.perplexity import Perplexity, stream_perplexity
 from engine.training.language_fit import TextSchedule, fit_text
+from engine.training.precision import precision
+from engine.training.trainable import TrainingContext
 
 VOCABULARY, CONTEXT = 2048, 512
 SCHEDULE = TextSchedule(epochs=16, context=CONTEXT, short=11)
@@ -49,10 +51,8 @@ def train_mini(
         result: Tensor = model(input_ids=ids, use_cache=False).logits
         return result
 
-    fitted = yield from fit_text(
-        model, logits, streams["train"], streams["validation"], schedule,
-        stop=stop, device=device, checkpoint=checkpoint, fingerprint=identity,
-    )  # fmt: skip
+    context = TrainingContext(stop, "train", device, checkpoint, identity)
+    fitted = yield from fit_text(model, logits, streams["train"], streams["validation"], schedule, context)
     # What ships is judged: the weights as float16 holds them.
     model.load_state_dict({name: tensor.half().float() for name, tensor in fitted.best.items()})
     model.eval()
@@ -63,7 +63,8 @@ def train_mini(
         "vocabulary": VOCABULARY, "train_tokens": len(streams["train"]), "best_epoch": fitted.epoch,
         "validation_perplexity": round(fitted.value, 3), "test_perplexity": round(whole.value, 3),
         "test": [_rounded(whole), _rounded(sliding)], "torch": torch.__version__.split("+")[0],
-        "seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads(), "precision": schedule.precision(device),
+        "seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads(),
+        "precision": precision(schedule, device) or "float32",
     }  # fmt: skip
     _write(out, model, bpe, record)
     checkpoint.unlink(missing_ok=True)

@@ -1,209 +1,249 @@
-"""The training loop: baselines and QAT differ in the model, the loss and what happens between epochs."""
+"""The training loop: one for baselines, QAT of graphs and fine-tuning of decoders."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.errors import EngineError
-from engine.events.cancellation import StopToken
+from engine.errors import Cancelled, EngineError
 from engine.events.event import EpochFinished, Event, Notice
 from engine.events.progress import Every, Ticker
-from engine.tasks.base import Batch, Split, Task, forward_of
-from engine.training.checkpoint import broken
-from engine.training.checkpoint import read as read_checkpoint
-from engine.training.checkpoint import write as write_checkpoint
-from engine.training.precision import Half, half_type
+from engine.training import checkpoint
+from engine.training.adamw import AdamW
+from engine.training.optimizer import Optimizer
+from engine.training.precision import Half, precision
 from engine.training.running_loss import RunningLoss
-from engine.training.schedule import warm_cosine
+from engine.training.schedule import Schedule
 from engine.training.sgd import SGD
+from engine.training.trainable import EpochData, Fitted, Judge, Judged, Trainable, TrainingContext
 
-Loss = Callable[[Batch, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """SGD with Nesterov momentum; the learning rate rises linearly over ``warmup`` (a part of all steps) and falls as a
-    cosine to zero. ``seed`` orders the images and their augmentation. ``clip`` bounds the norm of the gradient. ``mixed``
-    computes in 16 bits where the device is fast at it."""
-
-    epochs: int
-    batch: int
-    lr: float
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    warmup: float = 0.1
-    augment: bool = True
-    seed: int = 0
-    clip: float | None = None
-    mixed: bool = False
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0..``steps`` - 1."""
-        return warm_cosine(self.lr, self.warmup, step, steps)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """``best`` is the state of the best epoch (counted from 1), ``value`` its validation metric (0..1); ``losses`` and
-    ``values`` hold each epoch's mean training loss and validation metric, fewer than were asked for when it was enough."""
-
-    best: dict[str, Tensor]
-    value: float
-    epoch: int
-    losses: tuple[float, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A validation result: the metric (0..1) to show, and the score that ranks epochs, compared in order."""
-
-    value: float
-    score: tuple[float, ...]
-
-
-def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """Weight decay on matrices and convolutions alone: not on biases, normalization or quantization steps."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def precision(schedule: Schedule, device: str) -> str | None:
-    """``bfloat16`` or ``float16`` where training by ``schedule`` computes in it, None where it computes in float32."""
-    found = half_type(device) if schedule.mixed else None
-    return str(found).removeprefix("torch.") if found else None
+B = TypeVar("B")
+# AdamW's decay of the running mean of squares: shorter than usual, for trainings of some thousand steps.
+SQUARES = 0.95
 
 
 def fit(
-    model: nn.Module,
-    task: Task,
-    schedule: Schedule,
-    *,
-    stage: str,
-    stop: StopToken,
-    groups: list[dict[str, Any]] | None = None,
-    loss: Loss | None = None,
-    before_epoch: Callable[[int], None] = lambda epoch: None,
-    judge: Callable[[], Generator[Event, None, Judged]] | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    fingerprint: str = "",
+    trainable: Trainable[B], data: EpochData[B], judge: Judge, schedule: Schedule, context: TrainingContext
 ) -> Generator[Event, None, Fitted]:
-    """Train ``model`` in place on the training split, by the task's own loss unless ``loss`` is given, which maps a batch and the raw
-    outputs to a loss; judge each epoch on the validation split, by the task's metric unless ``judge`` does.
+    """Train ``trainable`` in place on the batches of each epoch, judge it after each, and keep the best.
 
-    ``groups`` may scale the learning rate of a group by its ``factor``. With ``checkpoint`` each epoch is saved whole;
-    a file of the same ``fingerprint`` is continued. When ``stop`` says enough, it ends at the next batch and the epoch
-    that was begun is dropped, the first one excepted. Raises EngineError when the loss is not finite, Cancelled on stop.
+    With a checkpoint in ``context`` it is saved after each epoch, every half minute and on stop; a file of the same fingerprint is
+    continued at its step and ends bit for bit where a training that was not stopped does. When the stop token says enough, it
+    ends at the next batch and the epoch that was begun is dropped, the first one excepted. Raises EngineError when the loss is
+    not finite, Cancelled on stop.
     """
-    measure = loss or _own_loss(task)
-    optimizer = SGD(groups or parameter_groups(model, schedule), schedule.lr, schedule.momentum)
-    images = _whole(task.count("train"), schedule.batch)
-    batches = math.ceil(images / schedule.batch)
-    steps = schedule.epochs * batches
-    losses: list[float] = []
-    values: list[float] = []
-    scores: list[tuple[float, ...]] = []
-    best: dict[str, Tensor] = {}
-    half = Half(precision(schedule, device), device)
-    kept = read_checkpoint(checkpoint, fingerprint)
-    if kept:
-        try:
-            model.load_state_dict(kept["model"])
-            optimizer.load_state_dict(kept["optimizer"])
-            half.load_state_dict(kept["half"])
-            losses, values, scores, best = kept["losses"], kept["values"], [tuple(s) for s in kept["scores"]], kept["best"]
-        except Exception as error:
-            raise broken(checkpoint, error) from error
-        yield Notice(f"continuing after epoch {len(losses)} of {schedule.epochs}")
-    due = Every(0.25, stop.clock)
-    for epoch in range(len(losses) + 1, schedule.epochs + 1):
-        ticker = Ticker(stage, images, task.unit, clock=stop.clock)
-        running, step = RunningLoss(device), (epoch - 1) * batches
-        seed = schedule.seed * 1000 + epoch
-        # Dropout draws from here: a training that goes on draws what it would have drawn.
-        torch.manual_seed(seed)
-        model.train()
-        before_epoch(epoch)
-        for part in _epoch(task, schedule, images, seed, device):
+    return (yield from _Training(trainable, data, judge, schedule, context).steps())
+
+
+def make_optimizer(groups: list[dict[str, Any]], schedule: Schedule) -> Optimizer:
+    """The optimizer that ``schedule`` names, of ``groups``."""
+    if schedule.optimizer == "adamw":
+        return AdamW(groups, schedule.lr, (schedule.momentum, SQUARES))
+    return SGD(groups, schedule.lr, schedule.momentum)
+
+
+@dataclass
+class _History:
+    """The epochs so far, and the snapshot of the best of them and of ``start``, the model as it came."""
+
+    best: dict[str, Any] = field(default_factory=dict)
+    start: Judged | None = None
+    losses: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    scores: list[tuple[float, ...]] = field(default_factory=list)
+
+    def add(self, loss: float, judged: Judged) -> bool:
+        """Take in an epoch, and say whether it is the best so far: the last of those that are equally good."""
+        self.losses.append(loss)
+        self.values.append(judged.value)
+        self.scores.append(_comparable(judged.score))
+        return self.scores[-1] >= max([*self.scores, *([_comparable(self.start.score)] if self.start else [])])
+
+    def fitted(self) -> Fitted:
+        start, count = self.start, len(self.scores)
+        last = max(range(count), key=lambda i: (self.scores[i], i)) if count else -1
+        if start and (last < 0 or self.scores[last] < _comparable(start.score)):
+            last = -1
+        value = self.values[last] if last >= 0 or start is None else start.value
+        return Fitted(self.best, value, last + 1, tuple(self.losses), tuple(self.values), start.value if start else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        start = None if self.start is None else [self.start.value, *self.start.score]
+        return {"best": self.best, "losses": self.losses, "values": self.values, "scores": self.scores, "start": start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.losses, self.values = state["best"], state["losses"], state["values"]
+        # Trainings of text once told their perplexities alone, which rank by their negatives.
+        self.scores = [tuple(score) for score in state["scores"]] if "scores" in state else [(-value,) for value in self.values]
+        start = state.get("start")
+        if isinstance(start, float):
+            start = [start, -start]
+        self.start = None if start is None else Judged(start[0], tuple(start[1:]))
+
+
+@dataclass
+class _Position:
+    """Where a training is within ``epoch``: ``steps`` of it are done, whose batches weigh ``weight``. ``random`` is the state of
+    torch's generators before the next batch is read."""
+
+    epoch: int
+    running: RunningLoss
+    random: dict[str, Tensor]
+    steps: int = 0
+    weight: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "running": self.running.state_dict()}
+
+    @staticmethod
+    def read(state: Mapping[str, Any], device: str) -> _Position:
+        """Raises KeyError or TypeError for what is no such state."""
+        running = RunningLoss(device)
+        running.load_state_dict(state["running"])
+        return _Position(**{**state, "running": running})
+
+
+def _comparable(score: tuple[float, ...]) -> tuple[float, ...]:
+    """A figure that is not a number never wins."""
+    return tuple(-math.inf if math.isnan(figure) else figure for figure in score)
+
+
+class _Training(Generic[B]):
+    """One call of ``fit``."""
+
+    def __init__(self, trainable: Trainable[B], data: EpochData[B], judge: Judge, schedule: Schedule, context: TrainingContext) -> None:
+        self.trainable, self.data, self.judge, self.schedule, self.context = trainable, data, judge, schedule, context
+        self.optimizer = make_optimizer(trainable.parameter_groups(schedule.weight_decay), schedule)
+        self.half = Half(precision(schedule, context.device), context.device)
+        self.counts = [data.steps(epoch) for epoch in range(1, schedule.epochs + 1)]
+        self.total = sum(self.counts)
+        self.history = _History()
+        self.position: _Position | None = None
+        self.unsaved = False
+        self.due, self.saving = Every(0.25, context.stop.clock), checkpoint.Due(context.stop.clock)
+
+    def steps(self) -> Generator[Event, None, Fitted]:
+        if self._restored():
+            yield Notice(f"continuing {self._place()}")
+        elif self.judge.before:
+            self.history.best = self.trainable.snapshot()
+            self.history.start = yield from self.judge.measure()
+        for epoch in range(len(self.history.scores) + 1, self.schedule.epochs + 1):
+            try:
+                loss = yield from self._trained(epoch)
+                if loss is None:
+                    yield Notice(f"training was ended after epoch {len(self.history.scores)} of {self.schedule.epochs}")
+                    break
+                judged = yield from self._judged()
+            except Cancelled:
+                if self.unsaved:
+                    self._save()
+                raise
+            yield self._finished(epoch, loss, judged)
+        return self.history.fitted()
+
+    def _place(self) -> str:
+        """Where a training goes on."""
+        if self.position is None:
+            return f"after epoch {len(self.history.scores)} of {self.schedule.epochs}"
+        epoch, steps = self.position.epoch, self.position.steps
+        if steps >= self.counts[epoch - 1]:
+            return f"at the validation of epoch {epoch}"
+        return f"at epoch {epoch}, step {steps + 1}"
+
+    def _trained(self, epoch: int) -> Generator[Event, None, float | None]:
+        """Train one epoch, or what is left of it; its mean loss, or None where it was dropped because there is enough."""
+        stop, stage, device = self.context.stop, self.context.stage, self.context.device
+        before = sum(self.counts[: epoch - 1])
+        ticker = Ticker(stage, self.data.items(epoch), self.data.unit, clock=stop.clock)
+        # Dropout draws from the generator of all torch: a training that goes on draws what it would have drawn.
+        torch.manual_seed(self.schedule.epoch_seed(epoch))
+        self.trainable.before_epoch(epoch)
+        batches = self.data.batches(epoch)
+        if self.position is None:
+            self.position = _Position(epoch, RunningLoss(device), checkpoint.random_state(device))
+        at = self.position
+        for part in islice(batches, at.steps):
             stop.check()
-            if stop.wants_enough and scores:
-                yield Notice(f"training was ended after epoch {len(scores)} of {schedule.epochs}")
-                return _fitted(best, losses, values, scores)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step, steps) * group.get("factor", 1.0)
-            part = part.laid_out()
-            with half.autocast():
-                value = measure(part, model(*part.args, **part.kwargs))
-            optimizer.zero_grad()
-            half.step(value, optimizer, model.parameters(), schedule.clip)
-            running.add(value, part.count)
-            step += 1
-            if due() or step % batches == 0:
-                yield running.step(stage, epoch, schedule, step, steps)
-            yield from ticker.advance(part.count)
-        losses.append(running.total / images)
-        if judge is None:
-            top = measured(model, task, "validation", schedule.batch * 4, stop, device)
-            judged = Judged(top, (task.metric.rank(top),))
-        else:
-            judged = yield from judge()
-        values.append(judged.value)
-        # A figure that is not a number never wins.
-        scores.append(tuple(-math.inf if math.isnan(figure) else figure for figure in judged.score))
-        is_best = scores[-1] >= max(scores)
+            ticker.skip(part.items)
+        if at.steps:
+            checkpoint.restore_random(at.random, device)
+        for part in batches:
+            stop.check()
+            if stop.wants_enough and self.history.scores:
+                return None
+            at.running.add(self._step(part.batch, before + at.steps), part.weight)
+            at.steps, at.weight = at.steps + 1, at.weight + part.weight
+            at.random, self.unsaved = checkpoint.random_state(device), True
+            if self.due() or at.steps == self.counts[epoch - 1]:
+                yield at.running.step(stage, epoch, self.schedule, before + at.steps, self.total)
+            if self.saving():
+                self._save()
+            yield from ticker.advance(part.items)
+        if not at.weight:
+            raise EngineError(f"epoch {epoch} has no batch to train on: give more data")
+        if at.running.unread:
+            yield at.running.step(stage, epoch, self.schedule, before + at.steps, self.total)
+        return at.running.total / at.weight
+
+    def _step(self, batch: B, done: int) -> Tensor:
+        """One step after ``done`` of all; the loss before it."""
+        rate = self.schedule.rate(done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        with self.half.autocast():
+            loss = self.trainable.loss(batch)
+        self.optimizer.zero_grad()
+        self.half.step(loss, self.optimizer, self.trainable.parameters(), self.schedule.clip)
+        self.trainable.after_step()
+        return loss
+
+    def _judged(self) -> Generator[Event, None, Judged]:
+        self.trainable.after_epoch()
+        return (yield from self.judge.measure())
+
+    def _finished(self, epoch: int, loss: float, judged: Judged) -> EpochFinished:
+        """Take in an epoch that was trained and judged, and save it."""
+        self.position = None
+        is_best = self.history.add(loss, judged)
         if is_best:
-            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        if checkpoint:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "half": half.state_dict(), "best": best}
-            write_checkpoint(checkpoint, {**state, "losses": losses, "values": values, "scores": scores, "fingerprint": fingerprint})
-        yield EpochFinished(epoch, schedule.epochs, losses[-1], values[-1], schedule.rate(step - 1, steps), is_best, stage)
-    return _fitted(best, losses, values, scores)
+            self.history.best = self.trainable.snapshot()
+        self._save()
+        rate = self.schedule.rate(sum(self.counts[:epoch]) - 1, self.total)
+        return EpochFinished(epoch, self.schedule.epochs, loss, judged.value, rate, is_best, self.context.stage, self.judge.metric)
 
+    def _save(self) -> None:
+        """Write the state as of the last step; nothing where the loss is no longer finite."""
+        self.unsaved = False
+        if self.context.checkpoint is None or (self.position and not self.position.running.finite):
+            return
+        began = self.context.stop.clock()
+        parts = {
+            "model": self.trainable.state_dict(), "optimizer": self.optimizer.state_dict(), "half": self.half.state_dict(),
+            "position": self.position and self.position.state_dict(), "fingerprint": self.context.fingerprint,
+        }  # fmt: skip
+        checkpoint.write(self.context.checkpoint, {**self.history.state_dict(), **parts})
+        self.saving.saved(began)
 
-def _whole(images: int, batch: int) -> int:
-    """How many images an epoch reads: one alone has no statistics to normalize it by, so it waits for another epoch."""
-    return images - 1 if images > 1 and images % batch == 1 else images
-
-
-def _fitted(best: dict[str, Tensor], losses: list[float], values: list[float], scores: list[tuple[float, ...]]) -> Fitted:
-    last = max(range(len(scores)), key=lambda i: (scores[i], i))
-    return Fitted(best, values[last], last + 1, tuple(losses), tuple(values))
-
-
-def _own_loss(task: Task) -> Loss:
-    def loss(part: Batch, raw: Any) -> Tensor:
-        found = task.loss(raw, part.targets)
-        if found is None:
-            raise EngineError(f"the task {task.name} has no loss: give it one to train a baseline")
-        return found
-
-    return loss
-
-
-def _epoch(task: Task, schedule: Schedule, items: int, seed: int, device: str) -> Iterator[Batch]:
-    if schedule.augment:
-        return task.training_batches(batch=schedule.batch, limit=items, seed=seed, device=device)
-    return task.batches("train", batch=schedule.batch, limit=items, seed=seed, device=device)
-
-
-def measured(
-    model: nn.Module, task: Task, split: Split, batch: int, stop: StopToken, device: str = "cpu", limit: int | None = None
-) -> float:
-    """The task's metric of ``model``, in eval mode, on a split."""
-    forward, evaluator = forward_of(model.eval()), task.evaluator()
-    with torch.inference_mode():
-        for part in task.batches(split, batch=batch, limit=limit, device=device):
-            stop.check()
-            evaluator.update(forward(part.laid_out()), part.targets)
-    return evaluator.compute()[task.metric.name].value
+    def _restored(self) -> bool:
+        """Whether there was a checkpoint, whose state this is now."""
+        kept = checkpoint.read(self.context.checkpoint, self.context.fingerprint)
+        if kept is None:
+            return False
+        try:
+            # Fine-tuning once named its part ``student``, and scaled no gradients.
+            self.trainable.load_state_dict(kept["model"] if "model" in kept else kept["student"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.half.load_state_dict(kept.get("half", {}))
+            self.history.load_state_dict(kept)
+            position = kept.get("position")
+            self.position = _Position.read(position, self.context.device) if position else None
+        except Exception as error:
+            raise checkpoint.broken(self.context.checkpoint, error) from error
+        return True

@@ -27,6 +27,13 @@ class Optimizer:
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group)
 
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError or ValueError for the state of other parameters."""
+        raise NotImplementedError
+
     def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         raise NotImplementedError
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.training.sgd import SGD
+from engine.training.optimizer import Optimizer
+from engine.training.schedule import Schedule
 
 
 def half_type(device: str) -> torch.dtype | None:
@@ -21,10 +22,15 @@ def half_type(device: str) -> torch.dtype | None:
     return torch.bfloat16 if supported is not None and supported() else None
 
 
-def unscaled(mixed: bool, device: str) -> str:
-    """What a training without scaled gradients computes in: ``bfloat16`` where it is ``mixed`` and the device is fast at it, else
-    ``float32``; float16 has too few small numbers."""
-    return "bfloat16" if mixed and half_type(device) == torch.bfloat16 else "float32"
+def precision(schedule: Schedule, device: str) -> str | None:
+    """``bfloat16`` or ``float16`` where training by ``schedule`` computes in it, None where it computes in float32.
+
+    float16 has too few small numbers for AdamW's second moments, also where gradients are scaled.
+    """
+    found = half_type(device) if schedule.mixed else None
+    if found is None or (found == torch.float16 and schedule.optimizer == "adamw"):
+        return None
+    return str(found).removeprefix("torch.")
 
 
 class Half:
@@ -38,7 +44,7 @@ class Half:
     def autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._type is None else torch.autocast(self._device, self._type)
 
-    def step(self, loss: Tensor, optimizer: SGD, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
+    def step(self, loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
         """Backward, the gradient's norm bounded by ``clip``, and the optimizer's step."""
         # The scaler asks for torch's optimizer and uses its groups and its step.
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.errors import EngineError
 from engine.events.event import Step
-
-
-class Pace(Protocol):
-    """What a training goes by: epochs, the highest learning rate, and that of step 0..``steps`` - 1."""
-
-    @property
-    def epochs(self) -> int: ...
-
-    @property
-    def lr(self) -> float: ...
-
-    def rate(self, step: int, steps: int) -> float: ...
+from engine.training.schedule import Schedule
 
 
 class RunningLoss:
@@ -40,13 +30,29 @@ class RunningLoss:
         self._sum += mean.detach().double() * count
         self._count += count
 
+    @property
+    def unread(self) -> bool:
+        """Whether a sample came after the last ``read``."""
+        return self._count > 0
+
     def read(self) -> float:
         """The mean over the samples since the last call."""
         before, self.total = self.total, self._sum.item()
         count, self._count = self._count, 0
         return (self.total - before) / count
 
-    def step(self, stage: str, epoch: int, schedule: Pace, done: int, steps: int) -> Step:
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self._sum.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": self._sum.item(), "total": self.total, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sum.fill_(float(state["sum"]))
+        self.total, self._count = float(state["total"]), int(state["count"])
+
+    def step(self, stage: str, epoch: int, schedule: Schedule, done: int, steps: int) -> Step:
         """``read`` as an event, after ``done`` of all ``steps``. Raises EngineError where the loss is not finite."""
         mean = self.read()
         if not math.isfinite(mean):

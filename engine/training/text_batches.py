@@ -9,11 +9,9 @@ from torch import Tensor
 
 from engine.data.text.batching import filled
 from engine.data.text.encoded import SequenceData, TextData
-from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.tasks.perplexity import Logits, Perplexity, sequence_perplexity, stream_perplexity
-
-Judge = Callable[[Logits], Generator[Event, None, Perplexity]]
+from engine.training.trainable import Judge, Judged, TrainingContext
 
 
 def batches(data: TextData | SequenceData, context: int, windows: int, tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -44,9 +42,22 @@ def steps(data: TextData | SequenceData, context: int, windows: int, tokens: int
     return sum(1 for _ in batches(data, context, windows, tokens, seed))
 
 
-def judge(data: TextData | SequenceData, context: int, limit: int | None, stop: StopToken, stage: str, device: str = "cpu") -> Judge:
-    """Perplexity on the validation split: in windows of text that do not overlap, the first ``limit`` tokens, or of all sequences."""
+def perplexity(
+    data: TextData | SequenceData, logits: Logits, length: int, limit: int | None, context: TrainingContext
+) -> Generator[Event, None, Perplexity]:
+    """On the validation split: in windows of ``length`` tokens that do not overlap, the first ``limit`` tokens, or of all sequences."""
+    stop, device = context.stop, context.device
     if isinstance(data, TextData):
         stream = data.streams["validation"]
-        return lambda logits: stream_perplexity(logits, stream, context, context, stop=stop, stage=stage, device=device, limit=limit)
-    return lambda logits: sequence_perplexity(logits, data.sequences["validation"], stop=stop, stage=stage, device=device)
+        return stream_perplexity(logits, stream, length, length, stop=stop, stage="judge", device=device, limit=limit)
+    return sequence_perplexity(logits, data.sequences["validation"], stop=stop, stage="judge", device=device)
+
+
+def perplexity_judge(measure: Callable[[], Generator[Event, None, Perplexity]], before: bool = False) -> Judge:
+    """Epochs by the perplexity that ``measure`` gives; see ``Judge`` for ``before``."""
+
+    def judged() -> Generator[Event, None, Judged]:
+        value = (yield from measure()).value
+        return Judged(value, (-value,))
+
+    return Judge(judged, "perplexity", before)

@@ -245,12 +245,12 @@ def _unit(run: Run) -> str:
 
 def _decodes(run: Run) -> bool:
     """Whether it is a language model's."""
-    return bool(run.plan and any(row.decoder for row in run.plan.layers))
+    return bool(run.plan and any(row.capabilities.between_floats for row in run.plan.layers))
 
 
 def _looks_up(run: Run, path: str) -> bool:
     """Whether a layer is an embedding."""
-    return bool(run.plan and any(row.path == path and row.kind == "Embedding" for row in run.plan.layers))
+    return bool(run.plan and any(row.path == path and row.capabilities.role == "embedding" for row in run.plan.layers))
 
 
 def _several(names: tuple[str, ...]) -> str:

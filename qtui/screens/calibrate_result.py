@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from engine.report.steadiness import ABOUT, unsteady
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.state import Run, State
-from qtui.steadiness import ABOUT, unsteady
 
 Figures = Mapping[str, Any]
 

@@ -10,10 +10,9 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 
-from engine.models.language_registry import is_language
 from qtui import actions, catalog, reasons
 from qtui.actions import Action
-from qtui.catalog import Choice, Model
+from qtui.catalog import Choice, Model, reads_text
 from qtui.painting import titles
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
@@ -51,7 +50,7 @@ class ModelsScreen(Asking):
         super().__init__()
         self.choice = Choice()
         self._given: tuple[str, ...] = ()
-        self._set_aside: dict[str, tuple[str, str]] = {}
+        self._set_aside: dict[str, tuple[str, str, str]] = {}
         self._data_of_kind = {False: "digits", True: "python-docs"}
         self._models: tuple[Model, ...] = ()
         self._place = catalog.Place("", False)
@@ -158,17 +157,18 @@ class ModelsScreen(Asking):
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         if event.grid.id == "models" and event.key != OWN and event.key != (before := self.choice).model:
-            # Weights and recipe belong to a model; the cursor may pass over others.
-            self._set_aside[before.model] = (before.weights, before.recipe)
-            weights, recipe = self._set_aside.get(event.key, ("", ""))
-            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, data=self._data_of(before, event.key))
+            # Weights, recipe and task belong to a model; the cursor may pass over others.
+            self._set_aside[before.model] = (before.weights, before.recipe, before.task)
+            weights, recipe, task = self._set_aside.get(event.key, ("", "", ""))
+            data = self._data_of(before, event.key)
+            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, task=task, data=data)
         self.say(self._sentence())
         self._show(self.state)
 
     def _data_of(self, before: Choice, model: str) -> str:
         """The data for a model: a folder of images is none for a language model, nor a text for a network on images. Each kind
         keeps what was given for it."""
-        was, text = is_language(before.model), is_language(model)
+        was, text = reads_text(before.model), reads_text(model)
         if was == text:
             return before.data
         self._data_of_kind[was] = before.data

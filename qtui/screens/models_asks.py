@@ -65,6 +65,14 @@ class Asking(StageScreen):
             self._given = tuple(dict.fromkeys((*self._given, value)))
             self._changed(self.choice.with_model(value))
             self.query_one("#models", Grid).move_to(value)
+            if ":" in value:
+                words = "What is measured: empty for the class of an image, or a task of\nyour own as path/task.py:factory"
+                about = f"{words}, with its data and metric."
+                self.ask("your own task", about, self.choice.task, catalog.wrong_task, self._own_task)
+
+    def _own_task(self, value: str | None) -> None:
+        if value is not None:
+            self._changed(replace(self.choice, task=value))
 
     def do_weights(self) -> None:
         if self._reads_text():

@@ -134,8 +134,11 @@ def choice_parts(choice: Choice, reads_text: bool) -> tuple[tuple[str, str, str]
     weights = ("w", "weights", short_name(choice.weights) or "as listed")
     recipe = ("O", "recipe", short_name(choice.recipe) or "none")
     graph = ("m", "graph", choice.graph)
+    if choice.task:
+        # A task brings its data.
+        data = ("o", "task", short_name(choice.task))
     shown = [data, error, graph, recipe] if reads_text else [data, device, error, weights, recipe]
-    given = {"w": bool(choice.weights), "O": bool(choice.recipe)}
+    given = {"w": bool(choice.weights), "O": bool(choice.recipe), "o": True}
     return tuple(sorted(shown, key=lambda part: not given.get(part[0], False)))
 
 
@@ -149,6 +152,8 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     if model.own and model.text:
         return f"{model.name}: your own language model. n loads it with {short_name(data_for(choice.data, True))}; d gives other text."
     if model.own:
+        if choice.task:
+            return f"{model.name} as {short_name(choice.task)} measures it: n runs both, and shows the graph. w gives a weights file."
         if choice.weights:
             return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
         return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."

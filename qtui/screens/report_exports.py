@@ -10,12 +10,12 @@ from rich.text import Text
 from engine.export.registry import Format, formats_of, install
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
+from engine.report.steadiness import ABOUT, spread
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.screens.report_files import export_lines, exports_of
 from qtui.screens.report_rows import number, percent, shown
 from qtui.state import Run
-from qtui.steadiness import ABOUT, spread
 
 _MEDIUM, _WIDE = 60, 100
 _PANEL = 68

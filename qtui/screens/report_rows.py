@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engine.report.steadiness import ABOUT, unsteady
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.spec_words import respelled
 from qtui.state import Run
-from qtui.steadiness import ABOUT, unsteady
 
 FORMS = (("baseline", "fp32"), ("ptq", "PTQ"), ("qat", "QAT"))
 _MEDIUM, _WIDE = 60, 100

@@ -45,8 +45,10 @@ _MEANING: Mapping[str, str] = {
 def detail_title(draft: Draft, row: LayerRow, width: int = _TITLE) -> str:
     """Which layer it is, in ``width`` cells where that can be done."""
     out = row.weight_shape[0] if row.weight_shape else 0
-    what = f"{out:,} rows of {inputs(row):,}" if row.kind == "Embedding" else f"{inputs(row):,} inputs to each of {out:,} outputs"
-    name = text.in_block(row.path) if row.decoder else row.path
+    what = (
+        f"{out:,} rows of {inputs(row):,}" if row.capabilities.role == "embedding" else f"{inputs(row):,} inputs to each of {out:,} outputs"
+    )
+    name = text.in_block(row.path) if row.capabilities.between_floats else row.path
     for told in (what, f"{inputs(row):,} → {out:,}"):
         title = f"{name} ─ {row.kind}{f' ─ {told}' if row.editable and out else ''} ─ {row.params:,} parameters"
         if len(title) <= width:
@@ -62,12 +64,12 @@ def detail(draft: Draft, row: LayerRow) -> tuple[Row, ...]:
     for name, edit, key in FIELDS:
         after = field(name, draft.edit(edit, [row.path]).draft.specs[row.path])
         now, proposed = field(name, spec), field(name, row.proposed)
-        if name == "mapping" and row.decoder:
-            # The key is for the weights of a decoder, whatever becomes of its activations.
+        if name == "mapping" and row.capabilities.affine:
+            # The key is for weights that can have zero points, whatever becomes of the activations.
             now, proposed, after = (
                 _of_weights(found) for found in (spec, row.proposed, draft.edit(edit, [row.path]).draft.specs[row.path])
             )
-        if name == "activations" and row.kind == "Embedding":
+        if name == "activations" and not row.capabilities.rounds_inputs:
             # It reads token ids.
             now = proposed = after = NONE
         role = "change" if now != proposed else ""
@@ -98,7 +100,7 @@ def field(name: str, spec: LayerSpec) -> str:
     if name == "granularity":
         return f"group {weights.group_size}" if weights.granularity == "per-group" else weights.granularity
     if name == "weight scale":
-        return weights.scale if weights.method == "nearest" else weights.method
+        return "minmax" if weights.method == "nearest" else weights.method
     if name == "mapping" and (activations is None or activations.dynamic) and not weights.symmetric:
         return "affine weights"
     if activations is not None and activations.dynamic and name in ("activations", "mapping", "observer"):

@@ -32,7 +32,7 @@ _DECODER_TEXTS: Mapping[str, str] = {
 
 def preset_texts(draft: Draft) -> Mapping[str, str]:
     """What each preset is, by name, of those that the model's layers can have."""
-    return _DECODER_TEXTS if any(row.decoder for row in draft.plan.layers) else _IMAGE_TEXTS
+    return _DECODER_TEXTS if any(row.capabilities.between_floats for row in draft.plan.layers) else _IMAGE_TEXTS
 
 
 def presets(draft: Draft, own: Sequence[Rule]) -> list[tuple[str, str]]:

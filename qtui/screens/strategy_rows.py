@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.events.event import LayerRow
-from engine.planning.legality import pace
+from engine.events.speed import relative_speed
 from engine.recipe.spec import ActivationSpec, LayerSpec
 from qtui import spec_words, text
 from qtui.draft import Draft
@@ -116,7 +116,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
         "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
         "weights": NONE, "activations": NONE, "observer": NONE, "kernel": _kernel_cell(draft, row, width),
-        "alone": Cell(pace(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
+        "alone": Cell(relative_speed(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
     }  # fmt: skip
     if wanted is None:
         return cells, "dim"
@@ -125,7 +125,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         cells["name"] = Cell(str(cells["name"]), change)
     cells["weights"] = Cell(weights_text(wanted, actual), change if wanted.weights != proposed.weights else "")
     # An embedding reads token ids: there is nothing to round.
-    reads = NONE if row.kind == "Embedding" else activations_text(wanted, actual)
+    reads = activations_text(wanted, actual) if row.capabilities.rounds_inputs else NONE
     cells["activations"] = Cell(reads, change if _axes(wanted) != _axes(proposed) else "")
     observer = wanted.activations.observer if wanted.activations else NONE
     differs = wanted.activations and proposed.activations and observer != proposed.activations.observer
@@ -141,7 +141,7 @@ def _axes(spec: LayerSpec) -> tuple[object, ...]:
 def _module(draft: Draft, entry: Entry, closed: bool, figures: Figures, width: int, total: int) -> dict[str, str | Cell]:
     inside = [row for path in entry.paths if (row := draft.layer(path))]
     asked = [(draft.specs[row.path], draft.actual(row.path)[0]) for row in inside if row.editable]
-    reading = [pair for pair, row in zip(asked, (row for row in inside if row.editable), strict=True) if row.kind != "Embedding"]
+    reading = [pair for pair, row in zip(asked, (row for row in inside if row.editable), strict=True) if row.capabilities.rounds_inputs]
     # What its open lines say needs no second place.
     says = closed and asked
     figured = [figures[path] for path in entry.paths if path in figures]
@@ -219,7 +219,7 @@ def kernel_of(draft: Draft, row: LayerRow) -> str:
     """What the layer would run on: as planned, or where it was edited since, as layers like it were planned."""
     actual = draft.actual(row.path)[0]
     planned = _class(row.actual)
-    if row.decoder and actual.weights is not None and actual != row.actual:
+    if row.capabilities.between_floats and actual.weights is not None and actual != row.actual:
         alike = (other for other in draft.plan.layers if other.editable and other.kind == row.kind)
         return next((other.kernel for other in alike if _arithmetic(other.actual) == _arithmetic(actual)), _LATER)
     if not row.editable or _class(actual) == planned == "integers" or actual == row.actual:

@@ -108,7 +108,7 @@ def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
 
 
 def _name(row: LayerRow) -> str:
-    return text.in_block(row.path) if row.decoder else row.path
+    return text.in_block(row.path) if row.capabilities.between_floats else row.path
 
 
 def _about(draft: Draft, row: LayerRow) -> tuple[str, str]:
@@ -160,7 +160,7 @@ def _effect(spec: LayerSpec, row: LayerRow) -> str:
         return f"{weights.bits} bits take a byte each, as 8 do"
     if weights.bits < 4:
         return f"{weights.bits} bits take half a byte each, as 4 do"
-    if weights.bits == 4 and weights.scale == "minmax":
+    if weights.bits == 4 and weights.method == "nearest":
         return "four bits are better with m, the scale of least squared error"
     if weights.granularity == "per-tensor":
         return "one scale for all channels: small channels lose most"

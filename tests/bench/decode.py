@@ -1,6 +1,6 @@
 """A decoder of GPT-2 124M's shapes, or of larger ones: tokens a second read and written, bytes on disk, memory while it runs.
 
-usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write README.md]
+usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write FILE]
 
 Weights are drawn at random from a fixed seed: they do not change what has to be computed. All forms are timed in one process, on
 the same threads, in turns. On a GPU each form writes its tokens as a recorded CUDA graph. Prints one table.
@@ -26,12 +26,15 @@ from engine.events.cancellation import StopToken
 from engine.kernels.gpu.probe import seen_from
 from engine.kernels.probe import probe
 from engine.lowering.modules.fused_activations import fuse_activations
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.runtime import running
 from engine.lowering.modules.stepping import last
 from engine.models.anatomy import anatomy, weight_of
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.decode_timing import Lengths, Speed, Step, tokens_per_second
 from engine.tasks.recorded_decoding import quickest
@@ -42,7 +45,7 @@ BEGIN, END = "<!-- bench:decode{} -->", "<!-- /bench:decode{} -->"
 DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8)
 # Where a fixed grid lies does not change the time.
 GRID = QParams(0.05, 128)
-INT8 = GroupSpec(8, 0, True)
+INT8 = int_scheme(8, 0, True)
 FP32, BF16 = "fp32", "bf16"
 # Of fp16's bytes, embeddings included: what 4 bits in groups of 64 may take at most.
 LIMIT = 0.35
@@ -96,7 +99,7 @@ def floats(kind: torch.dtype) -> Make:
     return form
 
 
-def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
+def integers(weights: WeightScheme, activations: ActivationSpec | None) -> Make:
     """The blocks on ``weights``; embeddings have 8 bits a row, and the tied head multiplies with the same integers."""
 
     def form(model: Any, device: str, length: int) -> Form:
@@ -108,7 +111,7 @@ def integers(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     return form
 
 
-def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
+def onnx(weights: WeightScheme, activations: ActivationSpec | None) -> Make:
     """The exported file in ONNX Runtime, with its cache."""
 
     def form(model: Any, device: str, length: int) -> Form:
@@ -125,8 +128,8 @@ def onnx(weights: GroupSpec, activations: ActivationSpec | None) -> Make:
     return form
 
 
-def _matrices(model: Any, weights: GroupSpec, activations: ActivationSpec | None) -> Any:
-    found: dict[str, GroupedWeight] = {}
+def _matrices(model: Any, weights: WeightScheme, activations: ActivationSpec | None) -> Any:
+    found: dict[str, QTensor] = {}
     for matrix in anatomy(model).matrices:
         outside = matrix.kind == "Embedding"
         if matrix.tied:
@@ -147,10 +150,10 @@ FORMS: dict[str, Make] = {
     "int8 weight-only": integers(INT8, None),
     "int8, dynamic activations": integers(INT8, DYNAMIC),
     "int8, static activations": integers(INT8, STATIC),
-    "int4 g64 weight-only": integers(GroupSpec(4, 64, False), None),
-    "int4 g64, dynamic activations": integers(GroupSpec(4, 64, False), DYNAMIC),
+    "int4 g64 weight-only": integers(int_scheme(4, 64, False), None),
+    "int4 g64, dynamic activations": integers(int_scheme(4, 64, False), DYNAMIC),
     "int8 as ONNX": onnx(INT8, None),
-    "int4 g64 as ONNX": onnx(GroupSpec(4, 64, False), None),
+    "int4 g64 as ONNX": onnx(int_scheme(4, 64, False), None),
 }
 
 

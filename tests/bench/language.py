@@ -1,6 +1,6 @@
 """Method x bits x group on a language model: perplexity on text that calibration has not seen, size, and seconds to quantize.
 
-usage: uv run python tests/bench/language.py [MODEL] [--data NAME] [--quick] [--head] [--own N] [--tune EPOCHS] [--write README.md]
+usage: uv run python tests/bench/language.py [MODEL] [--data NAME] [--quick] [--head] [--own N] [--tune EPOCHS] [--write FILE]
 
 MODEL and NAME are what `qtui run` takes: gpt2-mini and python-docs if not given; gpt2 needs its weights in the Hugging Face cache or a
 network; a folder without tokenizer is measured on a .json file of sequences of token ids. Of text, calibration reads windows of the
@@ -35,7 +35,7 @@ from engine.data.text.encoded import load_text
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.models.transformers_load import load_language
-from engine.numerics.grouped import GroupSpec
+from engine.numerics.scheme import WeightScheme, int_scheme
 
 MAIN = ("nearest", "mse", "hqq", "awq", "gptq", "awq+gptq", "gptq+")
 FULL: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ TUNED = ("w4g64s", "w3g64")
 class Width:
     """What a row computes with: the grid of the weights, and whether activations are int8."""
 
-    spec: GroupSpec
+    spec: WeightScheme
     dynamic: bool
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ def width(text: str) -> Width:
     match = re.fullmatch(r"w([2-8])(a8)?(?:g(\d+)(s?))?", text)
     if match is None:
         sys.exit(f"{text} is no width: write w8, w8a8, w4g64 or w4g64s")
-    return Width(GroupSpec(int(match[1]), int(match[3] or 0), match[3] is None or match[4] == "s"), match[2] is not None)
+    return Width(int_scheme(int(match[1]), int(match[3] or 0), match[3] is None or match[4] == "s"), match[2] is not None)
 
 
 def chosen(asked: argparse.Namespace) -> Iterator[tuple[str, str]]:

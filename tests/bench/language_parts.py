@@ -15,15 +15,19 @@ from engine.events.cancellation import StopToken
 from engine.kernels.probe import probe
 from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import capture
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.lowering.modules.finetune import finetune
+from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
 from engine.lowering.modules.runtime import running
 from engine.models.anatomy import anatomy, blocks_of, weight_of
 from engine.models.transformers_load import LanguageModel
-from engine.numerics.grouped import GroupSpec, minmax, quantize
-from engine.planning.matrix_strategy import DYNAMIC
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
+from engine.recipe.presets import DYNAMIC
 from engine.tasks.decode_timing import Lengths, step_of, tokens_per_second
 from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perplexity
-from engine.training.finetune import TuneSchedule, finetune
+from engine.training.finetune import TuneSchedule
+from engine.training.trainable import TrainingContext
 
 BEGIN, END = "<!-- bench:language -->", "<!-- /bench:language -->"
 KL_TOKENS = 6000
@@ -163,7 +167,7 @@ class Bench:
         return (out.flatten(0, 1) if keep is None else out[keep[:, 1:]]).log_softmax(-1)
 
 
-def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: str, dynamic: bool) -> QuantizedDecoder:
+def quantized(bench: Bench, calibration: Calibration, spec: WeightScheme, method: str, dynamic: bool) -> QuantizedDecoder:
     twin = duplicate(bench.language.model)
     path, modules = blocks_of(twin)
     blocks = [(f"{path}.{number}", block) for number, block in enumerate(modules)]
@@ -182,7 +186,7 @@ def quantized(bench: Bench, calibration: Calibration, spec: GroupSpec, method: s
             matrices[matrix.path] = QuantizedMatrix(matrices[matrix.tied].weight, tied=matrix.tied)
             continue
         weight = weight_of(twin.get_submodule(matrix.path))
-        matrices[matrix.path] = QuantizedMatrix(quantize(weight, minmax(weight, GroupSpec(8, 0, True))))
+        matrices[matrix.path] = QuantizedMatrix(quantize(weight, minmax(weight, int_scheme(8, 0, True))))
         apply(twin, {matrix.path: matrices[matrix.path].weight})
     return QuantizedDecoder(twin, matrices)
 
@@ -194,7 +198,7 @@ def finetuned(bench: Bench, decoder: QuantizedDecoder, lessons: TextData | Seque
         distill=1.0 if short else 0.5, seed=seed,
     )  # fmt: skip
     weights = {path: matrix.weight for path, matrix in decoder.matrices.items()}
-    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, stop=StopToken()))
+    found = finished(finetune(bench.language.model, decoder.twin, weights, lessons, schedule, TrainingContext(StopToken(), "qat")))
     return QuantizedDecoder(found.model, {path: replace(matrix, weight=found.weights[path]) for path, matrix in decoder.matrices.items()})
 
 

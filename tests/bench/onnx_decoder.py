@@ -21,36 +21,39 @@ from engine.events.cancellation import StopToken
 from engine.export.onnx.decoder_file import write_decoder as write
 from engine.export.onnx.decoder_run import OnnxDecoder
 from engine.lowering.modules.header import config_dict
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.skeleton import empty
 from engine.lowering.modules.stepping import Step, last
 from engine.models.anatomy import anatomy
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.decode_timing import Lengths, Speed, tokens_per_second
 
-EIGHT = GroupSpec(8, 0, True)
+EIGHT = int_scheme(8, 0, True)
 DYNAMIC = "int8, activations int8 a token"
 # What the matrices of the blocks become, and what the embedding and the head.
-FORMS: Mapping[str, tuple[GroupSpec | None, GroupSpec | None]] = {
+FORMS: Mapping[str, tuple[WeightScheme | None, WeightScheme | None]] = {
     "fp32": (None, None),
     "int8 per-channel": (EIGHT, EIGHT),
     DYNAMIC: (EIGHT, EIGHT),
-    "4 bits g64 symmetric, head int8": (GroupSpec(4, 64, True), EIGHT),
-    "4 bits g64 affine, head int8": (GroupSpec(4, 64), EIGHT),
-    "4 bits g128 symmetric, head 4 bits": (GroupSpec(4, 128, True), GroupSpec(4, 128, True)),
+    "4 bits g64 symmetric, head int8": (int_scheme(4, 64, True), EIGHT),
+    "4 bits g64 affine, head int8": (int_scheme(4, 64), EIGHT),
+    "4 bits g128 symmetric, head 4 bits": (int_scheme(4, 128, True), int_scheme(4, 128, True)),
 }
 
 
-def drawn(rows: int, inputs: int, spec: GroupSpec) -> GroupedWeight:
+def drawn(rows: int, inputs: int, spec: WeightScheme) -> QTensor:
     """Random integers; the grid is that of random weights of GPT-2's spread."""
     grid = minmax(torch.randn(rows, inputs) * 0.02, spec)
     kind = torch.int8 if spec.symmetric else torch.uint8
-    return GroupedWeight(torch.randint(spec.low, spec.high + 1, (rows, inputs), dtype=kind), grid)
+    return QTensor(torch.randint(spec.low, spec.high + 1, (rows, inputs), dtype=kind), grid)
 
 
 def decoder(
-    twin: transformers.PreTrainedModel, inside: GroupSpec | None, outside: GroupSpec | None, activations: ActivationSpec | None
+    twin: transformers.PreTrainedModel, inside: WeightScheme | None, outside: WeightScheme | None, activations: ActivationSpec | None
 ) -> QuantizedDecoder:
     parts = anatomy(twin)
     made: dict[str, QuantizedMatrix] = {}

@@ -1,6 +1,6 @@
 """torchvision's networks at their own size: latency, seconds to quantize and memory beside ONNX Runtime and OpenVINO with NNCF.
 
-usage: uv run --group bench python tests/bench/runtimes.py [--rounds N] [--only resnet18@224] [--write README.md]
+usage: uv run --group bench python tests/bench/runtimes.py [--rounds N] [--only resnet18@224] [--write FILE]
 
 Weights are drawn at random from a fixed seed and images are smooth noise: neither changes what a runtime has to compute. All
 runtimes are measured in one process, on the same threads, in turns. Prints one table a network.

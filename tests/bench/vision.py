@@ -1,6 +1,6 @@
 """Vision benchmark: this program beside ONNX Runtime and OpenVINO with NNCF, in one process, on the same threads.
 
-usage: uv run --group bench python tests/bench/vision.py --weights resnet20-12fca82f.th --data DIR [--qat] [--write README.md]
+usage: uv run --group bench python tests/bench/vision.py --weights resnet20-12fca82f.th --data DIR [--qat] [--write FILE]
 
 DIR holds cifar-10-batches-py. Prints one table, and with --write puts it between the markers of that file.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from engine.runs.stages import calibrate, convert, evaluate, fuse, plan, trace
 from peers import Peer, accuracy, fp32_peers, int8_peers, latency, missing
 from torch import nn
 
@@ -27,12 +26,16 @@ from engine.data.images.base import Data
 from engine.events.cancellation import StopToken
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
+from engine.lowering.graph import calibration, conversion, folding, tracing
 from engine.lowering.graph.artifact import to_bytes
+from engine.lowering.graph.fp32_forms import fp32_size
+from engine.lowering.graph.plan import plan
 from engine.models.custom import build
 from engine.models.registry import find
 from engine.models.weights_file import load_into
 from engine.recipe.recipe import Recipe
 from engine.runs.pipeline import run
+from engine.tasks.classification import Classification
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTORY = f"{Path(__file__).parent / 'resnet20.py'}:resnet20"
@@ -63,19 +66,19 @@ def ours(
         parts[name], mark = time.perf_counter() - mark, time.perf_counter()
 
     example, _ = next(data.batches("train", 8, limit=8))
-    traced = drain(trace.trace(model, example))
+    traced = drain(tracing.trace(model, example))
     lap("trace")
-    pairs = drain(fuse.analyze(traced.graph))
-    fused, _, _ = drain(fuse.fuse(traced, example, pairs))
+    pairs = drain(folding.analyze(traced.graph))
+    fused, _, _ = drain(folding.fuse(traced, example, pairs))
     lap("fuse")
-    made, layout = drain(plan.plan(fused, machine, kernels_for(machine), recipe, traced.time_share, evaluate.fp32_size(fused)))
+    made, layout = drain(plan(fused, machine, kernels_for(machine), recipe, traced.time_share, fp32_size(fused)))
     lap("plan")
     told("calibrating")
-    grids = drain(calibrate.calibrate(fused, layout, data, images, batch, "cpu", StopToken()))
+    grids = drain(calibration.calibrate(fused, layout, Classification(data), images, batch, "cpu", StopToken()))
     told("calibrated")
     lap("calibrate")
-    weights = convert.round_weights(fused, layout, made.specs())
-    converted = drain(convert.convert(fused, layout, grids, weights, kernels_for(machine))).model
+    weights = conversion.round_weights(fused, layout, made.specs())
+    converted = drain(conversion.convert(fused, layout, grids, weights, kernels_for(machine))).model
     lap("convert")
     size = len(to_bytes(converted.program, recipe.to_yaml(), machine.isa))
     name = f"qtui {preset}" + (" (simulated)" if converted.simulated else "")

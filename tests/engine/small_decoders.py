@@ -6,19 +6,21 @@ from typing import Any
 
 from families import build
 
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, apply, duplicate
+from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
 from engine.models.anatomy import Matrix, anatomy, weight_of
-from engine.numerics.grouped import GroupSpec, minmax, quantize
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.recipe.spec import ActivationSpec
 
-INT8, DYNAMIC, STATIC = GroupSpec(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
+INT8, DYNAMIC, STATIC = int_scheme(8, 0, True), ActivationSpec(8, dynamic=True), ActivationSpec(8)
 VOCABULARY = 96
 
 
 def on_integers(
-    model: Any, weights: GroupSpec = INT8, activations: ActivationSpec | None = DYNAMIC, grid: QParams | None = None,
-    rows: GroupSpec | None = INT8,
+    model: Any, weights: WeightScheme = INT8, activations: ActivationSpec | None = DYNAMIC, grid: QParams | None = None,
+    rows: WeightScheme | None = INT8,
 ) -> QuantizedDecoder:  # fmt: skip
     """Every matrix rounded to nearest: those of layers to ``weights`` with ``activations``, embeddings, and what is tied to one, to
     ``rows`` (None: kept)."""
@@ -35,7 +37,7 @@ def on_integers(
     return QuantizedDecoder(twin, found)
 
 
-def _spec(matrix: Matrix, weights: GroupSpec, rows: GroupSpec | None) -> GroupSpec | None:
+def _spec(matrix: Matrix, weights: WeightScheme, rows: WeightScheme | None) -> WeightScheme | None:
     return rows if matrix.kind == "Embedding" or matrix.tied else weights
 
 

@@ -139,7 +139,7 @@ def _since(events: Path, before: int) -> str:
     ("words", "code"),
     [
         (("run", "simplecmm", "--yes"), 2),
-        (("run", "simplecnn", "--weights", "there-is-none.safetensors", "--yes"), 2),
+        (("run", "simplecnn", "--weights", "there-is-none.safetensors", "--yes"), 1),
         (("run", "--recipe", "broken.yaml", "--yes"), 2),
         (("show", "no-such-run"), 2),
         (("show", STOPPED), 1),

@@ -11,6 +11,7 @@ import pytest
 from engine.algorithms import registry
 from engine.events.event import LayerRow, Planned
 from engine.planning.legality import NO_KERNEL
+from engine.recipe.capabilities import BLOCK
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import HISTORY, Draft
 from qtui.edits import EDITS, WEIGHT_BITS
@@ -233,7 +234,7 @@ def test_an_exact_glob_matches_one_path() -> None:
 
 def test_every_method_of_the_engine_can_be_had_with_a_key() -> None:
     """The names come from one place: a method that is added there is in the engine's registry and on the key."""
-    block = row("a", (8, 8), kind="Linear", decoder="block")
+    block = row("a", (8, 8), kind="Linear", capabilities=BLOCK)
     spec, seen = W8A8, []
     for _ in METHODS:
         aim = EDITS["rounding"].aim(block, spec)

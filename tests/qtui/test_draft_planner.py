@@ -12,10 +12,10 @@ from torch import nn
 from engine.events.event import Planned
 from engine.kernels.probe import Machine
 from engine.lowering.graph.fuse import find_pairs, fuse
+from engine.lowering.graph.layers import plan
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
-from engine.planning.plan import plan
 from engine.recipe.changes import with_strategy
 from engine.recipe.recipe import Recipe
 from qtui.draft import Draft

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from engine.report.steadiness import unsteady
 from qtui import text
 from qtui.screens.calibrate_result import facts
 from qtui.screens.report_rows import figure_rows
 from qtui.state import Run
-from qtui.steadiness import unsteady
 
 
 def form(single: tuple[float, float], batched: tuple[float, float], **more: Any) -> dict[str, Any]:

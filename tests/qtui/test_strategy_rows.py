@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.events.event import LayerRow, Planned
+from engine.recipe.capabilities import of_decoder
 from engine.recipe.presets import PRESETS
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
@@ -301,7 +302,7 @@ def test_what_was_measured_alone_is_part_of_a_layers_details() -> None:
 
 def decoder(path: str, kind: str = "Conv1D", **fields: Any) -> LayerRow:
     spec = LayerSpec(WeightSpec(8, "per-channel"), None if kind == "Embedding" else ActivationSpec(8, dynamic=True))
-    return row(path, (512, 256), spec, kind=kind, decoder="block", kernel="dnnl dynamic", **fields)
+    return row(path, (512, 256), spec, kind=kind, capabilities=of_decoder(kind, True), kernel="dnnl dynamic", **fields)
 
 
 def test_an_embedding_has_no_activations_to_round() -> None:

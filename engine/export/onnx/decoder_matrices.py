@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.export.onnx.graph import Graph
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 _LARGEST = 256
 MICROSOFT = "com.microsoft"
@@ -46,15 +46,15 @@ class Blocked:
         return even[:, ::2] | (even[:, 1::2] << 4)
 
 
-def blocked(weight: GroupedWeight, path: str) -> Blocked:
+def blocked(weight: QTensor, path: str) -> Blocked:
     """Raises EngineError for groups that are no multiple of 16."""
-    rows, inputs = weight.values.shape
-    size = weight.spec.size(inputs)
+    rows, inputs = weight.codes.shape
+    size = weight.scheme.size(inputs)
     block = _block(size, inputs, path)
-    bits = 4 if weight.spec.bits <= 4 else 8
+    bits = 4 if weight.scheme.bits <= 4 else 8
     blocks = -(-inputs // block)
-    middle = (1 << (bits - 1)) if weight.spec.symmetric else 0
-    codes = (weight.values.to(torch.int16) + middle).to(torch.uint8)
+    middle = (1 << (bits - 1)) if weight.scheme.symmetric else 0
+    codes = (weight.codes.to(torch.int16) + middle).to(torch.uint8)
     codes = torch.nn.functional.pad(codes, (0, blocks * block - inputs)).reshape(rows, blocks, block)
     packed = codes if bits == 8 else codes[:, :, ::2] | (codes[:, :, 1::2] << 4)
     zero = None if weight.zero is None else _spread(weight.zero, size, block, blocks)
@@ -79,8 +79,8 @@ def _spread(values: Tensor, size: int, block: int, blocks: int) -> Tensor:
 
 def per_token(matrix: QuantizedMatrix) -> bool:
     """Whether activations are rounded token by token to 8 bits, and the weights are 8 bits with one step an output."""
-    asked, spec = matrix.activations, matrix.weight.spec
-    whole = spec.size(matrix.weight.values.shape[1]) == matrix.weight.values.shape[1]
+    asked, spec = matrix.activations, matrix.weight.scheme
+    whole = spec.size(matrix.weight.codes.shape[1]) == matrix.weight.codes.shape[1]
     return asked is not None and asked.dynamic and asked.bits == 8 and spec.bits == 8 and spec.symmetric and whole
 
 
@@ -93,7 +93,7 @@ class Matrices:
         self.graph, self.accuracy = graph, accuracy
         self._held: dict[int, tuple[Blocked, list[str]]] = {}
 
-    def multiply(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str, floats: bool = False) -> str:
+    def multiply(self, x: str, weight: QTensor, bias: Tensor | None, path: str, floats: bool = False) -> str:
         """``x @ weight.T + bias``; with ``floats`` the recipe leaves ``x`` in float32, and so does the kernel."""
         form, (packed, scale, *zeros) = self._stored(weight, path)
         graph = self.graph
@@ -106,7 +106,7 @@ class Matrices:
             accuracy_level=1 if floats else self.accuracy,
         )  # fmt: skip
 
-    def multiply_tokens(self, x: str, weight: GroupedWeight, bias: Tensor | None, path: str) -> str:
+    def multiply_tokens(self, x: str, weight: QTensor, bias: Tensor | None, path: str) -> str:
         """``x @ weight.T + bias`` with each row of ``x`` rounded to 127 steps of its largest magnitude, in integers: what
         ``kernels.dnnl.dynamic`` computes. ``weight`` is as ``per_token`` asks."""
         graph, kind = self.graph, self.graph.onnx.TensorProto
@@ -114,13 +114,13 @@ class Matrices:
         step = graph.node("Div", [graph.node("Max", [largest, graph.constant(1e-30)], path), graph.constant(127.0)], path)
         zero = graph.constant(torch.tensor(128, dtype=torch.uint8))
         integers = graph.node("QuantizeLinear", [graph.node("Div", [x, step], path), graph.constant(1.0), zero], path)
-        stored = graph.constant(weight.values.t().contiguous(), f"{path}.integers")
+        stored = graph.constant(weight.codes.t().contiguous(), f"{path}.integers")
         sums = graph.node("Cast", [graph.node("MatMulInteger", [integers, stored, zero], path)], path, to=kind.FLOAT)
         scale = graph.node("Cast", [graph.constant(weight.scale[:, 0].contiguous(), f"{path}.scale")], f"{path}/step", to=kind.FLOAT)
         made = graph.node("Mul", [graph.node("Mul", [sums, scale], path), step], path)
         return made if bias is None else graph.node("Add", [made, graph.constant(bias, f"{path}.bias")], path)
 
-    def rows(self, ids: str, weight: GroupedWeight, path: str) -> str:
+    def rows(self, ids: str, weight: QTensor, path: str) -> str:
         """The rows of ``weight`` that ``ids`` (N, T) name, in float32."""
         form, (packed, scale, *_) = self._stored(weight, path)
         graph, kind = self.graph, self.graph.onnx.TensorProto
@@ -152,8 +152,8 @@ class Matrices:
     def _byte(self, number: int) -> str:
         return self.graph.constant(torch.tensor(number, dtype=torch.uint8))
 
-    def _stored(self, weight: GroupedWeight, path: str) -> tuple[Blocked, list[str]]:
-        key = id(weight.values)
+    def _stored(self, weight: QTensor, path: str) -> tuple[Blocked, list[str]]:
+        key = id(weight.codes)
         if key not in self._held:
             form, constant = blocked(weight, path), self.graph.constant
             names = [constant(form.packed, f"{path}.packed"), constant(form.scale, f"{path}.scale")]
@@ -163,11 +163,11 @@ class Matrices:
         return self._held[key]
 
 
-def note(weights: dict[str, GroupedWeight]) -> str:
+def note(weights: dict[str, QTensor]) -> str:
     """What of the stored form differs from the integers, for a person; empty where nothing does."""
     wider: dict[tuple[int, int], int] = {}
     for weight in weights.values():
-        held = 4 if weight.spec.bits <= 4 else 8
-        if weight.spec.bits != held:
-            wider[weight.spec.bits, held] = wider.get((weight.spec.bits, held), 0) + 1
+        held = 4 if weight.scheme.bits <= 4 else 8
+        if weight.scheme.bits != held:
+            wider[weight.scheme.bits, held] = wider.get((weight.scheme.bits, held), 0) + 1
     return "; ".join(f"{count} matrices of {bits} bits are stored in {held}" for (bits, held), count in sorted(wider.items()))

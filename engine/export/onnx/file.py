@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner
+from engine.export.base import ExportContext, Runner, program_runner
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.tasks.base import Batch
 
 TRIAL = """
 import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-images = session.get_inputs()[0]
-session.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float32)})
+kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32,
+         "tensor(bool)": numpy.bool_}
+session.run(None, {x.name: numpy.zeros([2 if isinstance(n, str) else n for n in x.shape], kinds[x.type]) for x in session.get_inputs()})
 """
 
 
@@ -34,8 +34,8 @@ def write(context: ExportContext, path: Path) -> str:
 
 def build(model: QuantizedModel, context: ExportContext, bound: Bound) -> Any:
     """The checked ``ModelProto`` of a model's program."""
-    written = write_program(model, context.images, bound)
-    return written.graph.model(tuple(context.images.shape), written.logits, written.result, context.about)
+    written = write_program(context, model, bound)
+    return written.graph.model(written.inputs, written.outputs, written.results, context.about)
 
 
 def load(path: Path, context: ExportContext) -> Runner:
@@ -51,17 +51,23 @@ def load(path: Path, context: ExportContext) -> Runner:
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error, 160)}): export it again") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(session.get_outputs()) != 1 or len(inputs[0].shape) != context.images.dim():
-        raise EngineError(f"{path} does not take images and return logits: it is not an export of this run")
-    name = inputs[0].name
+    check_ranks(path, context, [len(x.shape) for x in inputs], len(session.get_outputs()))
+    names = [x.name for x in inputs]
 
-    def call(x: Any) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: x})[0])
+    def call(arrays: list[Any]) -> list[Tensor]:
+        return [torch.from_numpy(x) for x in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
+    return program_runner(context, f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
 
 
-def hold(batch: Batch) -> Any:
-    """The batch's one tensor, float32, as a contiguous array."""
-    x: Tensor = batch.args[0]
-    return x.to(torch.float32).contiguous().numpy()
+def check_ranks(path: Path, context: ExportContext, ranks: list[int], results: int) -> None:
+    """Raises EngineError for a file whose inputs have other numbers of dimensions, or that gives more or fewer results."""
+    program = context.model.program
+    if ranks != [x.dim() for x in context.tensors] or results != len(program.results):
+        what = "take images and return logits" if program.call is None else "take and return what the run's model does"
+        raise EngineError(f"{path} does not {what}: it is not an export of this run")
+
+
+def hold(inputs: tuple[Tensor, ...]) -> list[Any]:
+    """Inputs as contiguous arrays."""
+    return [x.contiguous().numpy() for x in inputs]

@@ -48,16 +48,17 @@ class Value:
 
 
 class Graph:
-    """Collects nodes in order. Names are made unique; equal constants are stored once. An image has ``pixels`` numbers."""
+    """Collects nodes in order. Names are made unique; equal constants are stored once. ``counted`` is an input whose size tells the
+    number of items, of each of which it holds ``pixels`` numbers; ``taken`` are the names of inputs and outputs."""
 
-    def __init__(self, pixels: int = 1) -> None:
+    def __init__(self, pixels: int = 1, counted: str = INPUT, taken: Sequence[str] = (INPUT, OUTPUT)) -> None:
         import onnx
 
-        self.pixels = pixels
+        self.pixels, self.counted = pixels, counted
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self._taken: set[str] = {INPUT, OUTPUT}
+        self._taken: set[str] = set(taken)
         self._known: dict[tuple[Any, ...], str] = {}
         self._batch: str | None = None
 
@@ -86,7 +87,7 @@ class Graph:
 
     def int4(self, values: Tensor, hint: str) -> str:
         """An initializer of int8 numbers in -8..7, stored two to a byte."""
-        from engine.numerics.uniform import pack_nibbles
+        from engine.numerics.packing import pack_nibbles
 
         name = self.name(hint)
         kind = self.onnx.TensorProto.INT4
@@ -106,7 +107,7 @@ class Graph:
         if self._batch is None:
             # By the count of elements: OpenVINO reads a Shape off whichever value has as many images, and where that is what a
             # convolution gives before it is rounded, it adds the first channel's bias to all channels.
-            count = self.node("Size", [INPUT], "size")
+            count = self.node("Size", [self.counted], "size")
             self._batch = self.node("Div", [count, self.constant([self.pixels])], "batch")
         parts = []
         for size in shape:
@@ -123,20 +124,25 @@ class Graph:
         target = [-1 if isinstance(size, Batch) else size for size in shape]
         return self.node("Reshape", [name, self.constant(target)], hint)
 
-    def model(self, images: Sequence[int], logits: Sequence[Dim], result: str, about: Mapping[str, str]) -> Any:
-        """The checked ``ModelProto``; ``images`` and ``logits`` are shapes, the first size of each is the batch."""
-        helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        self.nodes.append(helper.make_node("Identity", [result], [OUTPUT], name=f"{OUTPUT}/Identity"))
-        graph = helper.make_graph(
-            self.nodes, "qtui",
-            [helper.make_tensor_value_info(INPUT, kind, ["batch", *images[1:]])],
-            [helper.make_tensor_value_info(OUTPUT, kind, ["batch", *logits[1:]])],
-            self.initializers,
-        )  # fmt: skip
+    def model(self, inputs: Sequence[Value], outputs: Sequence[Value], results: Sequence[str], about: Mapping[str, str]) -> Any:
+        """The checked ``ModelProto``, with ``inputs`` and ``outputs`` by name; ``results`` names what is computed for each output."""
+        helper = self.onnx.helper
+        for value, result in zip(outputs, results, strict=True):
+            self.nodes.append(helper.make_node("Identity", [result], [value.name], name=f"{value.name}/Identity"))
+        graph = helper.make_graph(self.nodes, "qtui", list(map(self._info, inputs)), list(map(self._info, outputs)), self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qtui")
         helper.set_model_props(model, dict(about))
         self.onnx.checker.check_model(model, full_check=True)
         return model
+
+    def _info(self, value: Value) -> Any:
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=value.kind).numpy().dtype)
+        return self.onnx.helper.make_tensor_value_info(value.name, kind, list(map(_size, value.shape)))
+
+
+def _size(size: Dim) -> int | str:
+    """An ONNX dimension: what is as many as the items is ``batch``."""
+    return size if not isinstance(size, Batch) else "batch" if size.times == 1 else f"batch_{size.times}"
 
 
 def _array(value: Any) -> Any:

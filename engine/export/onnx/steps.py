@@ -13,45 +13,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
+from engine.export.base import ExportContext
 from engine.export.onnx import weights as onnx_weights
 from engine.export.onnx.aten import BATCHES, translate
-from engine.export.onnx.graph import Dim, Graph, Value, dims
+from engine.export.onnx.graph import Batch, Dim, Graph, Value, dims
 from engine.lowering.graph import calls
 from engine.lowering.graph.program import Step, grid_from
 from engine.lowering.graph.runtime import Function, QuantizedModel
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 
 # Where a grid has fewer levels than a byte, its bound is drawn on integers, or on numbers before they are rounded.
 Bound = Literal["integers", "numbers"]
 _SLACK = 1 + 1e-6
+_KINDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
 @dataclass(frozen=True)
 class Written:
+    """``results`` name in ``graph`` what each of ``outputs`` is."""
+
     graph: Graph
-    result: str
-    logits: tuple[Dim, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    results: tuple[str, ...]
 
 
-def write_program(model: QuantizedModel, images: Tensor, bound: Bound) -> Written:
-    """The graph of ``model``'s program. ``images`` (N, C, H, W), N at least 3. Raises EngineError naming the layer that has no
-    ONNX form."""
-    small, large = (model.values(images[:count]) for count in BATCHES)
-    return _Writer(model, small, large, bound, images[0].numel()).run()
+def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -> Written:
+    """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
+    ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form."""
+    small, large = (model.values(*context.items(0, count)) for count in BATCHES)
+    program = model.program
+    call, shapes = program.call, [dims(a.shape, b.shape, BATCHES) for a, b in zip(*(context.items(0, n) for n in BATCHES), strict=True)]
+    names: tuple[str, ...] = ("images",)
+    returned: tuple[str, ...] = ("logits",)
+    if call is not None:
+        names, returned = tuple(i.name for i in call.inputs), call.output_names(len(program.results))
+        returned = tuple(f"{name}_output" if name in names else name for name in returned)
+    # What the runtime holds as bytes is a rounded value.
+    if wrong := [name for name, x in zip(names, context.tensors, strict=True) if x.dtype not in _KINDS]:
+        raise EngineError(f"the input {wrong[0]} has a type that has no ONNX form here: give it as float32, int64, int32 or bool")
+    inputs = tuple(Value(name, shape, None, x.dtype) for name, shape, x in zip(names, shapes, context.tensors, strict=True))
+    counted = next((i for i, shape in enumerate(shapes) if shape and isinstance(shape[0], Batch)), 0)
+    graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned))
+    return _Writer(model, small, large, bound, graph).run(inputs, returned)
 
 
 class _Writer:
-    def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound, pixels: int) -> None:
+    def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound, graph: Graph) -> None:
         self.model, self.program, self.small, self.large, self.bound = model, model.program, small, large, bound
-        self.graph = Graph(pixels)
+        self.graph = graph
         self.values: dict[str, Any] = {}
         self.grids: dict[str, QParams] = {}
         self._floats: dict[str, Value] = {}
 
-    def run(self) -> Written:
-        source = self.model.input_name
-        if source is not None:
-            self.values[source] = Value("images", self._shape(source))
+    def run(self, inputs: tuple[Value, ...], returned: tuple[str, ...]) -> Written:
+        self.values |= zip(self.model.input_names, inputs, strict=False)
         for step, function in self.model.functions():
             try:
                 self._step(step, function)
@@ -59,8 +75,11 @@ class _Writer:
                 raise
             except Exception as error:
                 raise EngineError(f"{_path(step)} cannot be written as ONNX ({type(error).__name__}: {one_line(error, 120)})") from error
-        result = self.program.result
-        return Written(self.graph, self.graph.read(self.values[result]), self._shape(result))
+        results = self.program.results
+        outputs = tuple(
+            Value(name, self._shape(result), None, self.small[result].dtype) for name, result in zip(returned, results, strict=True)
+        )
+        return Written(self.graph, inputs, outputs, tuple(self.graph.read(self.values[result]) for result in results))
 
     def _step(self, step: Step, function: Function) -> None:
         if not _holds_tensors(self.small[step.output]):
@@ -115,7 +134,7 @@ class _Writer:
 
     def _op_constant(self, step: Step, _: Function) -> None:
         tensor = self.program.tensors[step.output]
-        self.values[step.output] = Value(step.output, tuple(tensor.shape), tensor)
+        self.values[step.output] = Value(step.output, tuple(tensor.shape), tensor, tensor.dtype)
 
     def _op_call(self, step: Step, function: Function) -> None:
         self.values[step.output] = self._translated(step, function)
@@ -134,7 +153,7 @@ class _Writer:
             self.values[step.output] = Value(made, self._shape(step.output))
             return
         exact = weight.dequantize()
-        name = onnx_weights.weights(self.graph, weight, weight.scale, step.output)
+        name = onnx_weights.weights(self.graph, weight, weight.channel_scale, step.output)
         known = {True: name}
         self.values[step.output] = self._translated(
             step, function, lambda tensor: known.get(tensor.shape == exact.shape and torch.equal(tensor, exact))
@@ -178,7 +197,7 @@ class _Writer:
             return
         g = a["geometry"]
         made = self.graph.node(
-            "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.values.shape[2:]),
+            "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.codes.shape[2:]),
             strides=list(g["stride"]), pads=[*g["padding"], *g["padding"]], dilations=list(g["dilation"]), group=g["groups"],
         )  # fmt: skip
         if a["accumulate"]:

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from engine.export.onnx.graph import Graph
-from engine.numerics.uniform import QWeight
+from engine.numerics.qtensor import QTensor
 
 _LARGEST = 2**30
 
 
-def weights(graph: Graph, weight: QWeight, scale: Tensor, hint: str, shape: tuple[int, ...] | None = None) -> str:
+def weights(graph: Graph, weight: QTensor, scale: Tensor, hint: str, shape: tuple[int, ...] | None = None) -> str:
     """Float weights in ``shape``, from int8 or int4 initializers through DequantizeLinear with one scale a channel.
 
     Integers of 4 bits are stored two to a byte and widened to int8, a group's multiplier with them: all of that reads constants
     alone, so that a runtime does it once, when it loads the file, and then has the int8 weights of its integer kernels.
     """
     name = _integers(graph, weight, hint)
-    if shape is not None and shape != tuple(weight.values.shape):
+    if shape is not None and shape != tuple(weight.codes.shape):
         name = graph.reshape(name, shape, hint)
     return dequantized(graph, name, scale, f"{hint}_weight")
 
@@ -32,14 +32,14 @@ def dequantized(graph: Graph, name: str, scale: Tensor, hint: str, dtype: type =
     return graph.node("DequantizeLinear", [name, graph.constant(scale), graph.constant(zeros)], hint, axis=0)
 
 
-def _integers(graph: Graph, weight: QWeight, hint: str) -> str:
+def _integers(graph: Graph, weight: QTensor, hint: str) -> str:
     """The name of int8 weights in units of the channel's scale, in their own shape."""
     kind = graph.onnx.TensorProto
     if weight.bits > 4:
         return graph.constant(weight.integers(), f"{hint}_integers")
     if weight.multiplier is None:
-        return graph.node("Cast", [graph.int4(weight.values, f"{hint}_integers")], hint, to=kind.INT8)
-    flat, (out, groups) = weight.values.flatten(1), weight.multiplier.shape
+        return graph.node("Cast", [graph.int4(weight.codes, f"{hint}_integers")], hint, to=kind.INT8)
+    flat, (out, groups) = weight.codes.flatten(1), weight.multiplier.shape
     padded = torch.nn.functional.pad(flat, (0, groups * weight.group_size - flat.shape[1]))
     stored = graph.int4(padded.reshape(out, groups, weight.group_size), f"{hint}_integers")
     spread = graph.node("Cast", [graph.constant(weight.multiplier.reshape(out, groups, 1), f"{hint}_multiplier")], hint, to=kind.INT32)
@@ -48,15 +48,15 @@ def _integers(graph: Graph, weight: QWeight, hint: str) -> str:
     made = graph.reshape(made, (out, groups * weight.group_size), hint)
     if padded.shape != flat.shape:
         made = graph.node("Slice", [made, *(graph.constant([n]) for n in (0, flat.shape[1], 1))], hint)
-    return graph.reshape(made, tuple(weight.values.shape), hint)
+    return graph.reshape(made, tuple(weight.codes.shape), hint)
 
 
-def usable_scale(weight: QWeight, bias: Tensor | None, step: float) -> Tensor:
+def usable_scale(weight: QTensor, bias: Tensor | None, step: float) -> Tensor:
     """The weights' scale, widened in channels of zeros whose bias would not fit in 32 bits otherwise."""
     if bias is None:
-        return weight.scale
-    empty = weight.values.flatten(1).eq(0).all(1)
-    return torch.where(empty, torch.maximum(weight.scale, bias.abs() / (step * _LARGEST)), weight.scale)
+        return weight.channel_scale
+    empty = weight.codes.flatten(1).eq(0).all(1)
+    return torch.where(empty, torch.maximum(weight.channel_scale, bias.abs() / (step * _LARGEST)), weight.channel_scale)
 
 
 def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) -> str:
@@ -69,7 +69,7 @@ def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) ->
     return dequantized(graph, name, unit.float(), f"{hint}_bias", np.int32)
 
 
-def blocked(graph: Graph, weight: QWeight, hint: str) -> str:
+def blocked(graph: Graph, weight: QTensor, hint: str) -> str:
     """Float weights (in, out) of a linear layer whose arithmetic stays in floating point, from integers of the stored
     width with one scale a channel or a block of inputs.
 
@@ -78,11 +78,11 @@ def blocked(graph: Graph, weight: QWeight, hint: str) -> str:
     if weight.bits > 4:
         stored = graph.constant(weight.integers().t().contiguous(), f"{hint}_integers")
         numbers = graph.node("Cast", [stored], f"{hint}_weight", to=graph.onnx.TensorProto.FLOAT)
-        return graph.node("Mul", [numbers, graph.constant(weight.scale)], f"{hint}_weight")
-    name = graph.int4(weight.values.contiguous(), f"{hint}_integers")
+        return graph.node("Mul", [numbers, graph.constant(weight.channel_scale)], f"{hint}_weight")
+    name = graph.int4(weight.codes.contiguous(), f"{hint}_integers")
     if weight.multiplier is None:
-        made = graph.node("DequantizeLinear", [name, graph.constant(weight.scale)], f"{hint}_weight", axis=0)
+        made = graph.node("DequantizeLinear", [name, graph.constant(weight.channel_scale)], f"{hint}_weight", axis=0)
     else:
-        step = (weight.multiplier.float() * weight.scale[:, None]).contiguous()
+        step = (weight.multiplier.float() * weight.scale).contiguous()
         made = graph.node("DequantizeLinear", [name, graph.constant(step)], f"{hint}_weight", axis=1, block_size=weight.group_size)
     return graph.node("Transpose", [made], f"{hint}_weight", perm=[1, 0])

@@ -11,7 +11,7 @@ from engine.kernels.dnnl.blocks import BlockedRows
 from engine.kernels.dnnl.library import Library, library
 from engine.kernels.dnnl.packed import PackedWeights, Products
 from engine.kernels.dnnl.primitive import SRC, WEIGHTS, Attributes
-from engine.numerics.uniform import QParams, quantize
+from engine.numerics.qparams import QParams, quantize
 
 TINY = 1e-30
 

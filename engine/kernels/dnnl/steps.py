@@ -29,7 +29,7 @@ from engine.kernels.dnnl.primitive import (
     described,
     descriptor,
 )  # fmt: skip
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 
 _MAX, _AVERAGE = 0x1FF, 0x3FF
 _ADD = 0x1FFF0

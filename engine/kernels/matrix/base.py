@@ -8,9 +8,10 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix, group_spec
 from engine.models.anatomy import Kind, kind_of
-from engine.numerics.grouped import GroupedWeight, GroupSpec
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, scheme_of
 from engine.recipe.spec import ActivationSpec, LayerSpec
 
 
@@ -21,7 +22,7 @@ class Asked:
 
     kind: Kind
     shape: tuple[int, int]
-    weights: GroupSpec
+    weights: WeightScheme
     activations: ActivationSpec | None = None
     plain: bool = True
 
@@ -47,7 +48,7 @@ class MatrixKernel(Protocol):
 
     def note(self, asked: Asked, machine: Machine) -> str | None: ...
 
-    def computed(self, weight: GroupedWeight) -> Tensor: ...
+    def computed(self, weight: QTensor) -> Tensor: ...
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module | None: ...
 
@@ -55,7 +56,7 @@ class MatrixKernel(Protocol):
 def asked(spec: LayerSpec, kind: Kind, shape: tuple[int, int], plain: bool = True) -> Asked:
     """What a plan asks for with ``spec``, whose weights are not None. An embedding has no activations to round."""
     assert spec.weights is not None
-    return Asked(kind, shape, group_spec(spec.weights), None if kind == "Embedding" else spec.activations, plain)
+    return Asked(kind, shape, scheme_of(spec.weights), None if kind == "Embedding" else spec.activations, plain)
 
 
 def asked_of(matrix: QuantizedMatrix, module: nn.Module) -> Asked:
@@ -63,8 +64,8 @@ def asked_of(matrix: QuantizedMatrix, module: nn.Module) -> Asked:
     kind = kind_of(module)
     if kind is None:
         raise ValueError(f"{type(module).__name__} holds no matrix")
-    out, given = matrix.weight.values.shape
-    return Asked(kind, (out, given), matrix.weight.spec, None if kind == "Embedding" else matrix.activations, is_plain(module))
+    out, given = matrix.weight.codes.shape
+    return Asked(kind, (out, given), matrix.weight.scheme, None if kind == "Embedding" else matrix.activations, is_plain(module))
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -11,9 +11,9 @@ from engine.kernels.base import IntegerLayer, LayerFunction
 from engine.kernels.dnnl.dynamic import TINY, DynamicLinear
 from engine.kernels.matrix.integers import Integers, bits_of, first
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 class Dynamic(Integers):
@@ -21,12 +21,12 @@ class Dynamic(Integers):
 
     word, dynamic = "dynamic", True
 
-    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
+    def function(self, weight: QTensor, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
         assert matrix.activations is not None
-        bits, scale = bits_of(matrix.activations.bits, machine), weight.scale[:, 0].float()
+        bits, scale = bits_of(matrix.activations.bits, machine), weight.channel_scale
         if machine.runs("dnnl"):
-            return DynamicLinear(weight.values, scale, bias, bits=bits)
-        return PerToken(first(machine).build, weight.values, scale, bias, bits)
+            return DynamicLinear(weight.codes, scale, bias, bits=bits)
+        return PerToken(first(machine).build, weight.codes, scale, bias, bits)
 
 
 class PerToken:

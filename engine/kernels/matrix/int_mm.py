@@ -12,9 +12,10 @@ from engine.kernels.gpu.probe import FEW_ROWS, INT_MM, MOST, IntegerMatrix
 from engine.kernels.matrix.base import Asked
 from engine.kernels.matrix.integers import Integers, bits_of
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
-from engine.numerics.uniform import QParams
+from engine.numerics.formats import round_to_
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 _MIDDLE = 128
 
@@ -39,7 +40,7 @@ class IntMM(Integers):
         said = None if machine.kernels.get(FEW_ROWS, "not probed") else "a few tokens are summed by a kernel of Triton's"
         return "; ".join(filter(None, (super().note(asked, machine), said))) or None
 
-    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
+    def function(self, weight: QTensor, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
         few = machine.kernels.get(FEW_ROWS, "not probed") is None
         if self.dynamic:
             assert matrix.activations is not None
@@ -52,14 +53,14 @@ class ScaledSums:
     """(..., in) to (..., out) in float32 on ``device``. Activations are rounded to int8: with so many bits by the largest of
     each token, or to a grid. With ``few``, some rows alone are computed by ``few_rows``."""
 
-    def __init__(self, weight: GroupedWeight, bias: Tensor | None, rounding: int | QParams, device: str, few: bool = False) -> None:
-        self._run, self._rounding, self._few = IntegerMatrix(weight.values, device), rounding, few
-        self._scale = weight.scale[:, 0].float().to(device)
+    def __init__(self, weight: QTensor, bias: Tensor | None, rounding: int | QParams, device: str, few: bool = False) -> None:
+        self._run, self._rounding, self._few = IntegerMatrix(weight.codes, device), rounding, few
+        self._scale = weight.channel_scale.to(device)
         self._bias = None if bias is None else bias.float().to(device)
         if isinstance(rounding, QParams):
             # Codes of a grid begin at 0; shifted by 128 they are int8, and the sums lack this for each step of the activations.
             shift = _MIDDLE - rounding.zero_point
-            self._lacking = (shift * weight.values.sum(1, dtype=torch.int32)).float().to(device)
+            self._lacking = (shift * weight.codes.sum(1, dtype=torch.int32)).float().to(device)
             self._steps = self._scale * rounding.scale
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class ScaledSums:
         # For a single token each operation costs as much as the product does.
         how = self._rounding
         if isinstance(how, QParams):
-            codes = rows.mul(1.0 / how.scale).round_().add_(how.zero_point - _MIDDLE).clamp_(-_MIDDLE, how.qmax - _MIDDLE)
+            codes = round_to_(rows.mul(1.0 / how.scale), -_MIDDLE, how.qmax - _MIDDLE, how.zero_point - _MIDDLE)
             y, scale = torch.add(self._run(codes.to(torch.int8)), self._lacking), self._steps
         else:
             step = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True).clamp_min_(TINY).div_(_top(how))

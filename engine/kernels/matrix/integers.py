@@ -13,8 +13,8 @@ from engine.kernels.matrix.base import Asked
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.on_int8 import on_int8
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 class Integers(ABC):
@@ -27,7 +27,7 @@ class Integers(ABC):
         self.storage_only = simulated
 
     @abstractmethod
-    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
+    def function(self, weight: QTensor, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
         """(..., in) to (..., out) in float32. ``weight`` is ``matrix.weight`` in int8 with one scale for each output; it and ``bias``
         are on the machine's device."""
 
@@ -62,13 +62,13 @@ class Integers(ABC):
             found.append("activations have 7 bits here: sums of 8-bit products saturate on this processor")
         return "; ".join(found) or None
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
+    def computed(self, weight: QTensor) -> Tensor:
         return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = on_int8(matrix.weight).to(machine.device)
         bias = None if bias is None else bias.to(machine.device)
-        out, given = weight.values.shape
+        out, given = weight.codes.shape
         return Computed(self.function(weight, matrix, bias, machine), (out, given), f"{self.name(machine)} {self.word}")
 
 

@@ -12,8 +12,10 @@ from engine.kernels.gpu.probe import INT4PACK, nibbles_mm, pack_nibbles
 from engine.kernels.matrix.base import Asked
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import WeightQParams, minmax, quantize
 
 # Groups that the kernel has, largest first; it takes outputs by sixteens.
 _GROUPS, _OUTPUTS = (256, 128, 64, 32), 16
@@ -48,8 +50,8 @@ class Nibbles:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return "activations and scales are bfloat16"
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
-        size = group_of(weight.spec, weight.values.shape[1])
+    def computed(self, weight: QTensor) -> Tensor:
+        size = group_of(weight.scheme, weight.codes.shape[1])
         codes, scales = packed(weight, size)
         step, zero = (scales[..., i].float().t().repeat_interleave(size, 1) for i in (0, 1))
         return (codes - _MIDDLE).float().mul_(step).add_(zero)
@@ -57,15 +59,15 @@ class Nibbles:
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = matrix.weight
         run = PackedNibbles(weight, bias, machine.device)
-        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), "int4pack bf16")
+        return Computed(run, (weight.codes.shape[0], weight.codes.shape[1]), "int4pack bf16")
 
 
 class PackedNibbles:
     """(..., in) to (..., out) in float32, on ``device``."""
 
-    def __init__(self, weight: GroupedWeight, bias: Tensor | None, device: str = "cpu") -> None:
-        self._out, self._bias = weight.values.shape[0], None if bias is None else bias.to(device)
-        self._size = group_of(weight.spec, weight.values.shape[1])
+    def __init__(self, weight: QTensor, bias: Tensor | None, device: str = "cpu") -> None:
+        self._out, self._bias = weight.codes.shape[0], None if bias is None else bias.to(device)
+        self._size = group_of(weight.scheme, weight.codes.shape[1])
         codes, scales = packed(weight, self._size)
         lacking = -self._out % _OUTPUTS
         codes = F.pad(codes, (0, 0, 0, lacking)).to(device)
@@ -82,11 +84,11 @@ class PackedNibbles:
         return y.reshape(*x.shape[:-1], self._out)
 
 
-def packed(weight: GroupedWeight, size: int) -> tuple[Tensor, Tensor]:
+def packed(weight: QTensor, size: int) -> tuple[Tensor, Tensor]:
     """Codes 0..15 in int32 (out, in), and (groups, out, 2) in bfloat16: the step of each group of ``size``, and what is added."""
-    step, zero = (column[:, ::size] for column in weight.grid.columns(weight.values.shape[1]))
-    codes, step = weight.values.to(torch.int32), step.to(torch.bfloat16).float()
-    if weight.spec.bits < 4 or weight.zero is None:
+    step, zero = (column[:, ::size] for column in WeightQParams.of(weight).columns(weight.codes.shape[1]))
+    codes, step = weight.codes.to(torch.int32), step.to(torch.bfloat16).float()
+    if weight.scheme.bits < 4 or weight.zero is None:
         # The distance from zero is a nibble itself: nothing has to be added.
         codes = codes - zero.to(torch.int32).repeat_interleave(size, 1) + _MIDDLE
         added = torch.zeros_like(step)
@@ -95,7 +97,7 @@ def packed(weight: GroupedWeight, size: int) -> tuple[Tensor, Tensor]:
     return codes, torch.stack([step.t(), added.t()], 2).to(torch.bfloat16).contiguous()
 
 
-def group_of(spec: GroupSpec, inputs: int) -> int:
+def group_of(spec: WeightScheme, inputs: int) -> int:
     """The largest group of the kernel that divides the grid's and the inputs; 0 where there is none."""
     whole = spec.groups(inputs) == 1
     return next((size for size in _GROUPS if inputs % size == 0 and (whole or spec.size(inputs) % size == 0)), 0)
@@ -105,7 +107,7 @@ def group_of(spec: GroupSpec, inputs: int) -> int:
 def _unfit() -> str | None:
     """Why the kernel cannot be used here, or None: its schema is private to torch."""
     draw = torch.Generator().manual_seed(0)
-    weight, spec = torch.randn(32, 128, generator=draw), GroupSpec(4, 64, False)
+    weight, spec = torch.randn(32, 128, generator=draw), int_scheme(4, 64, False)
     rounded = quantize(weight, minmax(weight, spec))
     x = torch.randn(3, 128, generator=draw)
     exact = x.double() @ rounded.dequantize().double().T

@@ -12,8 +12,8 @@ from engine.kernels.matrix.nibbles import group_of
 from engine.kernels.matrix.on_int8 import on_int8
 from engine.kernels.matrix.weight_only import Widened, by_slices
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 # Weights that are wide at a time.
 _SLICE = 1 << 25
@@ -41,16 +41,16 @@ class OnGpu:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return "a prompt is computed in bfloat16"
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
-        if weight.spec.bits > 4:
+    def computed(self, weight: QTensor) -> Tensor:
+        if weight.scheme.bits > 4:
             return on_int8(weight).dequantize()
         return weight.dequantize().bfloat16().float()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
-        weight, out, given = matrix.weight, *matrix.weight.values.shape
-        if weight.spec.bits > 4:
+        weight, out, given = matrix.weight, *matrix.weight.codes.shape
+        if weight.scheme.bits > 4:
             weight = on_int8(weight)
-            return Computed(_Int8(weight.values, weight.scale[:, 0].float(), bias, machine.device), (out, given), "triton int8")
+            return Computed(_Int8(weight.codes, weight.channel_scale, bias, machine.device), (out, given), "triton int8")
         return Computed(_Int4(weight, bias, machine.device), (out, given), "triton int4")
 
 
@@ -67,15 +67,15 @@ class _Int8(Widened):
 class _Int4:
     """(..., in) to (..., out) in float32, on ``device``."""
 
-    def __init__(self, weight: GroupedWeight, bias: Tensor | None, device: str) -> None:
+    def __init__(self, weight: QTensor, bias: Tensor | None, device: str) -> None:
         from engine.kernels.gpu.few_rows import in_halves
 
-        self._out, inputs = weight.values.shape
-        size = group_of(weight.spec, inputs)
-        codes = (weight.values.to(torch.int16) - weight.spec.low).to(torch.uint8)
+        self._out, inputs = weight.codes.shape
+        size = group_of(weight.scheme, inputs)
+        codes = (weight.codes.to(torch.int16) - weight.scheme.low).to(torch.uint8)
         self._packed = in_halves(codes, size).to(device)
-        times = weight.spec.size(inputs) // size
-        zero = torch.full_like(weight.scale, -weight.spec.low, dtype=torch.uint8) if weight.zero is None else weight.zero
+        times = weight.scheme.size(inputs) // size
+        zero = torch.full_like(weight.scale, -weight.scheme.low, dtype=torch.uint8) if weight.zero is None else weight.zero
         self._scale, self._zero = (part.repeat_interleave(times, 1).contiguous().to(device) for part in (weight.scale, zero))
         self._bias = None if bias is None else bias.float().to(device)
         self._rows = max(_SLICE // inputs, 1)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import minmax, quantize
 
-from engine.numerics.grouped import Grid, GroupedWeight, GroupSpec, minmax, quantize
-
-INT8 = GroupSpec(8, 0, True)
+INT8 = int_scheme(8, 0, True)
 
 
-def on_int8(weight: GroupedWeight) -> GroupedWeight:
+def on_int8(weight: QTensor) -> QTensor:
     """The same weights where one scale a row suffices (symmetric, or fewer than 8 bits); otherwise each is rounded once more, to
     1/127 of the largest of its row."""
-    spec = weight.spec
-    if spec.groups(weight.values.shape[1]) > 1 or (spec.bits == 8 and not spec.symmetric):
+    if weight.scale.shape[1] > 1 or (weight.bits == 8 and weight.zero is not None):
         floats = weight.dequantize()
         return quantize(floats, minmax(floats, INT8))
-    values = weight.values
-    if weight.zero is not None:
-        values = (values.to(torch.int16) - weight.zero.to(torch.int16)).to(torch.int8)
-    return GroupedWeight(values, Grid(INT8, weight.scale, None))
+    return QTensor(weight.integers(), weight.scale, None, INT8.format)

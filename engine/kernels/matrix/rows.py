@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from engine.kernels.matrix.base import Asked
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import Grid, GroupedWeight
-from engine.numerics.packing import unpack
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 class Rows:
@@ -30,7 +28,7 @@ class Rows:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return None
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
+    def computed(self, weight: QTensor) -> Tensor:
         return weight.dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
@@ -40,11 +38,11 @@ class Rows:
 class PackedEmbedding(nn.Module):
     """Ids of any shape to float32 (..., width), as ``weight.dequantize()[ids]``. Raises IndexError for ids that are no row."""
 
-    def __init__(self, weight: GroupedWeight) -> None:
+    def __init__(self, weight: QTensor) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = weight.values.shape
-        self._spec, self._scale, self._zero = weight.spec, weight.scale, weight.zero
-        self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.spec.bits < 8 else _Whole(weight.values)
+        self.num_embeddings, self.embedding_dim = weight.codes.shape
+        self._scheme, self._scale, self._zero = weight.scheme, weight.scale, weight.zero
+        self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.bits < 8 else _Whole(weight.codes)
 
     def share(self, look: Callable[[Tensor], Tensor]) -> None:
         """Look the integers up by ``look``, ids (n,) to (n, width), and let go of those that are held here."""
@@ -53,11 +51,11 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
         zero = None if self._zero is None else self._zero[flat]
-        rows = GroupedWeight(self._look(flat), Grid(self._spec, self._scale[flat], zero)).dequantize()
-        return rows.view(*ids.shape, self.embedding_dim)
+        rows = QTensor(self._look(flat), self._scale[flat], zero, self._scheme.format, self._scheme.group_size)
+        return rows.dequantize().view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, {self._spec.bits} bits"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self._scheme.bits} bits"
 
 
 class _Whole:
@@ -69,12 +67,10 @@ class _Whole:
 
 
 class _Packed:
-    """Integers of fewer than 8 bits side by side in bytes."""
+    """Codes of fewer than 8 bits side by side in bytes."""
 
-    def __init__(self, weight: GroupedWeight) -> None:
-        self.packed, self._spec = weight.to_tensors()["packed"], weight.spec
-        self._width, self._dtype = weight.values.shape[1], weight.values.dtype
+    def __init__(self, weight: QTensor) -> None:
+        self.packed, self._format, self._width = weight.format.pack(weight.codes), weight.format, weight.shape[1]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        codes = unpack(self.packed[ids], self._width, self._spec.bits)
-        return codes if self._spec.low == 0 else (codes.to(torch.int16) + self._spec.low).to(self._dtype)
+        return self._format.unpack(self.packed[ids], self._width)

@@ -10,21 +10,21 @@ from engine.kernels.base import IntegerLayer, LayerFunction
 from engine.kernels.dnnl.dynamic import GridLinear
 from engine.kernels.matrix.integers import Integers, bits_of, first
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
-from engine.numerics.uniform import QParams, affine, quantize
+from engine.numerics.qparams import QParams, affine, quantize
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 class Static(Integers):
     word, dynamic = "static", False
 
-    def function(self, weight: GroupedWeight, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
+    def function(self, weight: QTensor, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> Callable[[Tensor], Tensor]:
         assert matrix.grid is not None, "a matrix whose activations are not dynamic has their grid"
-        grid, scale = exact_here(matrix.grid, machine), weight.scale[:, 0].float()
+        grid, scale = exact_here(matrix.grid, machine), weight.channel_scale
         if machine.runs("dnnl"):
-            return GridLinear(weight.values, scale, bias, grid)
+            return GridLinear(weight.codes, scale, bias, grid)
         added = None if bias is None else bias.float().contiguous()
-        return OnGrid(first(machine).build(IntegerLayer("linear", weight.values, scale, added, grid, None)), grid)
+        return OnGrid(first(machine).build(IntegerLayer("linear", weight.codes, scale, added, grid, None)), grid)
 
 
 class OnGrid:

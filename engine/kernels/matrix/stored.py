@@ -6,8 +6,8 @@ from torch import Tensor
 
 from engine.kernels.matrix.base import Asked
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 class Stored:
@@ -24,7 +24,7 @@ class Stored:
     def note(self, asked: Asked, machine: Machine) -> str | None:
         return "small on disk only: in memory and in speed it is float32"
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
+    def computed(self, weight: QTensor) -> Tensor:
         return weight.dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> None:

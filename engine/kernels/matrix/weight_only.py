@@ -13,8 +13,8 @@ from engine.kernels.matrix.base import Asked
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.on_int8 import on_int8
 from engine.kernels.probe import Machine
-from engine.lowering.modules.quantized import QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 PACKED, WIDENED = "int8pack bf16", "int8 widened to bf16"
 # With more tokens at once than these, weights that are widened for the call are as fast or faster.
@@ -51,13 +51,13 @@ class WeightOnly:
         stored = "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8; "
         return f"{stored}activations are bfloat16{'' if wide(machine.device) == torch.bfloat16 else f' for up to {ROWS} tokens at once'}"
 
-    def computed(self, weight: GroupedWeight) -> Tensor:
+    def computed(self, weight: QTensor) -> Tensor:
         return on_int8(weight).dequantize()
 
     def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
         weight = on_int8(matrix.weight)
-        run = Widened(weight.values, weight.scale[:, 0].float(), bias, machine.device)
-        return Computed(run, (weight.values.shape[0], weight.values.shape[1]), PACKED if machine.device == "cpu" else WIDENED)
+        run = Widened(weight.codes, weight.channel_scale, bias, machine.device)
+        return Computed(run, (weight.codes.shape[0], weight.codes.shape[1]), PACKED if machine.device == "cpu" else WIDENED)
 
 
 @lru_cache(maxsize=4)

@@ -21,9 +21,9 @@ from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
 from engine.lowering.files import NAME, file_of
 from engine.lowering.graph.input_spec import taking
-from engine.lowering.graph.program import Program, Step, sizes_from, steps_from
+from engine.lowering.graph.program import Program, Step, call_from, sizes_from, steps_from
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QWeight, pack_nibbles, unpack_nibbles
+from engine.numerics.qtensor import QTensor, from_tensors
 
 _SCHEMA = 1
 _OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
@@ -36,11 +36,8 @@ def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
     tensors: dict[str, Tensor] = {f"tensor/{name}": tensor.contiguous().clone() for name, tensor in program.tensors.items()}
     layers: dict[str, Any] = {}
     for name, weight in program.layers.items():
-        layers[name] = {"bits": weight.bits, "shape": list(weight.values.shape), "group_size": weight.group_size}
-        tensors[f"layer/{name}/values"] = pack_nibbles(weight.values) if weight.bits <= 4 else weight.values.contiguous()
-        tensors[f"layer/{name}/scale"] = weight.scale.contiguous()
-        if weight.multiplier is not None:
-            tensors[f"layer/{name}/multiplier"] = weight.multiplier.contiguous()
+        layers[name] = weight.meta()
+        tensors.update({f"layer/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()})
     header = {"schema": _SCHEMA, "program": program.header(), "layers": layers, "recipe": recipe_yaml, "isa": isa}
     return save(tensors, {"qtui": json.dumps(header)})
 
@@ -67,7 +64,7 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
         kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
         held = header["program"]
-        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held))
+        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held), *call_from(held))
         _check_flow(program)
         for step in program.steps:
             _check(step, program)
@@ -96,17 +93,17 @@ def _check(step: Step, program: Program) -> None:
         _check_layer(step, program.layers[step.attrs["layer"]], program)
 
 
-def _check_layer(step: Step, weight: QWeight, program: Program) -> None:
-    a, dims = step.attrs, weight.values.dim() - 2
+def _check_layer(step: Step, weight: QTensor, program: Program) -> None:
+    a, dims = step.attrs, weight.codes.dim() - 2
     if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
         raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
     bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
-    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.scale.shape):
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.shape[:1]):
         raise ValueError(f"the bias of {a['layer']} is {bias.dtype} {tuple(bias.shape)}")
     if dims:
         _check_sizes(a["layer"], a["geometry"], dims, ("stride", 1), ("padding", 0), ("dilation", 1))
         _check_sizes(a["layer"], {"groups": [a["geometry"]["groups"]]}, 1, ("groups", 1))
-        if len(weight.scale) % a["geometry"]["groups"]:
+        if len(weight.codes) % a["geometry"]["groups"]:
             raise ValueError(f"{a['layer']} has {a['geometry']['groups']} groups")
 
 
@@ -117,7 +114,7 @@ def _check_sizes(what: str, given: Mapping[str, Any], count: int, *least: tuple[
 
 
 def _check_flow(program: Program) -> None:
-    """Raises ValueError unless each value is computed before it is read; one, the images, comes from outside."""
+    """Raises ValueError unless each value is computed before it is read, but for the inputs: one, or those that the call names."""
     known: set[str] = set()
     outside: set[str] = set()
     for step in program.steps:
@@ -125,8 +122,13 @@ def _check_flow(program: Program) -> None:
         if step.output in known | outside:
             raise ValueError(f"{step.output} is computed twice or too late")
         known.add(step.output)
-    if len(outside) > 1 or program.result not in known | outside:
-        raise ValueError(f"nothing computes {program.result if program.result not in known else sorted(outside)}")
+    call = program.call
+    named = outside if call is None else {given.value for given in call.inputs}
+    if call is not None and len(named) < len(call.inputs):
+        raise ValueError(f"two inputs are one value: {sorted(named)}")
+    lacking = sorted({*(outside - named), *(set(program.results) - known - named), *(named & known)})
+    if lacking or (call is None and len(outside) > 1):
+        raise ValueError(f"nothing computes {', '.join(lacking or sorted(outside))}")
 
 
 _GRIDS = ("grid", "input", "output", "accumulate", "left", "right")
@@ -137,29 +139,21 @@ def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
         raise ValueError(f"a grid of step {scale}, zero point {zero_point} and {qmax} levels")
 
 
-def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QWeight:
-    shape, bits, size = tuple(int(n) for n in about["shape"]), int(about["bits"]), int(about["group_size"])
-    stored, scale, multiplier = (tensors.get(f"layer/{name}/{part}") for part in ("values", "scale", "multiplier"))
-    if stored is None or scale is None or not 2 <= bits <= 8:
-        raise ValueError(f"layer {name} of {bits} bits lacks values or scale")
-    if stored.dtype != (torch.uint8 if bits <= 4 else torch.int8):
-        raise ValueError(f"values of {name} are {stored.dtype}")
-    values = unpack_nibbles(stored, shape) if bits <= 4 else stored.reshape(shape)
-    if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
-        raise ValueError(f"scale of {name} is {scale.dtype} {tuple(scale.shape)}")
-    if multiplier is not None:
-        groups = (shape[0], -(-math.prod(shape[1:]) // size))
-        if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
-            raise ValueError(f"groups of {name} are {multiplier.dtype} {tuple(multiplier.shape)}")
-    return QWeight(values, scale, bits, multiplier, size)
+def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QTensor:
+    places = {part: f"layer/{name}/{part}" for part in ("values", "scale", "multiplier")}
+    try:
+        return from_tensors({part: tensors[place] for part, place in places.items() if place in tensors}, about)
+    except EngineError as error:
+        raise ValueError(f"layer {name}: {error}") from error
 
 
 def load_network(directory: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """The quantized network of a finished run, on this machine's kernels.
 
-    It takes float32 images (N, C, H, W), normalized as the recipe says, returns float32 logits, and raises EngineError for
-    other inputs. ``model`` is the fp32 model and is needed only where some of its own modules stayed whole. Warns where the model
-    was made for another instruction set and its activations would saturate here. Raises EngineError.
+    It is called as the fp32 model: with float32 images (N, C, H, W), normalized as the recipe says, or with what the task gave it. It
+    returns what that returned, an object's fields as ``Outputs``, and raises EngineError for other inputs. ``model`` is the fp32 model
+    and is needed only where some of its own modules stayed whole. Warns where the model was made for another instruction set and its
+    activations would saturate here. Raises EngineError.
     """
     path = file_of(directory)
     program, header = read(path)

@@ -13,7 +13,9 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow, Notice
 from engine.lowering.graph.balance import Branch, cat_inputs, find_branches
 from engine.lowering.graph.balance import balance as balance_graph
+from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.layout import Layout, arrange
+from engine.models.memory import laid_out
 from engine.planning.plan import Plan
 from engine.tasks.base import Task
 
@@ -29,7 +31,7 @@ def balance(
     watched = cat_inputs(gm, layout)
     if not watched or not task.count("train"):
         return gm, plan, layout, ()
-    batches = (part.args for part in task.batches("train", batch=_AT_ONCE, limit=min(items, _IMAGES)))
+    batches = (inputs_of(gm, part) for part in task.batches("train", batch=_AT_ONCE, limit=min(items, _IMAGES)))
     branches = find_branches(gm, layout, spans(gm, watched, _stoppable(batches, stop)))
     if not branches:
         return gm, plan, layout, ()
@@ -53,7 +55,7 @@ def spans(gm: fx.GraphModule, names: Collection[str], batches: Iterator[tuple[Te
     seen = _Spans(gm, names)
     with torch.inference_mode():
         for inputs in batches:
-            seen.run(*(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs))
+            seen.run(*laid_out(inputs))
     return seen.spans
 
 

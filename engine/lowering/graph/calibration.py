@@ -12,11 +12,12 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Ranges
 from engine.events.progress import Every, Ticker
+from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.observe import Observed
 from engine.lowering.graph.ranges import Watch
-from engine.numerics.uniform import QParams
+from engine.models.memory import channels_last
+from engine.numerics.qparams import QParams
 from engine.tasks.base import Task
 
 _CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time
@@ -39,7 +40,7 @@ def calibrate(
     ticker = Ticker("calibrate", total, task.unit, clock=stop.clock)
     for part in task.batches("train", batch=batch, limit=items, device=device):
         stop.check()
-        observed.batch(*part.args)
+        observed.batch(*inputs_of(gm, part), count=part.count)
         if watch:
             watch.batch(part.count)
             if due():

@@ -146,7 +146,8 @@ def module_recipe(module: nn.Module) -> dict[str, Any] | None:
         return None
     arguments: dict[str, Any] = {}
     for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        if parameter.name in ("device", "dtype", "inplace") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        hidden = parameter.name.startswith("_") or parameter.name in ("device", "dtype", "inplace")
+        if hidden or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         name_of_value = _KEPT_AS.get((name, parameter.name), parameter.name)
         if not hasattr(module, name_of_value):

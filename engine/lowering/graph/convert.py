@@ -6,19 +6,22 @@ as float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from engine.kernels.base import geometry
+from engine.lowering.graph.call import of_program
 from engine.lowering.graph.calls import encode, function_call, module_recipe, names_in, pooling
 from engine.lowering.graph.fuse import LAYERS, folded_parameters
 from engine.lowering.graph.kinds import SIZES, kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.sizes import held_sizes
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 
 def unit_parameters(gm: fx.GraphModule, unit: Unit) -> tuple[Tensor, Tensor | None]:
@@ -38,11 +41,17 @@ def convert(
     gm: fx.GraphModule,
     layout: Layout,
     grids: Mapping[str, QParams],
-    weights: Mapping[str, QWeight],
+    weights: Mapping[str, QTensor],
 ) -> Program:
     """``grids`` maps each value class to its grid, ``weights`` the node of each layer with integer weights to them;
     those outside the layout's units keep float activations. ``gm`` must be on the CPU and in eval mode."""
     return _Converter(gm, layout, grids, weights).run()
+
+
+def _results(given: Any) -> Iterator[fx.Node]:
+    for result in given if isinstance(given, tuple | list) else (given,):
+        assert isinstance(result, fx.Node)
+        yield result
 
 
 class _Converter:
@@ -51,7 +60,7 @@ class _Converter:
         gm: fx.GraphModule,
         layout: Layout,
         grids: Mapping[str, QParams],
-        weights: Mapping[str, QWeight],
+        weights: Mapping[str, QTensor],
     ) -> None:
         self.gm, self.grids, self.weights = gm, grids, weights
         self.nodes = {node.name: node for node in gm.graph.nodes}
@@ -61,16 +70,19 @@ class _Converter:
         self.class_of = layout.class_of()
         self.steps: list[Step] = []
         self.tensors: dict[str, Tensor] = {}
-        self.layers: dict[str, QWeight] = {}
+        self.layers: dict[str, QTensor] = {}
         self.integer: set[str] = set()
         self.float: set[str] = set()
 
     def run(self) -> Program:
         for node in self.gm.graph.nodes:
             if node.op == "output":
-                (result,) = node.args
-                assert isinstance(result, fx.Node)
-                return Program(tuple(self.steps), self._as_float(result), self.layers, self.tensors, held_sizes(self.gm.graph))
+                (given,) = node.args
+                first, *others = (self._as_float(result) for result in _results(given))
+                held = held_sizes(self.gm.graph)
+                call = of_program(self.gm.graph, held is not None)
+                sizes = held if call is None else None
+                return Program(tuple(self.steps), first, self.layers, self.tensors, sizes, tuple(others), call)
             if node.name in self.units:
                 self._unit(node, self.units[node.name])
             elif node.name in self.sums:

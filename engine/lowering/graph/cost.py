@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.kinds import module_of
+from engine.tasks.base import Batch
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,13 @@ class Cost:
     macs: int
 
 
-def costs(gm: fx.GraphModule, x: Tensor) -> tuple[Cost, ...]:
-    """What multiplies matrices in ``gm`` (convolutions, linear layers, attention, products of values) on one image ``x``
-    (1, C, H, W), in order. ``gm`` in eval mode; operations on elements alone are not counted."""
+def costs(gm: fx.GraphModule, x: Batch | Tensor) -> tuple[Cost, ...]:
+    """What multiplies matrices in ``gm`` (convolutions, linear layers, attention, products of values) on ``x``,
+    one item, in order. ``gm`` in eval mode; operations on elements alone are not counted."""
     counting = _Counting(gm)
     with torch.no_grad(), _decomposed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of graphics cards, where oneDNN is switched.
-        counting.run(x.clone())
+        counting.run(*(value.clone() for value in inputs_of(gm, x)))
     return tuple(counting.found)
 
 

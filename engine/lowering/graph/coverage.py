@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from engine.lowering.graph.cost import costs
 from engine.lowering.graph.kinds import kind
 from engine.lowering.graph.runtime import QuantizedModel
+from engine.tasks.base import Batch
 
 _NAMED = 3
 
@@ -55,8 +56,8 @@ class Coverage:
         return {**asdict(self), "rest": [asdict(rest) for rest in self.rest], "text": self.sentence()}
 
 
-def coverage(gm: fx.GraphModule, model: QuantizedModel, image: Tensor) -> Coverage:
-    """Of ``model``, which was converted from ``gm``, on one ``image`` (1, C, H, W)."""
+def coverage(gm: fx.GraphModule, model: QuantizedModel, image: Batch | Tensor) -> Coverage:
+    """Of ``model``, which was converted from ``gm``, on one item, ``image``."""
     found = costs(gm, image)
     integer = [cost for cost in found if cost.node in model.placement]
     counts: Counter[str] = Counter()

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.numerics.uniform import QParams, QWeight, per_channel, weight_range
+from engine.numerics.formats import round_to
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor, per_channel
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -21,7 +23,7 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: float, high: float, factor: float) -> Tensor:
         v = x / step
-        q = v.round().clamp_(low, high)
+        q = round_to(v, low, high)
         ctx.save_for_backward(v, q, step)
         ctx.bounds = (low, high, factor)
         return q * step
@@ -74,19 +76,18 @@ class FakeQuantActivation(nn.Module):
 
 
 class FakeQuantWeight(nn.Module):
-    """Weights on the grid of a ``QWeight``: one learned step a channel; group multipliers stay as calibrated."""
+    """Weights on the grid of a ``QTensor``: one learned step a channel; group multipliers stay as calibrated."""
 
     multiplier: Tensor | None
 
-    def __init__(self, start: QWeight) -> None:
+    def __init__(self, start: QTensor) -> None:
         super().__init__()
-        self.bits, self.group_size = start.bits, start.group_size
-        self.step = nn.Parameter(start.scale.clone())
+        self.format, self.group_size = start.format, start.group_size
+        self.step = nn.Parameter(start.channel_scale.clone())
         self.register_buffer("multiplier", start.multiplier, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        low, high = weight_range(self.bits)
-        return learned_step(weight, self._steps(weight), low, high, weight[0].numel())
+        return learned_step(weight, self._steps(weight), self.format.low, self.format.high, weight[0].numel())
 
     def _steps(self, weight: Tensor) -> Tensor:
         step = _positive(self.step)
@@ -96,14 +97,12 @@ class FakeQuantWeight(nn.Module):
         return (step[:, None] * spread).reshape(weight.shape)
 
     @torch.no_grad()
-    def quantized(self, weight: Tensor) -> QWeight:
+    def quantized(self, weight: Tensor) -> QTensor:
         """The integers that the forward pass stands for."""
-        low, high = weight_range(self.bits)
-        values = (weight / self._steps(weight)).round_().clamp_(low, high).to(torch.int8)
-        return QWeight(values.cpu(), _positive(self.step).detach().cpu().clone(), self.bits, self._cpu_multiplier(), self.group_size)
-
-    def _cpu_multiplier(self) -> Tensor | None:
-        return None if self.multiplier is None else self.multiplier.cpu()
+        codes = self.format.encode(self.format.round_(weight / self._steps(weight))).cpu()
+        scale = _positive(self.step).detach().cpu().clone()[:, None]
+        multiplier = None if self.multiplier is None else self.multiplier.cpu()
+        return QTensor(codes, scale, None, self.format, self.group_size, multiplier)
 
 
 def _positive(step: Tensor) -> Tensor:

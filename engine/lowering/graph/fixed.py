@@ -16,7 +16,9 @@ from torch import Tensor
 
 from engine.lowering.graph.program import Step
 
-Run = Callable[[Tensor], None]
+# What a program is given or gives: one tensor, or several in order.
+Tensors = Tensor | tuple[Tensor, ...]
+Run = Callable[[Any], None]
 # These only look at their first argument: what they give follows it, and nothing is to be done again.
 _VIEWS = frozenset({
     "torch.flatten", "torch.reshape", "torch.permute", "torch.transpose", "torch.squeeze", "torch.unsqueeze", "torch.chunk",
@@ -33,15 +35,15 @@ class NotFixed(Exception):
 
 @dataclass(frozen=True)
 class Fixed:
-    """``run`` in order computes ``result`` from images of one shape and layout."""
+    """``run`` in order computes ``result`` from inputs of one shape and layout."""
 
     run: tuple[Run, ...]
-    result: Tensor
+    result: Tensors
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, given: Tensors) -> Tensors:
         for step in self.run:
-            step(x)
-        return self.result.clone()
+            step(given)
+        return tuple(x.clone() for x in self.result) if isinstance(self.result, tuple) else self.result.clone()
 
 
 class _Memory:
@@ -67,11 +69,21 @@ class _Memory:
 
 
 class Fixing:
-    """Builds a ``Fixed``."""
+    """Builds a ``Fixed`` of one input or none, or of several, by their names; so too with the results."""
 
-    def __init__(self, steps: Sequence[Step], functions: Sequence[Callable[..., Any]], input_name: str | None, result: str) -> None:
-        self._steps, self._functions, self._input, self._result = steps, functions, input_name, result
-        self._held = False
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        functions: Sequence[Callable[..., Any]],
+        inputs: str | tuple[str, ...] | None,
+        result: str | tuple[str, ...],
+    ) -> None:
+        self._steps, self._functions, self._result = steps, functions, result
+        self._several = isinstance(inputs, tuple)
+        names = inputs if isinstance(inputs, tuple) else (inputs,) if inputs is not None else ()
+        self._inputs = {name: place for place, name in enumerate(names)}
+        self._results = result if isinstance(result, tuple) else (result,)
+        self._held: set[str] = set()
         self._memory = _Memory()
         self._values: dict[str, Any] = {}
         # Values that share memory are one: the buffer, or None for what is nobody's to reuse.
@@ -79,31 +91,40 @@ class Fixing:
         self._run: list[Run] = []
         self._last: dict[str, int] = {}
 
-    def build(self, x: Tensor) -> Fixed:
-        """For images like ``x``. Raises NotFixed where a value has no fixed place."""
+    def build(self, given: Tensors) -> Fixed:
+        """For inputs like ``given``. Raises NotFixed where a value has no fixed place."""
         for index, step in enumerate(self._steps):
             for name in step.inputs:
                 self._last[name] = index
-        self._last[self._result] = len(self._steps)
-        if self._input is not None:
-            self._values[self._input], self._space[self._input] = x, None
-            if any(self._input in step.inputs and step.op != "quantize" for step in self._steps):
-                self._hold(x)
+        self._last |= dict.fromkeys(self._results, len(self._steps))
+        for name, x in zip(self._inputs, given if isinstance(given, tuple) else (given,), strict=False):
+            self._values[name], self._space[name] = x, None
+            if name in self._results or any(name in step.inputs and step.op != "quantize" for step in self._steps):
+                self._hold(name, x)
         for index, (step, function) in enumerate(zip(self._steps, self._functions, strict=True)):
             self._fix(index, step, function)
             self._release(index)
-        result = self._values[self._result]
-        if not isinstance(result, Tensor):
-            raise NotFixed("the result is not a tensor")
-        return Fixed(tuple(self._run), result)
+        results = tuple(self._values[name] for name in self._results)
+        if not all(isinstance(result, Tensor) for result in results):
+            raise NotFixed("a result is not a tensor")
+        return Fixed(tuple(self._run), results if isinstance(self._result, tuple) else results[0])
 
-    def _hold(self, x: Tensor) -> None:
-        """Images that are not only quantized are copied to a place of their own."""
+    def _hold(self, name: str, x: Tensor) -> None:
+        """Inputs that are not only quantized are copied to a place of their own."""
         if not _dense(x):
-            raise NotFixed("the images are not dense in memory")
+            raise NotFixed(f"{name} is not dense in memory")
         held = x.clone()
-        self._values[self._input], self._held = held, True  # type: ignore[index]
-        self._run.append(lambda given: _copy(held, given))
+        self._values[name] = held
+        self._held.add(name)
+        self._add(name, lambda given: _copy(held, given))
+
+    def _add(self, name: str, run: Run) -> None:
+        """Have ``run`` work on the input ``name`` at each pass."""
+        if not self._several:
+            self._run.append(run)
+            return
+        place = self._inputs[name]
+        self._run.append(lambda given: run(given[place]))
 
     def _release(self, index: int) -> None:
         """Buffers none of whose values is read later are free."""
@@ -115,7 +136,7 @@ class Fixing:
 
     def _fix(self, index: int, step: Step, function: Callable[..., Any]) -> None:
         inputs = tuple(self._values[name] for name in step.inputs)
-        if self._input in step.inputs and not self._held:
+        if step.op == "quantize" and step.inputs[0] in self._inputs and step.inputs[0] not in self._held:
             self._quantized(step, function, inputs[0])
         elif step.op == "layer" and len(inputs) == 2 and hasattr(function, "fix"):
             self._residual(index, step, function, inputs)
@@ -126,7 +147,7 @@ class Fixing:
         sample = function(x)
         out = self._keep(step, sample)
         run = function.head(x, out) if hasattr(function, "head") else None
-        self._run.append(run or (lambda given: _copy(out, function(given))))
+        self._add(step.inputs[0], run or (lambda given: _copy(out, function(given))))
 
     def _residual(self, index: int, step: Step, function: Any, inputs: tuple[Tensor, ...]) -> None:
         """The layer adds into what holds the residual, when nobody else reads that later."""
@@ -195,8 +216,14 @@ class Fixing:
         return out.copy_(sample)
 
 
-def mirrored(x: Tensor) -> Tensor:
-    """Images in the layout of ``x`` that are not the same: ``x`` read backwards. ``x`` itself where its places overlap."""
+def mirrored(x: Tensors) -> Tensors:
+    """Inputs in the layout of ``x`` that are not the same: ``x`` read backwards. ``x`` itself where its places overlap."""
+    if isinstance(x, tuple):
+        return tuple(_mirrored(one) for one in x)
+    return _mirrored(x)
+
+
+def _mirrored(x: Tensor) -> Tensor:
     if not _dense(x):
         return x
     return torch.empty_like(x, memory_format=torch.preserve_format).copy_(x.flip(list(range(x.dim()))))
@@ -207,7 +234,7 @@ def _copy(out: Tensor, value: Tensor) -> None:
         out.copy_(value)
 
 
-def _copied(out: Tensor, value: Tensor, _: Tensor) -> None:
+def _copied(out: Tensor, value: Tensor, _: Any) -> None:
     out.copy_(value)
 
 

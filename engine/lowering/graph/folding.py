@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Generator
 
-from torch import Tensor, fx
+from torch import fx
 
 from engine.errors import UsageError, nearest
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, PairRow, Pairs, Table
 from engine.lowering.graph.fuse import Pair, find_pairs
 from engine.lowering.graph.fuse import fuse as fold
-from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.structured import structured
 from engine.lowering.graph.tracing import TracedModel, graph_rows, graph_table
+from engine.models.memory import channels_last
 from engine.tasks.base import Batch, forward_of
 from engine.tasks.timing import latencies
 
@@ -45,12 +46,12 @@ def check(pairs: tuple[Pair, ...], chosen: Collection[str]) -> None:
 
 
 def fuse(
-    traced: TracedModel, example: Tensor, pairs: tuple[Pair, ...], later: Collection[str] = (), timed: StopToken | None = None
+    traced: TracedModel, example: Batch, pairs: tuple[Pair, ...], later: Collection[str] = (), timed: StopToken | None = None
 ) -> Generator[Event, None, tuple[fx.GraphModule, tuple[Pair, ...], float]]:
     """The graph with every foldable pair folded but those of the normalizations in ``later``, the pairs with their deltas,
-    and the largest change of the output, on the first images of ``example``. With ``timed`` both graphs are timed, which it can stop."""
+    and the largest change of the output, on the first items of ``example``. With ``timed`` both graphs are timed, which it can stop."""
     gm = traced.graph
-    fused, measured, change = fold(gm, example[:_IMAGES], [pair for pair in pairs if pair.bn not in later])
+    fused, measured, change = fold(gm, example.first(_IMAGES), [pair for pair in pairs if pair.bn not in later])
     measured = tuple(next((done for done in measured if done.bn_node == pair.bn_node), pair) for pair in pairs)
     yield graph_table("graph-fused", "Graph after folding", fused)
     yield graph_rows("fused", fused, traced.time_share)
@@ -61,11 +62,11 @@ def fuse(
     return fused, measured, change
 
 
-def _times(before: fx.GraphModule, after: fx.GraphModule, example: Tensor, stop: StopToken) -> tuple[float, float]:
+def _times(before: fx.GraphModule, after: fx.GraphModule, example: Batch, stop: StopToken) -> tuple[float, float]:
     """Milliseconds (p50) of both graphs for one image, timed in turns."""
     graphs = {name: channels_last(copy.deepcopy(gm)) for name, gm in (("before", before), ("after", after))}
-    forms = {name: forward_of(graph) for name, graph in graphs.items()}
-    found = latencies(forms, Batch((example[:1],)), stop, _SECONDS)
+    forms = {name: forward_of(structured(graph)) for name, graph in graphs.items()}
+    found = latencies(forms, example.first(1), stop, _SECONDS)
     return found["before"].p50, found["after"].p50
 
 

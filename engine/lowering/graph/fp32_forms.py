@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.structured import structured
+from engine.models.memory import channels_last
 
 
 def fp32_size(gm: fx.GraphModule) -> int:
@@ -20,13 +20,4 @@ def fp32_size(gm: fx.GraphModule) -> int:
 def fp32_forms(gm: fx.GraphModule) -> dict[str, nn.Module]:
     """The fused fp32 graph in both memory formats: which is faster depends on the machine and the batch."""
     last = channels_last(copy.deepcopy(gm))
-    return {"torch fp32, channels-last": last, "torch fp32, contiguous": _Contiguous(copy.deepcopy(gm))}
-
-
-class _Contiguous(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x.contiguous())
+    return {"torch fp32, channels-last": structured(last), "torch fp32, contiguous": structured(copy.deepcopy(gm), contiguous=True)}

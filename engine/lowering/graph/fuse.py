@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from engine.lowering.graph.call import inputs_of, largest_difference
 from engine.lowering.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED, kind, module_of, source
+from engine.tasks.base import Batch
 
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 _DIMENSIONS: dict[type[nn.Module], type[nn.Module]] = {
@@ -125,16 +127,16 @@ def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return new
 
 
-def fuse(gm: fx.GraphModule, example: Tensor, pairs: Iterable[Pair]) -> tuple[fx.GraphModule, tuple[Pair, ...], float]:
+def fuse(gm: fx.GraphModule, example: Batch | Tensor, pairs: Iterable[Pair]) -> tuple[fx.GraphModule, tuple[Pair, ...], float]:
     """A new graph in which each pair without a reason is one layer.
 
-    ``example`` is (N, ...). Returns the graph, the pairs with their measured ``max_abs_delta``, and the largest change
-    of the model's output.
+    ``example`` is a batch, or a graph's one input. Returns the graph, the pairs with their measured ``max_abs_delta``, and the largest
+    change of the model's output.
     """
     chosen = {pair.bn: pair for pair in pairs if pair.reason is None}
-    watch = _Watch(gm)
+    watch, inputs = _Watch(gm), inputs_of(gm, example)
     with torch.no_grad():
-        expected = watch.run(example.clone())
+        expected = watch.run(*(x.clone() for x in inputs))
     new = copy.deepcopy(gm)
     measured: dict[str, Pair] = {}
     for node in list(new.graph.nodes):
@@ -156,8 +158,8 @@ def fuse(gm: fx.GraphModule, example: Tensor, pairs: Iterable[Pair]) -> tuple[fx
     new.delete_all_unused_submodules()
     new.recompile()
     with torch.no_grad():
-        change = (new(example.clone()) - expected).abs().max().item()
-    return new, tuple(measured.get(pair.bn, pair) for pair in pairs), float(change)
+        change = largest_difference(new(*(x.clone() for x in inputs)), expected)
+    return new, tuple(measured.get(pair.bn, pair) for pair in pairs), change
 
 
 class _Watch(fx.Interpreter):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
+from engine.lowering.graph.call import Call
 from engine.lowering.graph.program import Program
 
 _KEEPING = ("quantize", "dequantize", "identity", "max_pool")
@@ -31,7 +32,7 @@ class Taking:
         if not isinstance(x, Tensor) or x.dtype is not torch.float32 or x.dim() != 4 or self.channels not in (None, x.size(1)):
             raise EngineError(f"the model takes {self}, not {_named(x)}: {_step(x)}")
 
-    def failed(self, x: Tensor, error: Exception) -> EngineError:
+    def failed(self, x: Any, error: Exception) -> EngineError:
         """What ``error`` says of images that passed ``check``."""
         said = one_line(error, 120) or type(error).__name__
         return EngineError(
@@ -42,8 +43,29 @@ class Taking:
         return f"float32 images (N, {self.channels or 'C'}, H, W)"
 
 
-def taking(program: Program) -> Taking:
-    """What the first convolution that reads the images tells of them."""
+@dataclass(frozen=True)
+class TakingCall:
+    """The inputs of a program that tells how it is called."""
+
+    call: Call
+
+    def check(self, inputs: Any) -> None:
+        """Raises EngineError for inputs of another type, rank or fixed size."""
+        self.call.check(inputs)
+
+    def failed(self, inputs: Any, error: Exception) -> EngineError:
+        """What ``error`` says of inputs that passed ``check``."""
+        said = one_line(error, 120) or type(error).__name__
+        given = ", ".join(map(_named, inputs))
+        return EngineError(
+            f"the model cannot compute with {given} ({said}): give inputs as the run's, in the processor's memory: {self.call}"
+        )
+
+
+def taking(program: Program) -> Taking | TakingCall:
+    """What the program's call tells of its inputs, or the first convolution that reads the images tells of them."""
+    if program.call is not None:
+        return TakingCall(program.call)
     made = {step.output for step in program.steps}
     values = {name for step in program.steps for name in step.inputs} - made
     for step in program.steps:
@@ -52,7 +74,7 @@ def taking(program: Program) -> Taking:
         if step.op in _KEEPING:
             values.add(step.output)
         elif step.op == "layer" and step.attrs["kind"] == "conv":
-            return Taking(program.layers[step.attrs["layer"]].values.shape[1] * int(step.attrs["geometry"]["groups"]))
+            return Taking(program.layers[step.attrs["layer"]].shape[1] * int(step.attrs["geometry"]["groups"]))
     return Taking()
 
 

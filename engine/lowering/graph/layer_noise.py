@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from engine.events.cancellation import StopToken
+from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.kinds import in_place
 from engine.lowering.graph.layout import Layout, Unit
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QParams, dequantize, sqnr_db
+from engine.numerics.qparams import QParams, dequantize
+from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Task
 
 
@@ -40,8 +42,9 @@ def layer_sqnr(
             stop.check()
             batch = batch.laid_out()
             exact = _Values(gm, {unit.output for unit in layout.units})
-            exact.run(*batch.args)
-            got = model.watch(*batch.args)
+            inputs = inputs_of(gm, batch)
+            exact.run(*inputs)
+            got = model.watch(*inputs)
 
             def held(name: str, got: Mapping[str, Tensor] = got) -> Tensor:
                 integers = got.get(f"{name}:q")

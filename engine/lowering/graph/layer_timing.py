@@ -15,10 +15,11 @@ from engine.kernels.probe import Machine
 from engine.kernels.stopwatch import Stopwatch, machine_key
 from engine.kernels.timing import LayerShape, Timing, time_layer
 from engine.lowering.graph.kinds import kind, module_of
+from engine.lowering.graph.layers import why_not
 from engine.lowering.graph.layout import Layout, Unit, arrange
 from engine.lowering.graph.trial import Bench, linked
 from engine.planning.layer_speed import Pace, Paces, decide, is_open, undecided
-from engine.planning.plan import Plan, why_not
+from engine.planning.plan import Plan
 from engine.recipe.presets import PRESETS
 
 SECONDS = 3.0

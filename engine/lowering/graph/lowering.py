@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
@@ -24,16 +23,20 @@ from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
+from engine.lowering.graph.layers import layers
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.plan import about_device, plan
-from engine.numerics.uniform import QParams
+from engine.lowering.graph.structured import structured
+from engine.numerics.qparams import QParams
+from engine.planning import planner
+from engine.planning.layer import Layer
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
-from engine.planning.plan import plan as propose
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
-from engine.tasks.base import Batch, Task
+from engine.tasks.base import Batch, Task, forward_of
 from engine.tasks.subject import Subject
+from engine.training.trainable import TrainingContext
 
 # Training items that exports calibrate and trace with.
 _EXPORT_ITEMS = 128
@@ -56,7 +59,7 @@ class GraphLowering(Lowering):
     def __init__(self, subject: Subject, run: RunContext) -> None:
         super().__init__(subject, run)
         self.kernels = kernels_for(run.machine)
-        self.example = subject.example.args[0]
+        self.example = subject.example
         self._speeds: Paces | None = None
 
     def capture(self) -> Steps[None]:
@@ -64,6 +67,8 @@ class GraphLowering(Lowering):
         yield from about_device(self.subject.device, self.kernels)
         yield from run.ask("trace", f"Trace {run.recipe.model}?", needed=True)
         self.traced = yield from run.stage("trace", "Tracing", tracing.trace(self.subject.model, self.example))
+        with torch.inference_mode():
+            self.subject.task.outputs(forward_of(structured(self.traced.graph))(self.example.first(1)))
         # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.
         self.gm, self.folded, self.pairs, self.delta = yield from self._fold()
         self._size = fp32_size(self.folded)
@@ -102,11 +107,14 @@ class GraphLowering(Lowering):
     def baseline(self) -> Baseline:
         return Baseline(fp32_forms(self.folded), self._size)
 
+    def layers(self) -> Sequence[Layer]:
+        return layers(self.gm, self.traced.profile.shares, self._speeds.layers if self._speeds else None)
+
     def plan(self) -> Generator[Event, None, Plan]:
         run, profile = self.run, self.traced.profile
         again = self._speeds is not None
         if self._speeds is None:
-            proposal = propose(self.gm, run.machine, "default", run.recipe.layer_rules(), profile.shares)
+            proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
             self._speeds = yield from timed
         steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, self._speeds.layers)
@@ -147,7 +155,7 @@ class GraphLowering(Lowering):
     def _converted(
         self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, Any]
     ) -> Generator[Event, None, Quantized]:
-        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example[:1])
+        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example.first(1))
         model = converted.model
         content = to_bytes(model.program, self.run.recipe.to_yaml(), self.run.machine.instructions)
         stored = len(model.program.layers) - len(model.placement)
@@ -159,10 +167,9 @@ class GraphLowering(Lowering):
 
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
         run, subject, start = self.run, self.subject, quantized.state.converted
-        trained = yield from qat.train(
-            self.gm, self.layout, start.grids, start.weights, self.folded, subject.task, run.recipe.qat, run.threshold,
-            run.recipe.seed, subject.device, checkpoint, self._fingerprint(), run.stop,
-        )  # fmt: skip
+        begin = qat.Start(self.gm, self.layout, start.grids, start.weights, self.folded)
+        context = TrainingContext(run.stop, "qat", subject.device, checkpoint, self._fingerprint())
+        trained = yield from qat.train(begin, subject.task, run.recipe.qat, run.threshold, run.recipe.seed, context)
         steps = self._converted(trained.graph, self.layout, trained.grids, trained.weights)
         fitted = trained.fitted
         found = yield from steps
@@ -173,7 +180,7 @@ class GraphLowering(Lowering):
         bits = self.run.machine.activation_bits
         return f"{self.run.identity} {self.subject.fingerprint}{'' if bits == 8 else f' {bits}-bit'}"
 
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         graph, converted = quantized.state.graph, quantized.state.converted
         noise = layer_sqnr(self.gm, graph, self.layout, converted.grids, converted.model, self.subject.task, self.run.stop)
         return summary.layers(plan, self.layout, converted.model, noise)
@@ -191,16 +198,19 @@ class GraphLowering(Lowering):
         return Reopened(model, header["recipe"], header["isa"], tuple(str(warning.message) for warning in caught))
 
     @classmethod
-    def export_inputs(cls, task: Task) -> Batch:
-        """The first training items, as one batch."""
-        parts = list(task.batches("train", batch=32, limit=_EXPORT_ITEMS))
-        args, kwargs = (tree_map(_joined, *(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
-        return Batch(args, kwargs, count=sum(part.count for part in parts))
+    def export_inputs(cls, task: Task, model: Any) -> Batch:
+        """The first training items, as one batch. An input that is the same for all items is that of the first batch."""
+        parts = [model.inputs_of(part) for part in task.batches("train", batch=32, limit=_EXPORT_ITEMS)]
+        inputs = _joined(parts, model.per_item)
+        count = next((len(x) for x, free in zip(inputs, model.per_item, strict=True) if free), 1)
+        call = model.program.call
+        args, kwargs = (inputs, {}) if call is None else call.arguments(inputs)
+        return Batch(args, kwargs, count=count)
 
     @classmethod
     def fp32_forms(cls, subject: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
         """Folded, as the baseline of a run is."""
-        example = subject.example.args[0]
+        example = subject.example
         graph = quietly(tracing.trace(subject.model, example), stop).graph
         return fp32_forms(fold(graph, example, find_pairs(graph))[0])
 
@@ -216,6 +226,12 @@ class GraphLowering(Lowering):
         }
 
 
-def _joined(*values: Any) -> Any:
-    """One argument of several batches: tensors along their first dimension, what else is given as it is."""
-    return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+def _joined(parts: Sequence[tuple[Tensor, ...]], per_item: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Inputs of several batches as those of one; of batches that differ in more than the number of items those like the first."""
+
+    def sizes(inputs: tuple[Tensor, ...]) -> list[torch.Size]:
+        return [x.shape[1:] if free else x.shape for x, free in zip(inputs, per_item, strict=True)]
+
+    alike = [inputs for inputs in parts if sizes(inputs) == sizes(parts[0])]
+    columns = zip(*alike, strict=True)
+    return tuple(torch.cat(column) if free else column[0] for column, free in zip(columns, per_item, strict=True))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.memory import as_it_lies
+from engine.models.memory import laid_out
 from engine.numerics.histogram import Histogram, extremes
+from engine.numerics.memory import as_it_lies
 from engine.numerics.observers import RangeObserver, observer, settled
-from engine.numerics.uniform import QParams, affine
+from engine.numerics.qparams import QParams, affine
 
 SAMPLE = 2**16
 
@@ -63,13 +64,15 @@ class Observed:
         """That of a class; KeyError where nothing counts its values."""
         return self.observers[name].histogram or self._extra[name]
 
-    def batch(self, *inputs: Tensor) -> None:
-        """One calibration batch, on the graph's device: the graph's inputs in order, each (N, ...)."""
-        size = self._at_once or len(inputs[0])
+    def batch(self, *inputs: Tensor, count: int | None = None) -> None:
+        """One calibration batch of ``count`` items, on the graph's device: the graph's inputs in order, each (N, ...) or the same for all
+        items."""
+        count = len(inputs[0]) if count is None else count
         with torch.inference_mode():
-            for parts in zip(*(x.split(size) for x in inputs), strict=True):  # type: ignore[no-untyped-call]
+            for start in range(0, count, self._at_once or count):
+                places = slice(start, start + (self._at_once or count))
                 # Not called as a module, which would print the code beside an error.
-                self._graph.forward(*(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in parts))
+                self._graph.forward(*laid_out([x[places] if x.dim() and len(x) == count else x for x in inputs]))
         for source, ends in self._pending.items():
             self.observers[self._class_of[source]].update(torch.tensor(ends))
         self._pending.clear()

@@ -9,16 +9,16 @@ import torch
 from torch import fx
 
 from engine.events.event import Event, LayerRow, Notice, Planned, Table
+from engine.events.speed import relative_speed
 from engine.kernels.base import IntegerLayer, Kernel, geometry
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
 from engine.lowering.graph.kinds import module_of
+from engine.lowering.graph.layers import plan as make_plan
 from engine.lowering.graph.layout import Layout, Unit, arrange
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 from engine.planning.layer_speed import Pace
-from engine.planning.legality import pace
 from engine.planning.plan import Plan
-from engine.planning.plan import plan as make_plan
 from engine.recipe.recipe import Recipe
 
 
@@ -36,7 +36,9 @@ def plan(
     unknown = [f"slower: {name} is no layer that can be quantized" for name in recipe.slower or () if name not in known]
     for text in (*made.warnings, *unknown, *(() if again else _about(machine))):
         yield Notice(text, "warning")
-    rows = tuple((layer.path, layer.kind, str(layer.actual), pace(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers)
+    rows = tuple(
+        (layer.path, layer.kind, str(layer.actual), relative_speed(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers
+    )
     yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)
     yield Planned(made.layers, recipe.preset, machine.activation_bits, fp32_bytes)
     return made, layout

@@ -14,7 +14,8 @@ from engine.lowering.graph.convert import unit_parameters
 from engine.lowering.graph.fake_quantize import FakeQuantActivation, FakeQuantWeight
 from engine.lowering.graph.kinds import BATCH_NORMS, module_of
 from engine.lowering.graph.layout import Layout, Unit
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -64,7 +65,7 @@ class Prepared:
     """``model`` is trained; ``grids`` and ``weights`` then give what conversion needs, and ``graph`` the float graph
     with the trained parameters."""
 
-    def __init__(self, gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight]) -> None:
+    def __init__(self, gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QTensor]) -> None:
         self._original, self._layout = gm, layout
         self.model = copy.deepcopy(gm)
         for parameter in self.model.parameters():
@@ -89,7 +90,7 @@ class Prepared:
             rounded = self.model.graph.call_module(target, (node,))
         node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
 
-    def _replace(self, nodes: dict[str, fx.Node], name: str, unit: Unit | None, start: QWeight) -> None:
+    def _replace(self, nodes: dict[str, fx.Node], name: str, unit: Unit | None, start: QTensor) -> None:
         node = nodes[name]
         path, bn = str(node.target), nodes[unit.bn] if unit and unit.bn else None
         layer = module_of(node)
@@ -140,7 +141,7 @@ class Prepared:
         trained.load_state_dict(own)
         return trained.eval()
 
-    def weights(self, graph: fx.GraphModule) -> dict[str, QWeight]:
+    def weights(self, graph: fx.GraphModule) -> dict[str, QTensor]:
         """Each layer's integers, from the trained ``graph`` and the learned steps."""
         units = {unit.layer: unit for unit in self._layout.units}
         nodes = {node.name: node for node in graph.graph.nodes}

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from engine.lowering.graph.call import inputs_of
 from engine.machine.repeats import passes
+from engine.models.memory import laid_out
+from engine.tasks.base import Batch
 
 
 class _Timed(fx.Interpreter):
@@ -36,11 +39,12 @@ class Profile:
     sizes: dict[str, tuple[int, ...]]
 
 
-def profile(gm: fx.GraphModule, x: Tensor) -> Profile:
+def profile(gm: fx.GraphModule, x: Batch | Tensor) -> Profile:
     """``gm`` on ``x``, node by node; times are medians of a few passes, which one that was disturbed does not move."""
     timed = _Timed(gm)
+    inputs = laid_out(inputs_of(gm, x))
     with torch.inference_mode():
         for _ in passes():
-            timed.run(x.contiguous(memory_format=torch.channels_last))
+            timed.run(*inputs)
     medians = {name: statistics.median_low(times) for name, times in timed.seconds.items()}
     return Profile({name: value / sum(medians.values()) for name, value in medians.items()}, timed.sizes)

@@ -5,25 +5,39 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.memory import channels_last
 from engine.lowering.graph.prepare import Prepared
-from engine.numerics.uniform import QParams, QWeight
+from engine.lowering.graph.structured import structured
+from engine.models.memory import channels_last
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 from engine.recipe.recipe import QatPart, Threshold
 from engine.tasks.base import Batch, Task, forward_of
 from engine.tasks.evaluate import evaluate
-from engine.training.loop import Fitted, Judged, Loss, Schedule, fit
+from engine.training.loop import fit
+from engine.training.task_model import ItemSchedule, Loss, TaskBatches, TaskModel
+from engine.training.trainable import Fitted, Judge, Judged, TrainingContext
 
 TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What QAT begins from: the float ``graph``, the ``layout``, grids and integers that calibration and rounding gave it, and
+    the folded fp32 graph that is its ``teacher``."""
+
+    graph: fx.GraphModule
+    layout: Layout
+    grids: Mapping[str, QParams]
+    weights: Mapping[str, QTensor]
+    teacher: fx.GraphModule
 
 
 @dataclass(frozen=True)
@@ -32,43 +46,57 @@ class Trained:
 
     graph: fx.GraphModule
     grids: Mapping[str, QParams]
-    weights: Mapping[str, QWeight]
+    weights: Mapping[str, QTensor]
     fitted: Fitted
 
 
+class FakeQuantized(TaskModel):
+    """``prepared``, which ``student`` calls as its model is, as the training loop takes it.
+
+    Its normalizations are frozen in the epochs after ``freeze_after``."""
+
+    def __init__(self, prepared: Prepared, student: nn.Module, task: Task, loss: Loss, freeze_after: float) -> None:
+        super().__init__(student, task, loss)
+        self._prepared, self._freeze_after = prepared, freeze_after
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        return self._prepared.groups(weight_decay)
+
+    def before_epoch(self, epoch: int) -> None:
+        super().before_epoch(epoch)
+        self._prepared.freeze(epoch > self._freeze_after)
+
+
 def train(
-    gm: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, QWeight], teacher: fx.GraphModule,
-    task: Task, part: QatPart, threshold: Threshold, seed: int, device: str, checkpoint: Path, fingerprint: str, stop: StopToken,
-) -> Generator[Event, None, Trained]:  # fmt: skip
+    start: Start, task: Task, part: QatPart, threshold: Threshold, seed: int, context: TrainingContext
+) -> Generator[Event, None, Trained]:
     """The epoch that is best on the validation split, by the quantity that ``threshold`` is about."""
     torch.manual_seed(seed)
-    prepared = Prepared(gm, layout, grids, weights)
-    channels_last(prepared.model, device)
-    teacher = channels_last(copy.deepcopy(teacher), device)
+    prepared = Prepared(start.graph, start.layout, start.grids, start.weights)
+    channels_last(prepared.model, context.device)
+    student, teacher = structured(prepared.model), structured(channels_last(copy.deepcopy(start.teacher), context.device))
     # Without live normalization a few large gradients throw a deep network off for good.
-    schedule = Schedule(part.epochs, part.batch, part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
-    freeze_after = part.freeze_bn * part.epochs
+    schedule = ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
+    trained = FakeQuantized(prepared, student, task, _loss(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
 
-    def judge() -> Generator[Event, None, Judged]:
-        forms = {"qat": forward_of(prepared.model.eval())}
-        steps = evaluate(task, forms, forward_of(teacher), "validation", batch=part.batch * 4, stop=stop, device=device, stage="qat")
+    def measure() -> Generator[Event, None, Judged]:
+        forms, batch = {"qat": forward_of(student.eval())}, schedule.batch * 4
+        stop, device = context.stop, context.device
+        steps = evaluate(task, forms, forward_of(teacher), "validation", batch=batch, stop=stop, device=device, stage=context.stage)
         result = (yield from steps)["qat"]
         close = result.closeness
         score = {"drop": task.metric.rank(result.value), "agreement": close.agreement}.get(threshold.metric)
         # Equal answers are told apart by how near the outputs are to fp32's.
         return Judged(result.value, (close.sqnr_db if score is None else score, close.sqnr_db))
 
-    fitted = yield from fit(
-        prepared.model, task, schedule, stage="qat", stop=stop, groups=prepared.groups(schedule.weight_decay),
-        loss=_loss(task, teacher, part.distill, threshold), before_epoch=lambda epoch: prepared.freeze(epoch > freeze_after),
-        judge=judge, device=device, checkpoint=checkpoint, fingerprint=fingerprint,
-    )  # fmt: skip
-    prepared.model.load_state_dict(fitted.best)
+    batches, judge = TaskBatches(task, schedule, context.device), Judge(measure, task.metric.name)
+    fitted = yield from fit(trained, batches, judge, schedule, context)
+    student.load_state_dict(fitted.best)
     graph = prepared.graph()
     return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
 
 
-def _loss(task: Task, teacher: fx.GraphModule, distill: float, threshold: Threshold) -> Loss:
+def _loss(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:
     """The task's own loss and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
     from its outputs: where that is what the threshold is about, and where the outputs are no logits of classes."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from engine.events.event import Bins, RangeRow
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.observe import Observed
-from engine.numerics.uniform import QParams, affine
+from engine.numerics.qparams import QParams, affine
 
 BINS = 64
 Ends = tuple[float, float]

@@ -17,19 +17,22 @@ from torch import Tensor, nn
 from engine.errors import EngineError
 from engine.kernels.base import IntegerLayer, Kernel
 from engine.lowering.graph import binding, calls
-from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, mirrored
-from engine.lowering.graph.input_spec import Taking, wrong_size
-from engine.lowering.graph.memory import channels_last
+from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, Tensors, mirrored
+from engine.lowering.graph.input_spec import Taking, TakingCall, wrong_size
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
-from engine.numerics.uniform import dequantize, quantize
+from engine.models.memory import channels_last
+from engine.numerics.qparams import dequantize, quantize
+from engine.tasks.base import Batch
 
 Function = Callable[..., Any]
 _PLANS = 4
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(one: Tensors, other: Tensors) -> bool:
     """Equal in every number; what is not a number in both is equal too."""
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        return all(_same(a, b) for a, b in zip(one, other, strict=True))
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
@@ -42,7 +45,7 @@ class _Bound:
 
 
 class QuantizedModel(nn.Module):
-    """Images (N, C, H, W) in float32, normalized as in training, to float32 logits.
+    """Images (N, C, H, W) in float32, normalized as in training, to float32 logits; or what the program's ``call`` takes and returns.
 
     ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. Images of another size than the one that
     the program was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with
@@ -55,20 +58,60 @@ class QuantizedModel(nn.Module):
         self.program = program
         self.placement: dict[str, tuple[str, str | None]] = {}
         self.simulated = False
-        self.taking: Taking | None = None
+        self.taking: Taking | TakingCall | None = None
         self.unplanned: list[str] = []
         self._kernels = kernels
         self._whole: Mapping[str, nn.Module] = modules or {}
-        names = sorted({step.output for step in program.steps} | {n for step in program.steps for n in step.inputs})
+        made = {step.output for step in program.steps}
+        call = program.call
+        names = sorted(made.union(program.results if call else (), *(step.inputs for step in program.steps)))
         self._slots = {name: slot for slot, name in enumerate(names)}
-        self._input = next((name for name in names if not any(step.output == name for step in program.steps)), None)
+        self._inputs = tuple(name for name in names if name not in made)[:1] if call is None else tuple(i.value for i in call.inputs)
+        self._slots |= {name: len(names) + i for i, name in enumerate(n for n in self._inputs if n not in self._slots)}
+        self._result: str | tuple[str, ...] = program.results if program.others else program.result
         self._steps = next((steps for kernel in kernels if (steps := kernel.steps()) is not None), None)
         self._functions: list[Function] = []
         self._bound = self._bind()
         self._plans: OrderedDict[Any, Fixed | None] = OrderedDict()
         self._lock = threading.RLock()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.program.call
+        if call is None:
+            return self._of_images(*args, **kwargs)
+        results = self._called(call.flatten(args, kwargs))
+        return call.rebuild(results if isinstance(results, tuple) else (results,))
+
+    def flat(self, *inputs: Tensor) -> Tensors:
+        """The program's results, one or a tuple in order, for its inputs in order."""
+        return self._of_images(*inputs) if self.program.call is None else self._called(inputs)
+
+    def inputs_of(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The program's inputs in order. Raises EngineError for a batch of another structure."""
+        call = self.program.call
+        return tuple(batch.args) if call is None else call.flatten(batch.args, batch.kwargs)
+
+    def rebuilt(self, results: Sequence[Any]) -> Any:
+        """What the model returns, of the program's results in order."""
+        return results[0] if self.program.call is None else self.program.call.rebuild(results)
+
+    @property
+    def per_item(self) -> tuple[bool, ...]:
+        """For each of the program's inputs, whether its first size is the number of items."""
+        call = self.program.call
+        return (True,) if call is None else tuple(given.shape[:1] == (None,) for given in call.inputs)
+
+    def _called(self, inputs: tuple[Tensor, ...]) -> Tensors:
+        given: Tensors = inputs[0] if len(inputs) == 1 else inputs
+        if self.taking is None:
+            return self._computed(given)
+        self.taking.check(inputs)
+        try:
+            return self._computed(given)
+        except Exception as error:
+            raise self.taking.failed(inputs, error) from error
+
+    def _of_images(self, x: Tensor) -> Tensors:
         sizes = self.program.sizes
         if sizes is not None and isinstance(x, Tensor) and tuple(x.shape[2:]) != sizes:
             raise EngineError(wrong_size(x, sizes))
@@ -80,23 +123,30 @@ class QuantizedModel(nn.Module):
         except Exception as error:
             raise self.taking.failed(x, error) from error
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Tensors) -> Tensors:
         with torch.inference_mode(), self._lock:
             fixed = self._fixed(x) if self._steps is not None else None
             return self._stepwise(x) if fixed is None else fixed(x)
 
-    def _stepwise(self, x: Tensor) -> Tensor:
+    def _stepwise(self, x: Tensors) -> Tensors:
         values = self._holding(x)
         for step in self._bound:
             values[step.output] = step.run(*[values[i] for i in step.inputs])
             for slot in step.done:
                 values[slot] = None
-        result: Tensor = values[self._slots[self.program.result]]
+        if isinstance(self._result, tuple):
+            return tuple(values[self._slots[name]] for name in self._result)
+        result: Tensor = values[self._slots[self._result]]
         return result
 
-    def _fixed(self, x: Tensor) -> Fixed | None:
-        """The program on images like ``x``, None where a value has no fixed place; the last few shapes are kept."""
-        key = (x.shape, x.stride(), x.dtype, torch.get_num_threads())
+    def _fixed(self, x: Tensors) -> Fixed | None:
+        """The program on inputs like ``x``, None where a value has no fixed place; the last few shapes are kept."""
+        threads = torch.get_num_threads()
+        key: Any = (
+            (*((one.shape, one.stride(), one.dtype) for one in x), threads)
+            if isinstance(x, tuple)
+            else (x.shape, x.stride(), x.dtype, threads)
+        )
         if key not in self._plans:
             self._plans[key] = self._planned(x)
             if len(self._plans) > _PLANS:
@@ -104,16 +154,24 @@ class QuantizedModel(nn.Module):
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _planned(self, x: Tensor) -> Fixed | None:
+    def _planned(self, x: Tensors) -> Fixed | None:
         """A plan that gives for ``x``, bit for bit, what the steps give."""
         try:
             # Made on other values: what a plan does not compute again would look right on those that it was made on.
-            plan = Fixing(self.program.steps, self._functions, self._input, self.program.result).build(mirrored(x))
+            names = self._inputs if isinstance(x, tuple) else self.input_name
+            plan = Fixing(self.program.steps, self._functions, names, self._result).build(mirrored(x))
         except NotFixed:
+            return None
+        except Exception:
+            # Integers read backwards may be none that the model can take; what it cannot take at all shows in the steps.
+            if self.program.call is None:
+                raise
             return None
         if _same(plan(x), self._stepwise(x)):
             return plan
-        said = f"the plan for images of shape {tuple(x.shape)} does not compute what its steps compute: they run step by step"
+        shapes = " and ".join(str(tuple(one.shape)) for one in (x if isinstance(x, tuple) else (x,)))
+        what = "images" if self.program.call is None else "inputs"
+        said = f"the plan for {what} of shape {shapes} does not compute what its steps compute: they run step by step"
         if said not in self.unplanned:
             self.unplanned.append(said)
             if self.taking is not None:
@@ -121,20 +179,20 @@ class QuantizedModel(nn.Module):
                 warnings.warn(said, stacklevel=2)
         return None
 
-    def _holding(self, x: Tensor) -> list[Any]:
-        """A place for each value, the images in theirs."""
+    def _holding(self, given: Tensors) -> list[Any]:
+        """A place for each value, the inputs in theirs."""
         values: list[Any] = [None] * len(self._slots)
-        if self._input is not None:
-            values[self._slots[self._input]] = x
+        for name, x in zip(self._inputs, given if isinstance(given, tuple) else (given,), strict=False):
+            values[self._slots[name]] = x
         return values
 
-    def watch(self, x: Tensor) -> dict[str, Tensor]:
+    def watch(self, *inputs: Tensor) -> dict[str, Tensor]:
         """All values of one pass that are tensors, by name: ``NAME`` in float, ``NAME:q`` as integers."""
-        return {name: value for name, value in self.values(x).items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self.values(*inputs).items() if isinstance(value, Tensor)}
 
-    def values(self, x: Tensor) -> dict[str, Any]:
+    def values(self, *inputs: Tensor) -> dict[str, Any]:
         """All values of one pass by name: tensors, and the sizes and tuples between them."""
-        values = self._holding(x)
+        values = self._holding(inputs)
         with torch.inference_mode():
             for step in self._bound:
                 arguments = [values[i] for i in step.inputs]
@@ -144,8 +202,13 @@ class QuantizedModel(nn.Module):
 
     @property
     def input_name(self) -> str | None:
-        """The value that the images are; None where nothing reads them."""
-        return self._input
+        """The value that the images, or the first input, are; None where nothing reads images."""
+        return next(iter(self._inputs), None)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The values that the inputs are, in order."""
+        return self._inputs
 
     def functions(self) -> list[tuple[Step, Function]]:
         """Each step with the function that carries it out."""
@@ -156,7 +219,7 @@ class QuantizedModel(nn.Module):
         for index, step in enumerate(self.program.steps):
             for name in step.inputs:
                 last[name] = index
-        last[self.program.result] = len(self.program.steps)
+        last |= dict.fromkeys(self.program.results, len(self.program.steps))
         shared = binding.aliases(self.program.steps)
         bound = []
         for index, step in enumerate(self.program.steps):
@@ -205,7 +268,7 @@ class QuantizedModel(nn.Module):
         bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
         shape: dict[str, Any] = {k: v if k == "groups" else tuple(v) for k, v in a["geometry"].items()}
         return IntegerLayer(
-            a["kind"], weights.integers(), weights.scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
+            a["kind"], weights.integers(), weights.channel_scale, bias, source, target, a["activation"], grid_from(a["accumulate"]), **shape
         )
 
     def _op_layer(self, step: Step) -> Function:

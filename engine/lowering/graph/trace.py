@@ -8,20 +8,25 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from engine.errors import EngineError, one_line
+from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
 from engine.lowering.graph.sizes import Reading, hold, other_sizes, plain, signature
+from engine.tasks.base import Batch
+from engine.tasks.outputs import normalized
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _HERE = os.path.dirname(__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
@@ -47,11 +52,14 @@ class Traced:
 
 
 class ShapeTracer(fx.Tracer):
-    """Records the graph while two examples run through the model beside it."""
+    """Records the graph while two examples run through the model beside it. The graph takes the tensors of the arguments in order and
+    gives those of the results; ``outputs`` is the tree of what the model returns."""
 
-    def __init__(self, examples: tuple[Tensor, ...]) -> None:
+    def __init__(self, call: Call, examples: tuple[Arguments, ...]) -> None:
         super().__init__()
-        self.examples = examples
+        self.call, self.examples = call, examples
+        self.inputs = tuple(call.flatten(*example) for example in examples)
+        self.outputs: Any = None
         self.untraced: list[UntracedModule] = []
         self.reading = Reading()
         self._values: dict[fx.Node, tuple[Any, ...]] = {}
@@ -78,9 +86,50 @@ class ShapeTracer(fx.Tracer):
         return proxy
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """The images are the one input; what else ``forward`` takes keeps its default."""
-        name = list(inspect.signature(root_fn).parameters)[1]
-        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+        """One placeholder for each tensor of the arguments; what else ``forward`` takes is as in the example, or keeps its default."""
+        leaves, spec = tree_flatten(self.examples[0])
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._places = {given.name: i for i, given in enumerate(self.call.inputs)}
+
+        def forward(root: nn.Module, *inputs: Any) -> Any:
+            full = list(leaves)
+            for place, value in zip(places, inputs, strict=True):
+                full[place] = value
+            args, kwargs = tree_unflatten(full, spec)
+            return self._results(root_fn(root, *args, **kwargs))
+
+        return forward, [self.root, *(self.create_proxy("placeholder", given.name, (), {}) for given in self.call.inputs)]
+
+    def _results(self, raw: Any) -> Any:
+        """The tensors that ``forward`` returned, in order: one alone, or a tuple. What else it returned is in ``outputs``."""
+        found: list[Any] = []
+        self.outputs = tree_of(self._parts(normalized(raw)), found, lambda value: isinstance(value, Tensor | fx.Proxy))
+        if not found:
+            raise TraceError("returns no tensor")
+        return found[0] if self.outputs == {"$": 0} else tuple(found)
+
+    def _parts(self, value: Any) -> Any:
+        """``value`` with what stands for a tuple, a list or a dict taken apart."""
+        proxy: Any = value
+        if not isinstance(value, SizedProxy):
+            given: Any = value
+        elif not value.values or isinstance(value.values[0], Tensor):
+            return value
+        else:
+            given = normalized(value.values[0])
+            if given is None or isinstance(given, bool | int | float | str):
+                if value.values[0] != value.values[1]:
+                    raise TraceError("returns a number that depends on the batch")
+                return given
+            if isinstance(given, tuple | list):
+                given = _with(given, [proxy[i] for i in range(len(given))])
+            elif isinstance(given, dict):
+                # An object is read as its class gives its fields; what is None stays None.
+                read = proxy.__getitem__ if isinstance(value.values[0], Mapping) else partial(getattr, proxy)
+                given = type(given)({key: None if part is None else read(key) for key, part in given.items()})
+        if isinstance(given, tuple | list):
+            return _with(given, [self._parts(part) for part in given])
+        return type(given)({key: self._parts(part) for key, part in given.items()}) if isinstance(given, dict) else given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
@@ -132,7 +181,7 @@ class ShapeTracer(fx.Tracer):
 
     def _evaluate_on(self, node: fx.Node, which: int) -> Any:
         if node.op == "placeholder":
-            return self.examples[which]
+            return self.inputs[which][self._places[str(node.target)]]
         if node.op == "output":
             return None
         if node.op == "get_attr":
@@ -162,46 +211,111 @@ class ShapeTracer(fx.Tracer):
         return result
 
 
-def trace(model: nn.Module, example: Tensor) -> Traced:
-    """Trace ``model`` (in eval mode) on ``example`` (N, C, H, W), at least one image.
+def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
+    """Trace ``model`` (in eval mode) on a batch of at least one item; a tensor (N, ...) is the batch of a model with one input.
 
-    Module names are kept; what cannot be traced becomes a leaf. The graph is checked against the model on the example:
-    ``max_abs_delta`` is the largest difference. Raises EngineError when not even the outermost call can be run.
+    Module names are kept; what cannot be traced becomes a leaf. The graph takes and gives tensors alone: ``call_of`` tells how the
+    model's arguments and results are made of them. It is checked against the model on the example: ``max_abs_delta`` is the largest
+    difference. Raises EngineError when not even the outermost call can be run.
     """
-    copies = tuple(example[torch.arange(n) % len(example)].clone() for n in BATCHES)
+    batch = Batch((example,), count=len(example)) if isinstance(example, Tensor) else example
+    copies: tuple[Arguments, ...] = tuple(_arguments(batch, n) for n in BATCHES)
+    call = _call(model, copies)
     with torch.no_grad():
         try:
-            expected = model(copies[0].clone())
+            expected = _returned(model, copies[0])
         except Exception as error:
+            shapes = " and ".join(str(tuple(x.shape)) for x in call.flatten(*copies[0]))
+            one = len(call.inputs) == 1
             raise EngineError(
-                f"{type(model).__name__}.forward failed on an input of shape {tuple(copies[0].shape)}: "
-                f"{_reason(error)} ({_where(error)}): check the model and the image size"
+                f"{type(model).__name__}.forward failed on {'an input of shape' if one else 'inputs of shapes'} {shapes}: "
+                f"{_reason(error)} ({_where(error)}): check the model and {'the image size' if call.of_images else 'the data'}"
             ) from error
-        if not isinstance(expected, Tensor):
+        if not results_of(expected):
+            what = type(expected).__name__
+            raise EngineError(f"{type(model).__name__} returns {what} without a tensor: wrap it in a model that returns tensors")
+        if not _close(_returned(model, copies[0]), expected):
+            what = "logits for the same images" if call.of_images else "outputs for the same inputs"
             raise EngineError(
-                f"{type(model).__name__} returns {type(expected).__name__}, not one tensor of logits: wrap it in a factory that does"
-            )
-        if not torch.allclose(model(copies[0].clone()), expected, rtol=1e-3, atol=1e-5 * max(1.0, float(expected.abs().max()))):
-            raise EngineError(
-                f"{type(model).__name__} gives other logits for the same images at the next call: its forward draws random numbers or "
+                f"{type(model).__name__} gives other {what} at the next call: its forward draws random numbers or "
                 "keeps a state, which it must not do in eval mode"
             )
         own = set(vars(model))
-        tracer = ShapeTracer(copies)
+        tracer = ShapeTracer(call, copies)
         try:
             traced = _record(model, tracer, copies[1])
         except Exception as error:
             whole = UntracedModule("model", type(model).__name__, _reason(error), _where(error))
-            tracer = ShapeTracer(copies)
+            tracer = ShapeTracer(call, copies)
             tracer._leaves.add("model")
             tracer.untraced.append(whole)
-            traced = _record(_Whole(model), tracer, copies[1], type(model).__name__)
+            try:
+                traced = _record(_Whole(model), tracer, copies[1], type(model).__name__)
+            except TraceError as again:
+                raise EngineError(f"{type(model).__name__} cannot be run as one piece: {_reason(again)}: change what it returns") from error
         finally:
             # fx leaves the constants that it meets on the model.
             _forget(model, own)
-        if tracer.reading.compared or (tracer.reading.read and _differs(model, traced, copies)):
+        if tracer.reading.compared or (tracer.reading.read and _differs(model, traced, tracer)):
             hold(traced.module.graph)
+        keep(traced.module.graph, _finished(tracer, traced.module.graph))
         return traced
+
+
+def _arguments(batch: Batch, count: int) -> Arguments:
+    """The arguments of ``count`` items, in tensors of their own."""
+    repeated = batch.items([i % batch.count for i in range(count)])
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (repeated.args, dict(repeated.kwargs)))
+    return args, kwargs
+
+
+def _with(value: Any, parts: list[Any]) -> Any:
+    """A tuple, named tuple or list like ``value`` of other ``parts``."""
+    if hasattr(value, "_fields"):
+        return type(value)(*parts)
+    return tuple(parts) if isinstance(value, tuple) else parts
+
+
+def _returned(model: nn.Module, arguments: Arguments) -> Any:
+    """What ``model`` returns for tensors that it may change, ``normalized``."""
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
+    return normalized(model(*args, **kwargs))
+
+
+def _call(model: nn.Module, examples: tuple[Arguments, ...]) -> Call:
+    """How ``model`` is called. Raises EngineError for arguments that its forward does not take, or that hold no tensor."""
+    args, kwargs = examples[0]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    tensors: list[Any] = []
+    trees = tuple(tree_of(value, tensors) for value in args)
+    by_name = {name: tree_of(value, tensors) for name, value in kwargs.items()}
+    leaves = tree_leaves(examples[0])
+    if strange := [leaf for leaf in leaves if not isinstance(leaf, Tensor) and results_of(normalized(leaf))]:
+        raise EngineError(f"an input of {type(model).__name__} is a {type(strange[0]).__name__} of tensors: give tuples, lists and dicts")
+    if not tensors or len(tensors) != sum(isinstance(leaf, Tensor) for leaf in leaves):
+        raise EngineError(f"{type(model).__name__} is given no tensor: a batch's inputs must hold tensors, in tuples, lists and dicts")
+    every = [positional[i] if i < len(positional) else f"input_{i}" for i in range(len(args))]
+    names = input_names(list(zip(every, trees, strict=True)), by_name, len(tensors))
+    start = Call(tuple(Input(name, name, x.dtype, ()) for name, x in zip(names, tensors, strict=True)), trees, by_name, tuple(positional))
+    others = start.flatten(*examples[1])
+    shapes = [tuple(a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)) for x, y in zip(tensors, others, strict=True)]
+    return replace(start, inputs=tuple(replace(given, shape=shape) for given, shape in zip(start.inputs, shapes, strict=True)))
+
+
+def _finished(tracer: ShapeTracer, graph: fx.Graph) -> Call:
+    """The call with what the trace has told: the graph's own names, and the tree of the results."""
+    names = [node.name for node in graph.nodes if node.op == "placeholder"]
+    inputs = (replace(given, value=name) for given, name in zip(tracer.call.inputs, names, strict=True))
+    return replace(tracer.call, inputs=tuple(inputs), outputs=tracer.outputs)
+
+
+def _close(found: Any, expected: Any) -> bool:
+    pairs = list(zip(results_of(found), results_of(expected), strict=False))
+    top = 1e-5 * max(1.0, largest(expected))
+    return len(results_of(found)) == len(results_of(expected)) and all(
+        torch.allclose(a, b, rtol=1e-3, atol=top) if b.is_floating_point() else torch.equal(a, b) for a, b in pairs
+    )
 
 
 def _forget(model: nn.Module, own: set[str]) -> None:
@@ -209,19 +323,19 @@ def _forget(model: nn.Module, own: set[str]) -> None:
         delattr(model, name)
 
 
-def _differs(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> bool:
-    """Whether the graph is another one on images of other sizes, of those that the model takes; so too where it takes none."""
+def _differs(model: nn.Module, traced: Traced, tracer: ShapeTracer) -> bool:
+    """Whether the graph is another one on inputs of other sizes, of those that the model takes; so too where it takes none."""
     expected, own = signature(traced.module), set(vars(model))
     taken = False
-    for sizes in other_sizes(tuple(examples[0].shape[2:])):
+    for which in range(len(other_sizes(()))):
         try:
-            others = tuple(x.new_zeros((*x.shape[:2], *sizes)) for x in examples)
-            model(others[0])
+            others: tuple[Arguments, ...] = tuple(tree_map(lambda x, n=which: _other(x, n), example) for example in tracer.examples)
+            _returned(model, others[0])
         except Exception:
             continue
         try:
             taken = True
-            if signature(_record(model, ShapeTracer(others), others[1]).module) != expected:
+            if signature(_record(model, ShapeTracer(tracer.call, others), others[1]).module) != expected:
                 return True
         except Exception:
             return True
@@ -230,7 +344,15 @@ def _differs(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> 
     return not taken
 
 
-def _record(root: nn.Module, tracer: ShapeTracer, example: Tensor, name: str = "") -> Traced:
+def _other(value: Any, which: int) -> Any:
+    """A tensor of zeros in the ``which``-th of the other sizes: all but the batch and the channels, of integers all but the batch."""
+    if not isinstance(value, Tensor):
+        return value
+    kept = 2 if value.is_floating_point() else 1
+    return value.new_zeros((*value.shape[:kept], *other_sizes(tuple(value.shape[kept:]))[which]))
+
+
+def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str = "") -> Traced:
     """The graph of ``root``, checked on ``example``. Raises TraceError when it computes something else."""
     graph = tracer.trace(root)
     _record_shapes(graph, tracer._values)
@@ -240,9 +362,9 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Tensor, name: str = "
     module.graph.eliminate_dead_code()
     module.recompile()
     module.eval()
-    expected = root(example.clone())
-    delta = float((module(example.clone()) - expected).abs().max())
-    if delta > 1e-4 * max(1.0, float(expected.abs().max())):
+    expected = _returned(root, example)
+    delta = largest_difference(module(*(x.clone() for x in tracer.call.flatten(*example))), expected)
+    if delta > 1e-4 * max(1.0, largest(expected)):
         raise TraceError(f"the traced graph differs from the model by {delta:.3g}: its forward changes values that were read before")
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     return Traced(module, tuple(leaf for leaf in tracer.untraced if leaf.path in called), delta)
@@ -272,8 +394,8 @@ class _Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
 
 def _record_shapes(graph: fx.Graph, values: dict[fx.Node, tuple[Any, ...]]) -> None:

@@ -17,13 +17,14 @@ from engine.lowering.graph.profile import Profile, profile
 from engine.lowering.graph.simplify import simplify
 from engine.lowering.graph.trace import UntracedModule
 from engine.lowering.graph.trace import trace as trace_graph
+from engine.tasks.base import Batch
 
 LAYERS = ("conv", "conv_transpose", "linear")
 
 
 @dataclass(frozen=True)
 class TracedModel:
-    """``profile`` is that of one image in fp32."""
+    """``profile`` is that of one item in fp32."""
 
     graph: fx.GraphModule
     untraced: tuple[UntracedModule, ...]
@@ -36,7 +37,9 @@ class TracedModel:
         return self.profile.shares
 
 
-def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedModel]:
+def trace(model: nn.Module, example: Batch | Tensor) -> Generator[Event, None, TracedModel]:
+    if isinstance(example, Tensor):
+        example = Batch((example,), count=len(example))
     traced = trace_graph(model, example)
     graph = simplify(traced.module, example)
     whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in graph.graph.nodes)), None)
@@ -49,7 +52,7 @@ def trace(model: nn.Module, example: Tensor) -> Generator[Event, None, TracedMod
             function_name(node)
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
-    found = profile(graph, example[:1])
+    found = profile(graph, example.first(1))
     yield graph_table("graph", "Graph", graph)
     yield graph_rows("traced", graph, found.shares)
     return TracedModel(graph, traced.untraced, traced.max_abs_delta, found)

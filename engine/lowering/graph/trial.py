@@ -23,10 +23,14 @@ from engine.lowering.graph.kinds import kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import Layout, arrange
 from engine.lowering.graph.program import Program, Step
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.formats import integer
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 from engine.recipe.spec import LayerSpec
 
 Sizes = Mapping[str, tuple[int, ...]]
+# Steps that read no input are given it.
+_NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Bench:
         if not part:
             return lambda: None
         layers = {
-            name: replace(weight, values=weight.values.contiguous()) for name, weight in program.layers.items() if name in _weighted(part)
+            name: replace(weight, codes=weight.codes.contiguous()) for name, weight in program.layers.items() if name in _weighted(part)
         }
         model = QuantizedModel(Program(part, part[-1].output, layers, program.tensors), self.kernels, whole)
         functions = model.functions()
@@ -96,13 +100,13 @@ def _tied(functions: Functions, given: Mapping[str, Tensor]) -> Run | None:
     steps = [*(Step("constant", name) for name in given), *(step for step, _ in functions)]
     runs: list[Callable[..., Any]] = [*(partial(_itself, value) for value in given.values()), *(function for _, function in functions)]
     try:
-        fixed = Fixing(steps, runs, None, steps[-1].output).build(torch.empty(0))
+        fixed = Fixing(steps, runs, None, steps[-1].output).build(_NOTHING)
     except NotFixed:
         return None
 
     def run() -> None:
         for step in fixed.run:
-            step(fixed.result)
+            step(_NOTHING)
 
     return run
 
@@ -169,9 +173,9 @@ def _rounded(specs: Mapping[str, LayerSpec], node: fx.Node) -> bool:
     return spec is not None and spec.weights is not None
 
 
-def _weight(node: fx.Node) -> QWeight:
+def _weight(node: fx.Node) -> QTensor:
     module = module_of(node)
     assert module is not None
     weight: Tensor = module.weight  # type: ignore[assignment]
     # One number seen from everywhere: what is never run takes no memory.
-    return QWeight(torch.full((1,), 3, dtype=torch.int8).expand(weight.shape), torch.full((len(weight),), 0.001), 8)
+    return QTensor(torch.full((1,), 3, dtype=torch.int8).expand(weight.shape), torch.full((len(weight), 1), 0.001), None, integer(8))

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.lowering.modules.header import KIND, SCHEMA, header, matrix
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.skeleton import empty, skeleton
 from engine.models.anatomy import kind_of, weight_of
 from engine.models.transformers_load import quiet
-from engine.numerics.grouped import GroupedWeight, from_tensors
+from engine.numerics.qtensor import QTensor, from_tensors
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 Tensors = dict[str, Tensor]
 
@@ -98,7 +99,7 @@ def _decoder(about: Mapping[str, Any], tensors: Tensors) -> QuantizedDecoder:
 
 
 def _matrices(about: Mapping[str, Any], tensors: Tensors) -> dict[str, QuantizedMatrix]:
-    weights: dict[str, GroupedWeight] = {}
+    weights: dict[str, QTensor] = {}
     for path, entry in about.items():
         if entry["tied"] is None:
             places = {part: f"matrix/{path}/{part}" for part in ("packed", "scale", "zero")}
@@ -113,8 +114,8 @@ def _check(decoder: QuantizedDecoder, rest: Tensors, kept: Tensors) -> None:
     model = decoder.twin
     for path, held in decoder.matrices.items():
         module = model.get_submodule(path)
-        if kind_of(module) is None or weight_of(module).shape != held.weight.values.shape:
-            raise ValueError(f"{path} of {tuple(held.weight.values.shape)} is no such matrix of {type(model).__name__}")
+        if kind_of(module) is None or weight_of(module).shape != held.weight.codes.shape:
+            raise ValueError(f"{path} of {tuple(held.weight.codes.shape)} is no such matrix of {type(model).__name__}")
         if held.tied and module.weight is not model.get_submodule(held.tied).weight:
             raise ValueError(f"{path} is not tied to {held.tied}")
     if (wanted := set(decoder.rest())) != set(rest):

@@ -15,12 +15,12 @@ from torch import nn
 from engine.errors import EngineError
 from engine.lowering.modules.block_linears import Linear
 from engine.lowering.modules.progress import MatrixQuantized
-from engine.numerics.grouped import GroupedWeight, from_tensors
+from engine.numerics.qtensor import QTensor, from_tensors
 from engine.paths import save as save_file
 
 
 def write_block(
-    path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear], done: dict[str, GroupedWeight],
+    path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear], done: dict[str, QTensor],
     told: Sequence[MatrixQuantized],
 ) -> None:  # fmt: skip
     """Packed weights for ``done``, what was ``told`` of them, and every other parameter and buffer of ``block`` as it is. Raises
@@ -37,7 +37,7 @@ def write_block(
 
 def read_block(
     path: Path, fingerprint: str, block: nn.Module, found: Sequence[Linear]
-) -> tuple[dict[str, GroupedWeight], list[MatrixQuantized]] | None:
+) -> tuple[dict[str, QTensor], list[MatrixQuantized]] | None:
     """Put the state that ``write_block`` saved into ``block`` and return its packed weights and what was told; None where there is
     no such file or it belongs to another run. Raises EngineError for a file that is damaged."""
     if not path.exists():
@@ -78,7 +78,7 @@ def _parts(meta: dict[str, object]) -> tuple[str, ...]:
     return ("packed", "scale") if meta["symmetric"] else ("packed", "scale", "zero")
 
 
-def _rest(block: nn.Module, found: Sequence[Linear], done: dict[str, GroupedWeight]) -> dict[str, torch.Tensor]:
+def _rest(block: nn.Module, found: Sequence[Linear], done: dict[str, QTensor]) -> dict[str, torch.Tensor]:
     packed = {id(matrix.held) for matrix in found if matrix.name in done}
     named = [*block.named_parameters(), *block.named_buffers()]
     return {name: tensor.detach() for name, tensor in named if id(tensor) not in packed}

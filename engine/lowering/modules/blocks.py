@@ -26,14 +26,15 @@ from engine.lowering.modules.capture import Batch, run_block
 from engine.lowering.modules.folding import Group, groups_of
 from engine.lowering.modules.progress import MatrixQuantized, noted, timed
 from engine.lowering.modules.statistics import statistics
-from engine.numerics.grouped import GroupedWeight, GroupSpec
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme
 
 
 @dataclass(frozen=True)
 class Task:
     """What a matrix is to become: ``method`` is a name of ``registry.METHODS`` or a method of one's own."""
 
-    spec: GroupSpec
+    spec: WeightScheme
     method: str | Method = "gptq"
 
     @property
@@ -54,7 +55,7 @@ def quantize_blocks(
     choose: Choose,
     stop: StopToken | None = None,
     checkpoints: Path | None = None,
-) -> Generator[Event, None, dict[str, GroupedWeight]]:
+) -> Generator[Event, None, dict[str, QTensor]]:
     """Quantize the linear layers of ``blocks``, (name, module) in the order they run, and return their packed weights by name.
 
     The blocks are changed in place: weights become what their integers stand for, norms and biases take up scales and means.
@@ -79,7 +80,7 @@ def quantize_blocks(
     paths = [] if checkpoints is None else [checkpoints / f"block-{index:04d}.safetensors" for index in range(len(named))]
     if others := of_others(paths, mark):
         yield Notice(f"{others} of {len(named)} blocks were kept for another recipe, model or text: rounded again", "warning")
-    packed: dict[str, GroupedWeight] = {}
+    packed: dict[str, QTensor] = {}
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
@@ -133,7 +134,7 @@ class _Place:
         return statistics(self.block, group, self.batches, self.index, self.stop, original, judged)
 
 
-def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, GroupedWeight]]:
+def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, QTensor]]:
     wanted = [linear for linear in place.found if linear.name in place.tasks]
     groups: list[Group] = []
     folded: dict[str, str] = {}
@@ -144,7 +145,7 @@ def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event,
         for group in groups:
             folded |= _scale(place, group)
     before = copy.deepcopy(place.block) if carried else None
-    done: dict[str, GroupedWeight] = {}
+    done: dict[str, QTensor] = {}
     for group in groups:
         yield from _one_group(place, group, before, folded, done, ticker)
     for linear in wanted:
@@ -158,7 +159,7 @@ def _one_group(
     group: Group,
     before: nn.Module | None,
     folded: dict[str, str],
-    done: dict[str, GroupedWeight],
+    done: dict[str, QTensor],
     ticker: Ticker,
     reached: bool = True,
 ) -> Generator[Event, None, None]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
-from engine.numerics.grouped import GroupedWeight
-from engine.numerics.uniform import QParams
+from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 from engine.recipe.spec import ActivationSpec, Observer
 
 KIND, SCHEMA = "decoder", 1
@@ -40,7 +41,7 @@ def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def matrix(path: str, about: Mapping[str, Any], weight: GroupedWeight) -> QuantizedMatrix:
+def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
     """The inverse for one matrix. Raises ValueError, KeyError or TypeError for what no run writes."""
     tied = about["tied"]
     if tied is not None and (not isinstance(tied, str) or tied == path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.numerics.grouped import LARGEST, SMALLEST, Grid, GroupedWeight, in_groups
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import in_groups
+from engine.numerics.weights import LARGEST, SMALLEST, WeightQParams
 
 # How far beyond the outermost integers a place may go: further out it would take long to come back.
 MARGIN = 0.49
@@ -17,23 +20,23 @@ class _Rounded(torch.autograd.Function):
     """``scale * (round(place) - zero)`` with the scale of each group multiplied by ``exp(growth)`` and rounded to float16."""
 
     @staticmethod
-    def forward(ctx: Any, place: Tensor, growth: Tensor, start: GroupedWeight) -> Tensor:
+    def forward(ctx: Any, place: Tensor, growth: Tensor, start: QTensor) -> Tensor:
         rounded = _stored(place, growth, start)
         weight = rounded.dequantize()
         ctx.save_for_backward(weight, rounded.scale)
-        ctx.spec = start.spec
+        ctx.scheme = start.scheme
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         weight, scale = ctx.saved_tensors
-        step, _ = Grid(ctx.spec, scale, None).columns(weight.shape[1])
-        return grad * step, in_groups(grad * weight, ctx.spec).sum(2), None
+        step, _ = WeightQParams(ctx.scheme, scale, None).columns(weight.shape[1])
+        return grad * step, in_groups(grad * weight, ctx.scheme).sum(2), None
 
 
 class Latent(nn.Module):
-    """A ``GroupedWeight`` in training, which begins as ``start`` to the bit.
+    """A ``QTensor`` in training, which begins as ``start`` to the bit.
 
     ``place`` float32 (out, in) is where each weight lies between the integers of its grid; it is rounded in the forward pass and
     gets the gradient of what it is rounded to (straight-through: Bengio et al. 2013, arXiv:1308.3432). ``growth`` float32
@@ -45,10 +48,10 @@ class Latent(nn.Module):
     edge noise would do, and undo what GPTQ has made good.
     """
 
-    def __init__(self, start: GroupedWeight) -> None:
+    def __init__(self, start: QTensor) -> None:
         super().__init__()
         self._start = start
-        self.place = nn.Parameter(start.values.to(torch.float32))
+        self.place = nn.Parameter(start.format.decode(start.codes))
         self.growth = nn.Parameter(torch.zeros_like(start.scale, dtype=torch.float32))
 
     def forward(self) -> Tensor:
@@ -57,18 +60,16 @@ class Latent(nn.Module):
         return found
 
     @torch.no_grad()
-    def stored(self) -> GroupedWeight:
+    def stored(self) -> QTensor:
         """The integers and scales that ``forward`` computes with."""
         return _stored(self.place.detach(), self.growth.detach(), self._start)
 
     @torch.no_grad()
     def bound(self) -> None:
         """Bring places that have left the grid back to its edge."""
-        self.place.clamp_(self._start.spec.low - MARGIN, self._start.spec.high + MARGIN)
+        self.place.clamp_(self._start.format.low - MARGIN, self._start.format.high + MARGIN)
 
 
-def _stored(place: Tensor, growth: Tensor, start: GroupedWeight) -> GroupedWeight:
-    spec = start.spec
+def _stored(place: Tensor, growth: Tensor, start: QTensor) -> QTensor:
     scale = (start.scale.to(torch.float32) * growth.exp()).clamp_(SMALLEST, LARGEST).to(torch.float16)
-    values = place.round().clamp_(spec.low, spec.high).to(start.values.dtype)
-    return GroupedWeight(values, Grid(spec, scale, start.zero))
+    return replace(start, codes=start.format.encode(start.format.round(place)), scale=scale)

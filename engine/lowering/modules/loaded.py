@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.lowering.modules.artifact import read_with_header
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix
+from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.numerics.formats import round_to_
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def rounded(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
     if matrix.grid is None:
         raise EngineError("a matrix of static activations has no grid: quantize the model again")
     grid = matrix.grid
-    return ((x / grid.scale).round() + grid.zero_point).clamp(0, grid.qmax).sub(grid.zero_point) * grid.scale
+    return round_to_(x / grid.scale, 0, grid.qmax, grid.zero_point).sub_(grid.zero_point) * grid.scale
 
 
 def _round(matrix: QuantizedMatrix) -> Any:

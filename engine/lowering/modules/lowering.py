@@ -17,8 +17,10 @@ from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunCon
 from engine.lowering.files import NAME
 from engine.lowering.modules.artifact import to_bytes
 from engine.lowering.modules.exported_graph import exported_rows
+from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.layer_results import layer_cells, layer_results
+from engine.lowering.modules.layers import layers, planned
 from engine.lowering.modules.loaded import load, rounding
 from engine.lowering.modules.observe import Inputs, observe
 from engine.lowering.modules.progress import MatrixQuantized
@@ -28,14 +30,14 @@ from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
 from engine.lowering.modules.weight_rows import weight_rows
 from engine.models.anatomy import Anatomy, anatomy
-from engine.planning.matrices import plan
+from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.base import Batch, Forward
 from engine.tasks.causal_lm import CausalLM
 from engine.tasks.subject import Subject
-from engine.training.finetune import finetune
 from engine.training.settings import schedule_of
+from engine.training.trainable import TrainingContext
 
 # Windows for ranges that are shown; what the methods and static grids need they take from all of them.
 OBSERVED = 32
@@ -101,9 +103,12 @@ class ModulesLowering(Lowering):
         count: int = sum(p.numel() for p in self.model.parameters())
         return 2 * count
 
+    def layers(self) -> Sequence[Layer]:
+        return layers(self.model, self.parts, self.shares, labels(self.machine))
+
     def plan(self) -> Generator[Event, None, Plan]:
         recipe = self.run.recipe
-        found = plan(self.model, self.parts, recipe.preset, recipe.layer_rules(), self.shares, labels(self.machine))
+        found = planned(self.layers(), self.parts, recipe.preset, recipe.layer_rules())
         for text in found.warnings:
             yield Notice(text, "warning")
         cells = [(row.path, row.kind, str(row.actual), row.kernel, row.why) for row in found.layers]
@@ -123,7 +128,7 @@ class ModulesLowering(Lowering):
             yield Weights(weight_rows(self.model, plan.layers))
         specs = {
             row.path: row.actual.activations or ActivationSpec(8)
-            for row in plan.layers if row.decoder and row.kind != "Embedding"
+            for row in plan.layers if row.capabilities.rounds_inputs
         }  # fmt: skip
         steps = observe(self.model, specs, self.windows[:OBSERVED], self.task.windows_at_once, self.run.stop, counting=attended)
         return (yield from steps)
@@ -150,7 +155,7 @@ class ModulesLowering(Lowering):
 
     def _in_blocks(self, plan: Plan, quantized: Quantized) -> dict[str, Any]:
         """The integers of the matrices inside of blocks, by path: those that are trained."""
-        blocks = {row.path for row in plan.layers if row.decoder == "block"}
+        blocks = {row.path for row in plan.layers if row.capabilities.role == "block"}
         return {path: matrix.weight for path, matrix in quantized.state.decoder.matrices.items() if path in blocks}
 
     def trainable(self, plan: Plan, quantized: Quantized) -> bool:
@@ -159,16 +164,16 @@ class ModulesLowering(Lowering):
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
         run, task, state = self.run, self.task, quantized.state
         schedule = schedule_of(run.recipe.qat, task.context, run.recipe.seed)
-        tuned = yield from finetune(
-            self.model, state.decoder.twin, self._in_blocks(plan, quantized), task.text, schedule, stop=run.stop,
-            device=self.subject.device, checkpoint=checkpoint, fingerprint=f"{run.recipe.fingerprint()} {self.subject.fingerprint}",
-        )  # fmt: skip
+        fingerprint = f"{run.recipe.fingerprint()} {self.subject.fingerprint}"
+        context = TrainingContext(run.stop, "qat", self.subject.device, checkpoint, fingerprint)
+        weights = self._in_blocks(plan, quantized)
+        tuned = yield from finetune(self.model, state.decoder.twin, weights, task.text, schedule, context)
         decoder, matrices = yield from run.stage("convert", "Rounding what was trained", retuned(
             state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, task.windows_at_once, run.stop,
         ))  # fmt: skip
         return Trained(self._running(decoder, matrices), tuple(tuned.losses), tuple(tuned.values), tuned.epoch)
 
-    def layers(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
+    def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         return layer_results(plan, quantized.state.matrices, quantized.state.placement)
 
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:

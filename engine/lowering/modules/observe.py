@@ -18,7 +18,7 @@ from engine.events.progress import Every, Ticker
 from engine.lowering.graph.ranges import BINS, ends
 from engine.numerics.histogram import Histogram
 from engine.numerics.observers import RangeObserver, observer, settled
-from engine.numerics.uniform import QParams, affine
+from engine.numerics.qparams import QParams, affine
 from engine.recipe.spec import ActivationSpec
 
 # A channel stands out whose largest value is that many times the median channel's. Dettmers et al. 2022 (arXiv:2208.07339,

@@ -11,27 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.anatomy import weight_of
-from engine.numerics.grouped import GroupedWeight, GroupSpec
-from engine.numerics.uniform import QParams
-from engine.recipe.spec import ActivationSpec, WeightSpec
-
-
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """One matrix on integers: ``weight`` (out, in), or (rows, width) of an embedding. ``activations`` None computes with float
-    inputs; otherwise they are rounded as they come (``dynamic``), or to ``grid``, which calibration has found.
-
-    ``tied`` names the matrix whose integers these are too: the head of a decoder that shares its embedding's."""
-
-    weight: GroupedWeight
-    activations: ActivationSpec | None = None
-    grid: QParams | None = None
-    tied: str | None = None
-
-    @property
-    def bytes(self) -> int:
-        """On disk; a tied matrix is stored where it is first."""
-        return 0 if self.tied else self.weight.bytes
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,7 @@ class QuantizedDecoder:
 
 
 @torch.no_grad()
-def apply(model: nn.Module, weights: Mapping[str, GroupedWeight]) -> None:
+def apply(model: nn.Module, weights: Mapping[str, QTensor]) -> None:
     """Write what ``weights`` stand for into ``model``, by module path, in place."""
     for path, weight in weights.items():
         weight_of(model.get_submodule(path)).copy_(weight.dequantize())
@@ -69,8 +50,3 @@ def apply(model: nn.Module, weights: Mapping[str, GroupedWeight]) -> None:
 def duplicate(model: Any) -> Any:
     """A copy of a transformers model of its own memory; what was tied stays tied."""
     return copy.deepcopy(model)
-
-
-def group_spec(spec: WeightSpec) -> GroupSpec:
-    """The grid's form that a layer's ``spec`` asks for."""
-    return GroupSpec(spec.bits, spec.group_size if spec.granularity == "per-group" else 0, spec.symmetric)

@@ -18,10 +18,12 @@ from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import Batch, capture
 from engine.lowering.modules.observe import batches, observe
 from engine.lowering.modules.progress import MatrixQuantized, noted
-from engine.lowering.modules.quantized import QuantizedDecoder, QuantizedMatrix, duplicate, group_spec
+from engine.lowering.modules.quantized import QuantizedDecoder, duplicate
 from engine.lowering.modules.trained_noise import noises
 from engine.models.anatomy import blocks_of, weight_of
-from engine.numerics.grouped import GroupedWeight
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.numerics.scheme import scheme_of
 from engine.recipe.spec import ActivationSpec
 
 
@@ -39,10 +41,10 @@ def round_decoder(
     told: dict[str, MatrixQuantized] = {}
     path, blocks = blocks_of(twin)
     tasks = {
-        row.path: Task(group_spec(row.actual.weights), row.actual.weights.method)
-        for row in wanted.values() if row.decoder == "block" and row.actual.weights is not None
+        row.path: Task(scheme_of(row.actual.weights), row.actual.weights.method)
+        for row in wanted.values() if row.capabilities.role == "block" and row.actual.weights is not None
     }  # fmt: skip
-    weights: dict[str, GroupedWeight] = {}
+    weights: dict[str, QTensor] = {}
     # First what stands outside of the blocks: they read what rounded embeddings give.
     for row in wanted.values():
         if row.path not in tasks and row.tied is None:
@@ -60,7 +62,7 @@ def round_decoder(
 
 
 def retuned(
-    before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], original: Any, model: Any, weights: Mapping[str, GroupedWeight],
+    before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], original: Any, model: Any, weights: Mapping[str, QTensor],
     windows: Sequence[Tensor], batch: int, stop: StopToken,
 ) -> Generator[Event, None, tuple[QuantizedDecoder, dict[str, MatrixQuantized]]]:  # fmt: skip
     """``before`` with ``weights`` and ``model``, its twin, as training has left them, and what is known of each matrix then: ``told`` of
@@ -94,11 +96,11 @@ def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequenc
 
 
 @torch.no_grad()
-def _alone(twin: Any, row: LayerRow) -> tuple[GroupedWeight, MatrixQuantized]:
+def _alone(twin: Any, row: LayerRow) -> tuple[QTensor, MatrixQuantized]:
     """A matrix outside of the blocks, from its weights alone."""
     spec = row.actual.weights
     assert spec is not None
-    how, form = method(spec.method), group_spec(spec)
+    how, form = method(spec.method), scheme_of(spec)
     held = weight_of(twin.get_submodule(row.path))
     found = quantize_matrix(held.float().contiguous(), form, how, None, False)
     held.copy_(found.weight.dequantize())
@@ -118,7 +120,7 @@ def _grids(
     return {path: it.grid(path) for path, it in seen.items()}
 
 
-def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, GroupedWeight], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
+def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, QTensor], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:
     return {
         path: QuantizedMatrix(weights[row.tied or path].to("cpu"), row.actual.activations, grids.get(path), row.tied)
         for path, row in wanted.items()

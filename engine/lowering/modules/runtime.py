@@ -96,8 +96,8 @@ def _share(decoder: QuantizedDecoder, modules: Mapping[str, nn.Module]) -> None:
     """An embedding of int8 reads its rows from the head it is tied to, where that holds the same integers."""
     for path, matrix in decoder.matrices.items():
         head, first = modules.get(path), modules.get(matrix.tied or "")
-        if isinstance(head, Computed) and isinstance(first, PackedEmbedding) and matrix.weight.spec == INT8:
-            look = head.rows(matrix.weight.values)
+        if isinstance(head, Computed) and isinstance(first, PackedEmbedding) and matrix.weight.scheme == INT8:
+            look = head.rows(matrix.weight.codes)
             if look is not None:
                 first.share(look)
 

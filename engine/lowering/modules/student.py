@@ -13,14 +13,14 @@ from engine.errors import UsageError
 from engine.lowering.modules.latent import Latent
 from engine.lowering.modules.quantized import apply
 from engine.models.anatomy import kind_of
-from engine.numerics.grouped import GroupedWeight, from_tensors
+from engine.numerics.qtensor import QTensor, from_tensors
 
 
 @dataclass(frozen=True)
 class State:
     """One epoch's integers by module path, and the other tensors that were trained, by name."""
 
-    weights: dict[str, GroupedWeight]
+    weights: dict[str, QTensor]
     others: dict[str, Tensor]
 
     def write(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Student:
     """``model``, a transformers model that becomes the student's own, with ``weights`` by module path. Paths that share a parameter,
     as a tied head does, share their integers. Raises UsageError where there are no weights."""
 
-    def __init__(self, model: Any, weights: Mapping[str, GroupedWeight]) -> None:
+    def __init__(self, model: Any, weights: Mapping[str, QTensor]) -> None:
         if not weights:
             raise UsageError("nothing is quantized: there are no weights to fine-tune")
         self.model = model.eval().requires_grad_(False)

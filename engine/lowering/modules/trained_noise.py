@@ -18,8 +18,8 @@ from engine.lowering.modules.observe import batches
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.models.anatomy import weight_of
-from engine.numerics.grouped import GroupedWeight
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.qtensor import QTensor
+from engine.numerics.sqnr import sqnr_db
 
 # Alternating fits of rows and columns: each moves the other by a part of what the last one did.
 _PASSES = 4
@@ -42,7 +42,7 @@ class _Seen:
 
 
 def noises(
-    original: Any, before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], model: Any, weights: Mapping[str, GroupedWeight],
+    original: Any, before: QuantizedDecoder, told: Mapping[str, MatrixQuantized], model: Any, weights: Mapping[str, QTensor],
     windows: Sequence[Tensor], batch: int, stop: StopToken,
 ) -> Generator[Event, None, dict[str, MatrixQuantized]]:  # fmt: skip
     """``told`` of what ``before`` was rounded to, with the bytes of ``weights`` and with their SQNR where ``windows`` reach them.

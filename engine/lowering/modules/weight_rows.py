@@ -9,9 +9,9 @@ import torch
 
 from engine.events.event import Bins, LayerRow, WeightRow
 from engine.lowering.graph.ranges import BINS
-from engine.lowering.modules.quantized import group_spec
 from engine.models.anatomy import weight_of
-from engine.numerics.grouped import minmax
+from engine.numerics.scheme import scheme_of
+from engine.numerics.weights import minmax
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def weight_rows(model: Any, layers: Sequence[LayerRow]) -> tuple[WeightRow, ...]
 def _row(model: Any, row: LayerRow) -> WeightRow:
     assert row.actual.weights is not None
     weight = weight_of(model.get_submodule(row.path)).float()
-    spec = group_spec(row.actual.weights)
+    spec = scheme_of(row.actual.weights)
     low, high = (end.item() for end in weight.aminmax())
     grid = minmax(weight, spec)
     step = grid.scale.float()

@@ -12,9 +12,10 @@ from engine.algorithms.matrix import quantize_matrix
 from engine.algorithms.registry import METHODS
 from engine.lowering.modules.capture import Batch
 from engine.lowering.modules.statistics import MOST, held_back
-from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import minmax, quantize
 
-SPEC = GroupSpec(4, 0, True)
+SPEC = int_scheme(4, 0, True)
 
 
 def inputs(seen: torch.Tensor, unseen: torch.Tensor | None) -> Gram:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,9 +15,10 @@ from engine.algorithms.mse import diagonal_blocks, group_error, mse
 from engine.algorithms.refine import descend, refine, rescale
 from engine.algorithms.registry import METHODS, method
 from engine.errors import EngineError, UsageError
-from engine.numerics.grouped import GroupedWeight, GroupSpec, in_groups, minmax, quantize
+from engine.numerics.scheme import WeightScheme, in_groups, int_scheme
+from engine.numerics.weights import WeightQParams, minmax, quantize
 
-SPECS = [GroupSpec(4, 32), GroupSpec(3, 40, True), GroupSpec(3, 0), GroupSpec(8, 0, True)]
+SPECS = [int_scheme(4, 32), int_scheme(3, 40, True), int_scheme(3, 0), int_scheme(8, 0, True)]
 
 
 def inputs(count: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -34,9 +37,9 @@ def weights(out: int, width: int) -> torch.Tensor:
 
 def optimal_brain_quantizer(w: torch.Tensor, grid: object, h: torch.Tensor, damping: float, order: list[int]) -> torch.Tensor:
     """Weights as the paper's section 3.1 has them: one column at a time, the inverse of what is left recomputed from scratch."""
-    from engine.numerics.grouped import Grid
+    from engine.numerics.weights import WeightQParams
 
-    assert isinstance(grid, Grid)
+    assert isinstance(grid, WeightQParams)
     step, zero = (part.double() for part in grid.columns(w.shape[1]))
     h = h.double() + damping * h.diagonal().mean().double() * torch.eye(len(h), dtype=torch.float64)
     w, done = w.double().clone(), w.double().clone()
@@ -44,7 +47,7 @@ def optimal_brain_quantizer(w: torch.Tensor, grid: object, h: torch.Tensor, damp
     while left:
         column = left[0]
         inverse = torch.linalg.inv(h[left][:, left])
-        codes = (w[:, column] / step[:, column]).round().add(zero[:, column]).clamp(grid.spec.low, grid.spec.high)
+        codes = (w[:, column] / step[:, column]).round().add(zero[:, column]).clamp(grid.scheme.low, grid.scheme.high)
         done[:, column] = (codes - zero[:, column]) * step[:, column]
         error = (w[:, column] - done[:, column]) / inverse[0, 0]
         w[:, left] -= error[:, None] * inverse[0]
@@ -54,7 +57,7 @@ def optimal_brain_quantizer(w: torch.Tensor, grid: object, h: torch.Tensor, damp
 
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_gptq_agrees_with_optimal_brain_quantization(spec: GroupSpec, act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gptq_agrees_with_optimal_brain_quantization(spec: WeightScheme, act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq_module, "BLOCK", 16)
     w, x = weights(6, 72), inputs(400, 72)
     second = x.T @ x / len(x)
@@ -68,7 +71,7 @@ def test_gptq_agrees_with_optimal_brain_quantization(spec: GroupSpec, act_order:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_gptq_leaves_less_error_at_the_output_than_rounding_to_nearest(spec: GroupSpec) -> None:
+def test_gptq_leaves_less_error_at_the_output_than_rounding_to_nearest(spec: WeightScheme) -> None:
     w, x, fresh = weights(32, 128), inputs(2000, 128), inputs(2000, 128)
     second = x.T @ x / len(x)
     grid = mse(w, spec)
@@ -78,48 +81,48 @@ def test_gptq_leaves_less_error_at_the_output_than_rounding_to_nearest(spec: Gro
 
 def test_independent_inputs_of_one_size_leave_nothing_to_gain_and_gptq_rounds_to_nearest() -> None:
     w = weights(8, 64)
-    grid = minmax(w, GroupSpec(4, 32))
-    assert torch.equal(gptq(w, grid, torch.eye(64))[0].values, quantize(w, grid).values)
+    grid = minmax(w, int_scheme(4, 32))
+    assert torch.equal(gptq(w, grid, torch.eye(64))[0].codes, quantize(w, grid).codes)
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     w, x = weights(8, 64), inputs(300, 64)
     x[:, [3, 40]] = 0
-    grid = minmax(w, GroupSpec(4, 32))
+    grid = minmax(w, int_scheme(4, 32))
     got, note = gptq(w, grid, x.T @ x / 300)
-    assert torch.equal(got.values[:, [3, 40]], quantize(w, grid).values[:, [3, 40]]) and note is None
-    assert torch.equal(gptq(w, grid, torch.zeros(64, 64))[0].values, quantize(w, grid).values)
+    assert torch.equal(got.codes[:, [3, 40]], quantize(w, grid).codes[:, [3, 40]]) and note is None
+    assert torch.equal(gptq(w, grid, torch.zeros(64, 64))[0].codes, quantize(w, grid).codes)
 
 
 def test_a_matrix_that_is_not_positive_definite_is_damped_more_and_it_is_said() -> None:
     w, x = weights(4, 64), inputs(300, 64)
     second = x.T @ x / 300 - 0.5 * torch.eye(64)
-    got, note = gptq(w, minmax(w, GroupSpec()), second, damping=1e-6)
-    assert note is not None and "instead of 1e-06" in note and got.values.max() <= 15
+    got, note = gptq(w, minmax(w, int_scheme()), second, damping=1e-6)
+    assert note is not None and "instead of 1e-06" in note and got.codes.max() <= 15
     with pytest.raises(EngineError, match="more text"):
-        gptq(w, minmax(w, GroupSpec()), torch.full((64, 64), torch.nan))
+        gptq(w, minmax(w, int_scheme()), torch.full((64, 64), torch.nan))
 
 
 def test_few_inputs_are_enough_for_gptq_to_run() -> None:
     w, x = weights(4, 64), inputs(3, 64)
-    assert gptq(w, minmax(w, GroupSpec()), x.T @ x / 3)[0].values.shape == w.shape
+    assert gptq(w, minmax(w, int_scheme()), x.T @ x / 3)[0].codes.shape == w.shape
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_refining_lowers_the_error_that_gptq_leaves(spec: GroupSpec) -> None:
+def test_refining_lowers_the_error_that_gptq_leaves(spec: WeightScheme) -> None:
     w, x = weights(24, 120), inputs(2000, 120)
     second = x.T @ x / len(x)
     start, _ = gptq(w, mse(w, spec), second)
     better = refine(start, w, second)
     left = [float(output_error(q.dequantize().double() - w.double(), second.double()).sum()) for q in (start, better)]
-    assert left[1] < left[0] and better.spec == spec
+    assert left[1] < left[0] and better.scheme == spec
 
 
 def test_rescaling_solves_the_least_squares_problem_of_each_row() -> None:
     w, x = weights(5, 90), inputs(2000, 90)
-    start = quantize(w, minmax(w, GroupSpec(3, 40)))
+    start = quantize(w, minmax(w, int_scheme(3, 40)))
     got = rescale(start, w, x.T @ x)
-    codes = start.values.double() - start.grid.columns(90)[1]
+    codes = start.codes.double() - WeightQParams.of(start).columns(90)[1]
     for row in range(5):
         parts = torch.stack([(x[:, g * 40 : g * 40 + 40].double() @ codes[row, g * 40 : g * 40 + 40]) for g in range(3)], 1)
         wanted = torch.linalg.lstsq(parts, x.double() @ w[row].double()).solution
@@ -129,21 +132,21 @@ def test_rescaling_solves_the_least_squares_problem_of_each_row() -> None:
 def test_coordinate_descent_ends_where_no_single_integer_helps() -> None:
     w, x = weights(3, 24), inputs(500, 24)
     second = x.T @ x / 500
-    now = quantize(w, minmax(w, GroupSpec(3, 24)))
+    now = quantize(w, minmax(w, int_scheme(3, 24)))
     for _ in range(20):
         now = descend(now, w, second)
     least = output_error(now.dequantize() - w, second)
     for column in range(24):
         for by in (-1, 1):
-            moved = now.values.to(torch.int16)
+            moved = now.codes.to(torch.int16)
             moved[:, column] = (moved[:, column] + by).clamp(0, 7)
-            error = output_error(GroupedWeight(moved.to(torch.uint8), now.grid).dequantize() - w, second)
+            error = output_error(replace(now, codes=moved.to(torch.uint8)).dequantize() - w, second)
             assert (error >= least * (1 - 1e-5)).all()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("name", ["mse", "hqq"])
-def test_grids_leave_less_of_their_own_error_than_the_whole_range(name: str, spec: GroupSpec) -> None:
+def test_grids_leave_less_of_their_own_error_than_the_whole_range(name: str, spec: WeightScheme) -> None:
     w = weights(16, 120)
     power = 2.0 if name == "mse" else NORM
     better = quantize(w, METHODS[name].grid(w, spec, None)).dequantize() - w
@@ -156,7 +159,7 @@ def test_grids_leave_less_of_their_own_error_than_the_whole_range(name: str, spe
 
 def test_least_squares_clipping_is_near_the_best_of_a_fine_search() -> None:
     w = weights(4, 32)
-    spec = GroupSpec(3, 32, True)
+    spec = int_scheme(3, 32, True)
     found = (quantize(w, mse(w, spec)).dequantize() - w).square().sum(1)
     top = w.abs().amax(1)
     best = torch.full((4,), torch.inf, dtype=torch.float64)
@@ -169,7 +172,7 @@ def test_least_squares_clipping_is_near_the_best_of_a_fine_search() -> None:
 def test_clipping_by_the_inputs_moments_lowers_the_error_at_the_output() -> None:
     w, x = weights(16, 128), inputs(1000, 128)
     second = x.T @ x / len(x)
-    spec = GroupSpec(3, 32)
+    spec = int_scheme(3, 32)
     blocks = diagonal_blocks(second, spec)
     grouped = in_groups(w, spec)
     assert group_error(grouped, mse(w, spec, second), blocks).sum() < group_error(grouped, mse(w, spec), blocks).sum()
@@ -178,7 +181,7 @@ def test_clipping_by_the_inputs_moments_lowers_the_error_at_the_output() -> None
 
 def test_the_error_of_a_group_is_that_of_its_share_of_the_output() -> None:
     w, x = weights(3, 50), inputs(200, 50)
-    spec = GroupSpec(4, 20)
+    spec = int_scheme(4, 20)
     grid = minmax(w, spec)
     change = (quantize(w, grid).dequantize() - w).double()
     got = group_error(in_groups(w, spec), grid, diagonal_blocks(x.T @ x, spec))
@@ -191,7 +194,7 @@ def test_the_error_of_a_group_is_that_of_its_share_of_the_output() -> None:
 def test_half_quadratic_grids_let_outliers_go() -> None:
     w = torch.randn(1, 64, generator=torch.Generator().manual_seed(3)) * 0.02
     w[0, 5] = 0.3
-    spec = GroupSpec(4, 64)
+    spec = int_scheme(4, 64)
     body = torch.arange(64) != 5
     error = {name: (quantize(w, METHODS[name].grid(w, spec, None)).dequantize() - w)[0, body].abs().mean() for name in ("nearest", "hqq")}
     assert error["hqq"] < error["nearest"]

@@ -10,7 +10,8 @@ from engine.algorithms.gram import Gram, output_error, shrunk
 from engine.algorithms.propagate import propagate
 from engine.algorithms.smoothquant import smoothquant
 from engine.errors import EngineError
-from engine.numerics.grouped import GroupSpec, minmax, quantize
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import minmax, quantize
 
 
 def outliers(count: int = 800, width: int = 64) -> torch.Tensor:
@@ -101,7 +102,7 @@ def test_inputs_that_are_not_finite_or_not_there_are_refused() -> None:
 def test_awq_scales_protect_the_weights_of_large_inputs() -> None:
     x = outliers()
     w = torch.randn(32, 64, generator=torch.Generator().manual_seed(4)) * 0.05
-    spec = GroupSpec(3, 32)
+    spec = int_scheme(3, 32)
     scale = awq([w], [spec], gathered(x))
     assert scale[::16].min() > scale[torch.arange(64) % 16 != 0].max()
     scaled = w * scale
@@ -110,15 +111,15 @@ def test_awq_scales_protect_the_weights_of_large_inputs() -> None:
 
 
 def test_awq_leaves_inputs_alone_where_no_scale_helps() -> None:
-    assert torch.equal(awq([torch.ones(8, 64)], [GroupSpec(4, 32)], gathered(outliers())), torch.ones(64))
+    assert torch.equal(awq([torch.ones(8, 64)], [int_scheme(4, 32)], gathered(outliers())), torch.ones(64))
 
 
 def test_an_input_that_is_always_zero_keeps_its_weights_in_range() -> None:
     x = outliers()
     x[:, 7] = 0
     for scale in (
-        awq([torch.randn(8, 64)], [GroupSpec(3, 32)], gathered(x)),
-        smoothquant([torch.randn(8, 64)], [GroupSpec(8, 0)], gathered(x)),
+        awq([torch.randn(8, 64)], [int_scheme(3, 32)], gathered(x)),
+        smoothquant([torch.randn(8, 64)], [int_scheme(8, 0)], gathered(x)),
     ):
         assert torch.isfinite(scale).all() and (scale > 0).all()
     assert scale[7] == 1
@@ -138,7 +139,7 @@ def test_smoothquant_follows_its_equation_and_makes_eight_bit_inputs_accurate() 
         wanted = x.abs().amax(0).double() ** alpha / torch.cat([w, more]).abs().amax(0).double() ** (1 - alpha)
         assert torch.allclose(smoothquant([w, more], [], gathered(x), alpha).double(), wanted, rtol=1e-5)
     scale = smoothquant([w], [], gathered(x))
-    spec = GroupSpec(8, 0, True)
+    spec = int_scheme(8, 0, True)
     whole = w * scale
     smooth = dynamic(x / scale) @ quantize(whole, minmax(whole, spec)).dequantize().T
     plain = dynamic(x) @ quantize(w, minmax(w, spec)).dequantize().T

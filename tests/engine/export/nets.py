@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.export.base import ExportContext
 from engine.kernels.probe import probe
 from engine.kernels.simulate import Simulate
@@ -18,7 +19,7 @@ from engine.lowering.graph.layout import arrange
 from engine.lowering.graph.normalize import functional_to_modules
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
-from engine.numerics.uniform import affine, quantize_weight
+from engine.numerics.qparams import affine
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 from engine.tasks.base import Batch
 
@@ -105,22 +106,18 @@ W8, W4, GROUPS_OF_8 = WeightSpec(8), WeightSpec(4), WeightSpec(3, "per-group", 8
 GROUPS = WeightSpec(4, "per-group", 16)
 
 
-def here(bits: int | None) -> int | None:
-    """The widest activations up to ``bits`` that a plan gives on this machine: the runtimes' kernels saturate where its own do."""
-    return None if bits is None else min(bits, probe().activation_bits)
-
-
 def quantized(
     make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0, images: Tensor | None = None
 ) -> ExportContext:
-    """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16)."""
+    """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16). Activations have no
+    more bits than this processor multiplies without saturating, as in a run: other runtimes saturate there too."""
     torch.manual_seed(seed)
     model = make().eval().requires_grad_(False)
     images = torch.randn(8, 3, 16, 16) if images is None else images
     graph = trace(model, images[:2]).module
     functional_to_modules(graph)
     graph = fuse(graph, images[:2], find_pairs(graph))[0]
-    wanted = LayerSpec(weights, ActivationSpec(activations) if activations else None)
+    wanted = LayerSpec(weights, ActivationSpec(min(activations, probe().activation_bits)) if activations else None)
     layers = [str(n.target) for n in graph.graph.nodes if n.op == "call_module" and _is_layer(graph.get_submodule(str(n.target)))]
     specs = dict.fromkeys(layers, wanted)
     layout = arrange(graph, specs)

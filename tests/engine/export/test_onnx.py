@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.export.base import ExportContext
 from engine.export.onnx.file import build, load, write
 from engine.export.split import split
-from engine.numerics.uniform import sqnr_db
+from engine.numerics.sqnr import sqnr_db
 from engine.recipe.spec import WeightSpec
 from engine.tasks.base import Batch
 
@@ -50,7 +50,7 @@ def test_the_reference_evaluator_gives_the_programs_outputs(weights: WeightSpec,
 @pytest.mark.parametrize(("weights", "bits"), [SPECS[0], SPECS[4]])
 def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights: WeightSpec, bits: int | None, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    given = nets.quantized(make, weights, nets.here(bits))
+    given = nets.quantized(make, weights, bits)
     onnx.save(build(given.model, given, "integers"), path := tmp_path / "model.onnx")
     runner = load(path, given)
     for count in (1, 2, 5):

@@ -14,9 +14,9 @@ import torch
 from test_onnx import distance
 from torch import Tensor
 
+from engine.algorithms.channelwise import quantize_weight
 from engine.errors import EngineError
 from engine.export import openvino, pt2, safetensors
-from engine.numerics.uniform import quantize_weight
 from engine.tasks.base import Batch
 
 SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
@@ -88,7 +88,7 @@ def test_a_foreign_pt2_is_refused(tmp_path: Path) -> None:
 def test_openvino_gives_the_programs_outputs(make: Any, weights: Any, bits: int | None, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")
-    given = nets.quantized(make, weights, nets.here(bits))
+    given = nets.quantized(make, weights, bits)
     openvino.write(given, path := tmp_path / "model.xml")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     runner = openvino.load(path, given)
@@ -107,7 +107,7 @@ class _LargeBiases(nets.Attention):
 def test_openvino_adds_each_channels_bias_where_a_class_token_needs_the_number_of_images(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")
-    given = nets.quantized(_LargeBiases, activations=nets.here(8))
+    given = nets.quantized(_LargeBiases)
     openvino.write(given, path := tmp_path / "model.xml")
     runner = openvino.load(path, given)
     for count in (1, 3):
@@ -129,7 +129,7 @@ class _MeanOfTokens(torch.nn.Module):
 def test_openvino_takes_the_mean_of_tokens_for_any_number_of_images(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")
-    given = nets.quantized(_MeanOfTokens, activations=nets.here(8))
+    given = nets.quantized(_MeanOfTokens)
     openvino.write(given, path := tmp_path / "model.xml")
     runner = openvino.load(path, replace(given, threads=2))
     for count in (1, 8, 64, 128):

@@ -12,13 +12,15 @@ import torch
 from engine.kernels.gpu.probe_child import _few_rows
 from engine.kernels.matrix.int_mm import ScaledSums
 from engine.kernels.matrix.on_gpu import _Int4, _Int8
-from engine.numerics.grouped import GroupedWeight, GroupSpec, minmax, quantize
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
+from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.numerics.weights import minmax, quantize
 
-SPECS = [GroupSpec(4, 64, False), GroupSpec(4, 0, True), GroupSpec(3, 32, True), GroupSpec(3, 128, False), GroupSpec(2, 64, False)]
+SPECS = [int_scheme(4, 64, False), int_scheme(4, 0, True), int_scheme(3, 32, True), int_scheme(3, 128, False), int_scheme(2, 64, False)]
 
 
-def weight(out: int, given: int, spec: GroupSpec) -> GroupedWeight:
+def weight(out: int, given: int, spec: WeightScheme) -> QTensor:
     floats = torch.randn(out, given, generator=torch.Generator().manual_seed(out))
     return quantize(floats, minmax(floats, spec))
 
@@ -40,9 +42,9 @@ def main() -> None:
             for spec in SPECS:
                 held = weight(out, given, spec)
                 close(_Int4(held, bias, "cpu")(x), x, held.dequantize(), bias, most)
-        held = weight(70, 100, GroupSpec(8, 0, True))
+        held = weight(70, 100, int_scheme(8, 0, True))
         x, bias = torch.randn(rows, 100, generator=draw), torch.randn(70, generator=draw)
-        close(_Int8(held.values, held.scale[:, 0].float(), bias, "cpu")(x), x, held.dequantize(), bias, most)
+        close(_Int8(held.codes, held.scale[:, 0].float(), bias, "cpu")(x), x, held.dequantize(), bias, most)
         grid = QParams(0.031, 120)
         seen = ((x / grid.scale).round() + grid.zero_point).clamp(0, grid.qmax).sub(grid.zero_point) * grid.scale
         close(ScaledSums(held, bias, grid, "cpu", few=True)(x), seen, held.dequantize(), bias, 1e-5)

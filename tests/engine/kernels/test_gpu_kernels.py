@@ -18,8 +18,9 @@ from engine.kernels.matrix.choose import choose
 from engine.kernels.matrix.dynamic import bits_of
 from engine.kernels.matrix.int_mm import ScaledSums
 from engine.kernels.probe import Machine
-from engine.numerics.grouped import GroupSpec, minmax, quantize
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
+from engine.numerics.scheme import int_scheme
+from engine.numerics.weights import minmax, quantize
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 HERE = Machine("AVX512", True, False, {})
@@ -39,7 +40,7 @@ def test_sums_of_any_shape_are_exact(rows: int, out: int, given: int) -> None:
 def test_rounded_activations_give_what_float64_gives(rounding: int | QParams, bias: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     floats, added = torch.randn(40, 72, generator=draw), torch.randn(40, generator=draw) if bias else None
-    weight = quantize(floats, minmax(floats, GroupSpec(8, 0, True)))
+    weight = quantize(floats, minmax(floats, int_scheme(8, 0, True)))
     x = torch.randn(2, 3, 72, generator=draw)
     if isinstance(rounding, int):
         step = x.double().abs().amax(-1, keepdim=True) / (2 ** (rounding - 1) - 1)

@@ -14,7 +14,7 @@ from engine.kernels.dnnl.layers import Direct
 from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
 from engine.kernels.x86_int8 import OneDNN
-from engine.numerics.uniform import QParams
+from engine.numerics.qparams import QParams
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 needs_dnnl = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")

@@ -20,7 +20,8 @@ from engine.kernels.x86_int8 import OneDNN
 from engine.lowering.graph.fixed import Fixing
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.runtime import QuantizedModel
-from engine.numerics.uniform import QParams, QWeight
+from engine.numerics.qparams import QParams
+from engine.numerics.qtensor import QTensor
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 needs_dnnl = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
@@ -241,7 +242,7 @@ def layer_step(given):
         },
     }  # fmt: skip
     names = ("x", "other") if given.accumulate else ("x",)
-    return Step("layer", "y", names, attrs), {"c": QWeight(given.weight, given.weight_scale, 8)}, {"c.bias": given.bias}
+    return Step("layer", "y", names, attrs), {"c": QTensor(given.weight, given.weight_scale, 8)}, {"c.bias": given.bias}
 
 
 def place_of(given, x, other=None):

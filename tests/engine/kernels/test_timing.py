@@ -15,7 +15,7 @@ from engine.kernels.simulate import Simulate
 from engine.kernels.stopwatch import Race, Run, Stopwatch, race
 from engine.kernels.timing import LayerShape, Timing, laid_out, tied, time_layer
 from engine.kernels.x86_int8 import OneDNN
-from engine.numerics.uniform import dequantize
+from engine.numerics.qparams import dequantize
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
 CONV: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}

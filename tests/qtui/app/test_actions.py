@@ -13,7 +13,7 @@ from qtui.screens import make
 from qtui.stage_table import ids, registry
 from qtui.state import State
 
-README = Path(__file__).parents[3] / "README.md"
+README = Path(__file__).parents[3] / "qtui" / "README.md"
 
 
 @pytest.mark.parametrize("stage", ids())

@@ -9,6 +9,7 @@ import pytest
 from scripted_engine import MEASURED, WEIGHTS, layer_rows, ranges, report, verdict
 
 from engine.events import event as ev
+from engine.recipe.capabilities import BLOCK, of_decoder
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 from qtui import subject
 from qtui.drawing.columns import arrange
@@ -228,7 +229,7 @@ def test_the_line_of_work_and_the_subject_tell_the_same_part() -> None:
 def decoder_run() -> Run:
     """An embedding whose weights are known, and no ranges yet but those of nothing."""
     layers = tuple(
-        ev.LayerRow(path, kind, path, 100, (512, 256), FP32, FP32, FP32, "", "", "", 0.1, "", True, decoder="block")
+        ev.LayerRow(path, kind, path, 100, (512, 256), FP32, FP32, FP32, "", "", "", 0.1, "", True, capabilities=of_decoder(kind, True))
         for path, kind in (("transformer.wte", "Embedding"), ("transformer.h.0.c_fc", "Conv1D"))
     )
     weights = {row.path: ev.WeightRow(row.path, -1.0, 1.0, -1.0, 1.0, 0.5, 2.0, 512, ev.Bins(-1.0, 0.5, (1, 2, 2, 1))) for row in layers}
@@ -251,7 +252,7 @@ def test_outlier_channels_stay_where_there_is_little_room() -> None:
 
 def read_by(spec: LayerSpec, path: str = "transformer.h.0.attn.c_attn") -> Run:
     """A decoder's layer with its values seen, planned as ``spec``."""
-    row = ev.LayerRow(path, "Conv1D", path, 100, (768, 256), spec, spec, spec, "", "", "", 0.1, "", True, decoder="block")
+    row = ev.LayerRow(path, "Conv1D", path, 100, (768, 256), spec, spec, spec, "", "", "", 0.1, "", True, capabilities=BLOCK)
     seen = ev.RangeRow(path, (path,), -2.0, 3.0, -1.0, 1.5, ev.Bins(-2.0, 1.0, (1, 4, 9, 4, 1)), 8, 2, 256)
     return Run(plan=ev.Planned((row,), "w4", 8, 1000), ranges=ev.Ranges(8, 8, (seen,), True))
 

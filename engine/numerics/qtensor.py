@@ -1,0 +1,168 @@
+"""A quantized tensor: codes, scales and zero points, whichever lowering uses it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import EngineError, UsageError
+from engine.numerics.formats import FORMATS, NumberFormat, integer
+from engine.numerics.packing import pack_nibbles, unpack_nibbles
+from engine.numerics.scheme import WeightScheme
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """``value = (decode(code) - zero) * scale``, each group of inputs with a scale and a zero point of its own.
+
+    Invariants: ``codes`` has the dtype ``format.storage`` and the shape (out, ...) of the weight. A row is its inputs in order,
+    flattened, in groups of ``group_size``, the last of which may hold fewer; 0 is the whole row. ``scale`` is floating point
+    (out, groups), and ``zero`` uint8 (out, groups) where the format is affine, else None.
+
+    Scales of two levels: ``multiplier`` is uint8 (out, groups) and ``scale`` (out, 1), so that a group's step is their product.
+    ``code * multiplier`` fits in int8, and grouped weights run on the kernels of one scale a channel (QServe, Lin et al. 2024,
+    arXiv:2405.04532, section 4.1).
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    format: NumberFormat
+    group_size: int = 0
+    multiplier: Tensor | None = None
+
+    @property
+    def scheme(self) -> WeightScheme:
+        return WeightScheme(self.format, self.group_size)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @property
+    def bits(self) -> int:
+        return self.format.bits
+
+    @property
+    def channel_scale(self) -> Tensor:
+        """float32 (out,). Raises ValueError where a channel has more than one."""
+        if self.scale.shape[1] != 1:
+            raise ValueError(f"each channel has {self.scale.shape[1]} scales")
+        return self.scale[:, 0].to(torch.float32)
+
+    def integers(self) -> Tensor:
+        """The weights in units of ``scale``: int8, or int16 where unsigned codes of 8 bits are moved by their zero points.
+
+        Of weights with a scale a channel, of one level or two, this is what a kernel takes."""
+        if self.multiplier is None and self.zero is None:
+            return self.codes
+        numbers = self.codes.flatten(1).to(torch.int16)
+        if self.zero is not None:
+            numbers = numbers - self._spread(self.zero.to(torch.int16))
+        if self.multiplier is not None:
+            numbers = numbers * self._spread(self.multiplier.to(torch.int16))
+        wide = self.format.affine and self.bits == 8
+        return (numbers if wide else numbers.to(torch.int8)).reshape(self.shape)
+
+    def dequantize(self) -> Tensor:
+        """float32 of the weight's shape."""
+        values = self.format.decode(self.codes).flatten(1)
+        if self.zero is not None:
+            values = values.sub_(self._spread(self.zero.to(torch.float32)))
+        if self.multiplier is not None:
+            values = values.mul_(self._spread(self.multiplier.to(torch.float32)))
+        return values.mul_(self._spread(self.scale.to(torch.float32))).reshape(self.shape)
+
+    def _spread(self, by_group: Tensor) -> Tensor:
+        """(out, groups) to what can be combined with (out, inputs)."""
+        if by_group.shape[1] == 1:
+            return by_group
+        inputs = math.prod(self.shape[1:])
+        return by_group.repeat_interleave(self.scheme.size(inputs), 1)[:, :inputs]
+
+    def to(self, device: torch.device | str) -> QTensor:
+        """The same on ``device``; itself where it is there already."""
+        if self.codes.device == torch.device(device):
+            return self
+        zero, multiplier = (None if part is None else part.to(device) for part in (self.zero, self.multiplier))
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero, multiplier=multiplier)
+
+    @property
+    def bytes(self) -> int:
+        """Exact bytes on disk, those of ``to_tensors``."""
+        out, inputs = self.shape[0], math.prod(self.shape[1:])
+        if self.scale.dtype == torch.float16:
+            return self.scheme.storage_bytes(out, inputs)
+        codes = -(-out * inputs // 2) if self.bits <= 4 else out * inputs
+        return codes + 4 * out + (0 if self.multiplier is None else self.multiplier.numel())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """What a file holds.
+
+        With float16 scales: ``packed`` uint8 (out, bytes a row), ``scale``, and where affine ``zero``, packed too. With float32
+        scales, of a channel each: ``values``, two to a byte up to 4 bits, ``scale`` (out,) and where there is one ``multiplier``.
+        """
+        if self.scale.dtype == torch.float16:
+            tensors = {"packed": self.format.pack(self.codes), "scale": self.scale.contiguous()}
+            return tensors if self.zero is None else {**tensors, "zero": self.format.pack(self.zero)}
+        values = pack_nibbles(self.codes) if self.bits <= 4 else self.codes.contiguous()
+        tensors = {"values": values, "scale": self.channel_scale.contiguous()}
+        return tensors if self.multiplier is None else {**tensors, "multiplier": self.multiplier.contiguous()}
+
+    def meta(self) -> dict[str, Any]:
+        """What ``from_tensors`` needs beside the tensors; plain JSON."""
+        about = {"bits": self.bits, "shape": [*self.shape], "group_size": self.group_size}
+        if self.scale.dtype != torch.float16:
+            return about
+        about = {"bits": self.bits, "group_size": self.group_size, "symmetric": not self.format.affine, "shape": [*self.shape]}
+        # Integers are what a file without a format's name has.
+        return about if self.format == integer(self.bits, not self.format.affine) else {**about, "format": self.format.name}
+
+
+def per_channel(scale: Tensor, dims: int) -> Tensor:
+    """A (out,) tensor reshaped to multiply weights of ``dims`` dimensions."""
+    return scale.reshape(-1, *[1] * (dims - 1))
+
+
+def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
+    """The inverse of ``to_tensors`` and ``meta``. Raises EngineError where they do not belong together."""
+    try:
+        return _by_channel(tensors, meta) if "values" in tensors else _packed(tensors, meta)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, UsageError) as error:
+        raise EngineError(f"a packed weight is incomplete ({error}): the file is damaged; quantize the model again") from error
+
+
+def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
+    form = FORMATS[str(meta["format"])] if "format" in meta else integer(int(meta["bits"]), bool(meta["symmetric"]))
+    scheme = WeightScheme(form, int(meta["group_size"]))
+    out, inputs = (int(length) for length in meta["shape"])
+    packed, scale, wanted = tensors["packed"], tensors["scale"], (out, scheme.groups(inputs))
+    zero = form.unpack(tensors["zero"], wanted[1]) if form.affine else None
+    if (
+        packed.shape[0] != out
+        or tuple(scale.shape) != wanted
+        or scale.dtype != torch.float16
+        or (zero is not None and zero.shape != wanted)
+    ):
+        raise EngineError(f"a packed weight of {out} x {inputs} has scales of {tuple(scale.shape)}: the file is damaged; quantize again")
+    return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size)
+
+
+def _by_channel(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
+    shape, size, form = tuple(int(length) for length in meta["shape"]), int(meta["group_size"]), integer(int(meta["bits"]))
+    stored, scale, multiplier = tensors["values"], tensors["scale"], tensors.get("multiplier")
+    if stored.dtype != (torch.uint8 if form.bits <= 4 else torch.int8):
+        raise ValueError(f"values are {stored.dtype}")
+    codes = unpack_nibbles(stored, shape) if form.bits <= 4 else stored.reshape(shape)
+    if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
+        raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}")
+    if multiplier is not None:
+        groups = (shape[0], -(-math.prod(shape[1:]) // size))
+        if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
+            raise ValueError(f"groups are {multiplier.dtype} {tuple(multiplier.shape)}")
+    return QTensor(codes, scale[:, None], None, form, size, multiplier)

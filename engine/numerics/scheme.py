@@ -1,0 +1,74 @@
+"""What a weight is asked to become: a number format, and how many inputs share a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import UsageError
+from engine.numerics.formats import NumberFormat, integer
+from engine.recipe.spec import WeightSpec
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """A group is ``group_size`` consecutive inputs of one output, the last one of a row may hold fewer; 0 is the whole row."""
+
+    format: NumberFormat
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group_size < 0:
+            raise UsageError(f"a group of {self.group_size} inputs: give 0 for the whole row, or a positive size")
+
+    def __str__(self) -> str:
+        groups = f"g{self.group_size}" if self.group_size else "per-channel"
+        return f"w{self.bits} {groups} {'sym' if self.symmetric else 'affine'}"
+
+    @property
+    def bits(self) -> int:
+        return self.format.bits
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there are no zero points."""
+        return not self.format.affine
+
+    @property
+    def low(self) -> float:
+        return self.format.low
+
+    @property
+    def high(self) -> float:
+        return self.format.high
+
+    def size(self, inputs: int) -> int:
+        """Inputs in a full group of a row of ``inputs``."""
+        return min(self.group_size, inputs) or inputs
+
+    def groups(self, inputs: int) -> int:
+        return -(-inputs // self.size(inputs))
+
+    def storage_bytes(self, out: int, inputs: int) -> int:
+        """Exact bytes on disk: packed codes, scales, packed zero points."""
+        groups = self.groups(inputs)
+        zeros = self.format.packed_width(groups) if self.format.affine else 0
+        return out * (self.format.packed_width(inputs) + self.format.scale.itemsize * groups + zeros)
+
+
+def int_scheme(bits: int = 4, group_size: int = 64, symmetric: bool = False) -> WeightScheme:
+    """Integers of 2 to 8 bits, else UsageError."""
+    return WeightScheme(integer(bits, symmetric), group_size)
+
+
+def scheme_of(spec: WeightSpec) -> WeightScheme:
+    """What a layer's ``spec`` asks of a matrix, which has a scale for each row at least."""
+    return int_scheme(spec.bits, spec.group_size if spec.granularity == "per-group" else 0, spec.symmetric)
+
+
+def in_groups(weight: Tensor, scheme: WeightScheme) -> Tensor:
+    """(out, in) to (out, groups, size); the places an incomplete last group lacks are zero."""
+    size, groups = scheme.size(weight.shape[1]), scheme.groups(weight.shape[1])
+    return torch.nn.functional.pad(weight, (0, size * groups - weight.shape[1])).reshape(weight.shape[0], groups, size)

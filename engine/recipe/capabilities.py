@@ -1,0 +1,68 @@
+"""What can be asked of a layer: the methods, granularities and activations that there are for it. Torch-free.
+
+A lowering gives each of its layers one of the values below; what else there is for all layers of a role is a change of one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.recipe.spec import GRANULARITIES, METHODS, Granularity, Method
+
+# What a layer is to the planner. ``block`` and ``outside`` are the matrices inside and outside of a decoder's blocks, between floats;
+# ``none`` is a module whose parameters nothing quantizes.
+Role = Literal["none", "convolution", "linear", "block", "outside", "embedding"]
+ActivationMode = Literal["none", "static", "dynamic"]
+
+# Methods that look at nothing but the weights.
+ALONE: tuple[Method, ...] = ("nearest", "mse", "hqq")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What can be had of a layer, the first of each being what is offered first.
+
+    ``group_bits`` is the widest weights that are kept in groups, ``affine`` whether weights may have zero points. ``activations`` are
+    the ways in which the inputs are rounded: on a grid from calibration (``static``), with a scale for each token as it comes
+    (``dynamic``), not at all (``none``); ``activation_bits`` the widths there are kernels for. ``static_groups`` is whether static
+    inputs go with weights in groups or with zero points.
+    """
+
+    role: Role = "none"
+    methods: tuple[Method, ...] = ("nearest", "mse")
+    granularities: tuple[Granularity, ...] = GRANULARITIES
+    group_bits: int = 6
+    affine: bool = False
+    activations: tuple[ActivationMode, ...] = ("static", "none")
+    activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    static_groups: bool = True
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether there is any other way for the inputs than floats."""
+        return self.activations != ("none",)
+
+    @property
+    def between_floats(self) -> bool:
+        """Whether the layer reads and gives floats, or token ids, whatever it computes on."""
+        return self.role in ("block", "outside", "embedding")
+
+
+# Of a module that nothing quantizes, and of a layer of which no more is known than that it is one of an integer graph.
+NOTHING = Capabilities("none", (), (), 0, False, ("none",), (), static_groups=False)
+UNKNOWN = Capabilities()
+CONVOLUTION = Capabilities("convolution")
+LINEAR = Capabilities("linear")
+BLOCK = Capabilities(
+    "block", METHODS, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+)  # fmt: skip
+OUTSIDE = Capabilities(
+    "outside", ALONE, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+)  # fmt: skip
+EMBEDDING = Capabilities("embedding", ALONE, ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
+
+
+def of_decoder(kind: str, in_block: bool) -> Capabilities:
+    """Those of a matrix of a decoder, by the name of its module's class."""
+    return EMBEDDING if kind == "Embedding" else BLOCK if in_block else OUTSIDE
