@@ -196,7 +196,7 @@ def test_a_file_whose_outputs_are_not_what_was_measured_is_no_success(finished: 
     assert outcome.error is None and (finished / "model.pt2").is_file()
     assert not entry["verified"] and entry["latency_ms"] == {} and [r["format"] for r in report.data["runtimes"]] == []
     assert "pt2" not in fastest(report.data) and all(one.file != "model.pt2" for one in runtimes(report.data))
-    said = "its logits are NaN or infinite" if answers == "nan" else DIFFERS
+    said = "its outputs are NaN or infinite" if answers == "nan" else DIFFERS
     assert said in entry["reason"] and said in (finished / "report.md").read_text()
     assert any(n.level == "warning" and said in n.text for n in outcome.of(Notice))
     if answers != "nan":

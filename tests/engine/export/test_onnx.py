@@ -61,7 +61,7 @@ def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights:
 def test_a_convolution_that_rounds_by_itself_stays_close() -> None:
     for make in (nets.Residual, nets.Mobile):
         given = nets.quantized(make)
-        x = given.images
+        x = given.tensors[0]
         assert distance(given.model(x), split(given)(x)) > 25
     plain = nets.quantized(nets.Sequence1d)
     assert {s.op for s in split(plain).program.steps} >= {"layer"}
@@ -100,8 +100,8 @@ def test_arithmetic_of_small_weights_stays_in_floating_point(make: Any, weights:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
-    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.images.numpy()})[0])
-    wanted = given.model(given.images)
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.tensors[0].numpy()})[0])
+    wanted = given.model(given.tensors[0])
     assert sqnr_db(float(wanted.square().sum()), float((got - wanted).square().sum())) > 110
     assert "MatMulNBits" not in {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
 
@@ -139,6 +139,6 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
 
 def test_given_keeps_nothing_of_the_model_it_is_made_from() -> None:
     given: ExportContext = nets.quantized(nets.Residual)
-    before = given.model(given.images)
+    before = given.model(given.tensors[0])
     build(given.model, given, "integers")
-    assert torch.equal(before, given.model(given.images))
+    assert torch.equal(before, given.model(given.tensors[0]))

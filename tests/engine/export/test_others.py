@@ -78,7 +78,7 @@ def test_a_foreign_pt2_is_refused(tmp_path: Path) -> None:
             return x.mean((2, 3))
 
     given = nets.quantized(nets.Sequence1d)
-    torch.export.save(torch.export.export(Foreign(), (given.images,)), tmp_path / "model.pt2")
+    torch.export.save(torch.export.export(Foreign(), (given.tensors[0],)), tmp_path / "model.pt2")
     with pytest.raises(EngineError, match="was not written by this program"):
         pt2.load(tmp_path / "model.pt2", given)
 
@@ -149,7 +149,7 @@ def test_safetensors_come_back_exactly(own_cache: Path, tmp_path: Path) -> None:
     given = nets.quantized(nets.Residual, nets.GROUPS)
     safetensors.write(given, path := tmp_path / "model.safetensors")
     runner = safetensors.load(path, given)
-    assert distance(given.model(given.images), runner.run(Batch((given.images,)))) > 40
+    assert distance(given.model(given.tensors[0]), runner.run(Batch((given.tensors[0],)))) > 40
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (4, 3, 3, 3), (3, 7)])
