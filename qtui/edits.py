@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
 from engine.planning.legality import legalize
-from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
+from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
@@ -138,8 +138,9 @@ def _next_rounding(row: LayerRow, spec: LayerSpec) -> Any:
 
 def _rounding(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
     if spec.weights and aim not in row.capabilities.methods:
-        outside = row.capabilities.between_floats
-        return f"{row.path} {'is outside of the blocks: no text reaches' if outside else 'cannot have'} the method {aim}"
+        if row.capabilities.between_floats:
+            return f"{row.path} is outside of the blocks: no text reaches the method {aim}"
+        return f"{aim} {METHODS[aim].needs_blocks}: {row.path} is in no decoder's block"
     return replace(spec, weights=replace(spec.weights, method=aim)) if spec.weights else _kept(row)
 
 

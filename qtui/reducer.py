@@ -157,7 +157,7 @@ def _exporting(run: Run, event: ev.Event) -> Run:
     return run
 
 
-def _run(run: Run, event: ev.Event) -> Run:
+def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
     match event:
         case ev.StageStarted():
             stage = of_engine(event.stage) or run.at

@@ -57,6 +57,13 @@ class Gram:
         if self.drifting:
             self.cross = torch.zeros_like(self.xx)
 
+    @classmethod
+    def of(cls, xx: Tensor, total: Tensor, count: int, held_back: HeldBack | None) -> Gram:
+        """Sums that were gathered elsewhere, of products (in, in) and of inputs (in,); magnitudes are not known."""
+        gram = cls(0, xx.device, count)
+        gram.width, gram.xx, gram.total, gram.moved, gram.held_back = len(total), xx, total, torch.zeros_like(total), held_back
+        return gram
+
     def add(self, x: Tensor, keep: Tensor | None = None, original: Tensor | None = None) -> None:
         """Inputs (..., in), and where the sums are ``drifting`` what they were in the original model; ``keep`` is bool of the
         leading shape and leaves padding out; of tokens that were picked or sorted, as an expert's are, it says nothing, and all

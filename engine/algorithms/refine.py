@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from engine.algorithms.gptq import gptq
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import in_groups
 from engine.numerics.weights import WeightQParams, stored_scale
@@ -32,6 +33,12 @@ def refine(start: QTensor, weight: Tensor, second: Tensor, rounds: int = 3) -> Q
             break
         best, least = start, error
     return best
+
+
+def gptq_refined(weight: Tensor, grid: WeightQParams, second: Tensor) -> tuple[QTensor, str | None]:
+    """GPTQ, then ``refine``."""
+    rounded, note = gptq(weight, grid, second)
+    return refine(rounded, weight, second), note
 
 
 def descend(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:

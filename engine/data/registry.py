@@ -14,7 +14,7 @@ from engine.errors import EngineError, UsageError, nearest
 
 if TYPE_CHECKING:
     from engine.data.images.base import Data
-    from engine.data.images.transform import Interpolation, Transform, Triple
+    from engine.models.transform import Interpolation, Transform, Triple
 
 
 @dataclass(frozen=True)

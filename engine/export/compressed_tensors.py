@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from engine.errors import EngineError
 from engine.events.event import LayerRow
 from engine.export.base import ExportContext, Runner, decoder_runner
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.models.anatomy import anatomy, kind_of, linears
+from engine.models.anatomy import anatomy, linears
 from engine.numerics.packing import pack
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from engine.errors import EngineError
+from engine.kernels.matrix.kind import Kind, kind_of
 
-Kind = Literal["Linear", "Conv1D", "Embedding"]
 # Where the families of transformers keep their blocks: GPT-2; LLaMA, Qwen, Mistral; Pythia; OPT.
 BLOCKS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers")
 
@@ -104,17 +104,6 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Path and module of each ``Linear`` and ``Conv1D``, in the model's order."""
     return ((name, module) for name, module in model.named_modules() if kind_of(module) in ("Linear", "Conv1D"))
-
-
-def kind_of(module: nn.Module) -> Kind | None:
-    """What kind of matrix ``module`` holds, None for none that is known. A ``Linear`` with a forward of its own, as a router that
-    returns what it has chosen, is none: nothing else can stand in its place."""
-    if isinstance(module, nn.Linear):
-        return "Linear" if type(module).forward is nn.Linear.forward else None
-    if isinstance(module, nn.Embedding):
-        return "Embedding"
-    # By name: its module takes seconds to import, and a model that holds one has imported it.
-    return "Conv1D" if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils" else None
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from engine.errors import EngineError, one_line
-from engine.models.anatomy import anatomy, blocks_of, kind_of
+from engine.kernels.matrix.kind import kind_of
+from engine.models.anatomy import anatomy, blocks_of
 from engine.models.transformers_folder import AGAIN, Folder
 from engine.models.weights_file import check_numbers, read_state
 

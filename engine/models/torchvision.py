@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.images.transform import MEAN, STD, Interpolation, Transform, Triple
+from engine.models.transform import MEAN, STD, Interpolation, Transform, Triple
 from engine.paths import matching
 
 HALF: Triple = (0.5, 0.5, 0.5)

@@ -21,24 +21,29 @@ SMALLEST, LARGEST = 2.0**-20, 65504.0
 
 @dataclass(frozen=True)
 class WeightQParams:
-    """The representable values of a matrix: ``scale`` float16 (out, groups), ``zero`` uint8 (out, groups) or None where
-    symmetric."""
+    """The representable values of a matrix: ``scale`` floating point (out, groups), float16 where packed tensors are made of it,
+    ``zero`` uint8 (out, groups) or None where symmetric. With ``multiplier``, uint8 (out, groups), ``scale`` is (out, 1), and the
+    step of a group their product (scales of two levels, as in ``QTensor``)."""
 
     scheme: WeightScheme
     scale: Tensor
     zero: Tensor | None
+    multiplier: Tensor | None = None
 
     @classmethod
     def of(cls, weight: QTensor) -> WeightQParams:
-        return cls(weight.scheme, weight.scale, weight.zero)
+        return cls(weight.scheme, weight.scale, weight.zero, weight.multiplier)
 
     def with_codes(self, codes: Tensor) -> QTensor:
-        return QTensor(codes, self.scale, self.zero, self.scheme.format, self.scheme.group_size)
+        return QTensor(codes, self.scale, self.zero, self.scheme.format, self.scheme.group_size, self.multiplier)
 
     def columns(self, inputs: int) -> tuple[Tensor, Tensor]:
         """Step and zero point of every weight, float32 (out, inputs) each."""
         size = self.scheme.size(inputs)
-        step = self.scale.to(torch.float32).repeat_interleave(size, 1)[:, :inputs]
+        step = self.scale.to(torch.float32)
+        if self.multiplier is not None:
+            step = self.multiplier.to(torch.float32) * step
+        step = step.repeat_interleave(size, 1)[:, :inputs]
         if self.zero is None:
             return step, torch.zeros_like(step)
         return step, self.zero.to(torch.float32).repeat_interleave(size, 1)[:, :inputs]
@@ -64,8 +69,8 @@ def stored_scale(scale: Tensor) -> Tensor:
     return scale.clamp_min(SMALLEST).to(torch.float16)
 
 
-def minmax(weight: Tensor, scheme: WeightScheme) -> WeightQParams:
-    """What covers each group of ``weight`` (out, in) whole."""
+def minmax(weight: Tensor, scheme: WeightScheme, second: Tensor | None = None) -> WeightQParams:
+    """What covers each group of ``weight`` (out, in) whole; the inputs' second moments are not looked at."""
     grouped = in_groups(weight.to(torch.float32), scheme)
     return qparams_between(grouped.amin(2), grouped.amax(2), scheme)
 

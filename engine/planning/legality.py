@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-from engine.recipe.capabilities import Capabilities, Role
+from engine.recipe.capabilities import Capabilities
 from engine.recipe.presets import DYNAMIC
-from engine.recipe.spec import FP32, LayerSpec, Method
+from engine.recipe.spec import FP32, METHODS, LayerSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
-_PLAIN = "methods and affine weights are for language models: symmetric, rounded to the nearest"
 _NO_TEXT = "outside of the blocks no text reaches the method {method}"
-# The method in the place of one that layers of a role do not have, below 8 bits, and the sentence. At 8 bits it is plain rounding.
-_METHODS: Mapping[Role, tuple[Method, str]] = {
-    "none": ("nearest", _PLAIN), "convolution": ("nearest", _PLAIN), "linear": ("nearest", _PLAIN), "block": ("mse", _NO_TEXT),
-    "outside": ("mse", _NO_TEXT), "embedding": ("mse", _NO_TEXT),
-}  # fmt: skip
 
 Limited = tuple[LayerSpec, str | None]
 
@@ -52,15 +46,18 @@ def _inputs(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 def _method(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if spec.weights is None or spec.weights.method in capabilities.methods:
         return spec, None
-    few, sentence = _METHODS[capabilities.role]
-    method = few if spec.weights.bits < 8 else "nearest"
-    return replace(spec, weights=replace(spec.weights, method=method)), sentence.format(method=spec.weights.method)
+    method = spec.weights.method
+    if capabilities.between_floats:
+        had, note = "mse" if spec.weights.bits < 8 else "nearest", _NO_TEXT.format(method=method)
+    else:
+        had, note = "nearest", f"{method} {METHODS[method].needs_blocks}, as language models alone have them: rounded to the nearest"
+    return replace(spec, weights=replace(spec.weights, method=had)), note
 
 
 def _affine(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if spec.weights is None or spec.weights.symmetric or capabilities.affine:
         return spec, None
-    return replace(spec, weights=replace(spec.weights, symmetric=True)), _PLAIN
+    return replace(spec, weights=replace(spec.weights, symmetric=True)), "affine weights are for language models: symmetric"
 
 
 def _dynamic(spec: LayerSpec, capabilities: Capabilities) -> Limited:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.recipe.spec import GRANULARITIES, METHODS, Granularity, Method
+from engine.recipe.spec import GRANULARITIES, METHODS, Granularity
 
 # What a layer is to the planner. ``block`` and ``outside`` are the matrices inside and outside of a decoder's blocks, between floats;
 # ``none`` is a module whose parameters nothing quantizes.
@@ -16,7 +16,9 @@ Role = Literal["none", "convolution", "linear", "block", "outside", "embedding"]
 ActivationMode = Literal["none", "static", "dynamic"]
 
 # Methods that look at nothing but the weights.
-ALONE: tuple[Method, ...] = ("nearest", "mse", "hqq")
+ALONE: tuple[str, ...] = ("nearest", "mse", "hqq")
+# Those that need no decoder's blocks.
+ANYWHERE: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.needs_blocks is None)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Capabilities:
     """
 
     role: Role = "none"
-    methods: tuple[Method, ...] = ("nearest", "mse")
+    methods: tuple[str, ...] = ANYWHERE
     granularities: tuple[Granularity, ...] = GRANULARITIES
     group_bits: int = 6
     affine: bool = False
@@ -55,7 +57,7 @@ UNKNOWN = Capabilities()
 CONVOLUTION = Capabilities("convolution")
 LINEAR = Capabilities("linear")
 BLOCK = Capabilities(
-    "block", METHODS, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
 )  # fmt: skip
 OUTSIDE = Capabilities(
     "outside", ALONE, ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False

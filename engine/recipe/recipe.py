@@ -26,11 +26,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from engine.data.images.transform import Interpolation
 from engine.errors import UsageError
 from engine.export.registry import FORMATS
+from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
-from engine.recipe.spec import FP32, ActivationSpec, Granularity, LayerSpec, Method, Observer, Rule, WeightSpec
+from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
@@ -63,6 +63,13 @@ def _known_format(name: str) -> str:
 # A format's name: one of the registry's when it is read.
 ExportFormat = Annotated[str, AfterValidator(_known_format)]
 
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"no method {name}")
+    return name
+
+
 # A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
 _Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 _Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -71,6 +78,7 @@ _Bits = Annotated[int, Field(ge=2, le=8, description="2 to 8")]
 _Batch = Annotated[int, Field(ge=1, le=4096, description="1 to 4096")]
 _Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
 _CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
+_Method = Annotated[str, AfterValidator(_method), Field(description=f"one of {', '.join(METHODS)}")]
 _Flag = Annotated[bool, Field(description="true or false")]
 
 
@@ -113,7 +121,7 @@ class WeightsPart(_Part):
     group_size: Annotated[Literal[16, 32, 64, 128, 256], Field(description="one of 16, 32, 64, 128, 256")] = 32
     scale: Annotated[Scale, Field(description=_one_of(Scale))] = "minmax"
     symmetric: _Flag = True
-    method: Annotated[Method, Field(description=_one_of(Method))] = "nearest"
+    method: _Method = "nearest"
 
     @model_validator(mode="after")
     def _group_size_is_used(self) -> Self:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from engine.algorithms.registry import METHODS as METHODS
+
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
-Method = Literal["nearest", "mse", "hqq", "gptq", "hqq+gptq", "gptq+", "awq", "awq+gptq", "smoothquant"]
-METHODS: tuple[Method, ...] = get_args(Method)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
@@ -17,15 +17,15 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 class WeightSpec:
     """Integer weights, symmetric around zero or, in decoders, affine.
 
-    ``group_size`` counts input features and is used by ``per-group`` alone. ``method`` is how scales and integers are chosen
-    (``engine.algorithms.registry``): ``nearest`` takes the scale from the largest weight, ``mse`` the clip with the least squared
-    error; the others are for decoders.
+    ``group_size`` counts input features and is used by ``per-group`` alone. ``method`` is how scales and integers are chosen, a
+    name of ``engine.algorithms.registry``: ``nearest`` takes the scale from the largest weight, ``mse`` the clip with the least
+    squared error.
     """
 
     bits: int = 8
     granularity: Granularity = "per-channel"
     group_size: int = 32
-    method: Method = "nearest"
+    method: str = "nearest"
     symmetric: bool = True
 
     @staticmethod

@@ -19,11 +19,10 @@ from engine.kernels.probe import probe
 from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
-from engine.recipe import fits
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
-from engine.runs import exporting
+from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.rundir import RunDir, find_run, is_running, new_directory

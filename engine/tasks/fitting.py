@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.images.base import Data
-from engine.data.images.transform import Transform
 from engine.errors import EngineError, one_line
 from engine.models import custom
 from engine.models.registry import ModelEntry, find
+from engine.models.transform import Transform
 
 
 def transform_of(model: str) -> Transform | None:

@@ -82,7 +82,7 @@ def _once(forms: Mapping[str, Any], batch: Batch, stop: StopToken, seconds: floa
     return {name: Latency(1.0, 1.0, batch.count) for name in forms}
 
 
-def _untimed(runners: Mapping[str, Any], task: Task, stop: StopToken) -> Generator[Event, None, dict[str, tuple[Latency, ...]]]:
+def _untimed(runners: Mapping[str, Any], task: Task, stop: StopToken, **_: Any) -> Generator[Event, None, dict[str, tuple[Latency, ...]]]:
     """In place of the exports' ``times``."""
     stop.check()
     yield Progress("export", 1, 1, "timings")

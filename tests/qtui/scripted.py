@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,9 @@ QUESTIONS = (
     ("optimize", "optimize (fuse)?"),
     ("quantize", "quantize?"),
 )
+
+# The modules of the engine that ``install`` replaces.
+REPLACED = ("engine.runs.pipeline", "engine.report.report", "engine.runs.rundir")
 
 
 @dataclass
@@ -141,19 +145,19 @@ def install(start: Callable[..., Any] = script, **kwargs: Any) -> list[Any]:
             RunSummary(root / "20260101-gpt2", "2026-01-01T09:20:30", "gpt2", "text", "cancelled", None, 23.4, None, "stopped"),
         ]
 
-    import engine
-
     modules: dict[str, dict[str, Any]] = {
-        "pipeline": {"run": run, "resume": resume, "train": train},
-        "report": {"Report": Report},
-        "rundir": {"RunSummary": RunSummary, "find_run": find_run, "list_runs": list_runs, "runs_root": lambda: Path("runs")},
+        "engine.runs.pipeline": {"run": run, "resume": resume, "train": train},
+        "engine.report.report": {"Report": Report},
+        "engine.runs.rundir": {"RunSummary": RunSummary, "find_run": find_run, "list_runs": list_runs, "runs_root": lambda: Path("runs")},
     }
+    assert tuple(modules) == REPLACED
     for name, content in modules.items():
-        module = ModuleType(f"engine.{name}")
+        room, _, last = name.rpartition(".")
+        module = ModuleType(name)
         for attribute, value in content.items():
             setattr(module, attribute, value)
-        sys.modules[f"engine.{name}"] = module
-        setattr(engine, name, module)
+        setattr(import_module(room), last, module)
+        sys.modules[name] = module
     return calls
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Generator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 import scripted
 
-import engine
 from engine.errors import EngineError, UsageError
 from engine.events import event as ev
 from qtui.__main__ import main
@@ -24,9 +24,10 @@ ESCAPE = "\x1b"
 @pytest.fixture(autouse=True)
 def _the_engine_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``scripted.install`` replaces is put back."""
-    for name in ("pipeline", "report", "rundir"):
-        monkeypatch.setitem(sys.modules, f"engine.{name}", sys.modules.get(f"engine.{name}", ModuleType(name)))
-        monkeypatch.setattr(engine, name, None, raising=False)
+    for name in scripted.REPLACED:
+        room, _, module = name.rpartition(".")
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(name, ModuleType(name)))
+        monkeypatch.setattr(import_module(room), module, None, raising=False)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
 
 

@@ -80,7 +80,11 @@ def test_a_report_without_its_figures_is_one_line(run: Path, capsys: pytest.Capt
     edit(run, "ptq", size_bytes="many")
     assert main(["show", str(run)]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"error: {run / 'report.json'} lacks figures or holds odd ones") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith(f"error: {run / 'report.json'} is damaged (ptq.size_bytes is text, not a number)")
+        and err.count("\n") == 1
+    )
 
 
 def test_words_that_would_steer_a_terminal_are_not_written_into_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import scripted
 
-import engine
 from engine.data.images import cifar10
 from engine.kernels import probe
 from engine.models import cached, registry
@@ -28,9 +28,10 @@ def parsed(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
 
 @pytest.fixture
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pipeline", "report", "rundir"):
-        monkeypatch.setitem(sys.modules, f"engine.{name}", sys.modules.get(f"engine.{name}", ModuleType(name)))
-        monkeypatch.setattr(engine, name, None, raising=False)
+    for name in scripted.REPLACED:
+        room, _, module = name.rpartition(".")
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(name, ModuleType(name)))
+        monkeypatch.setattr(import_module(room), module, None, raising=False)
     scripted.install()
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.data.images.augment import crop_and_flip
-from engine.data.images.transform import Transform, Triple
 from engine.errors import EngineError, UsageError
+from engine.models.transform import Transform, Triple
 
 SplitName = Literal["train", "validation", "test"]
 __all__ = ["Data", "MemorySplit", "Split", "SplitName", "Subset", "Triple", "check_labels"]

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.data.images.transform import Transform
 from engine.errors import EngineError
+from engine.models.transform import Transform
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")

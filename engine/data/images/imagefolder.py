@@ -13,8 +13,8 @@ import torch
 from engine.data.images.base import Data, Split, Subset
 from engine.data.images.image_files import SUFFIXES, FileSplit, frame_size, turned
 from engine.data.images.splitting import Indices, permutation, require_images, share, take
-from engine.data.images.transform import MEAN, STD, Interpolation, Transform
 from engine.errors import EngineError, UsageError
+from engine.models.transform import MEAN, STD, Interpolation, Transform
 from engine.plain_text import one_line
 from engine.reading import MB, read_bytes
 

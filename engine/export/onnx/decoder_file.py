@@ -11,9 +11,9 @@ from engine.export.base import ExportContext, Runner, decoder_runner
 from engine.export.onnx.architecture import architecture
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import note, per_token
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.stepping import last
-from engine.models.anatomy import kind_of
 from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
 

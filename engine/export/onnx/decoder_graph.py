@@ -16,8 +16,8 @@ from engine.export.onnx import decoder_layers as layers
 from engine.export.onnx.architecture import Block, architecture
 from engine.export.onnx.decoder_matrices import MICROSOFT, Matrices, per_token
 from engine.export.onnx.graph import IR_VERSION, OPSET, OUTPUT, Graph
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.models.anatomy import kind_of
 
 IDS = "input_ids"
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from engine.kernels.matrix.kind import Kind, kind_of
 from engine.kernels.probe import Machine
-from engine.models.anatomy import Kind, kind_of
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
 from engine.numerics.scheme import WeightScheme, scheme_of

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.kernels.matrix.base import Asked, MatrixKernel, asked
 from engine.kernels.matrix.dynamic import Dynamic
 from engine.kernels.matrix.int_mm import IntMM
+from engine.kernels.matrix.kind import Kind
 from engine.kernels.matrix.nibbles import Nibbles
 from engine.kernels.matrix.on_gpu import OnGpu
 from engine.kernels.matrix.rows import Rows
@@ -15,7 +16,6 @@ from engine.kernels.matrix.static import Static
 from engine.kernels.matrix.stored import Stored
 from engine.kernels.matrix.weight_only import WeightOnly
 from engine.kernels.probe import Machine
-from engine.models.anatomy import Kind
 from engine.recipe.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.

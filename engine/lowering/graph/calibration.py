@@ -1,4 +1,4 @@
-"""calibrate: one pass over training images; only ranges and histograms are kept."""
+"""calibrate: one pass over training images; only ranges, histograms and the moments of what layers read are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.events.event import Event, Ranges
 from engine.events.progress import Every, Ticker
 from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.layout import Layout
-from engine.lowering.graph.observe import Observed
+from engine.lowering.graph.observe import Observed, Reader
 from engine.lowering.graph.ranges import Watch
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
@@ -25,16 +25,18 @@ _LOOK = 0.02  # seconds of every quarter of a second for clips that are costly t
 
 
 def calibrate(
-    gm: fx.GraphModule, layout: Layout, task: Task, items: int, batch: int, device: str, stop: StopToken, attended: bool = False
-) -> Generator[Event, None, Mapping[str, QParams]]:
-    """The grid of each value class, from the first ``items`` of the training split; with ``attended`` also ``Ranges``."""
+    gm: fx.GraphModule, layout: Layout, task: Task, items: int, batch: int, device: str, stop: StopToken, attended: bool = False,
+    readers: Mapping[str, Reader] | None = None,
+) -> Generator[Event, None, Mapping[str, QParams]]:  # fmt: skip
+    """The grid of each value class, from the first ``items`` of the training split; with ``attended`` also ``Ranges``. ``readers``
+    are given what each layer node reads in the fp32 graph."""
     total = task.count("train", items)
     if total == 0:
         raise EngineError(
             f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
         )
     graph = channels_last(copy.deepcopy(gm), device)
-    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch)
+    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch, readers=readers)
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)
     ticker = Ticker("calibrate", total, task.unit, clock=stop.clock)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from engine.algorithms.channelwise import quantize_weight
+from engine.algorithms.layer import LayerQuantized, quantize_layer
+from engine.algorithms.patches import Patching, PatchMoments, bytes_of
+from engine.algorithms.registry import method
+from engine.events.cancellation import StopToken
 from engine.events.event import Bins, Event, Notice, WeightRow
-from engine.kernels.base import Kernel
+from engine.events.progress import Ticker
+from engine.kernels.base import Kernel, geometry
 from engine.lowering.graph.convert import convert as convert_graph
 from engine.lowering.graph.convert import unit_parameters
 from engine.lowering.graph.coverage import Coverage, coverage
@@ -20,7 +28,8 @@ from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.ranges import BINS
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.qparams import QParams
-from engine.numerics.qtensor import QTensor
+from engine.numerics.qtensor import QTensor, per_channel
+from engine.numerics.weights import WeightQParams
 from engine.recipe.spec import LayerSpec, WeightSpec
 from engine.tasks.base import Batch
 
@@ -33,6 +42,10 @@ class Converted:
     coverage: Coverage | None = None
 
 
+# Bytes of the moments that one calibration gathers.
+BUDGET = 4 * 2**30
+# Steps from its integer that a weight of the float graph lies away at most: less than half, so that it is rounded to it again.
+INSIDE = 0.45
 _MOST = 0.5  # Of the multiply-adds: with less on integers, speed and size are mostly fp32's.
 
 
@@ -40,6 +53,109 @@ def round_weights(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerS
     """Weights rounded to nearest as each layer's spec asks, by layer node: the units' with their normalization folded
     in, then those of weight-only layers."""
     return {node: quantize_weight(weight, spec) for node, _, weight, spec in _to_round(gm, layout, specs)}
+
+
+@dataclass(frozen=True)
+class RoundedWeights:
+    """By layer node. ``graph`` is the float graph that the integers belong to: the biases hold what they take up, and each weight
+    that was not rounded to nearest lies where it is."""
+
+    weights: Mapping[str, QTensor]
+    notes: Mapping[str, str]
+    graph: fx.GraphModule
+
+
+def watched(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], items: int) -> dict[str, PatchMoments]:
+    """What is to be gathered of ``items`` calibration items, by layer node, for the layers whose method looks at inputs. A module
+    that is called twice has one sum. No more than ``BUDGET`` bytes altogether: the widest layers go without."""
+    asked: dict[str, tuple[int, Callable[[], PatchMoments]]] = {}
+    paths: dict[str, str] = {}
+    for node, path, weight, spec in _to_round(gm, layout, specs):
+        if method(spec.method).needs_inputs:
+            paths[node] = path
+            patching, inputs = patching_of(gm.get_submodule(path)), weight[0].numel()
+            asked.setdefault(path, (bytes_of(patching.groups, inputs), partial(PatchMoments, patching, inputs, items, seed=len(asked))))
+    found: dict[str, PatchMoments] = {}
+    left = BUDGET
+    for path, (size, moments) in sorted(asked.items(), key=lambda item: item[1][0]):
+        left -= size
+        if left >= 0:
+            found[path] = moments()
+    return {node: found[path] for node, path in paths.items() if path in found}
+
+
+def patching_of(module: nn.Module) -> Patching:
+    """The geometry of a convolution or linear layer."""
+    if isinstance(module, nn.Linear):
+        return Patching()
+    return Patching(kernel=tuple(module.kernel_size), **geometry(module))  # type: ignore[arg-type]
+
+
+def round_layers(
+    gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], inputs: Mapping[str, PatchMoments], stop: StopToken
+) -> Generator[Event, None, RoundedWeights]:
+    """Weights on integers as each layer's spec asks, ``inputs`` (of ``watched``) being what their layers read. Yields Progress;
+    raises EngineError for weights that are not finite, Cancelled on stop."""
+    asked = list(_to_round(gm, layout, specs))
+    ticker = Ticker("convert", len(asked), "layers", clock=stop.clock) if inputs else None
+    weights: dict[str, QTensor] = {}
+    notes: dict[str, str] = {}
+    done: dict[str, LayerQuantized] = {}
+    moved = _Moved(gm, layout)
+    for node, path, weight, spec in asked:
+        stop.check()
+        how = method(spec.method)
+        if path not in done or not how.needs_inputs:
+            grams = inputs[node].grams() if node in inputs else ()
+            done[path] = quantize_layer(weight.cpu(), spec, how, grams, moved.has_bias(node))
+            if how.needs_inputs:
+                if node not in inputs:
+                    done[path] = replace(done[path], note=f"{how.title} would need {_giga(BUDGET)} for inputs: rounded to nearest")
+                moved.move(node, done[path])
+        weights[node] = done[path].weight
+        if note := done[path].note:
+            notes[node] = note
+        if ticker:
+            yield from ticker.advance()
+    return RoundedWeights(weights, notes, moved.graph)
+
+
+def _giga(size: int) -> str:
+    return f"more than {size / 2**30:.0f} GiB"
+
+
+class _Moved:
+    """``graph`` is a copy of a float graph once anything was moved in it."""
+
+    def __init__(self, gm: fx.GraphModule, layout: Layout) -> None:
+        self.graph, self._own = gm, False
+        self._norms = {unit.layer: unit.bn for unit in layout.units if unit.bn}
+
+    def _module(self, node: str) -> nn.Module:
+        module = module_of(next(n for n in self.graph.graph.nodes if n.name == node))
+        assert module is not None
+        return module
+
+    def has_bias(self, node: str) -> bool:
+        return node in self._norms or self._module(node).bias is not None
+
+    @torch.no_grad()
+    def move(self, node: str, rounded: LayerQuantized) -> None:
+        if not self._own:
+            self.graph, self._own = copy.deepcopy(self.graph), True
+        layer: Any = self._module(node)
+        norm: Any = self._module(self._norms[node]) if node in self._norms else None
+        factor = torch.ones(len(layer.weight)) if norm is None else torch.rsqrt(norm.running_var + norm.eps)
+        factor = factor if norm is None or not norm.affine else factor * norm.weight
+        safe = torch.where(factor == 0, torch.ones_like(factor), factor)
+        if rounded.shift is not None and norm is None:
+            layer.bias.add_(rounded.shift)
+        elif rounded.shift is not None:
+            # Not its bias: in training the normalization finds the mean of what the integers give by itself.
+            norm.running_mean.sub_(rounded.shift / safe)
+        step = WeightQParams.of(rounded.weight).columns(layer.weight[0].numel())[0].reshape(layer.weight.shape)
+        middle, along = rounded.weight.dequantize(), per_channel(safe, layer.weight.dim())
+        layer.weight.copy_((layer.weight * along).clamp(middle - INSIDE * step, middle + INSIDE * step) / along)
 
 
 def weight_rows(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from engine.algorithms.patches import PatchMoments
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
 from engine.events.progress import quietly
@@ -24,7 +25,6 @@ from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
 from engine.lowering.graph.layers import layers
-from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
 from engine.numerics.qparams import QParams
@@ -43,11 +43,22 @@ _EXPORT_ITEMS = 128
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Of calibration: the grid of each value class, and by layer node what is known of the inputs of those whose method asks."""
+
+    grids: Mapping[str, QParams]
+    inputs: Mapping[str, PatchMoments]
+
+
+@dataclass(frozen=True)
 class Converted:
-    """``graph`` is the float graph that was rounded; grids are by value class, weights by layer node."""
+    """``graph`` is the float graph that was rounded, ``start`` that which training goes on from; grids are by value class, weights
+    and ``notes`` on their rounding by layer node."""
 
     graph: fx.GraphModule
+    start: fx.GraphModule
     converted: conversion.Converted
+    notes: Mapping[str, str]
 
 
 class GraphLowering(Lowering):
@@ -139,38 +150,46 @@ class GraphLowering(Lowering):
         count, task = self.subject.task.count("train", self.run.recipe.data.calibration), self.subject.task
         return f"Calibrating on {count} training {task.plural}"
 
-    def calibrate(self, plan: Plan) -> Generator[Event, None, Mapping[str, QParams]]:
-        run, part = self.run, self.run.recipe.data
-        self._weights = conversion.round_weights(self.gm, self.layout, plan.specs())
+    def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:
+        run, part, task = self.run, self.run.recipe.data, self.subject.task
+        specs = plan.specs()
         if run.attended:
-            yield Weights(conversion.weight_rows(self.gm, self.layout, plan.specs(), self._weights))
-        steps = calibration.calibrate(
-            self.gm, self.layout, self.subject.task, part.calibration, part.batch, self.subject.device, run.stop, run.attended
+            nearest = conversion.round_weights(self.gm, self.layout, specs)
+            yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
+        inputs = conversion.watched(self.gm, self.layout, specs, task.count("train", part.calibration))
+        readers = {node: moments.add for node, moments in inputs.items()}
+        grids = yield from calibration.calibrate(
+            self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, readers
         )
-        return (yield from steps)
+        return Statistics(grids, inputs)
 
-    def convert(self, plan: Plan, statistics: Mapping[str, QParams]) -> Generator[Event, None, Quantized]:
-        return (yield from self._converted(self.gm, self.layout, statistics, self._weights))
+    def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
+        steps = conversion.round_layers(self.gm, self.layout, plan.specs(), statistics.inputs, self.run.stop)
+        rounded = yield from steps
+        return (yield from self._converted(self.gm, rounded, statistics.grids))
 
     def _converted(
-        self, graph: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], weights: Mapping[str, Any]
+        self, graph: fx.GraphModule, rounded: conversion.RoundedWeights, grids: Mapping[str, QParams]
     ) -> Generator[Event, None, Quantized]:
-        converted = yield from conversion.convert(graph, layout, grids, weights, self.kernels, self.example.first(1))
+        steps = conversion.convert(rounded.graph, self.layout, grids, rounded.weights, self.kernels, self.example.first(1))
+        converted = yield from steps
         model = converted.model
         content = to_bytes(model.program, self.run.recipe.to_yaml(), self.run.machine.instructions)
         stored = len(model.program.layers) - len(model.placement)
         kernels = tuple(sorted({kernel for kernel, _ in model.placement.values()}))
-        return Quantized(model, content, kernels, model.simulated, len(model.placement), stored, Converted(graph, converted))
+        state = Converted(graph, rounded.graph, converted, rounded.notes)
+        return Quantized(model, content, kernels, model.simulated, len(model.placement), stored, state)
 
     def trainable(self, plan: Plan, quantized: Quantized) -> bool:
         return bool(quantized.state.converted.weights)
 
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
         run, subject, start = self.run, self.subject, quantized.state.converted
-        begin = qat.Start(self.gm, self.layout, start.grids, start.weights, self.folded)
+        begin = qat.Start(quantized.state.start, self.layout, start.grids, start.weights, self.folded)
         context = TrainingContext(run.stop, "qat", subject.device, checkpoint, self._fingerprint())
         trained = yield from qat.train(begin, subject.task, run.recipe.qat, run.threshold, run.recipe.seed, context)
-        steps = self._converted(trained.graph, self.layout, trained.grids, trained.weights)
+        rounded = conversion.RoundedWeights(trained.weights, quantized.state.notes, trained.graph)
+        steps = self._converted(trained.graph, rounded, trained.grids)
         fitted = trained.fitted
         found = yield from steps
         return Trained(found, tuple(fitted.losses), tuple(fitted.values), fitted.epoch)
@@ -183,7 +202,7 @@ class GraphLowering(Lowering):
     def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         graph, converted = quantized.state.graph, quantized.state.converted
         noise = layer_sqnr(self.gm, graph, self.layout, converted.grids, converted.model, self.subject.task, self.run.stop)
-        return summary.layers(plan, self.layout, converted.model, noise)
+        return summary.layers(plan, self.layout, converted.model, noise, quantized.state.notes)
 
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         return summary.layer_table(rows)

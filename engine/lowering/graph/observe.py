@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
+from engine.lowering.graph.kinds import source
 from engine.lowering.graph.layout import Layout
 from engine.models.memory import laid_out
 from engine.numerics.histogram import Histogram, extremes
@@ -19,21 +20,31 @@ from engine.numerics.qparams import QParams, affine
 
 SAMPLE = 2**16
 
+Reader = Callable[[Tensor, int], None]
+
 
 class Observed:
     """Feeds each value class's observer from its sources; keeps nothing of the values themselves.
 
     ``gm`` is not changed, its modules are shared. With ``counting`` each class has its histogram too: its observer's, or
     one of about ``SAMPLE`` values of each batch. ``at_once`` images run through the graph together, all of a batch by default:
-    fewer need less memory and change no range.
+    fewer need less memory and change no range. ``readers`` are given what each layer node reads, and of how many images.
     """
 
-    def __init__(self, gm: fx.GraphModule, layout: Layout, counting: bool = False, at_once: int | None = None) -> None:
-        self._at_once = at_once
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        layout: Layout,
+        counting: bool = False,
+        at_once: int | None = None,
+        readers: Mapping[str, Reader] | None = None,
+    ) -> None:
+        self._at_once, self._images = at_once, 0
+        self._readers = dict(readers or {})
         self.observers: dict[str, RangeObserver] = {c.name: observer(c.spec) for c in layout.classes}
         self._extra = {name: Histogram() for name, seen in self.observers.items() if counting and seen.histogram is None}
         self._classes = {c.name: c for c in layout.classes}
-        self._class_of = {source: c.name for c in layout.classes for source in c.sources}
+        self._class_of = {name: c.name for c in layout.classes for name in c.sources}
         self._pending: dict[str, list[float]] = {}
         self._graph = self._looking(gm)
 
@@ -43,6 +54,11 @@ class Observed:
         graph = copy.deepcopy(gm.graph)
         looking = fx.GraphModule(gm, graph)
         for before, node in zip(gm.graph.nodes, list(graph.nodes), strict=True):
+            read = source(node) if before.name in self._readers else None
+            if read is not None:
+                looking.add_submodule(f"read_{before.name}", _Look(partial(self._read, before.name)))
+                with graph.inserting_before(node):
+                    graph.call_module(f"read_{before.name}", (read,))
             if before.name in self._class_of:
                 path = f"look_{before.name}"
                 looking.add_submodule(path, _Look(partial(self._see, before.name)))
@@ -51,10 +67,13 @@ class Observed:
         looking.recompile()
         return looking
 
-    def _see(self, source: str, value: Tensor) -> None:
-        name = self._class_of[source]
+    def _read(self, layer: str, value: Tensor) -> None:
+        self._readers[layer](value, self._images)
+
+    def _see(self, producer: str, value: Tensor) -> None:
+        name = self._class_of[producer]
         if self.observers[name].batchwise:
-            self._pending.setdefault(source, []).extend(extremes(value))
+            self._pending.setdefault(producer, []).extend(extremes(value))
         else:
             self.observers[name].update(value)
         if name in self._extra:
@@ -65,16 +84,17 @@ class Observed:
         return self.observers[name].histogram or self._extra[name]
 
     def batch(self, *inputs: Tensor, count: int | None = None) -> None:
-        """One calibration batch of ``count`` items, on the graph's device: the graph's inputs in order, each (N, ...) or the same for all
-        items."""
+        """One calibration batch of ``count`` items, on the graph's device: the graph's inputs in order, each (N, ...) or the same
+        for all items."""
         count = len(inputs[0]) if count is None else count
         with torch.inference_mode():
             for start in range(0, count, self._at_once or count):
                 places = slice(start, start + (self._at_once or count))
+                self._images = min(count, places.stop) - start
                 # Not called as a module, which would print the code beside an error.
                 self._graph.forward(*laid_out([x[places] if x.dim() and len(x) == count else x for x in inputs]))
-        for source, ends in self._pending.items():
-            self.observers[self._class_of[source]].update(torch.tensor(ends))
+        for producer, ends in self._pending.items():
+            self.observers[self._class_of[producer]].update(torch.tensor(ends))
         self._pending.clear()
 
     def grids(self) -> Mapping[str, QParams]:

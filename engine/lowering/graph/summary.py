@@ -35,21 +35,27 @@ def graph(traced: TracedModel, pairs: tuple[Pair, ...], delta: float, recipe: Re
     }  # fmt: skip
 
 
-def layers(plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, LayerNoise]) -> list[dict[str, Any]]:
-    """The coverage of every layer: asked for, done, on what, and why."""
+def layers(
+    plan: Plan, layout: Layout, model: QuantizedModel, sqnr: Mapping[str, LayerNoise], notes: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The coverage of every layer: asked for, done, on what, and why. ``notes`` say of layer nodes how they were rounded."""
     units = {unit.path: unit.layer for unit in reversed(layout.units)}
     folded = {unit.bn: unit.layer for unit in layout.units if unit.bn}
-    return [_layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr) for layer in plan.layers]
+    return [
+        _layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr, (notes or {}).get(layer.node)) for layer in plan.layers
+    ]
 
 
-def _layer(layer: LayerRow, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, LayerNoise]) -> dict[str, Any]:
+def _layer(
+    layer: LayerRow, unit: str | None, folded: str | None, model: QuantizedModel, sqnr: Mapping[str, LayerNoise], note: str | None
+) -> dict[str, Any]:
     inside = unit or folded
     kernel, refusal = model.placement[inside] if inside else ("torch fp32", None)
     if inside is None and layer.actual.weights:
         kernel = stored_label(layer.actual.weights.bits)
     return {
         "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
-        "kernel": kernel, "reason": f"{layer.why}; {refusal}" if refusal and unit else layer.why, "rule": layer.rule,
+        "kernel": kernel, "reason": "; ".join(filter(None, (layer.why, refusal if unit else None, note))), "rule": layer.rule,
         **_noise(sqnr.get(unit) if unit else None), "params": layer.params, "time_share": round(layer.time_share, 4),
         "speedup": {"int8_ms": layer.int8_ms, "fp32_ms": layer.fp32_ms} if layer.int8_ms else None,
     }  # fmt: skip

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.header import KIND, SCHEMA, header, matrix
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.skeleton import empty, skeleton
-from engine.models.anatomy import kind_of, weight_of
+from engine.models.anatomy import weight_of
 from engine.models.transformers_load import quiet
 from engine.numerics.qtensor import QTensor, from_tensors
 from engine.numerics.quantized_matrix import QuantizedMatrix

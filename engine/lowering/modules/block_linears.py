@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.models.anatomy import kind_of
+from engine.kernels.matrix.kind import kind_of
 from engine.models.anatomy import linears as linears_of
 
 

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from engine.kernels.matrix.base import is_plain
-from engine.models.anatomy import Anatomy, Kind, Matrix
+from engine.kernels.matrix.kind import Kind
+from engine.models.anatomy import Anatomy, Matrix
 from engine.planning import planner
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan

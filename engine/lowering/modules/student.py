@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.latent import Latent
 from engine.lowering.modules.quantized import apply
-from engine.models.anatomy import kind_of
 from engine.numerics.qtensor import QTensor, from_tensors
 
 

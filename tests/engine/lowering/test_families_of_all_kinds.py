@@ -16,6 +16,7 @@ from engine import Recipe
 from engine.algorithms.gram import Gram
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules import blocks as sequential
 from engine.lowering.modules.block_linears import linears
 from engine.lowering.modules.capture import Batch, capture, left_beside
@@ -23,7 +24,7 @@ from engine.lowering.modules.folding import groups_of
 from engine.lowering.modules.layers import plan
 from engine.lowering.modules.rounding import round_decoder
 from engine.lowering.modules.runtime import HeldElsewhere
-from engine.models.anatomy import anatomy, blocks_of, kind_of
+from engine.models.anatomy import anatomy, blocks_of
 from engine.recipe.spec import LayerSpec, Rule, WeightSpec
 from engine.tasks.generation import continuation, proceed
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from engine.errors import EngineError
+from engine.lowering.graph.structured import structured
 from engine.lowering.graph.trace import trace
 from engine.models.simplecnn import SimpleCNN
 
@@ -164,13 +166,25 @@ def test_a_model_that_does_not_run_is_one_line_with_its_place():
     assert f"{__file__}:{line}" in text
 
 
-@pytest.mark.parametrize(("result", "word"), [(lambda x: (x, x), "tuple"), (lambda x: {"out": x}, "dict"), (lambda x: [x], "list")])
-def test_results_other_than_one_tensor_are_refused(result, word):
+@pytest.mark.parametrize("result", [lambda x: (x, x + 1), lambda x: {"out": x, "none": None}, lambda x: [x, 3]])
+def test_results_that_hold_tensors_are_traced_as_they_are(result):
     class Returns(nn.Module):
         def forward(self, x):
             return result(x)
 
-    with pytest.raises(EngineError, match=f"Returns returns {word}"):
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(Returns().eval(), x).module
+    found, expected = structured(graph)(x), result(x)
+    assert type(found) is type(expected)
+    assert [str(leaf) for leaf in tree_leaves(found)] == [str(leaf) for leaf in tree_leaves(expected)]
+
+
+def test_results_without_a_tensor_are_refused():
+    class Returns(nn.Module):
+        def forward(self, x):
+            return {"size": 3}
+
+    with pytest.raises(EngineError, match="Returns returns dict without a tensor"):
         trace(Returns().eval(), torch.randn(2, 3, 8, 8))
 
 

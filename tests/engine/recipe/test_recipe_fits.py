@@ -12,9 +12,9 @@ import pytest
 from engine.errors import UsageError
 from engine.planning.legality import legalize
 from engine.recipe.capabilities import CONVOLUTION
-from engine.recipe.fits import check
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.runs.fits import check
 
 
 def rule(**weights: Any) -> dict[str, Any]:

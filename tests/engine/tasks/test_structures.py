@@ -270,8 +270,8 @@ def test_a_model_of_any_inputs_and_outputs_is_quantized_stored_and_loaded(name, 
 def test_an_epoch_of_training_takes_and_gives_the_same_structures(name, own_cache, tmp_path, monkeypatch):
     done = _quantized(CASES[name], tmp_path, monkeypatch, qat={"mode": "always", "epochs": 1, "batch": ITEMS})
     training = done.report["qat"]
-    assert len(training["losses"]) == 1
-    assert math.isfinite(training["losses"][0])
+    assert len(training["loss"]) == 1
+    assert math.isfinite(training["loss"][0])
     loaded = engine.load_quantized(tmp_path)
     chosen = done.report["verdict"]["chosen"]
     assert done.report["metrics"][chosen]["agreement"]["value"] == pytest.approx(_metric(done, loaded), rel=1e-5)

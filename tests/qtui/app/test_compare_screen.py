@@ -46,7 +46,19 @@ def test_finished_runs_are_read_with_their_strategy(runs: Path) -> None:
     assert found.runs[1].quantized.value == 0.9972 and found.runs[2].quantized.value == 0.9944
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 99}', json.dumps(told(ptq=3)), json.dumps(told(data=None))])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": 1}',
+        '{"schema": 99}',
+        json.dumps(told(ptq=3)),
+        json.dumps(told(ptq={"size_bytes": "many"})),
+        json.dumps(told(data=None)),
+    ],
+)
 def test_unreadable_reports_are_passed_over_and_counted(runs: Path, text: str) -> None:
     write_run(runs, "bad", text)
     write_run(runs, "good", told())
@@ -56,7 +68,7 @@ def test_unreadable_reports_are_passed_over_and_counted(runs: Path, text: str) -
 
 
 def test_a_missing_figure_is_none(runs: Path) -> None:
-    write_run(runs, "one", told(ptq={"value": None, "size_bytes": "many", "latency_ms": None}))
+    write_run(runs, "one", told(ptq={"value": None, "size_bytes": None, "latency_ms": None}))
     assert past(list_runs(runs)).runs[0].quantized == Form()
 
 

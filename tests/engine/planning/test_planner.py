@@ -79,19 +79,19 @@ def test_what_can_be_had_can_be_had_again(capabilities: Capabilities, spec: Laye
 
 
 def test_a_method_that_a_layer_is_given_is_planned_and_on_the_key_and_nowhere_else() -> None:
-    more = replace(CONVOLUTION, methods=(*CONVOLUTION.methods, "gptq"))
-    asked = LayerSpec(WeightSpec(4, method="gptq"), ActivationSpec(8))
+    more = replace(CONVOLUTION, methods=(*CONVOLUTION.methods, "awq"))
+    asked = LayerSpec(WeightSpec(4, method="awq"), ActivationSpec(8))
     layers = (replace(CONV, capabilities=more), NORM, HEAD)
     made = plan(layers, "w8a8", (Rule("*", asked),))
-    assert [row.actual.weights.method for row in made.layers if row.actual.weights] == ["gptq", "nearest"]
-    assert "methods and affine weights are for language models" in made.layers[2].why and made.layers[0].why.endswith("asks for it")
+    assert [row.actual.weights.method for row in made.layers if row.actual.weights] == ["awq", "nearest"]
+    assert "as language models alone have them: rounded to the nearest" in made.layers[2].why and made.layers[0].why.endswith("asks for it")
     draft, seen = Draft.of(Planned(plan(layers, "w8a8").layers, "w8a8", 8, 10_000)), []
     for _ in more.methods:
         draft = draft.edit("rounding", ["conv"]).draft
         seen.append(getattr(draft.specs["conv"].weights, "method", None))
-    assert seen == ["mse", "gptq", "nearest"]
-    refused = EDITS["rounding"].apply(made.layers[2], asked, "gptq", None)  # type: ignore[arg-type]
-    assert refused == "fc cannot have the method gptq"
+    assert seen == [*more.methods[1:], "nearest"]
+    refused = EDITS["rounding"].apply(made.layers[2], asked, "awq", None)  # type: ignore[arg-type]
+    assert refused == "awq folds scales into the layer before: fc is in no decoder's block"
 
 
 def test_groups_are_offered_as_wide_as_they_can_be_had() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.algorithms.registry import METHODS
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.errors import UsageError
 from engine.export.registry import formats_of
@@ -48,8 +49,8 @@ def _of_text(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_decoders(rule: RulePart) -> Iterator[str]:
-    if rule.weights and rule.weights.method not in CONVOLUTION.methods:
-        yield f"method {rule.weights.method}"
+    if rule.weights and (why := METHODS[rule.weights.method].needs_blocks):
+        yield f"method {rule.weights.method}, which {why},"
     if rule.weights and not rule.weights.symmetric and not CONVOLUTION.affine:
         yield "symmetric: false of weights"
     if rule.activations and rule.activations.dynamic and "dynamic" not in CONVOLUTION.activations:
