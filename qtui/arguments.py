@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from engine.export.registry import choices
 from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
@@ -18,7 +19,7 @@ _MODEL = "a name, package.module:factory, path/file.py:factory, or a language mo
 _TASK = "what is measured: a name of `qtui tasks`, or your own as path/task.py:factory (default: what belongs to the model)"
 _DATA = "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text"
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
-_FORMATS = "onnx, openvino, pt2, safetensors, for language models compressed-tensors; with commas between them"
+_FORMATS = choices()
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
 _TRAINED_STEM = "first layers of a torchvision model (default: by the size of the images; as published for digits)"
 

@@ -47,15 +47,13 @@ def resume(args: Namespace) -> int:
 
 def export(args: Namespace) -> int:
     """``qtui export``: write the model of a finished run for other runtimes. A file that is not what was measured is no success."""
-    from engine.export.decoder_formats import FORMATS as DECODERS
     from engine.export.registry import find
     from engine.report.mismatch import differing
     from engine.runs.rundir import find_run
 
     # Which of them the run's own kind of model has is known when its report has been read.
     for name in args.to:
-        if name not in DECODERS:
-            find(name)
+        find(name)
     directory = find_run(args.run)
     from engine.runs import reexport as exporting
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
-from engine.events.event import Progress
+from engine.events.cancellation import StopToken
+from engine.events.event import Event, Progress
+
+T = TypeVar("T")
 
 
 class Ticker:
@@ -48,3 +52,14 @@ class Every:
         if due:
             self._last = now
         return due
+
+
+def quietly(steps: Generator[Event, Any, T], stop: StopToken) -> T:
+    """What ``steps`` return, their events unsaid. Raises Cancelled on stop."""
+    while True:
+        stop.check()
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found

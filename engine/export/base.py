@@ -2,54 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from engine.lowering.graph.runtime import QuantizedModel
+from engine.tasks.base import Batch, Forward, forward_of
+from engine.tasks.decode_timing import Step
 
 
 @dataclass(frozen=True)
-class Given:
-    """``model`` is the model that was measured. ``images`` are training images (N, C, H, W), N at least 2, normalized; or the program's
-    inputs of as many training items, in order.
-    ``whole`` maps module paths to the fp32 modules, for those that stayed whole. ``recipe`` is YAML, ``isa`` torch's word."""
+class ExportContext:
+    """What exports of one model are made from.
 
-    model: QuantizedModel
-    images: Tensor | tuple[Tensor, ...]
+    ``model`` is the quantized model in the form of its ``lowering``: the program's executor of ``graph``, the ``QuantizedDecoder`` of
+    ``modules``. ``inputs`` are training items, two or more, for formats that calibrate or trace; None where none does. ``whole`` maps
+    module paths to the fp32 modules, for those that stayed whole; ``source`` is the folder that the model came from, for its tokenizer.
+    ``recipe`` is YAML, ``isa`` the probe's word for the instruction set. ``reference`` computes what was measured; without one the
+    model itself does. ``threads`` are those that runtimes take.
+    """
+
+    model: Any
+    inputs: Batch | None = None
     whole: Mapping[str, nn.Module] = field(default_factory=dict)
     recipe: str = ""
     isa: str = ""
     name: str = "model"
+    lowering: str = "graph"
+    source: Path | None = None
+    reference: Forward | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The program's inputs in order."""
-        return self.images if isinstance(self.images, tuple) else (self.images,)
+    def measured(self) -> Forward:
+        """The measured model as a function of a batch."""
+        return self.reference or forward_of(self.model)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a file says of where it comes from."""
+        return {"qtui": self.name, "recipe": self.recipe, "isa": self.isa}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs of a program, in order, on ``inputs``."""
+        assert self.inputs is not None
+        found: tuple[Tensor, ...] = self.model.inputs_of(self.inputs)
+        return found
 
     @property
     def count(self) -> int:
-        """How many items ``inputs`` hold."""
-        return next((len(x) for x, free in zip(self.inputs, self._free(), strict=True) if free), 1)
-
-    def _free(self) -> tuple[bool, ...]:
-        """For each input, whether its first size is the number of items."""
-        call = self.model.program.call
-        return (True,) * len(self.inputs) if call is None else tuple(bool(i.shape) and i.shape[0] is None for i in call.inputs)
+        """How many items ``tensors`` hold."""
+        return next((len(x) for x, free in zip(self.tensors, self.model.per_item, strict=True) if free), 1)
 
     def items(self, start: int, stop: int) -> tuple[Tensor, ...]:
-        """The inputs of the items from ``start`` to ``stop``."""
-        return tuple(x[start:stop] if free else x for x, free in zip(self.inputs, self._free(), strict=True))
+        """``tensors`` of the items from ``start`` to ``stop``; what is the same for all items is given whole."""
+        return tuple(x[start:stop] if free else x for x, free in zip(self.tensors, self.model.per_item, strict=True))
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A loaded file. ``hold`` turns the program's inputs in order into the runtime's own layout, ``run`` gives its results: a tensor or
-    an array, or a tuple or list of them; ``label`` names the runtime with its version, ``kernel`` what it computes with."""
+    """A loaded file. ``hold`` brings a batch into the runtime's own layout, before a clock starts, and ``call`` computes raw outputs
+    from it, of the structure that the task reads. ``label`` names the runtime with its version, ``kernel`` what it computes with, and
+    ``note`` tells a person what is odd about the file.
+
+    For outputs that are made step by step over a cache: ``step`` takes ids (1, T) and the cache so far to all logits (1, T, vocabulary)
+    and the new cache, ``last`` the same to the last token's logits alone, and computes no others where it can.
+    """
 
     label: str
-    hold: Callable[..., Any]
-    run: Callable[[Any], Any]
+    hold: Callable[[Batch], Any]
+    call: Callable[[Any], Any]
     kernel: str = ""
+    note: str = ""
+    step: Step | None = None
+    last: Step | None = None
+
+    def run(self, batch: Batch) -> Any:
+        """The raw outputs of ``batch``."""
+        return self.call(self.hold(batch))
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Raw outputs of a runtime that gives logits alone, with the name that transformers has for them."""
+
+    logits: Tensor
+
+
+def decoder_runner(label: str, kernel: str, step: Step, last: Step, note: str = "") -> Runner:
+    """The ``Runner`` of a decoder that is a step over a cache."""
+
+    def call(ids: Tensor) -> Logits:
+        return Logits(step(ids, None)[0].float())
+
+    return Runner(label, lambda batch: batch.kwargs["input_ids"].cpu(), call, kernel, note, step, last)
+
+
+def program_runner(
+    context: ExportContext, label: str, hold: Callable[[tuple[Tensor, ...]], Any], call: Callable[[Any], Sequence[Tensor]], kernel: str
+) -> Runner:
+    """The ``Runner`` of a program. ``hold`` brings its inputs in order into the runtime's layout, ``call`` gives its results in order;
+    the runner takes batches and gives what the model returns."""
+    model = context.model
+    return Runner(label, lambda batch: hold(model.inputs_of(batch)), lambda held: model.rebuilt(call(held)), kernel)

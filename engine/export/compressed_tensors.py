@@ -21,14 +21,20 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.events.event import LayerRow
+from engine.export.base import ExportContext, Runner, decoder_runner
+from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.header import config_dict
+from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.models.anatomy import anatomy
+from engine.models.anatomy import anatomy, linears
 from engine.numerics.packing import pack
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of
 from engine.numerics.weights import LARGEST
+from engine.planning.plan import Plan
+from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec
+from engine.tasks.decode_timing import step_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
              "tokenizer.model", "spiece.model", "chat_template.jinja")  # fmt: skip
@@ -61,7 +67,34 @@ class Scheme:
         }  # fmt: skip
 
 
-def write(decoder: QuantizedDecoder, source: Path | None, folder: Path) -> str:
+def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
+    """Layers and grids that the format's readers have no form for; without a plan those of the plan that the recipe gives by itself."""
+    if plan is None:
+        other = next((path for path, module in linears(model) if kind_of(module) == "Conv1D"), None)
+        if other is not None:
+            return f"its readers pass over transformers' Conv1D, which {other} is: give onnx instead"
+        plan = plan_of(model, anatomy(model), recipe.preset, recipe.layer_rules(), {}, lambda spec, kind, shape, plain: "")
+    try:
+        refuse(plan.layers)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def write(context: ExportContext, path: Path) -> str:
+    path.mkdir()
+    return write_folder(context.model, context.source, path)
+
+
+def load(path: Path, context: ExportContext) -> Runner:
+    """In transformers and compressed-tensors."""
+    from engine.export.compressed_tensors_run import CompressedDecoder
+
+    model = CompressedDecoder(path)
+    return decoder_runner(model.label, "float32 on unpacked integers", model.step, step_of(model.model), model.note)
+
+
+def write_folder(decoder: QuantizedDecoder, source: Path | None, folder: Path) -> str:
     """Fill ``folder``, which is there and empty; tokenizer files come from ``source``. A note for a person of what differs from the
     decoder, empty where nothing does.
 

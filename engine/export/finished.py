@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.export.making import fingerprint
-from engine.export.registry import FORMATS, Format
+from engine.export.registry import FORMATS
 from engine.lowering.files import NAME
 from engine.report.mismatch import differs
 
@@ -45,10 +45,10 @@ def check_unchanged(directory: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def check_new(directory: Path, names: Sequence[str], formats: Mapping[str, Format] = FORMATS) -> None:
+def check_new(directory: Path, names: Sequence[str]) -> None:
     """Raises EngineError where a file of ``names`` is there already, whoever wrote it."""
     for name in names:
-        there = [file for file in formats[name].files if name != "safetensors" and (directory / file).exists()]
+        there = [file for file in FORMATS[name].files if name != "safetensors" and (directory / file).exists()]
         if there:
             raise EngineError(f"{directory / there[0]} exists already: leave {name} out, or write it again with --force")
 

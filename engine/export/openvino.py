@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner, program_runner
 from engine.export.onnx.file import build, check_ranks, hold
+from engine.export.placing import in_a_child
 
 TRIAL = """
 import sys, numpy, openvino
@@ -19,44 +21,48 @@ compiled([
     for x in compiled.inputs
 ])
 """
+# Read by the core itself: the converter of the command line reports its use over the network. What was written is read again, since
+# the writer says nothing where the disk is full.
+_WRITE = """
+import sys, openvino
+source, path, name = sys.argv[1:]
+core = openvino.Core()
+model = core.read_model(source)
+model.set_rt_info(name, "qtui")
+openvino.save_model(model, path, compress_to_fp16=False)
+core.read_model(path)
+"""
 
 
-def write(given: Given, path: Path) -> None:
+def write(context: ExportContext, path: Path) -> str:
     """OpenVINO's kernels add before they round, as torch's do, so the program is written as it is."""
-    import openvino
-
     between = path.with_suffix(".onnx")
-    between.write_bytes(build(given.model, given, "numbers").SerializeToString())
+    between.write_bytes(build(context.model, context, "numbers").SerializeToString())
     try:
-        # Read by the core itself: the converter of the command line reports its use over the network.
-        model = openvino.Core().read_model(between)
-        model.set_rt_info(given.name, "qtui")
-        openvino.save_model(model, path, compress_to_fp16=False)
-    except EngineError:
-        raise
-    except Exception as error:
-        raise EngineError(f"OpenVINO does not take the ONNX form of {given.name} ({one_line(error, 160)})") from error
+        in_a_child(_WRITE, str(between), str(path), context.name)
+    except EngineError as error:
+        raise EngineError(f"OpenVINO does not write {context.name} ({error})") from error
     finally:
         between.unlink(missing_ok=True)
+    return ""
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
+def load(path: Path, context: ExportContext) -> Runner:
     """On the processor, for short times; float layers in float32, which on some processors is not the default."""
     import openvino
 
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": context.threads, "INFERENCE_PRECISION_HINT": "f32"}
     try:
         compiled = openvino.Core().compile_model(path, "CPU", hints)
         request = compiled.create_infer_request()
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by OpenVINO ({one_line(error, 160)}): export it again") from error
-    check_ranks(path, given, [len(x.partial_shape) for x in compiled.inputs], len(compiled.outputs))
+    check_ranks(path, context, [len(x.partial_shape) for x in compiled.inputs], len(compiled.outputs))
     results = range(len(compiled.outputs))
 
-    def run(arrays: list[Any]) -> Any:
+    def call(arrays: list[Any]) -> list[Tensor]:
         request.infer(arrays, share_inputs=True)
         # The next call overwrites the request's own tensors.
-        arrays = [np.array(request.get_output_tensor(i).data) for i in results]
-        return arrays if len(arrays) > 1 else arrays[0]
+        return [torch.tensor(request.get_output_tensor(i).data) for i in results]
 
-    return Runner(f"openvino {openvino.__version__.partition('-')[0]}", hold, run, "CPU int8, the rest in f32")
+    return program_runner(context, f"openvino {openvino.__version__.partition('-')[0]}", hold, call, "CPU int8, the rest in f32")

@@ -1,12 +1,11 @@
-"""A file in its own runtime, against the model that was measured: the same answers on test data."""
+"""A file in its own runtime, against the model that was measured: the same outputs and answers on test data."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,55 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Logits, Runner
 from engine.export.registry import Format
-from engine.lowering.graph.runtime import QuantizedModel
+from engine.lowering.graph.call import results_of
 from engine.numerics.sqnr import sqnr_db
-from engine.tasks.base import Task
+from engine.tasks.base import Batch, Forward, Task
+from engine.tasks.decode_timing import Step
 
 _PATIENCE = 600
 # Items on which fp32 is run too: enough for its distance, whatever the size of the test split.
 _BESIDE = 512
+# Tokens of each sequence that go one by one through the cache.
+SINGLE = 16
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, the part of equal
-    answers (0..1); the task's metric of the file itself, with the half-width of its 95 % interval; and the items compared.
-    ``native_sqnr_db`` is of the measured model against fp32 and ``fp32_sqnr_db`` of the file against fp32, on the first items;
-    None where fp32 was not at hand."""
+    """The outputs' distance from those of the measured model: the largest difference, SQNR in dB, and the part of equal answers
+    (0..1), None where the task has none; and the items compared.
+
+    ``value`` is the task's metric of the file itself, with the half-width of its 95 % interval; ``rise``, of a metric that is judged by
+    ratios, is by how much it is higher than the measured model's on the same items. ``native_sqnr_db`` is of the measured model against
+    fp32 and ``fp32_sqnr_db`` of the file against fp32, on the first items; None where fp32 was not at hand."""
 
     max_abs: float
     sqnr_db: float
-    agreement: float
+    agreement: float | None
     value: float
     interval: float
+    rise: float | None
     compared: int
     native_sqnr_db: float | None = None
     fp32_sqnr_db: float | None = None
 
+    def entry(self, task: Task) -> dict[str, Any]:
+        """The report's ``parity``."""
+        name = task.metric.name
+        beside = {name: self.value, f"{name}_rise": self.rise} if task.metric.relative else {}
+        return {
+            "max_abs": self.max_abs, "sqnr_db": self.sqnr_db, "agreement": self.agreement, "compared": self.compared, **beside,
+            "native_sqnr_db": self.native_sqnr_db, "fp32_sqnr_db": self.fp32_sqnr_db,
+        }  # fmt: skip
 
-def load(entry: Format, path: Path, given: Given) -> Runner:
-    """The file on as many threads as torch has. Raises EngineError for one that is damaged, or not an export of the run."""
-    module = import_module(entry.module)
+
+def load(entry: Format, path: Path, context: ExportContext) -> Runner:
+    """The file in its runtime. Raises EngineError for one that is damaged, or not an export of the run."""
+    module = entry.module(context.lowering)
     tried(entry, path, getattr(module, "TRIAL", ""))
-    runner: Runner = module.load(path, given, torch.get_num_threads())
-    try:
-        got = answers(runner, given.items(0, 2))
-    except EngineError:
-        raise
-    except Exception as error:
-        raise EngineError(f"{path} does not run ({type(error).__name__}): it is damaged or not an export of this run") from error
-    wanted = _tensors(given.model.flat(*given.items(0, 2)))
-    if [(x.shape, x.dtype) for x in got] != [(x.shape, x.dtype) for x in wanted]:
-        shapes = [" and ".join(str(tuple(x.shape)) for x in results) for results in (got, wanted)]
-        raise EngineError(f"{path} gives {shapes[0]} where the run's model gives {shapes[1]}: it is not an export of this run")
-    return runner
+    found: Runner = module.load(path, context)
+    return found
 
 
 def tried(entry: Format, path: Path, trial: str) -> None:
@@ -79,65 +83,122 @@ def tried(entry: Format, path: Path, trial: str) -> None:
 
 
 def compare(
-    runner: Runner, given: Given, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export",
-    fp32: Callable[..., Any] | None = None,
-) -> Generator[Event, None, Parity]:  # fmt: skip
-    """Both models on the test split, or the first ``limit`` items of it, and ``fp32`` beside them on a few. Raises EngineError for
-    a file's logits that are not finite where the model's are."""
-    total = task.count("test", limit)
-    ticker = Ticker(stage, total, task.unit, clock=stop.clock)
-    signal = noise = worst = 0.0
-    same = answered = seen = 0
-    exact = native = exported = 0.0
-    evaluator = task.evaluator()
+    runner: Runner, measured: Forward, task: Task, batch: int, limit: int | None, stop: StopToken, stage: str = "export",
+    fp32: Forward | None = None,
+) -> Generator[Event, None, tuple[Parity, Parity | None]]:  # fmt: skip
+    """Both models on what the task compares files on, and ``fp32`` beside them on a few items; and, of a task whose outputs are also
+    made step by step, the same over a cache, the last ``SINGLE`` tokens of each sequence one by one.
+
+    Raises EngineError for a file whose outputs are of another form, or not finite where the model's are; Cancelled on stop."""
+    ticker = Ticker(stage, task.compared_count(limit), task.unit, clock=stop.clock)
+    forms: list[tuple[_Sums, Callable[[Batch], Any]]] = [(_Sums(task), _checked(runner))]
+    if task.stepwise and runner.step is not None:
+        step = runner.step
+        forms.append((_Sums(task), lambda part: Logits(_by_steps(step, part.kwargs["input_ids"].cpu(), stop))))
+    # Only ratios are told beside the measured model's own value: an interval of one's own metric may take long.
+    reference = task.evaluator() if task.metric.relative else None
+    seen = 0
     with torch.inference_mode():
-        for part in task.batches("test", batch=batch, limit=limit):
+        for part in task.compared(batch=batch, limit=limit):
             stop.check()
             laid_out = part.laid_out()
-            answer = _structured(given.model, answers(runner, given.model.inputs_of(part)))
-            wanted, got = (task.outputs(raw) for raw in (given.model(*laid_out.args, **laid_out.kwargs), answer))
-            if _finite(wanted) and not _finite(got):
-                raise EngineError("its outputs are NaN or infinite: use another format, or another version of the runtime")
-            worst = max([worst, *((a - b).double().abs().max().item() for a, b in zip(wanted, got, strict=True) if a.numel())])
-            signal += _power(wanted)
-            noise += _power(wanted, got)
-            first, second = task.answers(wanted), task.answers(got)
-            if first is not None and second is not None:
-                same += int((first == second).sum())
-                answered += first.numel()
-            evaluator.update(answer, part.targets)
-            if fp32 is not None and seen < _BESIDE:
-                reference, seen = task.outputs(fp32(*laid_out.args, **laid_out.kwargs)), seen + part.count
-                exact += _power(reference)
-                native += _power(reference, wanted)
-                exported += _power(reference, got)
+            wanted = measured(laid_out)
+            exact = fp32(laid_out) if fp32 is not None and seen < _BESIDE else None
+            seen += part.count
+            if reference is not None:
+                reference.update(wanted, part.targets)
+            for sums, run in forms:
+                sums.add(run(part), wanted, exact, part)
+                stop.check()
             yield from ticker.advance(part.count)
-    value = evaluator.compute()[task.metric.name]
-    beside = (sqnr_db(exact, native), sqnr_db(exact, exported)) if seen else (None, None)
-    return Parity(worst, sqnr_db(signal, noise), same / max(answered, 1), value.value, value.interval, total, *beside)
+    value = reference.compute()[task.metric.name].value if reference is not None else None
+    whole, *cached = (sums.parity(value) for sums, _ in forms)
+    return whole, next(iter(cached), None)
 
 
-def answers(runner: Runner, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A file's results in order, for a program's inputs in order."""
-    return _tensors(runner.run(runner.hold(*inputs)))
+def _checked(runner: Runner) -> Callable[[Batch], Any]:
+    def run(part: Batch) -> Any:
+        try:
+            return runner.run(part)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"it does not run ({type(error).__name__}): it is damaged or not an export of this run") from error
+
+    return run
 
 
-def _tensors(raw: Any) -> tuple[Tensor, ...]:
-    return tuple(map(torch.as_tensor, raw)) if isinstance(raw, tuple | list) else (torch.as_tensor(raw),)
+def _by_steps(step: Step, ids: Tensor, stop: StopToken) -> Tensor:
+    first = max(ids.shape[1] - SINGLE, 1)
+    logits, cache = step(ids[:, :first], None)
+    found = [logits]
+    for place in range(first, ids.shape[1]):
+        stop.check()
+        logits, cache = step(ids[:, place : place + 1], cache)
+        found.append(logits)
+    return torch.cat(found, 1)
 
 
-def _structured(model: QuantizedModel, results: tuple[Tensor, ...]) -> Any:
-    """The results as what the model returns."""
-    call = model.program.call
-    return results[0] if call is None else call.rebuild(results)
+class _Sums:
+    """Of one way to run a file over all that is compared, in doubles."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._evaluator = task, task.evaluator()
+        self.worst = self.signal = self.noise = self.exact = self.native = self.exported = 0.0
+        self.same = self.answered = self.items = 0
+        self.beside = False
+
+    def add(self, raw: Any, wanted_raw: Any, exact_raw: Any, part: Batch) -> None:
+        """Raw outputs of a batch: of the file, of the measured model and of fp32, None without."""
+        task = self._task
+        found, wanted = task.outputs(raw), task.outputs(wanted_raw)
+        if not isinstance(raw, Logits):
+            _check_form(results_of(raw), results_of(wanted_raw))
+        _check_form(found, wanted)
+        _check_finite(found, wanted)
+        for got, expected in _pairs(found, wanted):
+            difference = (got - expected).double()
+            self.worst = max(self.worst, difference.abs().max().item() if difference.numel() else 0.0)
+            self.signal += _energy(expected)
+            self.noise += _energy(difference)
+        if exact_raw is not None:
+            self.beside = True
+            for got, expected, exact in zip(found, wanted, task.outputs(exact_raw), strict=True):
+                true = exact.to(expected.device).double()
+                self.exact += _energy(true)
+                self.native += _energy(expected - true)
+                self.exported += _energy(got.to(true.device) - true)
+        first, second = task.answers(wanted), task.answers(found)
+        if first is not None and second is not None:
+            self.same += int((first == second.to(first.device)).sum())
+            self.answered += first.numel()
+        self._evaluator.update(raw, part.targets)
+        self.items += part.count
+
+    def parity(self, reference: float | None) -> Parity:
+        found = self._evaluator.compute()[self._task.metric.name]
+        beside = (sqnr_db(self.exact, self.native), sqnr_db(self.exact, self.exported)) if self.beside else (None, None)
+        agreement = self.same / self.answered if self.answered else None
+        noise, rise = sqnr_db(self.signal, self.noise), None if reference is None else found.value - reference
+        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside)
 
 
-def _finite(outputs: Sequence[Tensor]) -> bool:
-    return all(bool(x.isfinite().all()) for x in outputs)
+def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
+    if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in wanted]:
+        forms = (", ".join(str(tuple(x.shape)) for x in tensors) for tensors in (found, wanted))
+        raise EngineError("it gives {} where the run's model gives {}: it is not an export of this run".format(*forms))
 
 
-def _power(outputs: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> float:
-    """The sum of squares, or that of the differences, in doubles."""
-    if others is None:
-        return sum(x.double().square().sum().item() for x in outputs)
-    return sum((a.double() - b.double()).square().sum().item() for a, b in zip(outputs, others, strict=True))
+def _check_finite(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
+    for got, expected in _pairs(found, wanted):
+        if expected.isfinite().all() and not got.isfinite().all():
+            raise EngineError("its outputs are NaN or infinite: use another format, or another version of the runtime")
+
+
+def _pairs(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    for got, expected in zip(found, wanted, strict=True):
+        yield got.to(expected.device), expected
+
+
+def _energy(x: Tensor) -> float:
+    return x.double().square().sum().item()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,3 +70,17 @@ def size_of(entry: Format, folder: Path) -> int:
     places = [folder / name for name in (*entry.files, *entry.optional)]
     files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
     return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def in_a_child(code: str, *arguments: str, seconds: float = 600) -> None:
+    """Run Python ``code`` in a process of its own, for writers that may end the one that they are in. Raises EngineError with its
+    last words where it fails or crashes; it is in a session of its own, so that a Ctrl-C that is meant for the run does not stop it."""
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, start_new_session=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"no process of its own could be used: {one_line(error, 160)}") from error
+    if done.returncode == 0:
+        return
+    words = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    raise EngineError(one_line(Exception(words[-1] if words else f"exit code {done.returncode}"), 160))

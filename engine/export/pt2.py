@@ -6,6 +6,7 @@ kernels on any machine and device. Its convolutions are torch's in fp32, so it i
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner, program_runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
+from engine.lowering.graph.call import results_of
 from engine.lowering.graph.program import Step
 from engine.lowering.graph.runtime import Function, QuantizedModel
 from engine.models.memory import laid_out
@@ -107,25 +109,29 @@ class _Portable(QuantizedModel):
         return self.positional(called, step)
 
 
-def write(given: Given, path: Path) -> None:
-    model = _Portable(given.model.program, [Simulate()], given.whole).eval()
-    inputs = tuple(x.clone() for x in given.items(0, 3))
+def write(context: ExportContext, path: Path) -> str:
+    model = _Portable(context.model.program, [Simulate()], context.whole).eval()
+    inputs = tuple(x.clone() for x in context.items(0, 3))
     batch = torch.export.Dim("batch", min=1)
-    free = tuple({0: batch} if a.shape != b.shape else {} for a, b in zip(inputs, given.items(0, 2), strict=True))
-    about = {"model": given.name, "recipe": given.recipe, "isa": given.isa}
+    free = tuple({0: batch} if a.shape != b.shape else {} for a, b in zip(inputs, context.items(0, 2), strict=True))
+    about = {"model": context.name, "recipe": context.recipe, "isa": context.isa}
+    # torch's archive writer ends the process where it cannot write, so that it is given memory.
+    content = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, inputs, dynamic_shapes=(free,), strict=False)
             # The inputs would be stored with the program.
             exported.example_inputs = None
-            torch.export.save(exported, path, extra_files={_ABOUT: json.dumps(about)})
+            torch.export.save(exported, content, extra_files={_ABOUT: json.dumps(about)})
     except Exception as error:
-        raise EngineError(f"torch.export does not take {given.name} ({type(error).__name__}: {one_line(error, 160)})") from error
+        raise EngineError(f"torch.export does not take {context.name} ({type(error).__name__}: {one_line(error, 160)})") from error
+    path.write_bytes(content.getbuffer())
+    return ""
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
-    """In this process; ``threads`` are torch's own."""
+def load(path: Path, context: ExportContext) -> Runner:
+    """In this process, on torch's own threads."""
     found = {_ABOUT: ""}
     try:
         with warnings.catch_warnings():
@@ -136,4 +142,4 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     if not found[_ABOUT]:
         raise EngineError(f"{path} was not written by this program: export it again")
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda *inputs: laid_out(inputs), lambda inputs: module(*inputs), "torch fp32 on stored integers")
+    return program_runner(context, label, laid_out, lambda inputs: results_of(module(*inputs)), "torch fp32 on stored integers")

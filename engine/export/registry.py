@@ -1,27 +1,45 @@
 """The formats that a quantized model can be written in. Torch-free; a new format is one module and one entry here.
 
-A format's module has ``write(given, path)``, which makes the file at ``path`` (and those beside it that ``files`` names), and
-``load(path, given, threads)``, which gives the ``Runner`` of the format's own runtime. Both raise EngineError in one line.
+A format's module has
+
+- ``write(context, path) -> str``, which makes the file at ``path`` (and those beside it that ``files`` names) and returns a note for a
+  person, empty where nothing differs from the model. A writer in C++ works in a child process or into memory
+  (``engine.export.placing``): some of them end the process where the disk is full;
+- ``load(path, context) -> Runner``, the file in the format's own runtime;
+
+and may have
+
+- ``refuses(model, recipe, plan) -> str | None``: why no file of it can be made of the fp32 ``model``. It is asked before any work with
+  ``plan`` None, and again with each plan;
+- ``TRIAL``, Python that loads the file that its first argument names: it runs in a child process before ``load``.
+
+All raise EngineError in one line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from engine.errors import UsageError, nearest
+
+# What the models of each lowering are called where a format is not for them.
+MODELS = {"graph": "networks", "modules": "language models"}
 
 
 @dataclass(frozen=True)
 class Format:
     """``files`` are the names in the run's folder, the first of them the one to load; ``optional`` those that large models have
-    beside them. ``writes`` and ``runs`` are the packages that writing and running need beyond this program's own; ``title`` is the
-    runtime's name."""
+    beside them. ``lowerings`` maps each lowering whose models it can hold to the module that writes them. ``writes`` and ``runs`` are
+    the packages that writing and running need beyond this program's own; ``title`` is the runtime's name."""
 
     name: str
-    module: str
     files: tuple[str, ...]
     title: str
+    lowerings: Mapping[str, str] = field(default_factory=dict)
     writes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -30,23 +48,78 @@ class Format:
         """Those of ``packages`` that are not installed."""
         return tuple(package for package in packages if find_spec(package) is None)
 
+    def module(self, lowering: str) -> Any:
+        """The module that writes models of ``lowering``; it is imported now."""
+        return import_module(self.lowerings[lowering])
 
-FORMATS = {
+
+FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
-        Format("safetensors", "engine.export.safetensors", ("model.safetensors",), "qtui"),
-        Format("onnx", "engine.export.onnx.file", ("model.onnx",), "ONNX Runtime", ("onnx",), ("onnxruntime",)),
-        Format("openvino", "engine.export.openvino", ("model.xml", "model.bin"), "OpenVINO", ("onnx", "openvino"), ("openvino",)),
-        Format("pt2", "engine.export.pt2", ("model.pt2",), "torch.export"),
+        Format(
+            "safetensors", ("model.safetensors",), "qtui",
+            {"graph": "engine.export.safetensors", "modules": "engine.export.decoder_safetensors"},
+        ),
+        Format(
+            "onnx", ("model.onnx",), "ONNX Runtime",
+            {"graph": "engine.export.onnx.file", "modules": "engine.export.onnx.decoder_file"},
+            ("onnx",), ("onnxruntime",), ("model.onnx.data",),
+        ),
+        Format(
+            "openvino", ("model.xml", "model.bin"), "OpenVINO", {"graph": "engine.export.openvino"}, ("onnx", "openvino"), ("openvino",)
+        ),
+        Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2"}),
+        Format(
+            "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
+            runs=("compressed_tensors",),
+        ),
     )
-}
+}  # fmt: skip
 
 
-def find(name: str) -> Format:
-    """Raises UsageError with the nearest names."""
-    if name not in FORMATS:
-        raise UsageError(f"export format {name!r} is not known: {nearest(name, tuple(FORMATS))}")
-    return FORMATS[name]
+def formats_of(lowering: str) -> dict[str, Format]:
+    """The formats that hold models of ``lowering``, by name."""
+    return {name: entry for name, entry in FORMATS.items() if lowering in entry.lowerings}
+
+
+def find(name: str, lowering: str | None = None) -> Format:
+    """The format of that name. Raises UsageError with the nearest names, also for one that holds no models of ``lowering``."""
+    known = FORMATS if lowering is None else formats_of(lowering)
+    if name in known:
+        return known[name]
+    kind = f" for {MODELS[lowering]}" if lowering in MODELS and (lowering != "graph" or name in FORMATS) else ""
+    raise UsageError(f"export format {name!r} is not known{kind}: {nearest(name, tuple(known))}")
+
+
+def choices() -> str:
+    """The formats for a command line's help."""
+    everywhere = sorted(formats_of("graph"))
+    others = [f"for {words} {', '.join(only)}" for lowering, words in MODELS.items() if (only := _only(lowering, everywhere))]
+    return f"{', '.join([*everywhere, *others])}; with commas between them"
+
+
+def _only(lowering: str, others: list[str]) -> list[str]:
+    return sorted(name for name in formats_of(lowering) if name not in others)
+
+
+def purposes() -> dict[str, str]:
+    """The packages that formats need beyond this program's own, and what each is for: ``writes and runs OpenVINO exports``."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for entry in FORMATS.values():
+        for verb, packages in (("writes", entry.writes), ("runs", entry.runs)):
+            for package in packages:
+                found.setdefault(package, {}).setdefault(verb, []).append(_word(entry))
+    return {package: _purpose(verbs) for package, verbs in found.items()}
+
+
+def _purpose(verbs: Mapping[str, list[str]]) -> str:
+    if len(verbs) == 2 and verbs["writes"] == verbs["runs"]:
+        return f"writes and runs {' and '.join(verbs['writes'])} exports"
+    return "; ".join(f"{verb} {' and '.join(names)} exports" for verb, names in verbs.items())
+
+
+def _word(entry: Format) -> str:
+    return {"onnx": "ONNX", "openvino": "OpenVINO"}.get(entry.name, entry.name)
 
 
 def install(packages: tuple[str, ...]) -> str:

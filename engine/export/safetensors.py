@@ -5,25 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner
 from engine.lowering.graph.artifact import load_network, to_bytes
-from engine.models.memory import laid_out
+from engine.tasks.base import forward_of
 
 
-def write(given: Given, path: Path) -> None:
-    path.write_bytes(to_bytes(given.model.program, given.recipe, given.isa))
+def write(context: ExportContext, path: Path) -> str:
+    path.write_bytes(to_bytes(context.model.program, context.recipe, context.isa))
+    return ""
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
-    """On this machine's integer kernels; ``threads`` are torch's own."""
-    model = load_network(path, _whole(given))
+def load(path: Path, context: ExportContext) -> Runner:
+    """On this machine's integer kernels and torch's own threads."""
+    model = load_network(path, context.whole.get(""))
     kernels = ", ".join(sorted({kernel for kernel, _ in model.placement.values()})) or "torch fp32 on stored integers"
     label = f"torch {torch.__version__.partition('+')[0]}"
-    return Runner(label, lambda *inputs: laid_out(inputs), lambda inputs: model.flat(*inputs), kernels)
-
-
-def _whole(given: Given) -> nn.Module | None:
-    """The model whose modules ``given.whole`` names."""
-    return given.whole.get("")
+    return Runner(label, lambda batch: batch.laid_out(), forward_of(model), kernels)

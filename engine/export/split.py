@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.runtime import QuantizedModel
@@ -23,17 +23,18 @@ _INSIDE = ("none", "relu", "relu6")
 _BATCH = 32
 
 
-def split(given: Given) -> QuantizedModel:
+def split(context: ExportContext) -> QuantizedModel:
     """The model with those convolutions taken apart; the same model where there are none."""
-    program = given.model.program
+    program = context.model.program
     apart = [step for step in program.steps if _taken_apart(step)]
     if not apart:
-        return given.model
-    ranges = _ranges(given, apart)
+        whole: QuantizedModel = context.model
+        return whole
+    ranges = _ranges(context, apart)
     steps: list[Step] = []
     for step in program.steps:
         steps += _parts(step, ranges[step.output]) if step.output in ranges else [step]
-    return QuantizedModel(replace(program, steps=tuple(steps)), [Simulate()], given.whole)
+    return QuantizedModel(replace(program, steps=tuple(steps)), [Simulate()], context.whole)
 
 
 def _taken_apart(step: Step) -> bool:
@@ -64,15 +65,15 @@ def _parts(step: Step, ends: tuple[float, float]) -> list[Step]:
     return [*parts, Step("quantize", step.output, (active,), {"grid": a["output"]})] if a["output"] else parts
 
 
-def _ranges(given: Given, apart: list[Step]) -> dict[str, tuple[float, float]]:
+def _ranges(context: ExportContext, apart: list[Step]) -> dict[str, tuple[float, float]]:
     """The least and greatest value of each convolution alone, by the step's output."""
     found: dict[str, tuple[float, float]] = {}
-    bare: Program = replace(given.model.program, steps=tuple(_alone(step, None, step.output) for step in apart))
+    bare: Program = replace(context.model.program, steps=tuple(_alone(step, None, step.output) for step in apart))
     kernel = Simulate()
     probes = {step.output: kernel.build(QuantizedModel.layer(bare, step)) for step in bare.steps}
     with torch.inference_mode():
-        for start in range(0, given.count, _BATCH):
-            values: dict[str, Tensor] = given.model.watch(*given.items(start, start + _BATCH))
+        for start in range(0, context.count, _BATCH):
+            values: dict[str, Tensor] = context.model.watch(*context.items(start, start + _BATCH))
             for step in bare.steps:
                 low, high = probes[step.output](values[step.inputs[0]]).aminmax()
                 before = found.get(step.output, (0.0, 0.0))

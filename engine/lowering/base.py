@@ -18,6 +18,7 @@ from engine.planning.plan import Plan
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.recipe.threshold import Threshold
+from engine.tasks.base import Batch, Forward, Task, forward_of
 from engine.tasks.subject import Subject
 
 T = TypeVar("T")
@@ -79,6 +80,17 @@ class Quantized:
     state: Any
     seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """The model of a finished run's file, in the form that exports take; ``recipe`` (YAML) and ``isa`` are those that the file names.
+    ``warnings`` are sentences for a person."""
+
+    model: Any
+    recipe: str
+    isa: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,3 +172,28 @@ class Lowering(ABC):
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
         """Keys of the report that this lowering alone has."""
         return {}
+
+    def export_form(self, quantized: Quantized) -> Any:
+        """What exports write of a quantized model: its executor, unless the lowering has another form of it."""
+        return quantized.model
+
+    @classmethod
+    @abstractmethod
+    def reopen(cls, directory: Path, subject: Subject | None) -> Reopened:
+        """The model of a finished run's file; ``subject`` is the fp32 model, None where it could not be loaded. Raises EngineError for
+        a file that is damaged, or that needs the fp32 model."""
+
+    @classmethod
+    def measured(cls, model: Any) -> Forward:
+        """What computes the export form as it was measured, on the processor."""
+        return forward_of(model)
+
+    @classmethod
+    def export_inputs(cls, task: Task, model: Any) -> Batch | None:
+        """Training items for formats that calibrate or trace; None where none of the lowering's formats does."""
+        return None
+
+    @classmethod
+    def fp32_forms(cls, subject: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
+        """The fp32 model in the forms of a run's baseline."""
+        return {"torch fp32": subject.model}

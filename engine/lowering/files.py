@@ -14,6 +14,11 @@ def file_of(directory: str | Path) -> Path:
     return path / NAME if path.is_dir() else path
 
 
+def lowering_of_file(path: Path) -> str:
+    """The lowering whose model a file holds, by its header."""
+    return "modules" if is_decoder(path) else "graph"
+
+
 def is_decoder(path: Path) -> bool:
     """Whether the header says that it holds the modules lowering's model; damaged files are judged where they are read."""
     from safetensors import SafetensorError, safe_open

@@ -15,6 +15,11 @@ LOWERINGS = {
 
 def lowering_of(subject: Subject, run: RunContext) -> Lowering:
     """The lowering of ``subject``, for one run. It is imported now: the modules lowering brings transformers."""
-    module, _, name = LOWERINGS[subject.lowering].partition(":")
-    found: Lowering = getattr(import_module(module), name)(subject, run)
+    return lowering_class(subject.lowering)(subject, run)
+
+
+def lowering_class(name: str) -> type[Lowering]:
+    """The lowering of that name."""
+    module, _, attribute = LOWERINGS[name].partition(":")
+    found: type[Lowering] = getattr(import_module(module), attribute)
     return found

@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.errors import UsageError
+from engine.export.registry import FORMATS
 from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
@@ -37,7 +38,6 @@ Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
 Stem = Literal["auto", "small", "imagenet"]
-ExportFormat = Literal["safetensors", "onnx", "openvino", "pt2", "compressed-tensors"]
 
 _LARGEST = 2**31 - 1
 
@@ -52,6 +52,16 @@ def _text(value: object) -> object:
 
 def _one_of(words: object) -> str:
     return "one of " + ", ".join(str(word) for word in get_args(words))
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise PydanticCustomError("export_format", "not a format")
+    return name
+
+
+# A format's name: one of the registry's when it is read.
+ExportFormat = Annotated[str, AfterValidator(_known_format)]
 
 
 def _method(name: str) -> str:
@@ -209,7 +219,7 @@ class Recipe(_Part):
     qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
     export: Annotated[
         tuple[ExportFormat, ...],
-        Field(strict=False, description=f"a list of formats; available in this version: {', '.join(get_args(ExportFormat))}"),
+        Field(strict=False, description=f"a list of formats; available in this version: {', '.join(FORMATS)}"),
     ] = ("safetensors",)
     device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0

@@ -11,16 +11,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-# Optional packages, and what each of them is for.
+from engine.export.registry import purposes
 from engine.machine import gpus, processor
 
 # Optional packages, and what each of them is for.
-OPTIONAL = {
-    "onnx": "writes ONNX and OpenVINO exports",
-    "onnxruntime": "runs ONNX exports",
-    "openvino": "writes and runs OpenVINO exports",
-    "nncf": "a peer in the benchmarks",
-}
+OPTIONAL = {**purposes(), "nncf": "a peer in the benchmarks"}
 
 
 def examine() -> dict[str, Any]:

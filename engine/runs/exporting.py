@@ -2,128 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from engine.errors import EngineError, UsageError
+from engine.errors import UsageError
 from engine.events.event import Event, Notice
-from engine.lowering.base import Baseline
+from engine.export.base import ExportContext
+from engine.export.making import Comparison, Known, exports, timed
+from engine.export.registry import find
+from engine.lowering.base import Baseline, Lowering
 from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures
 from engine.report.runtimes import fastest
 from engine.runs.measuring import Form
-from engine.tasks.base import Task
+from engine.tasks.base import Forward, Task, forward_of
 from engine.tasks.subject import Subject
 
 if TYPE_CHECKING:
-    from engine.lowering.graph.runtime import QuantizedModel
     from engine.runs.work import Work
-
-_ITEMS = 128
-# Windows of test text that files are compared on.
-COMPARED = 8
 
 
 def check(recipe: Recipe, subject: Subject) -> None:
     """Raises UsageError, before any work, for an export that cannot be made of the model."""
-    if subject.lowering == "modules":
-        from engine.runs.language_refusals import check_decoder_exports
-
-        check_decoder_exports(recipe, subject.model)
-    else:
-        from engine.export.registry import find
-
-        for name in recipe.export:
-            find(name)
+    refused = refusal(recipe, subject)
+    if refused is not None:
+        raise refused
 
 
-def refusal(recipe: Recipe, plan: Plan) -> UsageError | None:
-    """Why an export of the recipe could not be made of ``plan``; None where all can."""
-    if "compressed-tensors" not in recipe.export:
-        return None
-    from engine.export.compressed_tensors import refuse
-
-    try:
-        refuse(plan.layers)
-    except EngineError as error:
-        return UsageError(f"export to compressed-tensors: {error}")
+def refusal(recipe: Recipe, subject: Subject, plan: Plan | None = None) -> UsageError | None:
+    """Why an export of the recipe could not be made of the model, or of what ``plan`` makes of it; None where all can. Raises
+    UsageError for a format that the model's lowering does not have."""
+    for name in recipe.export:
+        entry = find(name, subject.lowering)
+        # A package that is missing is told when the file is to be written: the others are made all the same.
+        if entry.missing(entry.writes):
+            continue
+        refuses = getattr(entry.module(subject.lowering), "refuses", None)
+        if refuses is not None and (why := refuses(subject.model, recipe, plan)):
+            return UsageError(f"export to {name}: {why}")
     return None
 
 
 def export(
-    run: Work, subject: Subject, chosen: Form, before: Baseline, baseline: BaselineFigures
+    run: Work, lowering: Lowering, chosen: Form, before: Baseline, baseline: BaselineFigures
 ) -> Generator[Event, None, dict[str, Any]]:
     """The report's ``exports``: ``model.safetensors``, which is in the folder already, then what the recipe asks for beside it; and
     ``runtimes``, their times beside those of fp32."""
-    if subject.lowering == "modules":
-        return (yield from _export_decoder(run, subject, chosen, baseline))
-    from engine.export.base import Given
-    from engine.export.making import Comparison, exports, timed
-    from engine.export.registry import FORMATS
-
-    recipe, where = run.recipe, run.where
+    recipe, where, subject = run.recipe, run.where, lowering.subject
     names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
-    where.expect(file for name in names for file in FORMATS[name].files)
-    whole = dict(subject.model.named_modules())
-    model = chosen.quantized.model
-    given = Given(model, calibration_inputs(subject.task, model), whole, recipe.to_yaml(), run.machine.instructions, recipe.model)
-    test = Comparison(subject.task, recipe.data.batch, recipe.data.limit, before.forms, model.inputs_of)
+    where.expect(file for name in names for file in find(name, lowering.name).files)
+    model = lowering.export_form(chosen.quantized)
+    context = context_of(type(lowering), model, subject.task, subject, recipe, recipe.to_yaml(), run.machine.instructions)
+    device = "cpu" if lowering.measures_on_cpu else subject.device
+    test = Comparison(subject.task, recipe.data.batch, recipe.data.limit, forwards(before.forms, device))
     entries: list[dict[str, Any]] = []
-    runners = yield from exports(names, given, where.path, test, run.stop, entries)
-    found = {"exports": entries, "runtimes": (yield from timed(entries, runners, test, run.stop, chosen.figures.to_dict()))}
-    if said := fastest(found):
-        yield Notice(said)
+    runners = yield from exports(names, context, where.path, test, run.stop, entries)
+    known = Known(baseline.to_dict(), chosen.figures.to_dict())
+    found = {"exports": entries, "runtimes": (yield from timed(entries, runners, test, run.stop, known))}
+    if sentence := fastest(found):
+        yield Notice(sentence)
     return found
 
 
-def calibration_inputs(task: Task, model: QuantizedModel) -> Tensor | tuple[Tensor, ...]:
-    """The program's inputs of training items, in order, for what an export has to calibrate. An input that is the same for all items is
-    that of the first batch."""
-    parts = [model.inputs_of(part) for part in task.batches("train", batch=32, limit=_ITEMS)]
-    call = model.program.call
-    if call is None:
-        return torch.cat([inputs[0] for inputs in parts])
-    columns = zip(*parts, strict=True)
-    return tuple(_joined(column) if about.shape[:1] == (None,) else column[0] for column, about in zip(columns, call.inputs, strict=True))
+def context_of(
+    lowering: type[Lowering], model: Any, task: Task, subject: Subject | None, recipe: Recipe, text: str, isa: str
+) -> ExportContext:
+    """What files of ``model`` are made from. ``subject`` is the fp32 model, None where there is none; ``text`` is the recipe that the
+    files name."""
+    whole = dict(subject.model.named_modules()) if subject else {}
+    return ExportContext(
+        model, lowering.export_inputs(task, model), whole, text, isa, recipe.model, lowering.name, subject.source if subject else None,
+        lowering.measured(model),
+    )  # fmt: skip
 
 
-def _joined(column: Sequence[Tensor]) -> Tensor:
-    """The batches as one; where they differ in more than the number of items, those that are like the first."""
-    return torch.cat([x for x in column if x.shape[1:] == column[0].shape[1:]])
+def forwards(forms: Mapping[str, nn.Module], device: str) -> dict[str, Forward]:
+    """Forms of the fp32 model, which are on ``device``, as functions of batches."""
 
+    def moved(form: nn.Module) -> Forward:
+        run = forward_of(form)
+        return run if device == "cpu" else lambda batch: run(batch.to(device))
 
-def _export_decoder(run: Work, subject: Subject, chosen: Form, baseline: BaselineFigures) -> Generator[Event, None, dict[str, Any]]:
-    from engine.export.decoder_exports import Given
-    from engine.export.decoder_formats import find
-    from engine.export.decoder_writing import runtimes, written
-
-    recipe, where = run.recipe, run.where
-    names = ("safetensors", *(name for name in recipe.export if name != "safetensors"))
-    where.expect(name for form in names for name in find(form).files)
-    windows = compared_windows(subject.task)
-    decoder = chosen.quantized.state.decoder
-    about = (subject.source, recipe.to_yaml(), run.machine.instructions, recipe.model)
-    given = Given(decoder, windows, *about, fp32=fp32_logits(subject))
-    entries = yield from written(names, given, where.path, run.stop)
-    return {"exports": entries, "runtimes": runtimes(entries, baseline.to_dict(), chosen.figures.to_dict())}
-
-
-def fp32_logits(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """The original model's logits of ids (1, T) on the processor."""
-    model: Any = subject.model
-
-    def logits(ids: Tensor) -> Tensor:
-        with torch.inference_mode():
-            found: Tensor = model(input_ids=ids.to(subject.device), use_cache=False).logits
-        return found.cpu()
-
-    return logits
-
-
-def compared_windows(task: Any) -> list[Tensor]:
-    """Windows of test text, (T,) each, that files are compared on."""
-    return [ids.cpu() for ids, _ in task.parts("test")[:COMPARED]]
+    return {name: moved(form) for name, form in forms.items()}

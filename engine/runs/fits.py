@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from engine.algorithms.registry import METHODS
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.errors import UsageError
-from engine.export.decoder_formats import FORMATS as DECODERS
-from engine.export.registry import FORMATS
+from engine.export.registry import formats_of
 from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.recipe import DataPart, QatPart, Recipe, RulePart
 
@@ -44,7 +43,7 @@ def _of_text(recipe: Recipe) -> Iterator[str]:
         raise UsageError(f"{part.name} is text and {recipe.model} reads images: give --data digits, cifar10 or a folder of images by class")
     asked = {"data.context": part.context, "data.stride": part.stride != _DATA.stride, "graph: export": recipe.graph != "modules"}
     yield from (f"{key} is for language models" for key, given in asked.items() if given)
-    yield from (f"export to {name} is for language models" for name in recipe.export if name in DECODERS and name not in FORMATS)
+    yield from (f"export to {name} is for language models" for name in recipe.export if name not in formats_of("graph"))
     for rule in recipe.rules:
         yield from (f"rule {rule.match!r}: {words} is for language models" for words in _of_decoders(rule))
 

@@ -81,7 +81,7 @@ class Job(Work):
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
         self.where.write(NAME, chosen.quantized.content)
-        exported = yield from self.stage("export", "Exporting", export(self, self.subject, chosen, before, baseline))
+        exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         metrics = {"fp32": baseline.metrics, "ptq": ptq.figures.metrics, **({"qat": trained.figures.metrics} if trained else {})}
         report = with_orders(Report({
             "schema": SCHEMA, "model": self.recipe.model, "task": self.task.name, "lowering": lowering.name,
@@ -105,7 +105,7 @@ class Job(Work):
         answer: Answer = None
         while True:
             plan = yield from self.stage("plan", "Planning", self.lowering.plan())
-            refused = refusal(self.recipe, plan)
+            refused = refusal(self.recipe, self.subject, plan)
             if refused is not None:
                 yield Notice(str(refused), "warning")
             elif isinstance(answer, Strategy) and answer.go:

@@ -2,93 +2,94 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import nn
-
-from engine.data import registry as data_registry
 from engine.errors import Cancelled, EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Finished, Notice, StageFinished, StageStarted
-from engine.export.base import Given
+from engine.events.progress import quietly
+from engine.export.base import ExportContext
 from engine.export.finished import check_new, check_unchanged, check_writable, merged, said_of
-from engine.export.making import Comparison, Entry, exports, fingerprint, timed
+from engine.export.making import Comparison, Entry, Known, exports, fingerprint, timed
 from engine.export.registry import FORMATS, find
-from engine.lowering.files import NAME
-from engine.lowering.graph import tracing
-from engine.lowering.graph.artifact import load_network, read
-from engine.lowering.graph.fp32_forms import fp32_forms
-from engine.lowering.graph.fuse import find_pairs, fuse
-from engine.lowering.graph.program import Program
+from engine.lowering.files import NAME, lowering_of_file
+from engine.lowering.registry import lowering_class
 from engine.paths import save
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.report.runtimes import fastest
-from engine.runs.exporting import calibration_inputs
-from engine.tasks import classification
-from engine.tasks.base import Task
-from engine.tasks.fitting import transform_of
+from engine.runs.exporting import context_of, forwards
+from engine.tasks.registry import task_of
 from engine.tasks.subject import Subject
 
-T = TypeVar("T")
 Steps = Generator[Event, Any, Report]
 
 
 def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bool = False) -> Steps:
     """Write ``names`` into the folder of a finished run and enter them in its report.
 
-    Raises UsageError for a format that is not known, and EngineError where a file is there already and ``overwrite`` is not
-    given, where the model's file is not the run's any more, where the folder cannot be written, or in the end where a format
-    could not be written. What was there before then stays as it was. Stopped, it enters what is finished and raises Cancelled.
+    Raises UsageError for a format that is not known, or not for the run's kind of model, and EngineError where a file is there already
+    and ``overwrite`` is not given, where the model's file is not the run's any more, where the folder cannot be written, or in the end
+    where a format could not be written. What was there before then stays as it was. Stopped, it enters what is finished and raises
+    Cancelled.
     """
     if not names:
         raise UsageError(f"no format is named: give some of {', '.join(FORMATS)}")
     report, recipe = Report.load(directory), Recipe.load(directory / "recipe.yaml")
-    if (report.data["baseline"] or {}).get("metric") == "perplexity":
-        # Language models bring transformers, which others do without.
-        from engine.runs import language_reexport as language_exporting
-
-        return (yield from language_exporting.export(directory, report, recipe, names, stop, overwrite))
+    # Reports of earlier versions do not name the lowering; the file itself does.
+    lowering = report.data.get("lowering")
+    lowering = lowering if isinstance(lowering, str) and lowering in _lowerings() else lowering_of_file(directory / NAME)
     for name in names:
-        find(name)
+        find(name, lowering)
     check_unchanged(directory, report.data)
+    # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
+    there = _earlier(directory, report.data)
+    if not there and set(names) == {"safetensors"}:
+        yield Finished(str(directory), report.met, f"{NAME} is there as the run wrote it")
+        return report
     if not overwrite:
         check_new(directory, names)
     check_writable(directory)
     start = stop.clock()
     yield StageStarted("export", "Exporting")
-    given, test = yield from _given(directory, recipe, stop)
-    # Earlier exports are read back and timed again beside the new ones: figures of another hour do not compare.
-    there = _earlier(directory, report.data)
+    context, test = yield from _reopened(directory, lowering, recipe, stop)
     earlier = [entry for entry in there if entry["format"] not in names]
     made = [_changed(entry) for entry in earlier if not _same(directory, entry)]
     written = ("safetensors", *(entry["format"] for entry in earlier if _readable(directory, entry)))
     order = (*written, *(name for name in names if name != "safetensors"))
-    known: Mapping[str, Any] = next((e for e in report.data["exports"] if e.get("format") == "safetensors"), {})
     try:
-        runners = yield from exports(order, given, directory, test, stop, made, written)
+        runners = yield from exports(order, context, directory, test, stop, made, written)
         # What could not be written again is still there as it was.
         failed = {entry["format"] for entry in made if not entry["path"]}
         kept = [entry["format"] for entry in there if entry["format"] in failed and _readable(directory, entry)]
         written = (*written, *kept)
-        runners |= yield from exports(kept, given, directory, test, stop, made, kept)
-        rows = yield from timed(made, runners, test, stop, known)
+        runners |= yield from exports(kept, context, directory, test, stop, made, kept)
+        rows = yield from timed(made, runners, test, stop, _known(report))
     except (Cancelled, GeneratorExit, KeyboardInterrupt):
         new = [entry for entry in made if entry["format"] not in written]
         _save(directory, report, new, [])
         raise
     changed = _save(directory, report, made, rows)
-    if said := fastest(changed.data):
-        yield Notice(said)
+    if sentence := fastest(changed.data):
+        yield Notice(sentence)
     yield StageFinished("export", round(stop.clock() - start, 3))
     broken = [entry for entry in made if not entry["path"]]
     if broken:
         raise EngineError("; ".join(f"{entry['format']} was not exported: {entry['reason']}" for entry in broken))
     yield Finished(str(directory), changed.met, said_of([entry for entry in made if entry["format"] in names]))
     return changed
+
+
+def _lowerings() -> frozenset[str]:
+    return frozenset(name for entry in FORMATS.values() for name in entry.lowerings)
+
+
+def _known(report: Report) -> Known:
+    """The figures of the run itself: of fp32, and of the form that it chose."""
+    trained = report.data.get("qat") or {}
+    return Known(report.data["baseline"] or {}, trained if trained.get("kept") else report.data["ptq"] or {})
 
 
 def _save(directory: Path, report: Report, made: Sequence[Entry], rows: Sequence[Entry]) -> Report:
@@ -107,7 +108,7 @@ def _earlier(directory: Path, report: Mapping[str, Any]) -> list[Mapping[str, An
     """The entries whose files an earlier export left in the folder."""
     known = [entry for entry in report["exports"] if isinstance(entry, Mapping) and entry.get("path")]
     known = [entry for entry in known if entry.get("format") in FORMATS and entry["format"] != "safetensors"]
-    return [entry for entry in known if all((directory / file).is_file() for file in FORMATS[entry["format"]].files)]
+    return [entry for entry in known if all((directory / file).exists() for file in FORMATS[entry["format"]].files)]
 
 
 def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
@@ -127,54 +128,27 @@ def _changed(entry: Mapping[str, Any]) -> Entry:
     return {**entry, **gone, "reason": reason}
 
 
-def _given(directory: Path, recipe: Recipe, stop: StopToken) -> Generator[Event, Any, tuple[Given, Comparison]]:
-    program, header = read(directory / NAME)
+def _reopened(directory: Path, lowering: str, recipe: Recipe, stop: StopToken) -> Generator[Event, Any, tuple[ExportContext, Comparison]]:
+    """What files are made from and compared on. The fp32 model is needed for what stayed whole, and to be timed beside the files."""
+    kind, entry = lowering_class(lowering), task_of(recipe.model, recipe.task)
+    recipe = entry.settled(recipe)
+    subject: Subject | None = None
     try:
-        # The fp32 model is needed for what stayed whole, and to be timed beside the files.
-        loaded: Subject | None = _quietly(classification.load(recipe, stop, "cpu"), stop)
+        loaded: Subject = quietly(entry.load(recipe, stop, "cpu"), stop)
     except EngineError as error:
-        if _needs_code(program):
+        task = entry.alone(recipe)
+        if task is None:
             raise
-        loaded = None
-        yield Notice(f"fp32 is not timed again: {error}", "warning")
-    task = loaded.task if loaded else _task(recipe)
-    whole = loaded.model if loaded else None
-    modules = dict(whole.named_modules()) if whole is not None else {}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        model = load_network(directory, whole)
-    for warning in told:
-        yield Notice(str(warning.message), "warning")
-    part = recipe.data
-    forms = _forms(loaded, stop) if loaded else {}
-    test = Comparison(task, part.batch, part.limit, forms, model.inputs_of)
-    return Given(model, calibration_inputs(task, model), modules, header["recipe"], header["isa"], recipe.model), test
-
-
-def _needs_code(program: Program) -> bool:
-    """Whether a module stayed whole, which only the model's own code can make."""
-    return any(step.op == "module" and step.attrs.get("module") is None for step in program.steps)
-
-
-def _task(recipe: Recipe) -> Task:
-    part = recipe.data
-    images = data_registry.load(part.name, transform=transform_of(recipe.model), **part.of_images())
-    return classification.Classification(images)
-
-
-def _forms(loaded: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
-    """The fp32 model in the forms of a run's baseline."""
-    example = loaded.example
-    graph = _quietly(tracing.trace(loaded.model, example), stop).graph
-    return fp32_forms(fuse(graph, example, find_pairs(graph))[0])
-
-
-def _quietly(steps: Generator[Event, Any, T], stop: StopToken) -> T:
-    """What a stage returns; what it says was said in the run."""
-    while True:
-        stop.check()
         try:
-            next(steps)
-        except StopIteration as end:
-            found: T = end.value
-            return found
+            reopened = kind.reopen(directory, None)
+        except EngineError:
+            raise error from None
+        yield Notice(f"fp32 is not timed again: {error}", "warning")
+    else:
+        subject, task = loaded, loaded.task
+        reopened = kind.reopen(directory, subject)
+    for warning in reopened.warnings:
+        yield Notice(warning, "warning")
+    forms = forwards(kind.fp32_forms(subject, stop), "cpu") if subject else {}
+    context = context_of(kind, reopened.model, task, subject, recipe, reopened.recipe, reopened.isa)
+    return context, Comparison(task, recipe.data.batch, recipe.data.limit, forms)

@@ -18,7 +18,6 @@ from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events.event import Event, Failed, Progress, Ranges
-from engine.export.decoder_formats import FORMATS as DECODERS
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.plain_text import one_line
@@ -26,7 +25,7 @@ from engine.reading import MB, read_json
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
-_EXPORTS = tuple(dict.fromkeys(name for entry in (*FORMATS.values(), *DECODERS.values()) for name in entry.files))
+_EXPORTS = tuple(dict.fromkeys(name for entry in FORMATS.values() for name in entry.files))
 _FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
 
 # Characters of a folder's name behind its time: systems take 255.

@@ -101,7 +101,8 @@ class Task(ABC):
     ``metrics`` decides, the rest is reported. ``workloads`` are timed; the first two stand in tables.
 
     ``distribution`` says that the last axis of the first output holds the logits of a distribution, which distillation softens;
-    with ``divergence`` its distance from fp32's distribution is measured too.
+    with ``divergence`` its distance from fp32's distribution is measured too. ``stepwise`` says that outputs are also made token by
+    token over a cache: exported files are then compared and timed (``time_steps``) that way too.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Task(ABC):
     workloads: tuple[Workload, ...] = (batched(1), batched(64))
     distribution: ClassVar[bool] = False
     divergence: ClassVar[bool] = False
+    stepwise: ClassVar[bool] = False
     not_finite: str = "check the weights and the data"
 
     @staticmethod
@@ -190,6 +192,18 @@ class Task(ABC):
         from engine.tasks.timing import time_batches
 
         return (yield from time_batches(self, {name: forward_of(model) for name, model in models.items()}, stop))
+
+    def compared(self, *, batch: int, limit: int | None = None) -> Iterator[Batch]:
+        """The test items that exported files are compared on."""
+        return self.batches("test", batch=batch, limit=limit)
+
+    def compared_count(self, limit: int | None = None) -> int:
+        """How many items ``compared`` gives."""
+        return self.count("test", limit)
+
+    def time_steps(self, steps: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, dict[str, Timing]]:
+        """The latencies of files by name that are steps over a cache, for each workload; of ``stepwise`` tasks alone."""
+        raise NotImplementedError(f"{self.name} makes no outputs step by step")
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with what follows from the data where nothing was said."""

@@ -19,6 +19,7 @@ from engine.events.event import Event
 from engine.models.transformers_load import LanguageModel
 from engine.recipe.recipe import QatPart, Recipe
 from engine.tasks.base import Batch, Split, Task
+from engine.tasks.decode_timing import Lengths
 from engine.tasks.metrics import DECODE, PERPLEXITY, PREFILL, MetricValue
 from engine.tasks.perplexity import Part, Perplexity, parts_of, perplexity_of
 
@@ -28,6 +29,8 @@ DECIDING = 16
 TOKENS = 2048
 # Tokens of a training step, about.
 STEP_TOKENS = 1024
+# Windows of test text that exported files are compared on.
+COMPARED = 8
 _ROWS = 256
 
 
@@ -46,7 +49,9 @@ class CausalLM(Task):
     name, item, unit, plural = "causal-lm", "token", "tok", "text"
     metrics = (PERPLEXITY,)
     workloads = (DECODE, PREFILL)
-    distribution = divergence = True
+    distribution = divergence = stepwise = True
+    # Tokens that are read and written where files are timed.
+    lengths = Lengths()
     not_finite = "check the weights"
 
     def __init__(self, language: LanguageModel, text: TextData | SequenceData, context: int, stride: int, device: str = "cpu") -> None:
@@ -93,6 +98,17 @@ class CausalLM(Task):
             return len(self.calibration_windows(limit or 2**31, 0))
         return sum(len(ids) - first for ids, first in self.parts(split, limit))
 
+    def compared(self, *, batch: int, limit: int | None = None) -> Iterator[Batch]:
+        """The first windows, all of their tokens. Raises EngineError where there is nothing to read."""
+        windows = [ids.cpu() for ids, _ in self.parts("test")[:COMPARED]]
+        if not windows:
+            raise EngineError("there is no text of two tokens or more to compare on")
+        for ids in windows:
+            yield Batch((), {"input_ids": ids[None], "use_cache": False}, Scored(ids, 1), len(ids))
+
+    def compared_count(self, limit: int | None = None) -> int:
+        return sum(len(ids) for ids, _ in self.parts("test")[:COMPARED])
+
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         return (raw.logits,)
 
@@ -119,6 +135,13 @@ class CausalLM(Task):
         from engine.tasks.forms_timing import timings
 
         return (yield from timings(models, self.language.context, device, stop))
+
+    def time_steps(self, steps: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, dict[str, Any]]:
+        """Tokens a second as well, with the lengths that they were measured at, as ``latency``."""
+        from engine.tasks.forms_timing import step_timings
+
+        vocabulary = int(self.language.model.get_input_embeddings().weight.shape[0])
+        return (yield from step_timings(steps, vocabulary, self.lengths.within(self.language.context), stop))
 
     def settled(self, recipe: Recipe) -> Recipe:
         """With the windows that a training step reads: about a thousand tokens where nothing was said."""

@@ -94,6 +94,12 @@ class Top1:
         return max(self._classes.values(), default=0) / max(self.total, 1)
 
 
+def alone(recipe: Recipe) -> Classification:
+    """The task on the recipe's images, without the model. Raises UsageError or EngineError in one line."""
+    part = recipe.data
+    return Classification(data_registry.load(part.name, transform=transform_of(recipe.model), **part.of_images()))
+
+
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the images that ``recipe`` names. Raises UsageError or EngineError in one line for whatever does not fit together."""
     # A factory may draw its weights at random: the same recipe then draws the same.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
-from engine.tasks.decode_timing import Lengths, Speed, tokens_per_second
+from engine.tasks.decode_timing import Lengths, Speed, Step, tokens_per_second
 from engine.tasks.metrics import DECODE, PREFILL
 from engine.tasks.recorded_decoding import quickest
 from engine.tasks.timing import Latency, Timing
+
+# Prompts that are read where files are timed.
+_ROUNDS = 3
 
 
 def timings(models: Mapping[str, Any], context: int, device: str, stop: StopToken) -> Generator[Event, None, dict[str, Timing]]:
@@ -24,6 +28,18 @@ def timings(models: Mapping[str, Any], context: int, device: str, stop: StopToke
         if why := getattr(step, "why", None):
             yield Notice(f"{name}: each kernel of a token is launched by itself, {why}")
     return {name: timing_of(speed) for name, speed in speeds.items()}
+
+
+def step_timings(
+    steps: Mapping[str, Step], vocabulary: int, lengths: Lengths, stop: StopToken
+) -> Generator[Event, None, dict[str, Timing]]:
+    """Of steps by name, in turns on the processor. Raises Cancelled on stop."""
+    speeds = yield from tokens_per_second(steps, vocabulary, lengths, stop, _ROUNDS, stage="export")
+    found = {}
+    for name, speed in speeds.items():
+        rates = {key: round(getattr(speed, key), 1) for key in ("prefill", "decode")}
+        found[name] = Timing(timing_of(speed).latencies, {"latency": asdict(speed), "tokens_per_second": rates})
+    return found
 
 
 def timing_of(speed: Speed) -> Timing:

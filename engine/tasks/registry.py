@@ -1,7 +1,7 @@
 """The tasks by name. Torch-free; a new task is one module and one entry here.
 
 A task's module has ``load(recipe, stop, device)``, a generator of events that returns the ``Subject``, and may have
-``settled(recipe)``, the recipe with what the task takes where nothing was said.
+``settled(recipe)``, the recipe with what the task takes where nothing was said, and ``alone(recipe)``, the task without its model.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class TaskEntry:
     def settled(self, recipe: Recipe) -> Recipe:
         settle = getattr(import_module(self.module), "settled", None)
         return settle(recipe) if settle else recipe
+
+    def alone(self, recipe: Recipe) -> Any:
+        """The run's ``Task`` without its model, for finished runs whose model is gone; None for tasks that need it."""
+        make = getattr(import_module(self.module), "alone", None)
+        return make(recipe) if make else None
 
     def load(self, recipe: Recipe, stop: StopToken, device: str) -> Generator[Any, None, Any]:
         """The run's ``Subject``. Raises UsageError or EngineError in one line."""

@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.events import Resize
 
+from engine.export.registry import install
 from engine.report.runtimes import fastest, paces
 from qtui.actions import Action
 from qtui.painting import titles
@@ -21,6 +22,7 @@ from qtui.screens.report_exports import (
     NO_RUNTIMES,
     choices,
     exported,
+    lacking,
     runtime_columns,
     runtime_panel,
     runtime_rows,
@@ -227,7 +229,7 @@ class ReportScreen(StageScreen):
     def do_export(self) -> None:
         rows, marked = choices(self.state.run)
         if not any(row.selectable for row in rows):
-            self.explain("Nothing here writes other formats: uv pip install onnx openvino")
+            self.explain(f"Nothing here writes other formats: {install(lacking(self.state.run))}")
             return
         self.app.push_screen(Several("export to", CHOICE, rows, marked, "space mark   ⏎ export   esc back"), self._export)
 

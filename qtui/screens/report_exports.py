@@ -7,8 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from engine.export.decoder_formats import FORMATS as DECODERS
-from engine.export.registry import FORMATS, Format, install
+from engine.export.registry import Format, formats_of, install
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import IMAGES, Paces, Runtime, fastest, paces, ratios, reference, runtimes
 from engine.report.steadiness import ABOUT, spread
@@ -152,7 +151,7 @@ def choices(run: Run) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The formats to choose from, and those to mark at first: what is not there yet and can be written."""
     known = {str(entry.get("format")): entry for entry in exports_of(run) if entry.get("path")}
     rows, marked = [], []
-    formats = FORMATS if paces(run.report or {}) is IMAGES else DECODERS
+    formats = formats_of(lowering_of(run))
     for entry in (one for one in formats.values() if one.name != "safetensors"):
         lacks = entry.missing(entry.writes)
         there = known.get(entry.name)
@@ -162,6 +161,18 @@ def choices(run: Run) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         if not lacks and there is None:
             marked.append(entry.name)
     return tuple(rows), tuple(marked)
+
+
+def lowering_of(run: Run) -> str:
+    """The lowering of a run, whose formats there are to choose from; reports of earlier versions do not name it."""
+    named = (run.report or {}).get("lowering")
+    return named if isinstance(named, str) else "graph" if paces(run.report or {}) is IMAGES else "modules"
+
+
+def lacking(run: Run) -> tuple[str, ...]:
+    """The packages that writing the run's other formats needs and that are not installed."""
+    missing = (name for entry in formats_of(lowering_of(run)).values() for name in entry.missing(entry.writes))
+    return tuple(dict.fromkeys(missing))
 
 
 def _state(entry: Format, lacks: Sequence[str], there: Mapping[str, Any] | None) -> str | Cell:

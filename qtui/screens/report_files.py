@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from engine.export.registry import formats_of
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import IMAGES, Paces, fastest, paces
 from qtui import text
@@ -167,7 +168,7 @@ def _title(out: Text, title: str) -> None:
 def commands(directory: str, decodes: bool = False) -> tuple[tuple[str, str], ...]:
     """Shell and Python lines that use a run's folder, each with what it does."""
     path = text.plain(directory)
-    formats = "onnx,compressed-tensors" if decodes else "onnx,openvino,pt2"
+    formats = ",".join(name for name in formats_of("modules" if decodes else "graph") if name != "safetensors")
     return (
         (f"qtui show {shlex.quote(path)}", "print this report"),
         (f"qtui run --recipe {shlex.quote(f'{path}/recipe.yaml')}", "run it again, here or on another machine"),

@@ -115,7 +115,7 @@ def onnx(weights: WeightScheme, activations: ActivationSpec | None) -> Make:
     """The exported file in ONNX Runtime, with its cache."""
 
     def form(model: Any, device: str, length: int) -> Form:
-        from engine.export.onnx.decoder_file import write
+        from engine.export.onnx.decoder_file import write_decoder as write
         from engine.export.onnx.decoder_run import OnnxDecoder
 
         with tempfile.TemporaryDirectory() as place:

@@ -25,7 +25,7 @@ from torchvision_matrix import images, side_of
 
 from engine.data import registry as data_registry
 from engine.events.cancellation import StopToken
-from engine.export.registry import FORMATS
+from engine.export.registry import formats_of
 from engine.models.torchvision import PUBLISHED
 from engine.recipe.recipe import Recipe
 from engine.runs import pipeline
@@ -81,7 +81,7 @@ def line(found: dict[str, Any], timed: bool) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(FAMILIES))
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--formats", default=",".join(formats_of("graph")))
     parser.add_argument("--side", type=int, default=0, metavar="PIXELS", help="0: as small as the family takes")
     parser.add_argument("--timed", action="store_true", help="measure latencies too")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from engine.events.cancellation import StopToken
-from engine.export.onnx.decoder_file import write
+from engine.export.onnx.decoder_file import write_decoder as write
 from engine.export.onnx.decoder_run import OnnxDecoder
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.quantized import QuantizedDecoder

@@ -6,17 +6,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.errors import EngineError
+from engine.export.base import ExportContext, Runner, decoder_runner
+from engine.export.onnx.architecture import architecture
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import note, per_token
 from engine.kernels.matrix.kind import kind_of
 from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.lowering.modules.stepping import last
+from engine.planning.plan import Plan
+from engine.recipe.recipe import Recipe
 
 # protobuf holds no message of 2 GiB.
 LARGEST = 2**31 - 2**24
 DATA = "model.onnx.data"
+TRIAL = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+first, *others = session.get_inputs()
+empty = {other.name: numpy.zeros([1, other.shape[1], 0, other.shape[3]], numpy.float32) for other in others}
+session.run(None, {first.name: numpy.zeros([1, 2], numpy.int64), **empty})
+"""
 
 
-def write(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accuracy: int = 4) -> str:
+def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
+    """Where no graph of the architecture is known here."""
+    if plan is not None:
+        return None
+    try:
+        architecture(model)
+    except EngineError as error:
+        return f"{error}: leave it out"
+    return None
+
+
+def write(context: ExportContext, path: Path) -> str:
+    return write_decoder(context.model, path, context.about)
+
+
+def load(path: Path, context: ExportContext) -> Runner:
+    """In ONNX Runtime on the processor."""
+    from engine.export.onnx.decoder_run import OnnxDecoder
+
+    model = OnnxDecoder(path, context.threads)
+    integers = any(per_token(matrix) for matrix in context.model.matrices.values())
+    return decoder_runner(model.label, "CPUExecutionProvider", model.step, last(model.step), model.note if integers else "")
+
+
+def write_decoder(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str], accuracy: int = 4) -> str:
     """Write the file; and, beyond 2 GB, ``model.onnx.data`` beside it. A note for a person of what differs from the decoder.
 
     Raises EngineError for what has no graph."""

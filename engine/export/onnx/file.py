@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given, Runner
+from engine.export.base import ExportContext, Runner, program_runner
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
@@ -24,25 +25,25 @@ session.run(None, {x.name: numpy.zeros([2 if isinstance(n, str) else n for n in 
 """
 
 
-def write(given: Given, path: Path) -> None:
+def write(context: ExportContext, path: Path) -> str:
     """Every convolution ends in integers here, also those that torch's kernels add to another value before they round: ONNX
     Runtime has integer convolutions of no other form."""
-    path.write_bytes(build(split(given), given, "integers").SerializeToString())
+    path.write_bytes(build(split(context), context, "integers").SerializeToString())
+    return ""
 
 
-def build(model: QuantizedModel, given: Given, bound: Bound) -> Any:
+def build(model: QuantizedModel, context: ExportContext, bound: Bound) -> Any:
     """The checked ``ModelProto`` of a model's program."""
-    written = write_program(given, model, bound)
-    about = {"qtui": given.name, "recipe": given.recipe, "isa": given.isa}
-    return written.graph.model(written.inputs, written.outputs, written.results, about)
+    written = write_program(context, model, bound)
+    return written.graph.model(written.inputs, written.outputs, written.results, context.about)
 
 
-def load(path: Path, given: Given, threads: int) -> Runner:
+def load(path: Path, context: ExportContext) -> Runner:
     """In ONNX Runtime on the processor."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
@@ -50,23 +51,23 @@ def load(path: Path, given: Given, threads: int) -> Runner:
     except Exception as error:
         raise EngineError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error, 160)}): export it again") from error
     inputs = session.get_inputs()
-    check_ranks(path, given, [len(x.shape) for x in inputs], len(session.get_outputs()))
+    check_ranks(path, context, [len(x.shape) for x in inputs], len(session.get_outputs()))
     names = [x.name for x in inputs]
 
-    def run(arrays: list[Any]) -> Any:
-        results = session.run(None, dict(zip(names, arrays, strict=True)))
-        return results if len(results) > 1 else results[0]
+    def call(arrays: list[Any]) -> list[Tensor]:
+        return [torch.from_numpy(x) for x in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-    return Runner(f"onnxruntime {onnxruntime.__version__}", hold, run, "CPUExecutionProvider int8")
+    return program_runner(context, f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
 
 
-def check_ranks(path: Path, given: Given, ranks: list[int], results: int) -> None:
+def check_ranks(path: Path, context: ExportContext, ranks: list[int], results: int) -> None:
     """Raises EngineError for a file whose inputs have other numbers of dimensions, or that gives more or fewer results."""
-    if ranks != [x.dim() for x in given.inputs] or results != len(given.model.program.results):
-        what = "take images and return logits" if given.model.program.call is None else "take and return what the run's model does"
+    program = context.model.program
+    if ranks != [x.dim() for x in context.tensors] or results != len(program.results):
+        what = "take images and return logits" if program.call is None else "take and return what the run's model does"
         raise EngineError(f"{path} does not {what}: it is not an export of this run")
 
 
-def hold(*inputs: Tensor) -> list[Any]:
+def hold(inputs: tuple[Tensor, ...]) -> list[Any]:
     """Inputs as contiguous arrays."""
     return [x.contiguous().numpy() for x in inputs]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.export.onnx import weights as onnx_weights
 from engine.export.onnx.aten import BATCHES, translate
 from engine.export.onnx.graph import Batch, Dim, Graph, Value, dims
@@ -38,23 +38,23 @@ class Written:
     results: tuple[str, ...]
 
 
-def write_program(given: Given, model: QuantizedModel, bound: Bound) -> Written:
+def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -> Written:
     """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
-    ``images`` and its result ``logits``. ``given`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form."""
-    small, large = (model.values(*given.items(0, count)) for count in BATCHES)
+    ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form."""
+    small, large = (model.values(*context.items(0, count)) for count in BATCHES)
     program = model.program
-    call, shapes = program.call, [dims(a.shape, b.shape, BATCHES) for a, b in zip(*(given.items(0, n) for n in BATCHES), strict=True)]
+    call, shapes = program.call, [dims(a.shape, b.shape, BATCHES) for a, b in zip(*(context.items(0, n) for n in BATCHES), strict=True)]
     names: tuple[str, ...] = ("images",)
     returned: tuple[str, ...] = ("logits",)
     if call is not None:
         names, returned = tuple(i.name for i in call.inputs), call.output_names(len(program.results))
         returned = tuple(f"{name}_output" if name in names else name for name in returned)
     # What the runtime holds as bytes is a rounded value.
-    if wrong := [name for name, x in zip(names, given.inputs, strict=True) if x.dtype not in _KINDS]:
+    if wrong := [name for name, x in zip(names, context.tensors, strict=True) if x.dtype not in _KINDS]:
         raise EngineError(f"the input {wrong[0]} has a type that has no ONNX form here: give it as float32, int64, int32 or bool")
-    inputs = tuple(Value(name, shape, None, x.dtype) for name, shape, x in zip(names, shapes, given.inputs, strict=True))
+    inputs = tuple(Value(name, shape, None, x.dtype) for name, shape, x in zip(names, shapes, context.tensors, strict=True))
     counted = next((i for i, shape in enumerate(shapes) if shape and isinstance(shape[0], Batch)), 0)
-    graph = Graph(given.inputs[counted][0].numel(), names[counted], (*names, *returned))
+    graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned))
     return _Writer(model, small, large, bound, graph).run(inputs, returned)
 
 

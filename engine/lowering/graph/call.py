@@ -89,6 +89,10 @@ class Call:
             raise EngineError(f"the model was traced without {', '.join(more)}: it takes {self}")
         return ordered, by_name
 
+    def arguments(self, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inverse of ``flatten``: arguments by position and by name, as they were traced, of the inputs in order."""
+        return tuple(_built(tree, inputs) for tree in self.args), {name: _built(tree, inputs) for name, tree in self.kwargs.items()}
+
     def rebuild(self, results: Sequence[Any]) -> Any:
         """What the model returns, of its results in order."""
         return _built(self.outputs, results)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from engine.algorithms.patches import PatchMoments
+from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
+from engine.events.progress import quietly
 from engine.kernels.choose import kernels_for
-from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
+from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
+from engine.lowering.files import NAME
 from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
-from engine.lowering.graph.artifact import to_bytes
+from engine.lowering.graph.artifact import load_network, read, to_bytes
 from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
@@ -30,9 +34,12 @@ from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
-from engine.tasks.base import forward_of
+from engine.tasks.base import Batch, Task, forward_of
 from engine.tasks.subject import Subject
 from engine.training.trainable import TrainingContext
+
+# Training items that exports calibrate and trace with.
+_EXPORT_ITEMS = 128
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,32 @@ class GraphLowering(Lowering):
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         return summary.layer_table(rows)
 
+    @classmethod
+    def reopen(cls, directory: Path, subject: Subject | None) -> Reopened:
+        path = directory / NAME
+        header = read(path)[1]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = load_network(path, subject.model if subject else None)
+        return Reopened(model, header["recipe"], header["isa"], tuple(str(warning.message) for warning in caught))
+
+    @classmethod
+    def export_inputs(cls, task: Task, model: Any) -> Batch:
+        """The first training items, as one batch. An input that is the same for all items is that of the first batch."""
+        parts = [model.inputs_of(part) for part in task.batches("train", batch=32, limit=_EXPORT_ITEMS)]
+        inputs = _joined(parts, model.per_item)
+        count = next((len(x) for x, free in zip(inputs, model.per_item, strict=True) if free), 1)
+        call = model.program.call
+        args, kwargs = (inputs, {}) if call is None else call.arguments(inputs)
+        return Batch(args, kwargs, count=count)
+
+    @classmethod
+    def fp32_forms(cls, subject: Subject, stop: StopToken) -> Mapping[str, nn.Module]:
+        """Folded, as the baseline of a run is."""
+        example = subject.example
+        graph = quietly(tracing.trace(subject.model, example), stop).graph
+        return fp32_forms(fold(graph, example, find_pairs(graph))[0])
+
     def graph(self) -> dict[str, Any]:
         return summary.graph(self.traced, self.pairs, self.delta, self.run.recipe)
 
@@ -210,3 +243,14 @@ class GraphLowering(Lowering):
             **({"coverage": covered.entry()} if covered else {}),
             **({"balanced": balancing.entries(self._branches)} if self._branches else {}),
         }
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]], per_item: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Inputs of several batches as those of one; of batches that differ in more than the number of items those like the first."""
+
+    def sizes(inputs: tuple[Tensor, ...]) -> list[torch.Size]:
+        return [x.shape[1:] if free else x.shape for x, free in zip(inputs, per_item, strict=True)]
+
+    alike = [inputs for inputs in parts if sizes(inputs) == sizes(parts[0])]
+    columns = zip(*alike, strict=True)
+    return tuple(torch.cat(column) if free else column[0] for column, free in zip(columns, per_item, strict=True))

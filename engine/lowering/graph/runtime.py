@@ -91,6 +91,16 @@ class QuantizedModel(nn.Module):
         call = self.program.call
         return tuple(batch.args) if call is None else call.flatten(batch.args, batch.kwargs)
 
+    def rebuilt(self, results: Sequence[Any]) -> Any:
+        """What the model returns, of the program's results in order."""
+        return results[0] if self.program.call is None else self.program.call.rebuild(results)
+
+    @property
+    def per_item(self) -> tuple[bool, ...]:
+        """For each of the program's inputs, whether its first size is the number of items."""
+        call = self.program.call
+        return (True,) if call is None else tuple(given.shape[:1] == (None,) for given in call.inputs)
+
     def _called(self, inputs: tuple[Tensor, ...]) -> Tensors:
         given: Tensors = inputs[0] if len(inputs) == 1 else inputs
         if self.taking is None:

@@ -13,13 +13,15 @@ from engine.events.event import Event, Graph, Notice, Planned, Table, Weights
 from engine.kernels.gpu.probe import seen_from
 from engine.kernels.matrix.choose import labels
 from engine.kernels.simulate import Simulate
-from engine.lowering.base import Baseline, Lowering, Quantized, RunContext, Steps, Trained
+from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
+from engine.lowering.files import NAME
 from engine.lowering.modules.artifact import to_bytes
 from engine.lowering.modules.exported_graph import exported_rows
 from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.layer_results import layer_cells, layer_results
 from engine.lowering.modules.layers import layers, planned
+from engine.lowering.modules.loaded import load, rounding
 from engine.lowering.modules.observe import Inputs, observe
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.quantized import QuantizedDecoder
@@ -31,6 +33,7 @@ from engine.models.anatomy import Anatomy, anatomy
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
+from engine.tasks.base import Batch, Forward
 from engine.tasks.causal_lm import CausalLM
 from engine.tasks.subject import Subject
 from engine.training.settings import schedule_of
@@ -176,6 +179,26 @@ class ModulesLowering(Lowering):
     def layer_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         columns = ("layer", "runs as", "on", "SQNR dB", "params", "fp32 time %")
         return Table("layers", f"Layers ─ {len(rows)}", columns, together(layer_cells(rows), self.parts.blocks))
+
+    def export_form(self, quantized: Quantized) -> QuantizedDecoder:
+        """The integers and the model in floats that they stand for: what runs here may be on another device."""
+        decoder: QuantizedDecoder = quantized.state.decoder
+        return decoder
+
+    @classmethod
+    def reopen(cls, directory: Path, subject: Subject | None) -> Reopened:
+        loaded = load(directory / NAME)
+        return Reopened(loaded.decoder, loaded.recipe, loaded.isa)
+
+    @classmethod
+    def measured(cls, model: Any) -> Forward:
+        """In float32 with activations rounded as the recipe says."""
+
+        def forward(batch: Batch) -> Any:
+            with rounding(model) as twin:
+                return twin(*batch.args, **batch.kwargs)
+
+        return forward
 
     def graph(self) -> dict[str, Any]:
         return {

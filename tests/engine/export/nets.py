@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.algorithms.channelwise import quantize_weight
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.kernels.probe import probe
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.convert import convert, unit_parameters
@@ -21,6 +21,7 @@ from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import trace
 from engine.numerics.qparams import affine
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.tasks.base import Batch
 
 
 class Residual(nn.Module):
@@ -107,7 +108,7 @@ GROUPS = WeightSpec(4, "per-group", 16)
 
 def quantized(
     make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0, images: Tensor | None = None
-) -> Given:
+) -> ExportContext:
     """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16). Activations have no
     more bits than this processor multiplies without saturating, as in a run: other runtimes saturate there too."""
     torch.manual_seed(seed)
@@ -129,7 +130,8 @@ def quantized(
             if str(n.target) in specs
         }
     whole: dict[str, nn.Module] = dict(model.named_modules())
-    return Given(QuantizedModel(convert(graph, layout, grids, rounded), [Simulate()], whole), images, whole, "model: net\n", "any", "net")
+    executor = QuantizedModel(convert(graph, layout, grids, rounded), [Simulate()], whole)
+    return ExportContext(executor, Batch((images,), count=len(images)), whole, "model: net\n", "any", "net", threads=1)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import driving
@@ -237,7 +236,7 @@ def test_a_file_is_tried_in_a_process_of_its_own(name: str, tmp_path: Path) -> N
     pytest.importorskip("onnx")
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[name])
     entry, given = FORMATS[name], nets.quantized(nets.Sequence1d)
-    module = import_module(entry.module)
+    module = entry.module("graph")
     path = tmp_path / entry.files[0]
     module.write(given, path)
     done = subprocess.run([sys.executable, "-c", module.TRIAL, str(path)], capture_output=True, text=True, check=False)

@@ -15,7 +15,8 @@ from tiny_language import tokenizer
 
 from engine.errors import EngineError
 from engine.events.event import LayerRow
-from engine.export.compressed_tensors import quantization_config, refuse, schemes_of, stored_matrix, words, write
+from engine.export.compressed_tensors import quantization_config, refuse, schemes_of, stored_matrix, words
+from engine.export.compressed_tensors import write_folder as write
 from engine.lowering.modules.layers import plan
 from engine.lowering.modules.quantized import QuantizedDecoder, apply
 from engine.models.anatomy import anatomy

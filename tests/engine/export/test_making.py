@@ -17,22 +17,22 @@ from finished_runs import again, contents, run
 from engine.errors import EngineError, UsageError
 from engine.events.event import Finished, Notice, Table
 from engine.export import making, registry
-from engine.export.decoder_formats import FORMATS as DECODERS
 from engine.export.finished import merged
-from engine.recipe.recipe import ExportFormat
+from engine.recipe.recipe import Recipe
 from engine.report.mismatch import DIFFERS, differs, entered
 from engine.report.report import Report
 from engine.report.runtimes import fastest, runtimes
-from engine.runs import reexport as exporting
 
 ALL = ("safetensors", "onnx", "openvino", "pt2")
-needs = pytest.mark.skipif(
-    any(entry.missing(entry.writes + entry.runs) for entry in registry.FORMATS.values()), reason="needs onnx, onnxruntime, openvino"
-)
+missing = [name for entry in registry.formats_of("graph").values() for name in entry.missing(entry.writes + entry.runs)]
+needs = pytest.mark.skipif(bool(missing), reason="needs onnx, onnxruntime, openvino")
 
 
 def test_the_recipe_knows_the_formats_of_the_registry() -> None:
-    assert {*registry.FORMATS, *DECODERS} == set(ExportFormat.__args__)  # type: ignore[attr-defined]
+    for name in registry.FORMATS:
+        assert Recipe.make(model="m", export=[name]).export == (name,)
+    with pytest.raises(UsageError, match="available in this version: " + ", ".join(registry.FORMATS)):
+        Recipe.make(model="m", export=["onxx"])
     with pytest.raises(UsageError, match="did you mean onnx"):
         registry.find("onxx")
 
@@ -173,7 +173,7 @@ def test_an_export_that_differs_in_form_is_not_verified(finished: Path) -> None:
 
     from engine.export.base import Runner
 
-    with patch("engine.export.pt2.load", lambda *_: Runner("torch", lambda x: x, lambda x: torch.zeros(len(x), 3))):
+    with patch("engine.export.pt2.load", lambda *_: Runner("torch", lambda part: part, lambda part: torch.zeros(part.count, 3))):
         outcome = again(finished, "pt2")
     entry = outcome.data["exports"][1]
     assert not entry["verified"] and "is not an export of this run" in entry["reason"]
@@ -189,14 +189,14 @@ def test_a_file_whose_outputs_are_not_what_was_measured_is_no_success(finished: 
     model = load_quantized(finished)
     changes = {"others": lambda y: -y, "noisy": lambda y: 1.6 * y, "nan": lambda y: y * torch.nan}
     change = changes[answers]
-    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, lambda x: change(model(x).clone()))):
+    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda part: part.args[0], lambda x: change(model(x).clone()))):
         outcome = again(finished, "pt2")
     report = Report.load(finished)
     entry = report.data["exports"][1]
     assert outcome.error is None and (finished / "model.pt2").is_file()
     assert not entry["verified"] and entry["latency_ms"] == {} and [r["format"] for r in report.data["runtimes"]] == []
     assert "pt2" not in fastest(report.data) and all(one.file != "model.pt2" for one in runtimes(report.data))
-    said = "its logits are NaN or infinite" if answers == "nan" else DIFFERS
+    said = "its outputs are NaN or infinite" if answers == "nan" else DIFFERS
     assert said in entry["reason"] and said in (finished / "report.md").read_text()
     assert any(n.level == "warning" and said in n.text for n in outcome.of(Notice))
     if answers != "nan":
@@ -258,7 +258,7 @@ def test_equal_answers_do_not_make_an_export_the_measured_model(finished: Path, 
             return found + found.flip(1) / 15
 
     exact = Exact()
-    monkeypatch.setattr(exporting, "fp32_forms", lambda gm: {"fp32": exact})
+    monkeypatch.setattr("engine.lowering.graph.lowering.fp32_forms", lambda gm: {"fp32": exact})
     torch.manual_seed(0)
 
     def run_file(x: torch.Tensor) -> torch.Tensor:
@@ -268,7 +268,7 @@ def test_equal_answers_do_not_make_an_export_the_measured_model(finished: Path, 
         noise = torch.randn_like(wanted)
         return wanted + noise * wanted.norm() / noise.norm() * 10 ** (-13 / 20)
 
-    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, run_file)):
+    with patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda part: part.args[0], run_file)):
         outcome = again(finished, "pt2")
     entry = outcome.data["exports"][1]
     parity, text = entry["parity"], (finished / "report.md").read_text()
@@ -340,7 +340,7 @@ def test_the_command_line_exports_and_says_what_is_wrong(finished: Path, capsys:
     model = load_quantized(finished)
     with (
         driving.untimed(),
-        patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda x: x, lambda x: -torch.as_tensor(model(x)))),
+        patch("engine.export.pt2.load", lambda *_: Runner("other 1", lambda part: part.args[0], lambda x: -torch.as_tensor(model(x)))),
     ):
         assert main(["export", str(finished), "--to", "pt2", "--force"]) == 3
     capsys.readouterr()

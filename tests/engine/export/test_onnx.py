@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.export.onnx.file import build, load, write
 from engine.export.split import split
 from engine.numerics.sqnr import sqnr_db
 from engine.recipe.spec import WeightSpec
+from engine.tasks.base import Batch
 
 onnx = pytest.importorskip("onnx")
 SPECS = [(nets.W8, 8), (nets.W8, 7), (nets.W4, 4), (nets.GROUPS, 8), (nets.W8, None), (nets.GROUPS, None)]
@@ -51,16 +52,16 @@ def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights:
     pytest.importorskip("onnxruntime")
     given = nets.quantized(make, weights, bits)
     onnx.save(build(given.model, given, "integers"), path := tmp_path / "model.onnx")
-    runner = load(path, given, 1)
+    runner = load(path, given)
     for count in (1, 2, 5):
         x = torch.randn(count, 3, 16, 16)
-        assert distance(given.model(x), runner.run(runner.hold(x))) > (32 if bits else 30)
+        assert distance(given.model(x), runner.run(Batch((x,)))) > (32 if bits else 30)
 
 
 def test_a_convolution_that_rounds_by_itself_stays_close() -> None:
     for make in (nets.Residual, nets.Mobile):
         given = nets.quantized(make)
-        x = given.images
+        x = given.tensors[0]
         assert distance(given.model(x), split(given)(x)) > 25
     plain = nets.quantized(nets.Sequence1d)
     assert {s.op for s in split(plain).program.steps} >= {"layer"}
@@ -99,8 +100,8 @@ def test_arithmetic_of_small_weights_stays_in_floating_point(make: Any, weights:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
-    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.images.numpy()})[0])
-    wanted = given.model(given.images)
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.tensors[0].numpy()})[0])
+    wanted = given.model(given.tensors[0])
     assert sqnr_db(float(wanted.square().sum()), float((got - wanted).square().sum())) > 110
     assert "MatMulNBits" not in {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
 
@@ -132,12 +133,12 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     given = nets.quantized(nets.Sequence1d)
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(EngineError) as caught:
-        load(tmp_path / "model.onnx", given, 1)
+        load(tmp_path / "model.onnx", given)
     assert "cannot be loaded by ONNX Runtime" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_given_keeps_nothing_of_the_model_it_is_made_from() -> None:
-    given: Given = nets.quantized(nets.Residual)
-    before = given.model(given.images)
+    given: ExportContext = nets.quantized(nets.Residual)
+    before = given.model(given.tensors[0])
     build(given.model, given, "integers")
-    assert torch.equal(before, given.model(given.images))
+    assert torch.equal(before, given.model(given.tensors[0]))

@@ -16,9 +16,12 @@ from tiny_language import gpt2
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+from engine.export import parity
+from engine.export.base import ExportContext
+from engine.export.onnx import decoder_file
 from engine.export.onnx.decoder_graph import build
 from engine.export.onnx.decoder_matrices import blocked, note
-from engine.kernels.probe import probe
+from engine.export.registry import FORMATS
 from engine.lowering.modules.loaded import rounding
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.stepping import Step
@@ -179,8 +182,6 @@ def test_static_activations_are_rounded_in_the_graph(written: Write) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "llama", "pythia"])
 def test_activations_are_rounded_token_by_token_where_the_recipe_says(name: str, written: Write) -> None:
-    if probe().saturates:
-        pytest.skip("ONNX Runtime's sums of 8-bit products saturate on this processor")
     decoder = family(name, EIGHT, activations=DYNAMIC)
     with rounding(decoder) as twin:
         wanted = twin(some_ids()).logits
@@ -253,7 +254,7 @@ def test_files_that_are_no_decoders_are_told_in_a_line(tmp_path: Path, written: 
 
 def test_what_a_terminal_sends_does_not_reach_the_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trial = f"import os, sys; sys.exit(7 if os.getpgrp() == {os.getpgrp()} else 0)"
-    monkeypatch.setattr("engine.export.onnx.decoder_run._TRIAL", trial)
+    monkeypatch.setattr(decoder_file, "TRIAL", trial)
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(EngineError, match="cannot be loaded by ONNX Runtime"):
-        OnnxDecoder(tmp_path / "model.onnx", 1, tried=True)
+        parity.load(FORMATS["onnx"], tmp_path / "model.onnx", ExportContext(None, lowering="modules"))

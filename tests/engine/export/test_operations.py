@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.export import openvino
 from engine.export.onnx import file as onnx
 from engine.kernels.probe import probe
+from engine.tasks.base import Batch
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -147,8 +148,8 @@ def test_onnx_runtime_and_openvino_compute_what_the_program_does(operation: str,
     given = nets.quantized(lambda: One(operation))
     for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
         form.write(given, tmp_path / name)
-        runner = form.load(tmp_path / name, given, 1)
+        runner = form.load(tmp_path / name, given)
         for count in (1, 4):
             x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
             # A value between two steps may be rounded to either: with a bit less the step is 6 dB larger.
-            assert distance(given.model(x), runner.run(runner.hold(x))) > 25 - 6 * (8 - probe().activation_bits), name
+            assert distance(given.model(x), runner.run(Batch((x,)))) > 25 - 6 * (8 - probe().activation_bits), name

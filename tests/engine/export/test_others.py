@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from engine.algorithms.channelwise import quantize_weight
 from engine.errors import EngineError
 from engine.export import openvino, pt2, safetensors
+from engine.tasks.base import Batch
 
 SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
 
@@ -24,10 +26,10 @@ SPECS = [(nets.W8, 8), (nets.GROUPS, 8), (nets.W4, 4), (nets.W4, None)]
 def test_a_pt2_gives_the_programs_outputs_for_any_number_of_images(make: Any, tmp_path: Path) -> None:
     given = nets.quantized(make, nets.GROUPS)
     pt2.write(given, path := tmp_path / "model.pt2")
-    runner = pt2.load(path, given, 1)
+    runner = pt2.load(path, given)
     for count in (1, 2, 5):
         x = torch.randn(count, 3, 16, 16)
-        assert distance(given.model(x), runner.run(runner.hold(x))) > 60
+        assert distance(given.model(x), runner.run(Batch((x,)))) > 60
 
 
 ALONE = """
@@ -67,7 +69,7 @@ def test_a_damaged_pt2_is_one_line(content: bytes, tmp_path: Path) -> None:
     given = nets.quantized(nets.Sequence1d)
     (tmp_path / "model.pt2").write_bytes(content)
     with pytest.raises(EngineError, match=r"^[^\n]*cannot be loaded by torch.export[^\n]*$"):
-        pt2.load(tmp_path / "model.pt2", given, 1)
+        pt2.load(tmp_path / "model.pt2", given)
 
 
 def test_a_foreign_pt2_is_refused(tmp_path: Path) -> None:
@@ -76,9 +78,9 @@ def test_a_foreign_pt2_is_refused(tmp_path: Path) -> None:
             return x.mean((2, 3))
 
     given = nets.quantized(nets.Sequence1d)
-    torch.export.save(torch.export.export(Foreign(), (given.images,)), tmp_path / "model.pt2")
+    torch.export.save(torch.export.export(Foreign(), (given.tensors[0],)), tmp_path / "model.pt2")
     with pytest.raises(EngineError, match="was not written by this program"):
-        pt2.load(tmp_path / "model.pt2", given, 1)
+        pt2.load(tmp_path / "model.pt2", given)
 
 
 @pytest.mark.parametrize("make", nets.NETS, ids=lambda make: make.__name__)
@@ -89,11 +91,11 @@ def test_openvino_gives_the_programs_outputs(make: Any, weights: Any, bits: int 
     given = nets.quantized(make, weights, bits)
     openvino.write(given, path := tmp_path / "model.xml")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
-    runner = openvino.load(path, given, 1)
+    runner = openvino.load(path, given)
     for count in (1, 3):
         x = torch.randn(count, 3, 16, 16)
         # A step of four bits is a sixteenth of the range, and one that falls to the other side is much.
-        assert distance(given.model(x), runner.run(runner.hold(x))) > (18 if bits == 4 else 26)
+        assert distance(given.model(x), runner.run(Batch((x,)))) > (18 if bits == 4 else 26)
 
 
 class _LargeBiases(nets.Attention):
@@ -107,10 +109,10 @@ def test_openvino_adds_each_channels_bias_where_a_class_token_needs_the_number_o
     pytest.importorskip("onnx")
     given = nets.quantized(_LargeBiases)
     openvino.write(given, path := tmp_path / "model.xml")
-    runner = openvino.load(path, given, 1)
+    runner = openvino.load(path, given)
     for count in (1, 3):
         x = torch.randn(count, 3, 16, 16)
-        assert distance(given.model(x), runner.run(runner.hold(x))) > 26
+        assert distance(given.model(x), runner.run(Batch((x,)))) > 26
 
 
 class _MeanOfTokens(torch.nn.Module):
@@ -129,10 +131,10 @@ def test_openvino_takes_the_mean_of_tokens_for_any_number_of_images(tmp_path: Pa
     pytest.importorskip("onnx")
     given = nets.quantized(_MeanOfTokens)
     openvino.write(given, path := tmp_path / "model.xml")
-    runner = openvino.load(path, given, 2)
+    runner = openvino.load(path, replace(given, threads=2))
     for count in (1, 8, 64, 128):
         x = torch.randn(count, 3, 16, 16)
-        assert distance(given.model(x), runner.run(runner.hold(x))) > 26
+        assert distance(given.model(x), runner.run(Batch((x,)))) > 26
 
 
 def test_damaged_openvino_files_are_one_line(tmp_path: Path) -> None:
@@ -140,14 +142,14 @@ def test_damaged_openvino_files_are_one_line(tmp_path: Path) -> None:
     given = nets.quantized(nets.Sequence1d)
     (tmp_path / "model.xml").write_text("<net>")
     with pytest.raises(EngineError, match=r"^[^\n]*cannot be loaded by OpenVINO[^\n]*$"):
-        openvino.load(tmp_path / "model.xml", given, 1)
+        openvino.load(tmp_path / "model.xml", given)
 
 
 def test_safetensors_come_back_exactly(own_cache: Path, tmp_path: Path) -> None:
     given = nets.quantized(nets.Residual, nets.GROUPS)
     safetensors.write(given, path := tmp_path / "model.safetensors")
-    runner = safetensors.load(path, given, 1)
-    assert distance(given.model(given.images), runner.run(runner.hold(given.images))) > 40
+    runner = safetensors.load(path, given)
+    assert distance(given.model(given.tensors[0]), runner.run(Batch((given.tensors[0],)))) > 40
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (4, 3, 3, 3), (3, 7)])

@@ -13,8 +13,8 @@ from engine.export.making import fingerprint
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format
 
-TWO = Format("two", "", ("a.xml", "a.bin"), "", optional=("a.data",))
-FOLDER = Format("folder", "", ("folder",), "")
+TWO = Format("two", ("a.xml", "a.bin"), "", optional=("a.data",))
+FOLDER = Format("folder", ("folder",), "")
 
 
 def writes(*names: str, content: bytes = b"new") -> Callable[[Path], int]:
@@ -87,6 +87,6 @@ def test_a_folder_takes_the_place_of_a_folder_or_leaves_it(tmp_path: Path, monke
 
 def test_a_package_or_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="two needs no_such_one: uv pip install no-such-one, then export again"):
-        placed(Format("two", "", ("a",), "", ("no_such_one",)), tmp_path, writes("a"))
+        placed(Format("two", ("a",), "", writes=("no_such_one",)), tmp_path, writes("a"))
     with pytest.raises(EngineError, match="nowhere.*cannot be written"):
         placed(TWO, tmp_path / "nowhere", writes("a.xml"))

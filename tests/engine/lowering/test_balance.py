@@ -13,7 +13,7 @@ from driving import drive
 from torch import Tensor, fx, nn
 
 from engine.algorithms.channelwise import quantize_weight
-from engine.export.base import Given
+from engine.export.base import ExportContext
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import probe
 from engine.lowering.graph.balance import Branch, balance, cat_inputs, find_branches
@@ -26,6 +26,7 @@ from engine.lowering.graph.trace import trace
 from engine.numerics.sqnr import sqnr_db
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
+from engine.tasks.base import Batch
 
 SPEC = LayerSpec(WeightSpec(8), ActivationSpec(7))
 
@@ -175,11 +176,11 @@ def test_onnx_runtime_keeps_them_too(name: str, tmp_path: Path) -> None:
 
     model, gm, x = traced(NETS[name])
     quantized = on_integers(balance(gm, found(gm, x)), x)
-    given = Given(quantized, x, dict(model.named_modules()), "model: net\n", "any", "net")
+    given = ExportContext(quantized, Batch((x,)), dict(model.named_modules()), "model: net\n", "any", "net", threads=1)
     path = tmp_path / "model.onnx"
     write(given, path)
-    runner = load(path, given, 1)
-    assert sqnr(model(x), torch.as_tensor(runner.run(runner.hold(x)))) > 25
+    runner = load(path, given)
+    assert sqnr(model(x), torch.as_tensor(runner.run(Batch((x,))))) > 25
 
 
 def test_branches_of_one_width_stay_as_they_are() -> None:

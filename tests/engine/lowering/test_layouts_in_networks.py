@@ -18,6 +18,7 @@ from engine.kernels.simulate import Simulate
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.sqnr import sqnr_db
 from engine.recipe.spec import WeightSpec
+from engine.tasks.base import Batch
 
 pytestmark = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not installed")
 
@@ -117,8 +118,8 @@ def test_onnx_runtime_computes_what_native_does_in_any_layout(make, tmp_path: Pa
     images = images_for(make)
     given, native, _ = both(make, images)
     onnx.save(build(given.model, given, "integers"), file := tmp_path / "model.onnx")
-    runner = load(file, given, 1)
-    assert distance(native(images), torch.as_tensor(runner.run(runner.hold(images)))) > 38
+    runner = load(file, given)
+    assert distance(native(images), torch.as_tensor(runner.run(Batch((images,))))) > 38
 
 
 def quarters(count, seed):
