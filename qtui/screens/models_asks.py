@@ -27,6 +27,8 @@ class Asking(StageScreen):
 
         def _reads_text(self) -> bool: ...
 
+        def _data_of(self, before: Choice, model: str) -> str: ...
+
         def _changed(self, choice: Choice) -> None: ...
 
     def do_data(self) -> None:
@@ -63,7 +65,7 @@ class Asking(StageScreen):
     def _own(self, value: str | None) -> None:
         if value:
             self._given = tuple(dict.fromkeys((*self._given, value)))
-            self._changed(self.choice.with_model(value))
+            self._changed(replace(self.choice.with_model(value), data=self._data_of(self.choice, value)))
             self.query_one("#models", Grid).move_to(value)
             if ":" in value:
                 words = "What is measured: empty for the class of an image, or a task of\nyour own as path/task.py:factory"

@@ -197,10 +197,10 @@ def no_runs(kept: int, wanted: str) -> str:
 def training_sentence(job: Job, training: Training) -> str:
     """About a baseline that is being trained."""
     if job.stopping:
-        return "stopping … the last whole epoch is saved."
+        return "stopping … it is saved where it stands."
     what = f"A baseline of {short_name(job.model)} on {short_name(job.data)}: its best epoch is kept as the weights."
     best = f" Best so far: epoch {training.best.epoch}, {text.metric('accuracy', training.best.value)}." if training.best else ""
-    return f"{what}{best} X stops it; the last whole epoch is saved."
+    return f"{what}{best} X stops it and saves where it stands."
 
 
 def run_sentence(run: RunSummary | None) -> str:

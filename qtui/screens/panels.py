@@ -19,7 +19,7 @@ from qtui.state import Stage, State
 from qtui.text import plain
 
 _LEFT = {
-    "train": "What it has learned so far is lost; the last whole epoch is saved.",
+    "train": "Training is saved where it stands, and goes on from there.",
     "export": "Files that are finished stay, and the report tells them; the run itself stays as it is.",
 }
 _LISTS = (("↑ ↓ j k", "One line on."), ("pgup pgdn", "One page on."), ("g G", "To the first, to the last."), ("⏎", "Choose."))

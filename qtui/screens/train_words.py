@@ -67,7 +67,7 @@ def sentence(state: State) -> str:
     shown = view(state)
     job = state.job
     if shown.running and job is not None and job.stopping:
-        return "stopping … what was learned until the last whole epoch is kept."
+        return "stopping … what was learned so far is kept."
     if shown.running and job is not None and job.ending:
         return "ending … the best epoch is kept, and measured next."
     best = words.best_so_far(shown)

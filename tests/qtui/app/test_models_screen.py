@@ -273,6 +273,7 @@ def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
     async def script(driver: Driver) -> None:
         await driver.press("down", "down", "down", "enter")
         await driver.fill(f"{tmp_path}/net.py:make")
+        await driver.fill("")  # no task of one's own
         assert screen(driver).query_one("#models", Grid).cursor == f"{tmp_path}/net.py:make"
         await driver.press("enter")
         await driver.until(lambda state: state.asking)
@@ -359,6 +360,7 @@ def test_weights_stay_with_their_model_while_the_cursor_passes_others(runs: Path
     async def script(driver: Driver) -> None:
         await driver.press("o")
         await driver.fill(f"{tmp_path / 'net.py'}:make")
+        await driver.fill("")  # no task of one's own
         await driver.press("w")
         await driver.fill(str(tmp_path / "w.safetensors"))
         assert "w weights w.safetensors" in driver.text
