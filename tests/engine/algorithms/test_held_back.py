@@ -13,7 +13,7 @@ from engine.algorithms.registry import METHODS
 from engine.lowering.modules.capture import Batch
 from engine.lowering.modules.statistics import MOST, held_back
 from engine.numerics.scheme import int_scheme
-from engine.numerics.weights import minmax, quantize
+from engine.numerics.weights import WeightQParams, minmax, quantize
 
 SPEC = int_scheme(4, 0, True)
 
@@ -38,7 +38,7 @@ def test_gptq_that_is_worse_than_nearest_on_other_text_is_not_kept_and_says_so(b
     def error(of: torch.Tensor) -> float:
         return float(((weight - of).double() @ unseen.double().T).square().mean())
 
-    nearest = [quantize(weight, grid).dequantize() for grid in (alone.weight.grid, minmax(weight, SPEC))]
+    nearest = [quantize(weight, grid).dequantize() for grid in (WeightQParams.of(alone.weight), minmax(weight, SPEC))]
     held = judged.weight.dequantize()
     assert error(held) < error(alone.weight.dequantize()) and any(torch.equal(held, one) for one in nearest)
     if not bias:
@@ -50,7 +50,7 @@ def test_gptq_that_is_better_on_other_text_is_kept_as_it_was() -> None:
     weight, mixing = torch.randn(24, 32), torch.randn(32, 32)
     seen, unseen = (torch.randn(2000, 32) @ mixing for _ in range(2))
     alone, judged = (quantize_matrix(weight, SPEC, METHODS["gptq"], inputs(seen, some), False) for some in (None, unseen))
-    assert torch.equal(alone.weight.values, judged.weight.values) and judged.note is None
+    assert torch.equal(alone.weight.codes, judged.weight.codes) and judged.note is None
 
 
 def test_the_error_is_that_of_the_layer_with_its_bias_and_its_original_inputs() -> None:

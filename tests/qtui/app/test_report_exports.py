@@ -241,7 +241,7 @@ def test_what_cannot_be_written_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_can_be_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Format, "missing", lambda self, packages: ("onnx",))
+    monkeypatch.setattr(Format, "missing", lambda self, packages: ("onnx", "openvino"))
 
     async def script(driver: Driver) -> None:
         await opened(driver, write_run(runs, "one", told()))
