@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.lowering.modules.skeleton import empty
+from engine.lowering.modules.stepping import of_model
 from engine.models.transformers_load import quiet
 
 PACKED_ZEROS = (
@@ -52,8 +53,8 @@ class CompressedDecoder:
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of ids (N, T) that follow those of ``cache``, None for none, and the cache with them."""
-        out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        return out.logits.float(), out.past_key_values
+        logits, held = of_model(self.model)(ids, cache)
+        return logits.float(), held
 
 
 def _transformers(folder: Path) -> Any:

@@ -67,6 +67,8 @@ def check_floats(found: Folder) -> None:
     for file in found.weights:
         for name, kind, dims in _kinds(file):
             wrong = kind if name.endswith("weight") and dims > 1 and kind not in _FLOATS else ""
+            if wrong.lower().startswith("complex"):
+                raise EngineError(f"{file} holds {ascii(name)[1:-1]} as {wrong}, not as floating-point weights")
             if wrong or name.rpartition(".")[2] in _SCALES:
                 what = f"{ascii(name)[1:-1]} is {wrong}" if wrong else f"it has {ascii(name)[1:-1]}"
                 raise EngineError(

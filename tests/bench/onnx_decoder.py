@@ -49,7 +49,7 @@ def drawn(rows: int, inputs: int, spec: WeightScheme) -> QTensor:
     """Random integers; the grid is that of random weights of GPT-2's spread."""
     grid = minmax(torch.randn(rows, inputs) * 0.02, spec)
     kind = torch.int8 if spec.symmetric else torch.uint8
-    return QTensor(torch.randint(spec.low, spec.high + 1, (rows, inputs), dtype=kind), grid)
+    return grid.with_codes(torch.randint(spec.low, spec.high + 1, (rows, inputs), dtype=kind))
 
 
 def decoder(

@@ -43,10 +43,19 @@ def _settings(config: Mapping[str, Any]) -> Any:
         raise EngineError("its configuration asks to run code that comes with it, which qtui never does")
     if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise EngineError(f"transformers knows no decoder of type {kind!r}: update transformers, or quantize another model")
-    others = {
-        key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype") and "implementation" not in key
-    }
+    unsaid = ("model_type", "dtype", "torch_dtype")
+    others = {key: _floats(value) for key, value in config.items() if key not in unsaid and "implementation" not in key}
     return AutoConfig.for_model(kind, **others)
+
+
+def _floats(value: Any) -> Any:
+    """``value`` with numbers that JSON has no word for in the place of what transformers writes for them."""
+    if isinstance(value, Mapping):
+        held = value.get("__float__")
+        if isinstance(held, str) and len(value) == 1:
+            return float(held)
+        return {key: _floats(inner) for key, inner in value.items()}
+    return [_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _made(settings: Any) -> Any:

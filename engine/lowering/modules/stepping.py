@@ -7,16 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.tasks.generation import proceed
+
 # ids (1, T) and a cache, None for none, to the logits (1, T, vocabulary) and the cache that goes on.
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 def of_model(model: Any) -> Step:
-    """A transformers model as a step."""
+    """A transformers model as a step; one without a cache reads the whole text again."""
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        return out.logits, out.past_key_values
+        logits, held = proceed(model, ids, cache)
+        return logits[:, -ids.shape[1] :], held
 
     return step
 

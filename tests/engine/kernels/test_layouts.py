@@ -20,6 +20,7 @@ from engine.kernels.x86_int8 import OneDNN
 from engine.lowering.graph.fixed import Fixing
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.runtime import QuantizedModel
+from engine.numerics.formats import integer
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 
@@ -242,7 +243,11 @@ def layer_step(given):
         },
     }  # fmt: skip
     names = ("x", "other") if given.accumulate else ("x",)
-    return Step("layer", "y", names, attrs), {"c": QTensor(given.weight, given.weight_scale, 8)}, {"c.bias": given.bias}
+    return (
+        Step("layer", "y", names, attrs),
+        {"c": QTensor(given.weight, given.weight_scale[:, None], None, integer(8))},
+        {"c.bias": given.bias},
+    )
 
 
 def place_of(given, x, other=None):

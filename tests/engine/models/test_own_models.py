@@ -408,7 +408,7 @@ def test_an_assignment_to_a_part_of_a_tensor_is_told_without_names_of_this_progr
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.abort()", "sys.exit(0)"])
 def test_a_factory_that_ends_the_program_is_an_error_of_the_run(tmp_path: Path, ending: str) -> None:
     (tmp_path / "m.py").write_text(f"import os, sys\ndef make():\n    {ending}\n")
-    with pytest.raises(EngineError, match="failed: SystemExit"):
+    with pytest.raises(EngineError, match=r"failed: line 3: SystemExit"):
         build(f"{tmp_path / 'm.py'}:make")
     assert all(function.__module__ in ("posix", "nt") for function in (os._exit, os.abort))
 

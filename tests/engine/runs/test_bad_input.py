@@ -462,7 +462,6 @@ def test_training_that_cannot_save_says_so(own_cache: Path, tmp_path: Path, monk
         raise FULL
 
     monkeypatch.setattr("engine.paths.write_atomic", full)
-    monkeypatch.setattr("engine.training.loop.measured", lambda *_: 0.5)
     data = digits.load()
     few = replace(data, train=Subset(data.train, torch.arange(8)))
     monkeypatch.setattr(digits, "load", lambda folder=None, size=None: few)

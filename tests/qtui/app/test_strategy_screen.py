@@ -95,7 +95,7 @@ def test_edits_change_the_layer_under_the_cursor_and_the_running_total(tmp_path:
         before = draft(d).predicted_bytes
         await d.press("w", "w", "m", "a", "s", "r", "c")
         assert str(draft(d).specs["conv1"]) == "w4 per-tensor, a7 per-tensor symmetric"
-        assert draft(d).specs["conv1"].weights.scale == "mse" and draft(d).specs["conv1"].activations.observer == "moving-average"  # type: ignore[union-attr]
+        assert draft(d).specs["conv1"].weights.method == "mse" and draft(d).specs["conv1"].activations.observer == "moving-average"  # type: ignore[union-attr]
         assert draft(d).predicted_bytes < before and "1 edited" in d.text
         await d.press("f")
         assert draft(d).specs["conv1"] == FP32 and "3 layers quantized ─ 1 kept in fp32" in d.text and "f quantize" in d.text
