@@ -130,6 +130,10 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# Where a value that is rounded to the other step jumps by one: with another operation in their place less than 5 dB are left.
+JUMPS = ("fraction", "trunc")
+
+
 class One(nn.Module):
     def __init__(self, operation: str) -> None:
         super().__init__()
@@ -146,10 +150,11 @@ class One(nn.Module):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_onnx_runtime_and_openvino_compute_what_the_program_does(operation: str, tmp_path: Path) -> None:
     given = nets.quantized(lambda: One(operation))
+    # A value between two steps may be rounded to either: with a bit less the step is 6 dB larger.
+    least = 25 - 6 * (8 - probe().activation_bits) - (8 if operation in JUMPS else 0)
     for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
         form.write(given, tmp_path / name)
         runner = form.load(tmp_path / name, given)
         for count in (1, 4):
             x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
-            # A value between two steps may be rounded to either: with a bit less the step is 6 dB larger.
-            assert distance(given.model(x), runner.run(Batch((x,)))) > 25 - 6 * (8 - probe().activation_bits), name
+            assert distance(given.model(x), runner.run(Batch((x,)))) > least, name
