@@ -191,7 +191,9 @@ class QtuiApp(App[int]):
             self.push_screen(machine_panel(found))
 
     def _display(self, screen: Screen[Any], renderable: Any) -> None:
-        changes: Any = self._canvas.changed(renderable) if isinstance(renderable, CompositorUpdate) else renderable
+        # What is not painted is not taken down as shown.
+        painted = self._running and not self._closed and not self._batch_count
+        changes: Any = self._canvas.changed(renderable) if painted and isinstance(renderable, CompositorUpdate) else renderable
         super()._display(screen, changes)
 
     def on_resize(self) -> None:
