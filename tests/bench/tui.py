@@ -78,7 +78,7 @@ def lesser():
 
 def own(factory: str) -> tuple[Step, ...]:
     """The way with a model of that file."""
-    asked = (Step("asked", ("o",), "your own model ─"), Step("chosen", (f"slow.py:{factory}", "enter"), f"▌{factory}"))
+    asked = (Step("asked", ("o",), "your own model ─"), Step("chosen", (f"slow.py:{factory}", "enter", "enter"), f"▌{factory}"))
     return (WAY[0], *asked, Step("graph", ("n",), asks("╭─ Graph"), 180), *WAY[2:])
 
 

@@ -62,6 +62,10 @@ def choose(terminal: PtyTerminal, key: str, title: str, text: str, then: str) ->
     terminal.press(key)
     terminal.wait_for(f"╭─ {title} ─")
     terminal.press(text, "enter")
+    if key == "o":
+        terminal.wait_for("╭─ your own task ─")
+        terminal.press("enter")
+        title = "your own task"
     terminal.wait_for(lambda t: f"╭─ {title} ─" not in t.text and then in t.text)
 
 
