@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from app_driving import Driver, drive
 from scripted_engine import Gate, ScriptedEngine
 
 from qtui import actions
-from qtui.app import QtuiApp
+from qtui.screens import make
 from qtui.screens.dialogs import Choose, Confirm, Panel, Prompt, Reading, Several
 from qtui.stage_table import ids
 from qtui.state import Stage
@@ -90,7 +91,7 @@ def test_keys_that_arrive_before_a_stage_is_composed_do_no_harm(runs: Path, stag
             driver.app.go("model")
             await driver.on("model")
             await driver.app.remove_mode(stage)
-            driver.app.add_mode(stage, QtuiApp.MODES[stage])
+            driver.app.add_mode(stage, partial(make, stage))
             driver.app.go(stage)
             early = driver.app.stage_screen
             assert early is not None and early.stage == stage and not early.is_mounted
