@@ -102,3 +102,19 @@ def test_keys_that_arrive_before_a_stage_is_composed_do_no_harm(runs: Path, stag
             await driver.press("escape")
 
     drive(ScriptedEngine(runs), script)
+
+
+def test_what_is_not_painted_is_not_taken_for_shown(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that comes while many changes are gathered is dropped: its cells differ still from what the terminal shows."""
+
+    async def script(driver: Driver) -> None:
+        app, taken = driver.app, []
+        monkeypatch.setattr(app._canvas, "changed", lambda update: taken.append(update))
+        frame = app.screen._compositor.render_full_update()
+        with app.batch_update():
+            app._display(app.screen, frame)
+        assert frame not in taken
+        app._display(app.screen, frame)
+        assert frame in taken
+
+    drive(ScriptedEngine(runs), script)
