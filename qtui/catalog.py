@@ -284,14 +284,17 @@ def from_recipe(path: str) -> Choice:
     )
 
 
-def threshold_text(value: str, text: bool = False) -> str:
-    """A threshold as a person says it; for a model that reads ``text`` a drop is that part of the perplexity."""
+def threshold_text(value: str, text: bool = False, own: bool = False) -> str:
+    """A threshold as a person says it; for a model that reads ``text`` a drop is that part of the perplexity, and for a task of one's
+    ``own`` a difference of its metric."""
     metric, _, number = value.partition(":")
     try:
         figure = float(number)
     except ValueError:
         return value
     match metric:
+        case "drop" if own:
+            return f"metric at most {figure:g} worse"
         case "drop" if text:
             return f"perplexity at most {100 * figure:g} % up"
         case "drop":

@@ -19,8 +19,10 @@ _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
 
 
 def metric(name: str, value: float) -> str:
-    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity."""
-    return f"{value:.2%}".replace("%", " %") if name == "accuracy" else f"{value:.2f}"
+    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity, four digits of any other."""
+    if name == "accuracy":
+        return f"{value:.2%}".replace("%", " %")
+    return f"{value:.2f}" if name == "perplexity" else f"{value:.4g}"
 
 
 def summary(value: float) -> str:

@@ -147,6 +147,8 @@ def limit(threshold: str, metric: str = "accuracy") -> str:
     name, _, value = threshold.partition(":")
     name = "rise" if name == "drop" and metric == "perplexity" else name
     try:
+        if name == "drop" and metric not in ("", "accuracy"):
+            return f"{metric} at most {_tidy(float(value))} worse"
         return _LIMITS[name](float(value))
     except (KeyError, ValueError):
         return threshold
@@ -184,6 +186,8 @@ def reason(run: Run) -> str:
             return ""
         if before.get("metric") == "perplexity":
             return _rise(now / was - 1, bound, met)
+        if before.get("metric", "accuracy") != "accuracy":
+            return f"{before['metric']} of {text.metric(str(before['metric']), now)} after {text.metric(str(before['metric']), was)}"
         drop = 100 * (was - now)
         if drop < 0.005:
             return "There is no drop" if drop > -0.005 else f"It gained {-drop:.2f} points"

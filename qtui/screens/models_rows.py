@@ -130,7 +130,7 @@ def choice_parts(choice: Choice, reads_text: bool) -> tuple[tuple[str, str, str]
     what stands by itself. A language model has a choice of graphs, and none of devices or weights."""
     data = ("d", "data", short_name(data_for(choice.data, reads_text)))
     device = ("v", "device", choice.device)
-    error = ("e", "error", threshold_text(choice.threshold, reads_text))
+    error = ("e", "error", threshold_text(choice.threshold, reads_text, bool(choice.task)))
     weights = ("w", "weights", short_name(choice.weights) or "as listed")
     recipe = ("O", "recipe", short_name(choice.recipe) or "none")
     graph = ("m", "graph", choice.graph)
