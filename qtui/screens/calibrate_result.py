@@ -59,7 +59,12 @@ def _value(metric: str, before: Figures, after: Figures) -> str:
     # The metric stands in its own column of figures: what is not an accuracy says what it is.
     name = "" if metric == "accuracy" else f"{metric} "
     interval = number(after.get("interval"))
-    spread = "" if interval is None else f" (±{100 * interval:.1f})" if metric == "accuracy" else f" (±{interval:.2f})"
+    if interval is None:
+        spread = ""
+    elif metric in ("accuracy", "perplexity"):
+        spread = f" (±{100 * interval:.1f})" if metric == "accuracy" else f" (±{interval:.2f})"
+    else:
+        spread = f" (±{interval:.2g})"
     return f"{name}{_pair(number(before.get('value')), value, lambda v: text.metric(metric, v))}{spread}"
 
 

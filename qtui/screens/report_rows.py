@@ -113,6 +113,8 @@ def quality(metric: str, value: float | None, interval: float | None = None) -> 
     """``99.72 ±0.8`` for an accuracy, without its unit."""
     if value is None:
         return "?"
+    if metric not in ("accuracy", "perplexity"):
+        return f"{value:.4g}" + shown(interval, " ±{:.1g}")
     scale = 100 if metric == "accuracy" else 1
     return f"{scale * value:.2f}" + shown(None if interval is None else scale * interval, " ±{:.1f}")
 

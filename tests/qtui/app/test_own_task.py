@@ -10,6 +10,7 @@ from qtui import catalog, text
 from qtui.catalog import Choice
 from qtui.screens.calibrate_result import limit
 from qtui.screens.models_rows import choice_parts, model_sentence
+from qtui.screens.report_rows import quality
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,4 @@ def test_the_sentence_says_who_measures() -> None:
 def test_figures_of_a_metric_of_ones_own_are_no_points_of_accuracy() -> None:
     assert limit("drop:0.005", "MAE") == "MAE at most 0.005 worse" and limit("drop:0.005") == "a drop of at most 0.5 points"
     assert text.metric("MAE", 0.006639) == "0.006639" and text.metric("accuracy", 0.9833) == "98.33 %"
+    assert quality("MAE", 0.006639, 0.0004) == "0.006639 ±0.0004" and quality("accuracy", 0.9972, 0.008) == "99.72 ±0.8"
