@@ -89,7 +89,9 @@ def _length(pieces: list[Piece]) -> int:
 
 
 def _facts(run: Run) -> list[Piece]:
-    facts: list[Piece] = [(short_name(run.data), "")] if run.data else []
+    # A task of one's own brings its data.
+    data = str(run.recipe.get("task") or run.data)
+    facts: list[Piece] = [(short_name(data), "")] if data else []
     baseline = run.measured.get("baseline")
     best = run.measured.get("qat") if (run.measured.get("qat") or {}).get("kept") else run.measured.get("ptq")
     metric = str((baseline or {}).get("metric", "accuracy"))

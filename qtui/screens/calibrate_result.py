@@ -64,7 +64,7 @@ def _value(metric: str, before: Figures, after: Figures) -> str:
     elif metric in ("accuracy", "perplexity"):
         spread = f" (±{100 * interval:.1f})" if metric == "accuracy" else f" (±{interval:.2f})"
     else:
-        spread = f" (±{interval:.2g})"
+        spread = f" (±{interval:.2g})" if interval else ""
     return f"{name}{_pair(number(before.get('value')), value, lambda v: text.metric(metric, v))}{spread}"
 
 
@@ -192,7 +192,8 @@ def reason(run: Run) -> str:
         if before.get("metric") == "perplexity":
             return _rise(now / was - 1, bound, met)
         if before.get("metric", "accuracy") != "accuracy":
-            return f"{before['metric']} of {text.metric(str(before['metric']), now)} after {text.metric(str(before['metric']), was)}"
+            apart = abs(now - was)
+            return f"The {before['metric']} differs by {apart:.3g}, {_side(met, 'under', 'over', apart, bound, _tidy(bound))}"
         drop = 100 * (was - now)
         if drop < 0.005:
             return "There is no drop" if drop > -0.005 else f"It gained {-drop:.2f} points"

@@ -114,7 +114,7 @@ def quality(metric: str, value: float | None, interval: float | None = None) -> 
     if value is None:
         return "?"
     if metric not in ("accuracy", "perplexity"):
-        return f"{value:.4g}" + shown(interval, " ±{:.1g}")
+        return f"{value:.4g}" + shown(interval or None, " ±{:.1g}")
     scale = 100 if metric == "accuracy" else 1
     return f"{scale * value:.2f}" + shown(None if interval is None else scale * interval, " ±{:.1f}")
 
