@@ -12,11 +12,11 @@ from pathlib import Path
 import driving
 import pretend_device
 import torch
-from engine.runs.stages import load
 
 from engine import Recipe
 from engine.kernels.gpu import probe as gpu
 from engine.kernels.gpu import probe_child as gpu_child
+from engine.runs import pipeline
 from engine.training import precision
 
 
@@ -33,7 +33,7 @@ def main(folder: str) -> None:
     pretend_device.register()
     # A parameter that two modules share stays one on its way to the device, as it does on its way to a GPU.
     torch.__future__.set_swap_module_params_on_conversion(True)
-    load.pick_device = lambda name: pretend_device.NAME  # type: ignore[assignment]
+    pipeline.pick_device = lambda name: pretend_device.NAME  # type: ignore[assignment]
     gpu._ask_child = probe
     # Autocast is the GPU's own matter, and tensors of Python's making know no inference mode.
     precision.half_type = lambda device: None  # type: ignore[assignment]

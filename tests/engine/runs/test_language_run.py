@@ -64,6 +64,7 @@ def test_a_run_reports_what_it_measured_and_its_file_gives_the_same(place: Path,
 
 
 def test_a_graph_that_is_not_written_is_refused_before_any_work(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
     from transformers import BloomConfig, BloomForCausalLM
 
     shape = {"vocab_size": tiny_language.ROWS, "hidden_size": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}

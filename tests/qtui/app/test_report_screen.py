@@ -148,7 +148,6 @@ def _places() -> list[tuple[str, ...]]:
 def test_old_reports_lack_things_and_are_shown_all_the_same(runs: Path) -> None:
     odd = [
         told(ptq={}, layers=[], exports=[]), told(baseline={}), told(graph={}), told(environment={}), told(verdict={}),
-        told(environment=None), told(graph=None),
     ]  # fmt: skip
     cases = [*(_without(*place) for place in _places()), _nulls(told(qat=dict(MEASURED["qat"]))), *odd]
 
