@@ -95,12 +95,13 @@ class Reopened:
 
 @dataclass(frozen=True)
 class Trained:
-    """What QAT came to: the model, each epoch's training loss and validation value, and the best epoch (counted from 1)."""
+    """What QAT came to: each epoch's training loss and validation value, and the best epoch (counted from 1). ``state`` is the
+    lowering's own."""
 
-    quantized: Quantized
     losses: tuple[float, ...]
     values: tuple[float, ...]
     best_epoch: int
+    state: Any
 
 
 class Lowering(ABC):
@@ -156,7 +157,13 @@ class Lowering(ABC):
 
     @abstractmethod
     def train(self, plan: Plan, quantized: Quantized, checkpoint: Path) -> Steps[Trained]:
-        """QAT from ``quantized``, and the model that it gives, converted."""
+        """QAT from ``quantized``."""
+
+    conversion_of_trained: ClassVar[str] = conversion
+
+    @abstractmethod
+    def convert_trained(self, plan: Plan, quantized: Quantized, trained: Trained) -> Generator[Event, None, Quantized]:
+        """What QAT from ``quantized`` gave, on this machine's kernels."""
 
     @abstractmethod
     def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:

@@ -155,8 +155,9 @@ class Job(Work):
         part, began = self.recipe.qat, self.stop.clock()
         steps = lowering.train(plan, ptq.quantized, self.where.path / CHECKPOINT)
         trained = yield from self.stage("qat", f"Training for {epochs_of(part.epochs)}", steps)
+        converting = lowering.convert_trained(plan, ptq.quantized, trained)
+        model = yield from self.stage("convert", lowering.conversion_of_trained, converting)
         seconds = self.stop.clock() - began
-        model = trained.quantized
         measuring = measure(self.task, model, before, self.recipe, self.stop, self.subject.device, seconds, ptq)
         measured = yield from self.stage("evaluate", "Measuring the trained model", measuring)
         assert measured.earlier is not None

@@ -32,7 +32,7 @@ _VARIES = {
 }  # fmt: skip
 # Keys whose value is there or null as the clock has it.
 _OPEN = {"speedup"}
-_TIMED_CLAUSE = re.compile(r"\d ms\b|\bfaster\b|\bslower\b|as fast|could not be timed|the machine is busy")
+_TIMED_CLAUSE = re.compile(r"\d ms\b|\bfaster\b|\bslower\b|as fast|could not be timed|the machine is busy|too busy for steady times")
 _TIME_SHARE = re.compile(r"[\d.]+ % of the time")
 
 

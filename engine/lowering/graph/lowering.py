@@ -188,11 +188,13 @@ class GraphLowering(Lowering):
         begin = qat.Start(quantized.state.start, self.layout, start.grids, start.weights, self.folded)
         context = TrainingContext(run.stop, "qat", subject.device, checkpoint, self._fingerprint())
         trained = yield from qat.train(begin, subject.task, run.recipe.qat, run.threshold, run.recipe.seed, context)
-        rounded = conversion.RoundedWeights(trained.weights, quantized.state.notes, trained.graph)
-        steps = self._converted(trained.graph, rounded, trained.grids)
         fitted = trained.fitted
-        found = yield from steps
-        return Trained(found, tuple(fitted.losses), tuple(fitted.values), fitted.epoch)
+        return Trained(tuple(fitted.losses), tuple(fitted.values), fitted.epoch, trained)
+
+    def convert_trained(self, plan: Plan, quantized: Quantized, trained: Trained) -> Generator[Event, None, Quantized]:
+        found: qat.Trained = trained.state
+        rounded = conversion.RoundedWeights(found.weights, quantized.state.notes, found.graph)
+        return (yield from self._converted(found.graph, rounded, found.grids))
 
     def _fingerprint(self) -> str:
         """What a checkpoint must have in common with a run that goes on with it: what was asked, the weights, and the grids."""

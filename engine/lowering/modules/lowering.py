@@ -59,6 +59,7 @@ class ModulesLowering(Lowering):
     name = "modules"
     training_question = "Fine-tune on rounded weights"
     conversion = "Rounding block by block"
+    conversion_of_trained = "Rounding what was trained"
 
     def __init__(self, subject: Subject, run: RunContext) -> None:
         super().__init__(subject, run)
@@ -168,10 +169,14 @@ class ModulesLowering(Lowering):
         context = TrainingContext(run.stop, "qat", self.subject.device, checkpoint, fingerprint)
         weights = self._in_blocks(plan, quantized)
         tuned = yield from finetune(self.model, state.decoder.twin, weights, task.text, schedule, context)
-        decoder, matrices = yield from run.stage("convert", "Rounding what was trained", retuned(
-            state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, task.windows_at_once, run.stop,
-        ))  # fmt: skip
-        return Trained(self._running(decoder, matrices), tuple(tuned.losses), tuple(tuned.values), tuned.epoch)
+        return Trained(tuple(tuned.losses), tuple(tuned.values), tuned.epoch, tuned)
+
+    def convert_trained(self, plan: Plan, quantized: Quantized, trained: Trained) -> Generator[Event, None, Quantized]:
+        state, tuned, batch = quantized.state, trained.state, self.task.windows_at_once
+        decoder, matrices = yield from retuned(
+            state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, batch, self.run.stop
+        )
+        return self._running(decoder, matrices)
 
     def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         return layer_results(plan, quantized.state.matrices, quantized.state.placement)
