@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from engine.numerics.memory import content
 from engine.tasks.base import Batch, Task
 
 
@@ -40,5 +40,5 @@ def fingerprint(model: nn.Module) -> str:
     """16 hex digits that tell a model's parameters and buffers apart."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + content(tensor))
     return digest.hexdigest()[:16]

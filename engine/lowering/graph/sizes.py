@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from engine.numerics.memory import content
+
 _HELD = "held_sizes"
 _ARITHMETIC = ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod", "neg", "abs")
 _ORDER = ("lt", "le", "gt", "ge")
@@ -93,4 +95,4 @@ def _target(gm: fx.GraphModule, node: fx.Node) -> Any:
     if node.op != "get_attr" or not str(node.target).startswith("_tensor_constant"):
         return node.target
     value: Tensor = getattr(gm, str(node.target))
-    return tuple(value.shape), value.dtype, value.detach().cpu().contiguous().numpy().tobytes()
+    return tuple(value.shape), value.dtype, content(value)

@@ -26,6 +26,7 @@ from engine.lowering.modules.capture import Batch, run_block
 from engine.lowering.modules.folding import Group, groups_of
 from engine.lowering.modules.progress import MatrixQuantized, noted, timed
 from engine.lowering.modules.statistics import statistics
+from engine.numerics.memory import content
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme
 
@@ -198,8 +199,8 @@ def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batche
     for _, block, _ in named:
         for name, tensor in block.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(content(tensor))
     for batch in batches:
-        digest.update(batch.hidden.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(content(batch.hidden))
     digest.update(repr(sorted((name, str(task.spec), str(task.method)) for name, task in tasks.items())).encode())
     return digest.hexdigest()
