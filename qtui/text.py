@@ -20,9 +20,23 @@ _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
 
 def metric(name: str, value: float) -> str:
     """``98.33 %`` for an accuracy, ``23.41`` for a perplexity, four digits of any other."""
+    return f"{bare(name, value)} %" if name == "accuracy" else bare(name, value)
+
+
+def bare(name: str, value: float) -> str:
+    """``metric`` without its unit."""
     if name == "accuracy":
-        return f"{value:.2%}".replace("%", " %")
+        return f"{100 * value:.2f}"
     return f"{value:.2f}" if name == "perplexity" else f"{value:.4g}"
+
+
+def half_width(name: str, interval: float | None, digits: int = 1) -> str:
+    """`` ±0.8`` of an accuracy's interval, in the unit of ``metric``; empty where there is none to be told."""
+    if name == "accuracy" and interval is not None:
+        return f" ±{100 * interval:.{digits}f}"
+    if name == "perplexity" and interval is not None:
+        return f" ±{interval:.{digits}f}"
+    return f" ±{interval:.{digits}g}" if interval else ""
 
 
 def summary(value: float) -> str:

@@ -14,7 +14,7 @@ from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Runner
 from engine.tasks.base import Forward, Task
-from engine.tasks.timing import Latency
+from engine.tasks.timing import Latency, percentiles
 
 FP32 = "fp32"
 _BLOCKS, _WARM, _LEAST = 5, 3, 3
@@ -66,8 +66,7 @@ def _block(call: Callable[[Any], Any], held: Any, stop: StopToken, seconds: floa
             start = time.perf_counter()
             call(held)
             spent.append((time.perf_counter() - start) * 1e3)
-    spent.sort()
-    return spent[len(spent) // 2], spent[min(int(0.95 * len(spent)), len(spent) - 1)]
+    return percentiles(spent)
 
 
 def fp32_runners(forms: Mapping[str, Forward]) -> dict[str, Runner]:

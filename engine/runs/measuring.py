@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
@@ -69,7 +68,7 @@ def measure(
     reference = test[REFERENCE]
     before = BaselineFigures(
         task.metric.name, reference.value, reference.first.interval, baseline.size_bytes, kernel, _times(task, fp32),
-        reference.metrics, {**baseline.details, **reference.details, **_rates(timings, kernel)},
+        reference.metrics, {**baseline.details, **reference.details, **timings[kernel].details},
     )  # fmt: skip
     form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality)
     again = replace(earlier, figures=_timed(task, earlier.figures, timings[_EARLIER], fp32)) if earlier else None
@@ -95,10 +94,6 @@ def _fastest(task: Task, baseline: Baseline, timings: Mapping[str, Timing]) -> t
     latencies = {w.key: min((timings[name].latencies[w.key] for name in forms), key=lambda latency: latency.p50) for w in task.workloads}
     first = task.workloads[0].key
     return latencies, min(forms, key=lambda name: timings[name].latencies[first].p50)
-
-
-def _rates(timings: Mapping[str, Timing], name: str) -> Mapping[str, Any]:
-    return timings[name].details
 
 
 def _times(task: Task, latencies: Mapping[str, Latency]) -> tuple[dict[str, float], ...]:

@@ -39,7 +39,7 @@ class Batch:
         return replace(self, args=tree_map(_channels_last, self.args), kwargs=tree_map(_channels_last, dict(self.kwargs)))
 
     def items(self, places: Sequence[int]) -> Batch:
-        """The call on the items at ``places``, without targets. An input whose first size is not ``count`` is the same for all items."""
+        """The items at ``places`` with their targets. What has another first size than ``count`` is the same for all items."""
         index = torch.tensor(places, dtype=torch.long)
 
         def chosen(value: Any) -> Any:
@@ -47,10 +47,15 @@ class Batch:
                 return value[index.to(value.device)] if value.dim() and len(value) == self.count else value.clone()
             return value
 
-        return Batch(tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs)), None, len(places))
+        targets = self.targets
+        if isinstance(targets, list | tuple) and len(targets) == self.count:
+            targets = [targets[i] for i in places]
+        else:
+            targets = tree_map(chosen, targets)
+        return Batch(tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs)), targets, len(places))
 
     def first(self, count: int) -> Batch:
-        """The call on the first ``count`` items, or on all where there are fewer."""
+        """The first ``count`` items, or all where there are fewer."""
         return self.items(range(min(count, self.count)))
 
     def to(self, device: str | torch.device) -> Batch:

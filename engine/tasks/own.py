@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class OwnTask(Task):
         """The loader's own batches, whatever ``batch`` asks; of one item alone the first item of the first batch."""
         left = limit
         for part in self._read(split, seed):
-            part = _first_items(part, left) if left is not None and part.count > left else part
+            part = part.first(left) if left is not None and part.count > left else part
             yield part.to(device)
             if left is not None:
                 left -= part.count
@@ -78,12 +79,12 @@ class OwnTask(Task):
         source, number, found = self._sources[split], 0, 0
         for raw in _passes(source.loader, split, seed):
             part = self._checked(_batch(raw, split, number), split, number)
-            number += 1
+            number, whole = number + 1, part.count
             if source.parts is not None and source.by_item:
-                part = _items(part, [i for i in range(part.count) if (found + i) % PARTS in source.parts])
+                part = part.items([i for i in range(whole) if (found + i) % PARTS in source.parts])
             elif source.parts is not None and (number - 1) % PARTS not in source.parts:
                 part = replace(part, count=0)
-            found += len(_leading(raw))
+            found += whole
             if part.count:
                 yield part
         if number == 0:
@@ -256,8 +257,6 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
         raise EngineError(f"{recipe.task} returned {type(task).__name__}: return engine.Task.of(train=…, metric=…)")
     model, weights = custom.build(recipe.model), "as its factory gives them"
     if recipe.weights:
-        from pathlib import Path
-
         from engine.models.weights_file import load_into
 
         found = load_into(model, Path(recipe.weights), recipe.model, task.name)
@@ -370,32 +369,6 @@ def _of_mapping(raw: dict[str, Any], split: str) -> tuple[Any, Any]:
     targets = raw.pop(key) if key else None
     inputs = raw.pop("inputs", None) if "inputs" in raw else None
     return (raw if inputs is None else inputs), targets
-
-
-def _leading(raw: Any) -> range:
-    leaves = [x for x in tree_leaves(raw) if isinstance(x, Tensor) and x.dim()]
-    return range(len(leaves[0]) if leaves else 0)
-
-
-def _first_items(part: Batch, count: int) -> Batch:
-    return _items(part, list(range(count)))
-
-
-def _items(part: Batch, places: list[int]) -> Batch:
-    """The items at ``places`` of a batch."""
-    index = torch.tensor(places, dtype=torch.long)
-
-    def chosen(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and len(value) == part.count:
-            return value[index.to(value.device)]
-        return value
-
-    targets = part.targets
-    if isinstance(targets, list | tuple) and len(targets) == part.count:
-        targets = [targets[i] for i in places]
-    else:
-        targets = tree_map(chosen, targets)
-    return Batch(tree_map(chosen, part.args), tree_map(chosen, dict(part.kwargs)), targets, len(places))
 
 
 def _described(leaves: Sequence[Any]) -> str:

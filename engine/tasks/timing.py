@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,9 +63,11 @@ def latencies(forms: Mapping[str, Forward], batch: Batch, stop: StopToken, secon
                 start = time.perf_counter()
                 run(batch)
                 spent[name].append((time.perf_counter() - start) * 1e3)
-    return {name: Latency(*_percentiles(times), batch.count) for name, times in spent.items()}
+    found = {name: percentiles(times) for name, times in spent.items()}
+    return {name: Latency(round(p50, 4), round(p95, 4), batch.count) for name, (p50, p95) in found.items()}
 
 
-def _percentiles(times: list[float]) -> tuple[float, float]:
+def percentiles(times: Sequence[float]) -> tuple[float, float]:
+    """p50 and p95 of one or more times."""
     ordered = sorted(times)
-    return round(ordered[len(ordered) // 2], 4), round(ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)], 4)
+    return ordered[len(ordered) // 2], ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)]

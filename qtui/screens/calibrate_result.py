@@ -58,13 +58,8 @@ def _value(metric: str, before: Figures, after: Figures) -> str:
         return ""
     # The metric stands in its own column of figures: what is not an accuracy says what it is.
     name = "" if metric == "accuracy" else f"{metric} "
-    interval = number(after.get("interval"))
-    if interval is None:
-        spread = ""
-    elif metric in ("accuracy", "perplexity"):
-        spread = f" (±{100 * interval:.1f})" if metric == "accuracy" else f" (±{interval:.2f})"
-    else:
-        spread = f" (±{interval:.2g})" if interval else ""
+    half = text.half_width(metric, number(after.get("interval")), 1 if metric == "accuracy" else 2).strip()
+    spread = f" ({half})" if half else ""
     return f"{name}{_pair(number(before.get('value')), value, lambda v: text.metric(metric, v))}{spread}"
 
 

@@ -113,10 +113,7 @@ def quality(metric: str, value: float | None, interval: float | None = None) -> 
     """``99.72 ±0.8`` for an accuracy, without its unit."""
     if value is None:
         return "?"
-    if metric not in ("accuracy", "perplexity"):
-        return f"{value:.4g}" + shown(interval or None, " ±{:.1g}")
-    scale = 100 if metric == "accuracy" else 1
-    return f"{scale * value:.2f}" + shown(None if interval is None else scale * interval, " ±{:.1f}")
+    return text.bare(metric, value) + text.half_width(metric, interval)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
