@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from driving import drive
+from given_net import Net
 from torch import Tensor, fx, nn
 
 from engine.algorithms.channelwise import quantize_weight
@@ -29,17 +30,6 @@ from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 from engine.tasks.base import Batch
 
 SPEC = LayerSpec(WeightSpec(8), ActivationSpec(7))
-
-
-class Net(nn.Module):
-    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.given = forward
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.given(self, x)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **more: Any) -> nn.Conv2d:

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from given_net import Net
 from torch import fx, nn
 
 from engine.algorithms.channelwise import quantize_weight
@@ -31,17 +32,6 @@ BITS = 7  # Exact on every instruction set.
 TORCH = [OneDNN()] if hasattr(torch.ops.onednn, "qconv_pointwise") else []
 INTEGER = [*([Direct()] if path() else []), *TORCH, Simulate()]
 KERNELS = {"dnnl": INTEGER, "onednn": [*TORCH, Simulate()], "simulation": [Simulate()]}
-
-
-class Net(nn.Module):
-    def __init__(self, forward, **modules):
-        super().__init__()
-        self.given = forward
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.given(self, x)
 
 
 class Leaf(nn.Module):

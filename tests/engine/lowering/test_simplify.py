@@ -8,23 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from given_net import Net
 from torch import Tensor, nn
 
 from engine.lowering.graph.fuse import find_pairs, fuse
 from engine.lowering.graph.kinds import kind
 from engine.lowering.graph.simplify import simplify
 from engine.lowering.graph.trace import trace
-
-
-class Net(nn.Module):
-    def __init__(self, forward: Callable[..., Tensor], **modules: Any) -> None:
-        super().__init__()
-        self.given = forward
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.given(self, x)
 
 
 class NormAct(nn.BatchNorm2d):
