@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
 from engine.planning.legality import legalize
+from engine.recipe.presets import DYNAMIC
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
 WEIGHT_BITS = (8, 6, 4, 3, 2)
-# The inputs of a layer that can have a scale for each token: that, a grid from calibration, or floats.
-DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8, observer="histogram-mse")
+# The inputs of a layer that can have a scale for each token have that (``DYNAMIC``), a grid from calibration, or floats.
+STATIC = ActivationSpec(8, observer="histogram-mse")
 ACTIVATION_BITS = (8, 7, 6, 4)
 GROUP_SIZES = (32, 64, 128)
 OBSERVERS: tuple[Observer, ...] = ("minmax", "moving-average", "percentile", "histogram-mse", "entropy")

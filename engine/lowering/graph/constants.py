@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from engine.lowering.graph.kinds import attribute
+
 _RANDOM = ("rand", "bernoulli", "normal", "dropout", "multinomial", "poisson", "uniform", "exponential")
 _GROWTH = 4  # An expanded or interpolated parameter is cheaper to compute than to store.
 
@@ -19,7 +21,7 @@ def fold_constants(gm: fx.GraphModule) -> tuple[str, ...]:
     with torch.no_grad():
         for node in gm.graph.nodes:
             if node.op == "get_attr":
-                values[node], roots[node] = _attribute(gm, str(node.target)), node
+                values[node], roots[node] = attribute(gm, node.target), node
             elif _follows(node, values) and (value := _value(node, values)) is not None:
                 values[node] = value
                 roots[node] = next(roots[used] for used in node.all_input_nodes if used in roots)
@@ -27,7 +29,7 @@ def fold_constants(gm: fx.GraphModule) -> tuple[str, ...]:
     for node, value in values.items():
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
             continue
-        if value.numel() > _GROWTH * max(int(_attribute(gm, str(n.target)).numel()) for n in _leaves(node)):
+        if value.numel() > _GROWTH * max(int(attribute(gm, n.target).numel()) for n in _leaves(node)):
             continue
         made.append(_store(gm, node, value, str(roots[node].target)))
     gm.graph.eliminate_dead_code()
@@ -81,8 +83,3 @@ def _store(gm: fx.GraphModule, node: fx.Node, value: Tensor, root: str) -> str:
     read.meta = {**node.meta, "shape": tuple(value.shape), "dtype": value.dtype}
     node.replace_all_uses_with(read)
     return path
-
-
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(gm.get_submodule(owner), name)

@@ -16,7 +16,7 @@ from engine.kernels.base import geometry
 from engine.lowering.graph.call import of_program
 from engine.lowering.graph.calls import encode, function_call, module_recipe, names_in, pooling
 from engine.lowering.graph.fuse import LAYERS, folded_parameters
-from engine.lowering.graph.kinds import SIZES, kind, module_of, tensor_inputs
+from engine.lowering.graph.kinds import SIZES, attribute, kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.sizes import held_sizes
@@ -141,8 +141,7 @@ class _Converter:
     def _float_step(self, node: fx.Node) -> None:
         self.float.add(node.name)
         if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            self.tensors[node.name] = getattr(self.gm.get_submodule(owner), name).detach().contiguous()
+            self.tensors[node.name] = attribute(self.gm, node.target).detach().contiguous()
             self._emit("constant", node.name, [])
         elif node.op == "call_module":
             self._module(node)

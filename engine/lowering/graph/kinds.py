@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,17 @@ def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a ``call_module`` node calls, else None."""
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if node.op == "call_module" and owner is not None else None
+
+
+def attribute(gm: fx.GraphModule, path: object) -> Any:
+    """The parameter, buffer or constant of ``gm`` at ``path``, which a ``get_attr`` node names as its target."""
+    owner, _, name = str(path).rpartition(".")
+    return getattr(gm.get_submodule(owner), name)
+
+
+def reads_below(gm: fx.GraphModule, path: str, own: Sequence[object] = ()) -> bool:
+    """Whether another node of the graph than ``own`` calls or reads the module at ``path``, or what it holds."""
+    return any(n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}.") and n not in own for n in gm.graph.nodes)
 
 
 def in_place(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import BATCH_NORMS, kind, module_of, source
+from engine.lowering.graph.kinds import BATCH_NORMS, attribute, kind, module_of, reads_below, source
 
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _BY_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -156,7 +156,7 @@ def _functional(gm: fx.GraphModule, node: fx.Node) -> Found | None:
     rank = len(read.meta.get("shape", ()))
     if rank not in _BY_RANK:
         return None
-    tensors = [None if n is None else _attribute(gm, n) for n in own]
+    tensors = [None if n is None else attribute(gm, n.target) for n in own]
     norm = _norm(rank, tensors[0], tensors[1], tensors[2], tensors[3], float(given.get("eps", 1e-5)))
     private = tuple(n for n in own if n is not None and len(n.users) == 1)
     return read, norm, _free(gm, str(mean.target).rpartition(".")[0] or "norm", private)
@@ -222,7 +222,7 @@ def _constant(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, Any]:
             if isinstance(other, int | float):
                 return one, float(other)
             if isinstance(other, fx.Node) and other.op == "get_attr":
-                return one, _attribute(gm, other)
+                return one, attribute(gm, other.target)
     return None, None
 
 
@@ -260,14 +260,9 @@ def _is_parameter(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def _attribute(gm: fx.GraphModule, node: fx.Node) -> Any:
-    owner, _, name = str(node.target).rpartition(".")
-    return getattr(gm.get_submodule(owner), name)
-
-
 def _free(gm: fx.GraphModule, path: str, own: tuple[object, ...] = ()) -> str:
     """``path``, or one below it where something else in it is called or read than the nodes ``own``."""
-    held = any(n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}.") and n not in own for n in gm.graph.nodes)
+    held = reads_below(gm, path, own)
     if not held and (own or not _exists(gm, path)):
         return path
     base = path = f"{path}.norm" if own else path

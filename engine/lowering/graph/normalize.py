@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import CONVOLUTIONS, kind
+from engine.lowering.graph.kinds import CONVOLUTIONS, attribute, kind, reads_below
 from engine.lowering.graph.sizes import hold
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -29,7 +29,7 @@ def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
         weight, bias = given["weight"], given.get("bias")
         if not _private(weight) or not (bias is None or _private(bias)):
             continue
-        module = _build(node, _parameter(gm, weight), None if bias is None else _parameter(gm, bias), given)
+        module = _build(node, attribute(gm, weight.target), None if bias is None else attribute(gm, bias.target), given)
         path = _path_for(gm, weight, bias)
         if module is None or path is None:
             continue
@@ -97,23 +97,12 @@ def _path_for(gm: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> str 
     """Where a module of these parameters can stand; None where something else reads one of them, or calls what holds it."""
     owner = str(weight.target).rpartition(".")[0]
     own = (weight, bias)
-    if owner and not _read_elsewhere(gm, owner, own):
+    if owner and not reads_below(gm, owner, own):
         return owner
     targets = [str(node.target) for node in own if node is not None]
     called = [f"{n.target}." for n in gm.graph.nodes if n.op == "call_module"]
     held = any(target.startswith(module) for target in targets for module in called)
-    return None if held or any(_read_elsewhere(gm, target, own) for target in targets) else targets[0]
-
-
-def _read_elsewhere(gm: fx.GraphModule, path: str, own: tuple[object, ...]) -> bool:
-    """Whether something else in the graph reads the module at ``path``, or what it holds: it cannot be replaced."""
-    return any(n.op in ("call_module", "get_attr") and f"{n.target}.".startswith(f"{path}.") and n not in own for n in gm.graph.nodes)
-
-
-def _parameter(gm: fx.GraphModule, node: fx.Node) -> Tensor:
-    owner, _, name = str(node.target).rpartition(".")
-    value: Tensor = getattr(gm.get_submodule(owner), name)
-    return value
+    return None if held or any(reads_below(gm, target, own) for target in targets) else targets[0]
 
 
 def _build(node: fx.Node, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module | None:
