@@ -43,6 +43,7 @@ class CompressedDecoder:
             self._unpack()
         self.label = ", ".join(f"{name} {version}" for name, version in versions.items())
 
+    @torch.inference_mode()
     def _unpack(self) -> None:
         """What is packed is unpacked when it first runs; floats of few bits in bfloat16, whatever type was asked for."""
         first = torch.zeros(1, 1, dtype=torch.int64)

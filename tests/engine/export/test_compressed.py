@@ -136,7 +136,8 @@ def test_the_libraries_read_folders_in_floats_of_few_bits(spec: WeightScheme, tm
     ids = some_ids()
     wanted = decoder.twin(input_ids=ids, use_cache=False).logits.float()
     found = CompressedDecoder(tmp_path)(ids)
-    assert (found - wanted).norm() < 2e-3 * wanted.norm()
+    # Its products of a block's and the tensor's scale are bfloat16, where there are two.
+    assert (found - wanted).norm() < (1e-2 if spec.format.two_level else 2e-3) * wanted.norm()
 
 
 @torch.no_grad()
