@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -184,6 +184,12 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     rest: tuple[Any, ...]
     if isinstance(module, nn.Flatten):
         name, rest = "torch.flatten", (module.start_dim, module.end_dim)
+    elif isinstance(module, nn.PixelShuffle):
+        name, rest = "torch.pixel_shuffle", (module.upscale_factor,)
+    elif isinstance(module, nn.PixelUnshuffle):
+        name, rest = "torch.pixel_unshuffle", (module.downscale_factor,)
+    elif isinstance(module, nn.ChannelShuffle):
+        name, rest = "torch.channel_shuffle", (module.groups,)
     elif isinstance(module, nn.AdaptiveAvgPool2d):
         name, rest = "F.adaptive_avg_pool2d", (module.output_size,)
     elif isinstance(module, nn.AvgPool2d):
@@ -192,6 +198,13 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     else:
         raise EngineError(f"{node.name}: {type(module).__name__} has no integer form")
     return {"function": name, "args": encode((source, *rest), name_of), "kwargs": {"dict": {}}}
+
+
+def padding(attrs: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+    """What a stored call of ``F.pad`` adds on each side, the last dimension first, and how it fills."""
+    given = dict(zip(("input", "pad", "mode"), decode(attrs["args"], lambda _: None), strict=False))
+    given |= decode(attrs["kwargs"], lambda _: None)
+    return tuple(given["pad"]), str(given.get("mode", "constant"))
 
 
 _POOLING = ("kernel", "stride", "padding", "dilation", "ceil_mode")

@@ -325,12 +325,12 @@ class QuantizedModel(nn.Module):
         return (self._steps.mean(source, target, bool(flat), run) if able and self._steps else None) or run
 
     def _op_pad(self, step: Step) -> Function:
-        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
-        zero = int(step.attrs["grid"][1])
+        pads, mode = calls.padding(step.attrs)
+        zero = int(step.attrs["grid"][1]) if mode == "constant" else None
 
         def run(x: Tensor) -> Tensor:
             channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            y = F.pad(x, pads, value=zero)
+            y = F.pad(x, pads, mode, zero)
             return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
         return run
