@@ -17,7 +17,8 @@ _OF_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_paddin
 
 
 def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Rewrite, in place, each ``F.conv*d``, ``F.conv_transpose*d`` or ``F.linear`` whose weight and bias are parameters read by this call alone.
+    """Rewrite, in place, each ``F.conv*d``, ``F.conv_transpose*d`` or ``F.linear`` whose weight and bias are parameters that this call
+    alone reads.
 
     The module takes the path of the parameters' owner, and that of the weight where the owner holds something else too.
     Returns those paths.

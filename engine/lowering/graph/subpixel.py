@@ -100,7 +100,7 @@ def _last(node: fx.Node, calls: list[str]) -> fx.Node:
         (user,) = end.users
         module = module_of(user)
         alone = len(user.all_input_nodes) == 1 and not (module is not None and (module._forward_hooks or module._forward_pre_hooks))
-        if kind(user) not in _COMMUTES or not alone or user.op == "call_method" and kind(user) == "identity":
+        if kind(user) not in _COMMUTES or not alone or (user.op == "call_method" and kind(user) == "identity"):
             break
         if kind(user) == "bn" and (calls.count(str(user.target)) > 1 or getattr(module, "running_mean", None) is None):
             break
@@ -132,9 +132,9 @@ def _convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     rows, columns = -(-high // s), -(-wide // s)
     weight = F.pad(weight, (0, columns * s - wide, 0, rows * s - high))
     phases = weight.reshape(*weight.shape[:2], rows, s, columns, s).permute(0, 3, 5, 1, 2, 4).flatten(0, 2).flip(2, 3)
-    pads = tuple(pad for pad, _, _ in _pads(geometry))
+    (top, _, _), (left, _, _) = _pads(geometry)
     made: Any = nn.Conv2d(
-        layer.in_channels, len(phases), (rows, columns), padding=pads, dilation=geometry.dilation, groups=layer.groups,
+        layer.in_channels, len(phases), (rows, columns), padding=(top, left), dilation=geometry.dilation, groups=layer.groups,
         bias=layer.bias is not None, device="meta",
     )  # fmt: skip
     made.weight = nn.Parameter(phases.contiguous(), requires_grad=layer.weight.requires_grad)
@@ -165,8 +165,8 @@ def _transposed(layer: Any) -> nn.ConvTranspose2d:
 def _spread(norm: Any, phases: int) -> nn.Module:
     """The normalization of channels as that of their phases."""
 
-    def each(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach().repeat_interleave(phases)
+    def each(value: Tensor) -> Tensor:
+        return value.detach().repeat_interleave(phases)
 
     made: Any = type(norm)(norm.num_features * phases, norm.eps, norm.momentum, norm.affine)
     made.running_mean, made.running_var = each(norm.running_mean), each(norm.running_var)
