@@ -23,10 +23,13 @@ _OPERATORS = (
 _MORE = {
     "torch": ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"),
     "F": (
-        "relu_", "relu6", "elu_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid", "tanh", "sigmoid", "silu", "mish",
-        "gelu", "softplus", "softshrink", "upsample", "interpolate", "one_hot", "scaled_dot_product_attention",
+        "relu_", "relu6", "elu_", "celu_", "selu_", "threshold_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid",
+        "tanh", "sigmoid", "silu", "mish", "gelu", "softplus", "softshrink", "upsample", "upsample_nearest", "upsample_bilinear",
+        "interpolate", "one_hot", "scaled_dot_product_attention",
     ),
 }  # fmt: skip
+# Methods of tensors that torch's own list leaves out.
+_MORE_METHODS = frozenset({"unflatten", "new_empty", "new_full", "new_ones", "new_zeros"})
 _ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "ndim")
 
 
@@ -53,7 +56,7 @@ def _names() -> dict[Any, str]:
 @lru_cache(maxsize=1)
 def _methods() -> frozenset[str]:
     known = torch.overrides.get_overridable_functions()[torch.Tensor]
-    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_"))
+    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_")) | _MORE_METHODS
 
 
 def function_name(node: fx.Node) -> str:

@@ -45,6 +45,13 @@ def test_methods_and_attributes():
     assert function(function_name(node(getattr, args=("shape",))))(x, "shape") == (2, 3, 4)
 
 
+def test_methods_that_torchs_own_list_leaves_out():
+    x = torch.randn(2, 6)
+    assert function(function_name(node("unflatten", "call_method")))(x, 1, (2, 3)).shape == (2, 2, 3)
+    assert torch.equal(function(function_name(node("new_zeros", "call_method")))(x, 3), torch.zeros(3))
+    assert torch.equal(function(function_name(node(F.selu_)))(x.clone()), F.selu(x))
+
+
 @pytest.mark.parametrize("target", [print, eval, torch.load, json.loads, lambda x: x])
 def test_a_graph_with_other_functions_is_refused(target):
     with pytest.raises(EngineError, match="not a tensor operation") as raised:
