@@ -48,7 +48,10 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.linear: "functional_linear",
 }
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_IN_PLACE = tuple(
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul")
+)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 _METHODS: dict[str, str] = {

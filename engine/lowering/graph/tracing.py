@@ -50,6 +50,8 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Generator[Event, None, T
     for node in graph.graph.nodes:
         if node.op in ("call_function", "call_method"):
             function_name(node)
+    if traced.autocast:
+        yield Notice("autocast inside of forward is left out: the model is quantized, and compared with, as it computes in fp32")
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
     found = profile(graph, example.first(1))
