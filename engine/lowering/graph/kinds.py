@@ -82,6 +82,12 @@ def changes_a_part(method: str, args: tuple[Any, ...]) -> bool:
     return in_place and isinstance(node, fx.Node) and node.op == "call_function" and node.target is operator.getitem
 
 
+def weights_in(module: nn.Module) -> int:
+    """How many weights the convolutions and linear layers in ``module`` have."""
+    layers = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+    return sum({id(part): part.weight.numel() for part in module.modules() if isinstance(part, layers)}.values())
+
+
 def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a ``call_module`` node calls, else None."""
     owner = node.graph.owning_module

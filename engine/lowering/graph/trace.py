@@ -19,6 +19,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from engine.errors import EngineError, one_line
+from engine.lowering.base import NotWhole
 from engine.lowering.graph.assignment import OUT_OF_PLACE, changed
 from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
@@ -250,12 +251,21 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
     difference. Raises EngineError when not even the outermost call can be run.
     """
     batch = Batch((example,), count=len(example)) if isinstance(example, Tensor) else example
-    copies: tuple[Arguments, ...] = tuple(_arguments(batch, n) for n in BATCHES)
-    call = _call(model, copies)
+    try:
+        copies: tuple[Arguments, ...] = tuple(_arguments(batch, n) for n in BATCHES)
+        call = _call(model, copies)
+    except NotWhole:
+        raise
+    except (EngineError, ValueError, IndexError, TypeError) as error:
+        said = f"the inputs of {type(model).__name__} are no tensors of other numbers of items: {_reason(error)}"
+        raise NotWhole(said) from error
     with torch.no_grad(), without_autocast() as autocast:
         try:
             expected = _returned(model, copies[0])
         except Exception as error:
+            if _runs(model, batch):
+                name = type(model).__name__
+                raise NotWhole(f"{name} runs on its batch and not on other numbers of its items: {_reason(error)}") from error
             shapes = " and ".join(str(tuple(x.shape)) for x in call.flatten(*copies[0]))
             one = len(call.inputs) == 1
             raise EngineError(
@@ -283,7 +293,7 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
             try:
                 traced = _record(_Whole(model), tracer, copies[1], type(model).__name__)
             except TraceError as again:
-                raise EngineError(f"{type(model).__name__} cannot be run as one piece: {_reason(again)}: change what it returns") from error
+                raise NotWhole(f"{type(model).__name__} cannot be run as one piece: {_reason(again)}: change what it returns") from error
         finally:
             # fx leaves the constants that it meets on the model.
             _forget(model, own)
@@ -291,6 +301,14 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
             hold(traced.module.graph)
         keep(traced.module.graph, _finished(tracer, traced.module.graph))
         return replace(traced, autocast=autocast.used)
+
+
+def _runs(model: nn.Module, batch: Batch) -> bool:
+    try:
+        _returned(model, (batch.args, dict(batch.kwargs)))
+    except Exception:
+        return False
+    return True
 
 
 def _arguments(batch: Batch, count: int) -> Arguments:
@@ -323,9 +341,9 @@ def _call(model: nn.Module, examples: tuple[Arguments, ...]) -> Call:
     by_name = {name: tree_of(value, tensors) for name, value in kwargs.items()}
     leaves = tree_leaves(examples[0])
     if strange := [leaf for leaf in leaves if not isinstance(leaf, Tensor) and results_of(normalized(leaf))]:
-        raise EngineError(f"an input of {type(model).__name__} is a {type(strange[0]).__name__} of tensors: give tuples, lists and dicts")
+        raise NotWhole(f"an input of {type(model).__name__} is a {type(strange[0]).__name__} of tensors: give tuples, lists and dicts")
     if not tensors or len(tensors) != sum(isinstance(leaf, Tensor) for leaf in leaves):
-        raise EngineError(f"{type(model).__name__} is given no tensor: a batch's inputs must hold tensors, in tuples, lists and dicts")
+        raise NotWhole(f"{type(model).__name__} is given no tensor: a batch's inputs must hold tensors, in tuples, lists and dicts")
     every = [positional[i] if i < len(positional) else f"input_{i}" for i in range(len(args))]
     names = input_names(list(zip(every, trees, strict=True)), by_name, len(tensors))
     start = Call(tuple(Input(name, name, x.dtype, ()) for name, x in zip(names, tensors, strict=True)), trees, by_name, tuple(positional))
