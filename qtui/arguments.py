@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         args = self.parse_args(argv)
         if args.command == "run" and not (args.model or args.recipe):
             self.commands["run"].error("no model: name one, such as simplecnn, or give --recipe FILE")
-        if args.command == "train" and args.data is None and task_of(args.model).reads != "text":
+        if args.command == "train" and args.data is None and task_of(args.model, args.task).name == "classification":
             self.commands["train"].error("the following arguments are required: --data")
         return args
 
@@ -151,7 +151,8 @@ def _run(run: Parser) -> None:
 
 def _train(train: Parser) -> None:
     train.add_argument("model", metavar="MODEL", help="the name of a model")
-    train.add_argument("--data", metavar="NAME|DIR", help="a data set, or a folder of images by class; gpt2-mini brings its own text")
+    train.add_argument("--task", metavar="NAME", help="what is learned: a name of `qtui tasks` (default: what belongs to the model)")
+    train.add_argument("--data", metavar="NAME|PATH", help="a data set, or your own files; models of other tasks bring theirs")
     train.add_argument("--out", metavar="FILE", help="where the weights are written (default: the cache, where a run finds them)")
     train.add_argument("--epochs", metavar="N", type=_positive)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)

@@ -69,6 +69,7 @@ def train(args: Namespace) -> int:
 
     out = Path(args.out) if args.out else None
     asked: dict[str, Any] = {"folder": None, "out": out, "epochs": args.epochs, "seed": args.seed, "device": args.device, "stem": args.stem}
+    asked["task"] = args.task
     command = shlex.join(["uv", "run", "qtui", *args.argv])
     weights = _drive(lambda stop: pipeline.train(args.model, args.data, **asked, command=command, stop=stop), args)
     print(f"\nweights written to {plain(weights)}", flush=True)

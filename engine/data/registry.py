@@ -14,12 +14,14 @@ from engine.errors import EngineError, UsageError, nearest
 
 if TYPE_CHECKING:
     from engine.data.images.base import Data
+    from engine.data.items import ItemData
     from engine.models.transform import Interpolation, Transform, Triple
 
 
 @dataclass(frozen=True)
 class DataEntry:
-    """A data set by name. ``module`` has ``load(folder: Path | None, size: int | None) -> Data``.
+    """A data set by name. ``module`` has ``load(folder: Path | None, size: int | None) -> Data``; for another ``task`` than
+    classification ``load(part: DataPart) -> ItemData``.
 
     ``classes`` and ``shape`` (3, H, W) are None where the folder decides. ``takes`` names the options of ``load`` that
     mean something to it; any other that is given is refused.
@@ -33,6 +35,7 @@ class DataEntry:
     shape: tuple[int, int, int] | None
     module: str
     takes: tuple[str, ...] = ()
+    task: str = "classification"
 
 
 _KNOWN = (
@@ -57,7 +60,13 @@ _KNOWN = (
         "engine.data.images.imagefolder",
         ("folder", "size", "crop", "interpolation", "classes"),
     ),
-)
+    DataEntry(
+        "diabetes", "442 patients in ten numbers, in scikit-learn", "Efron et al. 2004", True, None, None, "engine.data.tables.diabetes",
+        task="regression",
+    ),
+)  # fmt: skip
+# Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
+READERS: dict[str, str] = {}
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 
@@ -76,6 +85,8 @@ def load(
     values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
     """
     entry = ENTRIES.get(name_or_dir)
+    if entry is not None and entry.task != "classification":
+        raise UsageError(f"{name_or_dir} is data for {entry.task}: give --task {entry.task}, or other data")
     if entry is None:
         place: Path | None = _existing(name_or_dir)
         entry = _entry_for(name_or_dir)
@@ -95,10 +106,37 @@ def load(
     return data.with_normalization(mean or data.mean, std or data.std)
 
 
+def of_task(task: str) -> tuple[DataEntry, ...]:
+    """The named data sets of a task."""
+    return tuple(entry for entry in ENTRIES.values() if entry.task == task)
+
+
+def items(part: Any, task: str) -> ItemData:
+    """The data of ``task`` that a recipe's ``data`` names, by name or as a path to one's own. Raises UsageError for an unknown name or
+    the data of another task, EngineError for files that are missing or do not hold what they should."""
+    entry = ENTRIES.get(part.name)
+    if entry is None:
+        names = [one.name for one in of_task(task)]
+        place = Path(part.name).expanduser()
+        if not place.exists():
+            if os.sep in part.name or part.name.startswith((".", "~")):
+                raise EngineError(f"data {part.name} does not exist: check the path given to --data")
+            raise UsageError(f"unknown data {part.name!r} for {task}, and no file or folder of that name: {nearest(part.name, names)}")
+        if task not in READERS:
+            raise UsageError(f"the task {task} reads no files of one's own: give {nearest(part.name, names)}")
+        found: ItemData = import_module(READERS[task]).load(place, part)
+        return found
+    if entry.task != task:
+        names = [one.name for one in of_task(task)]
+        raise UsageError(f"{part.name} is data for {entry.task}, and the task is {task}: give {', '.join((*names, 'a path to your own'))}")
+    named: ItemData = import_module(entry.module).load(part)
+    return named
+
+
 def known_as(name_or_dir: str) -> str:
     """What weights for this data are kept under: the name of a data set, also of one that lies in a folder, or the folder."""
     found = name_or_dir if name_or_dir in ENTRIES else _entry_for(name_or_dir).name
-    return found if ENTRIES[found].classes else name_or_dir
+    return found if ENTRIES[found].classes or found == name_or_dir else name_or_dir
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
@@ -25,7 +25,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
     weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``."""
+    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and
+    ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
+    any other."""
 
     name: str
     description: str
@@ -33,6 +35,16 @@ class ModelEntry:
     shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
     published: Published | None = None
+    task: str = "classification"
+    others: tuple[str, ...] = ()
+    schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def fits(self, task: str) -> None:
+        """Raises UsageError where the model is for another task."""
+        if task != self.task and task not in self.others:
+            raise UsageError(
+                f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
+            )
 
     def build(self, classes: int, side: int | None = None, stem: Stem = "imagenet") -> nn.Module:
         """The network with random weights, for ``classes`` and images of ``side`` pixels. Raises UsageError for what it does not take."""
@@ -72,6 +84,14 @@ ENTRIES: dict[str, ModelEntry] = {
             factory="engine.models.simplecnn:SimpleCNN",
             shape=(3, 32, 32),
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
+        ),
+        ModelEntry(
+            name="mlp",
+            description="three linear layers, for ten numbers a row",
+            factory="engine.models.mlp:MLP",
+            task="regression",
+            packaged={"diabetes": "mlp-diabetes.safetensors"},
+            schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
         *map(_of_torchvision, PUBLISHED),
     )

@@ -176,16 +176,22 @@ def _tapped(steps: Run[T], tap: Callable[[Event], None]) -> Run[T]:
 
 def train(
     model: str, data: str | None, *, folder: str | None = None, out: Path | None = None, epochs: int | None = None, seed: int = 0,
-    device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto",
+    device: str = "auto", command: str = "", stop: StopToken | None = None, stem: Stem = "auto", task: str | None = None,
 ) -> Run[Path]:  # fmt: skip
     """Train a baseline; the weights file that was written: ``out``, or the one in the cache that a run finds by itself.
 
-    A language model brings its own text: ``data`` is None or that text's name. Raises UsageError or EngineError.
+    A language model brings its own text: ``data`` is None or that text's name. ``task`` is what is measured, None for what belongs to
+    the model; where it is not classification ``data`` None is its own. Raises UsageError or EngineError.
     """
-    if task_of(model).reads == "text":
+    entry_of_task = task_of(model, task)
+    if entry_of_task.reads == "text":
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     if is_custom(model):
         raise UsageError(f"{model} is your own factory, and training goes by name: give its trained weights to a run by --weights FILE")
+    if entry_of_task.name != "classification":
+        asked = Recipe.make(model=model, task=entry_of_task.name, **({"data": {"name": folder or data}} if folder or data else {}))
+        steps = _train_items(entry_of_task, asked, out, epochs, seed, device, command, stop or StopToken())
+        return (yield from steps)
     place = folder or data
     if place is None:
         raise UsageError(f"{model} needs data to be trained on: give a data set or a folder of images by class")
@@ -206,6 +212,26 @@ def train(
         yield Notice(f"the package's weights stay what a run of {model} on {known} takes: --weights {target} takes these", "warning")
     done = yield from train_baseline(entry, images, target, schedule, command, stop or StopToken(), where, stem)
     return done.weights
+
+
+def _train_items(
+    task: TaskEntry, recipe: Recipe, out: Path | None, epochs: int | None, seed: int, device: str, command: str, stop: StopToken
+) -> Run[Path]:
+    from engine.data.registry import known_as
+    from engine.models.cached import cached_weights
+    from engine.training.baseline import schedule_for, train_items
+
+    entry = find(recipe.model)
+    entry.fits(task.name)
+    recipe = task.settled(recipe)
+    schedule = replace(schedule_for(recipe.data.name, entry), seed=seed)
+    if epochs is not None:
+        schedule = replace(schedule, epochs=epochs)
+    known = known_as(recipe.data.name)
+    target = out or cached_weights(recipe.model, known)
+    if out is None and entry.weights_for(known):
+        yield Notice(f"the package's weights stay what a run of {recipe.model} on {known} takes: --weights {target} takes these", "warning")
+    return (yield from train_items(entry, task.alone(recipe), target, schedule, command, stop, pick_device(device))).weights
 
 
 def _train_language(

@@ -74,6 +74,21 @@ def _channels_last(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, eq=False)
+class ItemAnswer:
+    """What a model says of one item, as a person reads it. ``words`` are short (``cat``, ``3 boxes``), ``label`` is what is right;
+    ``score`` is how good the answer is, greater is better (1 right and 0 wrong, the IoU of a mask, an error's negative), None where
+    nothing is right. ``mask`` are classes by pixel, uint8 (H, W); ``boxes`` are (x1, y1, x2, y2) in pixels, float (N, 4), and
+    ``classes`` theirs, int64 (N,)."""
+
+    words: str
+    label: str = ""
+    score: float | None = None
+    mask: Tensor | None = None
+    boxes: Tensor | None = None
+    classes: Tensor | None = None
+
+
 Forward = Callable[[Batch], Any]
 """A form of the model: a batch to its raw outputs."""
 
@@ -213,6 +228,10 @@ class Task(ABC):
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with what follows from the data where nothing was said."""
         return recipe
+
+    def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
+        """What the raw outputs say of each item of ``batch``, in order; empty where there is nothing to be shown of single items."""
+        return ()
 
     def describe(self, models: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, list[dict[str, Any]]]:
         """What a person looks at beside the figures, for the report's ``samples``."""

@@ -56,6 +56,7 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
+    entry.fits("classification")
     fits(entry, data)
     known = data_registry.known_as(recipe.data.name)
     packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)

@@ -111,6 +111,10 @@ PREFILL = Workload("prefill", "at reading", "a prompt", "prompt", "a prompt")
 
 ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f")
+MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
+# What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2)}
 
 
 def wilson(right: float, total: int) -> float:

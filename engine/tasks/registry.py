@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
+from engine.models.registry import ENTRIES as MODELS
 
 if TYPE_CHECKING:
     from engine.events.cancellation import StopToken
@@ -33,8 +34,15 @@ class TaskEntry:
     memory: str = "data.batch"
 
     def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with the task's own data where none was named, and with whatever else the task takes."""
         settle = getattr(import_module(self.module), "settled", None)
-        return settle(recipe) if settle else recipe
+        if settle:
+            return settle(recipe)  # type: ignore[no-any-return]
+        if self.data and "name" not in recipe.data.model_fields_set:
+            # Made anew, so that what is settled counts as said.
+            named = type(recipe.data).model_validate({**recipe.data.model_dump(exclude_unset=True), "name": self.data})
+            recipe = recipe.model_copy(update={"data": named})
+        return recipe
 
     def alone(self, recipe: Recipe) -> Any:
         """The run's ``Task`` without its model, for finished runs whose model is gone; None for tasks that need it."""
@@ -53,6 +61,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
 
@@ -71,4 +80,6 @@ def task_of(model: str, task: str | None = None) -> TaskEntry:
     """The task of that name, or of a model of which only the name is known. Raises UsageError for a name that is not known."""
     if task is not None:
         return OWN if ":" in task else find(task)
+    if model in MODELS:
+        return find(MODELS[model].task)
     return TASKS["causal-lm" if is_language(model) else "classification"]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +19,10 @@ from engine.models.memory import channels_last
 from engine.models.registry import ModelEntry, Stem
 from engine.models.weights_file import restore
 from engine.paths import check_writable, save
+from engine.tasks.base import Task
 from engine.tasks.classification import Classification
 from engine.tasks.fitting import check, first_images
+from engine.tasks.items import ItemTask, tried
 from engine.training.checkpoint import read as read_checkpoint
 from engine.training.loop import fit
 from engine.training.precision import precision
@@ -45,6 +46,9 @@ def schedule_for(data: str, entry: ModelEntry | None = None) -> ItemSchedule:
     """What is known to train ``entry`` (a small CNN where it is None) on ``data``."""
     if entry is not None and entry.published is not None:
         return PUBLISHED.get(data, ItemSchedule(epochs=20, batch=64, lr=0.02, mixed=True))
+    if entry is not None and entry.schedule:
+        fields = entry.schedule.get(data) or entry.schedule.get("", {})
+        return replace(OTHERWISE, **fields)
     return DEFAULTS.get(data, OTHERWISE)
 
 
@@ -68,32 +72,45 @@ class Baseline:
 
 
 def train_baseline(
-    entry: ModelEntry,
-    data: Data,
-    out: Path,
-    schedule: ItemSchedule,
-    command: str,
-    stop: StopToken,
-    device: str = "cpu",
+    entry: ModelEntry, data: Data, out: Path, schedule: ItemSchedule, command: str, stop: StopToken, device: str = "cpu",
     stem: Stem = "auto",
-) -> Generator[Event, None, Baseline]:
-    """Train ``entry`` on ``data``; the epoch that is best on validation is written to ``out`` (safetensors), and beside
-    it a JSON record with the command, the seed and the accuracy on the test split."""
-    from safetensors.torch import save as to_safetensors
-
-    yield StageStarted("train", f"training {entry.name} on {data.name}: {schedule.epochs} epochs on {data.count('train'):,} images")
-    check_writable(out)
-    start = time.perf_counter()
+) -> Generator[Event, None, Baseline]:  # fmt: skip
+    """Train a classifier of the list on ``data``; see ``train_on``."""
     torch.manual_seed(schedule.seed)
     side = data.shape[1]
     begins = entry.stem("imagenet" if stem == "auto" and data.name in ENLARGED else stem, side)
     model = entry.build(len(data.classes), side, begins)
     check(model.eval(), first_images(data), data, entry.name)
     _hasten(model)
+    notes = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
+    return (yield from train_on(Classification(data), model, entry.name, data.name, out, schedule, command, stop, device, notes))
+
+
+def train_items(
+    entry: ModelEntry, task: ItemTask, out: Path, schedule: ItemSchedule, command: str, stop: StopToken, device: str = "cpu"
+) -> Generator[Event, None, Baseline]:
+    """Train a model of the list on the items of ``task``; see ``train_on``."""
+    torch.manual_seed(schedule.seed)
+    model = entry.build(task.items.outputs)
+    tried(model.eval(), task, entry.name)
+    return (yield from train_on(task, model, entry.name, task.items.name, out, schedule, command, stop, device, {}))
+
+
+def train_on(
+    task: Task, model: nn.Module, name: str, data: str, out: Path, schedule: ItemSchedule, command: str, stop: StopToken, device: str,
+    notes: Mapping[str, str],
+) -> Generator[Event, None, Baseline]:  # fmt: skip
+    """Train ``model`` on ``task``; the epoch that is best on validation is written to ``out`` (safetensors, with ``notes``), and beside
+    it a JSON record with the command, the seed and the metric on the test split."""
+    from safetensors.torch import save as to_safetensors
+
+    count = task.count("train")
+    yield StageStarted("train", f"training {name} on {data}: {schedule.epochs} epochs on {count:,} {task.plural}")
+    check_writable(out)
+    start = time.perf_counter()
     model = channels_last(model, device)
-    told: dict[str, Any] = {"stem": begins} if entry.published and entry.published.has_small_stem else {}
-    identity = json.dumps([entry.name, data.name, asdict(schedule), torch.__version__, *told.values()])
-    task = Classification(data)
+    metric = task.metric
+    identity = json.dumps([name, data, asdict(schedule), torch.__version__, *notes.values()])
     checkpoint = out.with_suffix(".checkpoint.pt")
     context = TrainingContext(stop, "train", device, checkpoint, identity)
     judge = validation(model, task, schedule, context)
@@ -105,16 +122,19 @@ def train_baseline(
         raise
     restore(model, fitted.best)
     test = measured(model, task, "test", 256, stop, device)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    kind = {} if task.name == "classification" else {"task": task.name}
+    values = {f"validation_{metric.name}": round(fitted.value, 4), f"test_{metric.name}": round(test, 4)}
     record = {
-        "model": entry.name, "data": data.name, "command": command, "seed": schedule.seed, "schedule": asdict(schedule),
-        "best_epoch": fitted.epoch, "validation_accuracy": round(fitted.value, 4), "test_accuracy": round(test, 4),
-        "test_images": data.count("test"), "torch": torch.__version__.split("+")[0], "seconds": round(time.perf_counter() - start, 1),
-        "threads": torch.get_num_threads(), "precision": precision(schedule, device) or "float32", **told,
+        "model": name, "data": data, **kind, "command": command, "seed": schedule.seed, "schedule": asdict(schedule),
+        "best_epoch": fitted.epoch, **values, f"test_{task.plural}": task.count("test"), "torch": torch.__version__.split("+")[0],
+        "seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads(),
+        "precision": precision(schedule, device) or "float32", **notes,
     }  # fmt: skip
-    save(out, to_safetensors(state, metadata=told or None))
+    save(out, to_safetensors(state, metadata=dict(notes) or None))
     save(out.with_suffix(".json"), (json.dumps(record, indent=2) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
-    yield Notice(f"best epoch {fitted.epoch}: {fitted.value:.2%} on validation, {test:.2%} on the {data.count('test'):,} test images")
+    value = f"{metric.titled(fitted.value)} on validation, {metric.titled(test)} on the {task.count('test'):,} test {task.plural}"
+    yield Notice(f"best epoch {fitted.epoch}: {value}")
     yield StageFinished("train", time.perf_counter() - start)
     return Baseline(out, out.with_suffix(".json"), fitted.value, test)

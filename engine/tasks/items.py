@@ -1,0 +1,145 @@
+"""A task whose data are items, and how its model is found: what most tasks of the registry share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import registry as data_registry
+from engine.data.items import ItemData, Items
+from engine.errors import EngineError, one_line
+from engine.events.event import Event, Notice
+from engine.models import custom
+from engine.models.cached import cached_weights
+from engine.models.registry import ModelEntry, find
+from engine.models.weights_file import load_into, load_state, read_checkpoint
+from engine.recipe.recipe import Recipe
+from engine.tasks.base import SPLITS, Batch, Split, Task, forward_of
+from engine.tasks.subject import Subject, fingerprint
+
+# Items of the first batch, on which a model is tried and traced.
+_FIRST = 8
+
+
+class ItemTask(Task):
+    """A task on ``ItemData``. A task of its kind adds its metrics, its evaluator and its loss."""
+
+    def __init__(self, items: ItemData) -> None:
+        self.items = items
+
+    def batches(
+        self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
+    ) -> Iterator[Batch]:
+        for items, count in self.items.batches(split, batch, limit=limit, seed=seed):
+            yield batch_of(items, count).to(device)
+
+    def training_batches(self, *, batch: int, limit: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+        for items, count in self.items.batches("train", batch, limit=limit, seed=seed, augment=True):
+            yield batch_of(items, count).to(device)
+
+    def count(self, split: Split, limit: int | None = None) -> int:
+        return self.items.count(split, limit)
+
+    def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
+        items = self.items
+        return {
+            "name": items.name, "calibration": items.count("train", calibration), "train": items.count("train"),
+            "validation": items.count("validation"), "test": items.count("test", limit), **items.about,
+            **({"notes": list(items.notes)} if items.notes else {}),
+        }  # fmt: skip
+
+    def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
+        """Raises EngineError where the outputs of the model ``name`` on ``batch`` are not what the task measures."""
+
+    def described_data(self) -> str:
+        """The data in a few words, for the notice of a run."""
+        counts = ", ".join(f"{self.items.count(split):,} {split}" for split in SPLITS)
+        return f"{self.items.name}: {counts} {self.plural}"
+
+
+def batch_of(items: Items, count: int) -> Batch:
+    """One call of the model on ``items``."""
+    inputs, targets = items
+    if isinstance(inputs, Mapping):
+        return Batch((), dict(inputs), targets, count)
+    return Batch(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {}, targets, count)
+
+
+def data_of(recipe: Recipe, task: str) -> ItemData:
+    """The data of ``task`` that ``recipe`` names. Raises UsageError or EngineError in one line."""
+    return data_registry.items(recipe.data, task)
+
+
+def load_subject(task: ItemTask, recipe: Recipe, device: str) -> Generator[Event, None, Subject]:
+    """The model that ``recipe`` names, for ``task``. Raises UsageError or EngineError in one line for whatever does not fit together."""
+    torch.manual_seed(recipe.seed)
+    model, weights = build(recipe, task.name, task.items)
+    return (yield from subject_of(model, task, recipe.model, weights, device))
+
+
+def subject_of(
+    model: nn.Module, task: ItemTask, name: str, weights: str, device: str, lowering: str = "graph"
+) -> Generator[Event, None, Subject]:
+    """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
+    model.eval().requires_grad_(False)
+    example = tried(model, task, name)
+    for note in task.items.notes:
+        yield Notice(f"{task.items.name}: {note}")
+    yield Notice(f"{name} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; {task.described_data()}")
+    return Subject(model, task, example, device, weights, fingerprint(model), lowering, {"weights": weights})
+
+
+def tried(model: nn.Module, task: ItemTask, name: str) -> Batch:
+    """The first training batch, once ``model`` has taken it. Raises EngineError in one line for a model that does not."""
+    batch = next(task.batches("train", batch=_FIRST, limit=_FIRST), None)
+    if batch is None:
+        raise EngineError(f"the training split of {task.items.name} holds no {task.plural}: use other data")
+    with torch.no_grad():
+        try:
+            raw = forward_of(model)(batch)
+        except Exception as error:
+            raise EngineError(f"{name} does not take the {task.plural} of {task.items.name}: {one_line(error, 160)}") from error
+    outputs = task.outputs(raw)
+    if not outputs:
+        raise EngineError(f"{name} returns {type(raw).__name__} without a tensor of floats: the task {task.name} can measure nothing")
+    if not all(torch.isfinite(x).all() for x in outputs):
+        raise EngineError(f"{name} gives NaN or infinity on the first {task.plural}: {task.not_finite}")
+    task.check(outputs, batch, name)
+    return batch
+
+
+def build(recipe: Recipe, task: str, items: ItemData) -> tuple[nn.Module, str]:
+    """The model that ``recipe`` names for the data of ``task``, and where its weights come from. Raises EngineError where a model of the
+    list has no weights for the data."""
+    if custom.is_custom(recipe.model):
+        model = custom.build(recipe.model)
+        if not recipe.weights:
+            return model, "as its factory gives them"
+        found = load_into(model, Path(recipe.weights), recipe.model, items.name)
+        return model, f"from {recipe.weights}{found.said}"
+    entry = find(recipe.model)
+    entry.fits(task)
+    model = entry.build(items.outputs)
+    file, words = _weights(entry, recipe, items)
+    state = read_checkpoint(file)
+    load_state(model, state.tensors, file, entry.name, items.name)
+    return model, words + state.said
+
+
+def _weights(entry: ModelEntry, recipe: Recipe, items: ItemData) -> tuple[Path, str]:
+    known = data_registry.known_as(recipe.data.name)
+    if recipe.weights:
+        return Path(recipe.weights), f"from {recipe.weights}"
+    if packaged := entry.weights_for(known):
+        return packaged, "from the package"
+    kept = cached_weights(entry.name, known)
+    if kept.is_file():
+        return kept, "from the cache"
+    raise EngineError(
+        f"{entry.name} has no weights for {items.name} in the package: give --weights FILE or run "
+        f"`qtui train {entry.name} --data {recipe.data.name}`"
+    )
