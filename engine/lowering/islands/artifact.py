@@ -73,15 +73,22 @@ def load(path: Path, model: nn.Module | None) -> IslandsModel:
             for given, program in zip(header["islands"], programs, strict=True):
                 whole = dict(root.named_modules())
                 call, taken = (Call.from_json(given[key], int(given["results"])) for key in ("forward", "taken"))
-                root.get_submodule(given["path"])
+                _without_numbers(root.get_submodule(given["path"]))
                 islands.append(QuantizedIsland(str(given["path"]), call, taken, QuantizedModel(program, kernels_for(machine), whole)))
-        return IslandsModel(root, islands)
+        return IslandsModel(root, islands, complete=False)
     except EngineError:
         raise
     except AttributeError as error:
         raise EngineError(f"{path} was made of another model ({one_line(error, 120)}): give the factory of the run") from error
     except Exception as error:
         raise damaged(path, error) from error
+
+
+def _without_numbers(island: nn.Module) -> None:
+    """The numbers that came with the code are none of the run's: what reads them is to show."""
+    for tensor in (*island.parameters(), *island.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.full_like(tensor, torch.nan)
 
 
 def _with_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:

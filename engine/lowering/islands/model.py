@@ -8,7 +8,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from engine.errors import EngineError
 from engine.lowering.graph.call import Call
 from engine.lowering.graph.program import Program, Step
 from engine.lowering.graph.runtime import QuantizedModel
@@ -28,13 +30,14 @@ class QuantizedIsland:
 
 class IslandsModel(WithForwards):
     """``root`` with its islands on integer kernels. It is called as ``root`` is. ``root`` itself is not changed, and shared: while this
-    model runs it calls the integer forwards, and its own before and after."""
+    model runs it calls the integer forwards, and its own before and after. With ``complete`` the islands' modules hold their fp32
+    weights, which compute what an island does not serve; else that raises EngineError."""
 
-    def __init__(self, root: nn.Module, islands: Sequence[QuantizedIsland]) -> None:
+    def __init__(self, root: nn.Module, islands: Sequence[QuantizedIsland], complete: bool = True) -> None:
         forwards: dict[str, IslandForward] = {}
         for island in islands:
             island.model.patient = True
-            plain = root.get_submodule(island.path).forward
+            plain = root.get_submodule(island.path).forward if complete else partial(_refuse, island)
             forwards[island.path] = IslandForward(island.call, island.taken, plain, partial(_flat, island.model))
         super().__init__(root, forwards)
         self.islands, self._counts = tuple(islands), forwards
@@ -65,6 +68,15 @@ class IslandsModel(WithForwards):
             if forward.plain_calls:
                 told.append(f"{path}: {forward.plain_calls} of {forward.calls} calls had inputs that its graph does not serve: in fp32")
         return told
+
+
+def _refuse(island: QuantizedIsland, *args: Any, **kwargs: Any) -> Any:
+    shapes = ", ".join(
+        f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+    )
+    raise EngineError(
+        f"{island.path} takes {island.taken}, not {shapes}: what it does not serve needs the fp32 weights, which the file lacks"
+    )
 
 
 def _flat(model: QuantizedModel, inputs: tuple[Tensor, ...]) -> Any:
