@@ -71,12 +71,9 @@ class IslandsModel(WithForwards):
 
 
 def _refuse(island: QuantizedIsland, *args: Any, **kwargs: Any) -> Any:
-    shapes = ", ".join(
-        f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-    )
-    raise EngineError(
-        f"{island.path} takes {island.taken}, not {shapes}: what it does not serve needs the fp32 weights, which the file lacks"
-    )
+    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in given)
+    raise EngineError(f"{island.path} takes {island.taken}, not {shapes}: that would need its fp32 weights, which the file lacks")
 
 
 def _flat(model: QuantizedModel, inputs: tuple[Tensor, ...]) -> Any:

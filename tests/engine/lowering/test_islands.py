@@ -200,7 +200,7 @@ def test_the_islands_are_trained_in_their_places(run):
 
 
 def test_the_file_gives_the_model_back_with_the_code_that_is_given(run):
-    model, place, report = run
+    model, place, _ = run
     x = torch.randn(5, 3, 16, 16)
     with warnings.catch_warnings(action="ignore"):
         loaded = engine.load_quantized(place, model=Branching())
@@ -258,7 +258,7 @@ def test_a_detection_model_runs_from_lists_of_images_to_boxes(tmp_path):
     backbone = nn.Sequential(block(3, 16), nn.MaxPool2d(4), block(16, 16), nn.MaxPool2d(4))
     backbone.out_channels = 16
     model = FasterRCNN(
-        backbone, 3, 32, 64, rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)), box_score_thresh=0.0,
+        backbone, None, 32, 64, rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)), box_score_thresh=0.0,
         box_roi_pool=MultiScaleRoIAlign(["0"], 3, 2), box_head=nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.ReLU()),
         box_predictor=Predictor(), rpn_post_nms_top_n_test=8, box_detections_per_img=4,
     ).eval()  # fmt: skip
