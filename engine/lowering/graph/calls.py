@@ -14,10 +14,12 @@ from torch import fx, nn
 
 from engine.errors import EngineError
 from engine.lowering.graph.kinds import module_of
+from engine.lowering.graph.operations import by_name, name_of
 
 _OPERATORS = (
     "add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "mod", "neg", "pow", "matmul",
-    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
+    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "invert", "xor", "pos", "abs", "lshift", "rshift",
+    "iand", "ior", "ixor", "ipow", "ifloordiv", "imod", "imatmul", "ilshift", "irshift",
 )  # fmt: skip
 # Functions of tensors that torch's own list leaves out.
 _MORE = {
@@ -28,9 +30,9 @@ _MORE = {
         "interpolate", "one_hot", "scaled_dot_product_attention",
     ),
 }  # fmt: skip
+_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "H", "mH", "ndim", "real", "imag")
 # Methods of tensors that torch's own list leaves out.
-_MORE_METHODS = frozenset({"unflatten", "new_empty", "new_full", "new_ones", "new_zeros"})
-_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "ndim")
+_MORE_METHODS = frozenset({"unflatten", "new_empty", "new_full", "new_ones", "new_zeros", "new_tensor"})
 
 
 @lru_cache(maxsize=1)
@@ -67,6 +69,8 @@ def function_name(node: fx.Node) -> str:
         return f"attribute.{node.args[1]}"
     if node.op == "call_function" and node.target in _names():
         return _names()[node.target]
+    if node.op == "call_function" and (registered := name_of(node.target)) is not None:
+        return registered
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     raise EngineError(
         f"{node.name} calls {called}, which is not a tensor operation that can be stored: "
@@ -83,6 +87,8 @@ def function(name: str) -> Callable[..., Any]:
         return lambda self, *_: getattr(self, attribute)
     if name in _by_name():
         return _by_name()[name]
+    if (registered := by_name(name)) is not None:
+        return registered
     raise EngineError(f"the file asks for {name!r}, which is not a tensor operation: it is damaged or not made by qtui")
 
 
