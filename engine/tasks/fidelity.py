@@ -18,7 +18,7 @@ from engine.plain_text import one_line
 from engine.recipe.recipe import Recipe
 from engine.tasks import items
 from engine.tasks.base import Batch
-from engine.tasks.intervals import bootstrap, paired_error
+from engine.tasks.intervals import bootstrap
 from engine.tasks.metrics import AGREEMENT, LARGEST_ERROR, SQNR, Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject
@@ -128,11 +128,6 @@ class Distances:
 
     def samples(self) -> int:
         return sum(map(len, self._rows))
-
-    def difference_error(self, reference: Distances) -> float | None:
-        """The standard error of the SQNR; fp32's own is exact."""
-        rows = self._energies
-        return paired_error(rows, torch.ones_like(rows), _sqnr) if len(self._rows) else None
 
 
 def _floats(raw: Any) -> list[Tensor]:
