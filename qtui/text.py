@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,10 @@ _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
 
 
 def metric(name: str, value: float) -> str:
-    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity, four digits of any other."""
+    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity, ``31.2 dB`` for an SQNR, four digits of any other; ``exact`` for a
+    distance of fp32 from itself."""
+    if name == "SQNR":
+        return bare(name, value) if math.isinf(value) else f"{bare(name, value)} dB"
     return f"{bare(name, value)} %" if name == "accuracy" else bare(name, value)
 
 
@@ -27,6 +31,8 @@ def bare(name: str, value: float) -> str:
     """``metric`` without its unit."""
     if name == "accuracy":
         return f"{100 * value:.2f}"
+    if name == "SQNR":
+        return "exact" if math.isinf(value) else f"{value:.1f}"
     return f"{value:.2f}" if name == "perplexity" else f"{value:.4g}"
 
 
@@ -131,7 +137,7 @@ def figures(found: Mapping[str, Any], name: str) -> list[str]:
         (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
         (error.get("divergence"), lambda v: f"KL {v:.4f}"),
         (None if "divergence" in error else error.get("mse"), lambda v: f"error {small(v)}"),
-        (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
+        (None if name == "SQNR" else error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
         (found.get("size_bytes"), size),
         (found.get("to_fp16"), lambda v: f"{v:.3f} of fp16"),

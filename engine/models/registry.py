@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Stem = Literal["auto", "small", "imagenet"]
 # Images up to this many pixels wide would leave a stem for photographs as next to nothing.
 SMALL_SIDE = 64
+# Tasks that hold a model against itself alone.
+OF_ANY_MODEL = ("fidelity",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -41,7 +43,7 @@ class ModelEntry:
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
-        if task != self.task and task not in self.others:
+        if task not in (self.task, *self.others, *OF_ANY_MODEL):
             raise UsageError(
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )

@@ -98,6 +98,8 @@ class _Part(BaseModel):
 class DataPart(_Part):
     """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` (of the shorter side) and
     ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes.
+    Of audio ``size`` counts samples, and ``rate`` samples a second. ``calibration_from`` is a folder of images without labels, which
+    calibrate in the place of training images.
     Of a text ``calibration`` counts windows of ``context`` tokens (null: what the model reads at most), ``limit``
     tokens of the test split, and ``stride`` the tokens between the windows that measure perplexity."""
 
@@ -113,6 +115,8 @@ class DataPart(_Part):
     crop: _CountOrNull = None
     interpolation: Annotated[Interpolation | None, Field(description="one of bilinear, bicubic, or null")] = None
     classes: Annotated[_Text | None, Field(description="a file with one class name a line, or null")] = None
+    rate: _CountOrNull = None
+    calibration_from: Annotated[_Text | None, Field(description="a folder of images without labels, or null")] = None
     context: _CountOrNull = None
     stride: _Count = 512
 
@@ -329,7 +333,9 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
 
 _DECODERS: dict[str, dict[str, Any]] = {
     "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False},
-    "data": {"context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None},
+    "data": {
+        "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
+    },
 }  # fmt: skip
 
 

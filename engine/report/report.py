@@ -16,6 +16,7 @@ from engine.report.markdown import number, table
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
 from engine.report.schema import REPORT, misfit
+from engine.tasks.metrics import METRICS, Metric
 
 SCHEMA = 1
 # A decoder of a thousand layers has a report of one or two.
@@ -83,14 +84,31 @@ def finite(value: Any) -> Any:
 def _figures(d: dict[str, Any]) -> list[str]:
     if _reads_text(d):
         return perplexities(d)
-    rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
-    return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
+    metric = d["baseline"]["metric"]
+    rows = [_figure_row("fp32", d["baseline"], metric)] + [_figure_row(k.upper(), d[k], metric) for k in ("ptq", "qat") if d.get(k)]
+    first, second = paces(d).heads
+    return table(("", metric, "error (mse)", "SQNR", "agreement", "size", f"p50 {first}", f"p50 {second}", "runs on"), rows)
 
 
-def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
+def _quality(metric: str, value: float | None, interval: float | None) -> str:
+    """A figure in its metric's unit with half of its interval."""
+    if metric == "accuracy" and value is not None:
+        return f"{100 * value:.2f} % ±{100 * (interval or 0):.1f}"
+    return _valued(metric, value) + (f" {METRICS.get(metric, Metric(metric)).half_width(interval)}" if interval else "")
+
+
+def _valued(metric: str, value: float | None) -> str:
+    """A figure in its metric's unit; of a distance from fp32 none that is finite is that of fp32 itself."""
+    known = METRICS.get(metric, Metric(metric))
+    if value is None or not math.isfinite(value):
+        return "exact" if known.against_fp32 else ""
+    return known.format(value)
+
+
+def _figure_row(name: str, e: dict[str, Any], metric: str) -> tuple[str, ...]:
     error = e.get("error") or {}
     return (
-        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", number(error.get("mse"), "{:.2e}"),
+        name, _quality(metric, e["value"], e["interval"]), number(error.get("mse"), "{:.2e}"),
         number(error.get("sqnr_db"), "{:.1f} dB"), number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
         f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
     )  # fmt: skip
@@ -104,8 +122,9 @@ def _exports(d: dict[str, Any]) -> list[str]:
     if not d["exports"]:
         return []
     text = _reads_text(d)
-    rows = [_export_row(e, text) for e in d["exports"]]
-    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", "accuracy")
+    metric = d["baseline"]["metric"]
+    rows = [_export_row(e, text, metric) for e in d["exports"]]
+    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", metric)
     lines = ["## Exports", "", *table(("format", "file", "size", "read back by", answer, "SQNR", value), rows), ""]
     lines += [f"- {e['path']} is {e['alarm']}." for e in d["exports"] if e.get("alarm")]
     lines += [""] if lines[-1] else []
@@ -128,14 +147,14 @@ def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
     return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
 
 
-def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
+def _export_row(e: dict[str, Any], text: bool, metric: str) -> tuple[str, ...]:
     same = e.get("parity") or {}
     read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
     read = e.get("reason") or DIFFERS if differs(e) else read
     sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
     exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
-    value = exported(e) if text else number(e.get("value"), "{:.2%}")
+    value = exported(e) if text else "" if e.get("value") is None else _valued(metric, e["value"])
     return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, value)
 
 

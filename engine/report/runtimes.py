@@ -11,6 +11,7 @@ from engine.report.mismatch import differing
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
+_BATCH = 64
 _TIMES = ("latency_ms", "latency_batched_ms")
 _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
@@ -81,9 +82,16 @@ TEXT = Paces(
 
 
 def paces(report: Mapping[str, Any]) -> Paces:
-    """Of images, or of a language model that writes a token after the other and reads a prompt."""
+    """Of images, in batches as large as those that were timed, or of a language model that writes a token after the other and reads a
+    prompt."""
     baseline = report.get("baseline")
-    return TEXT if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity" else IMAGES
+    if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity":
+        return TEXT
+    timed = [row.get("latency_batched_ms") for row in (baseline, *_rows(report.get("runtimes"))) if isinstance(row, Mapping)]
+    batch = next((times.get("batch") for times in timed if isinstance(times, Mapping)), None)
+    if type(batch) is not int or batch == _BATCH:
+        return IMAGES
+    return replace(IMAGES, words=("at batch 1", f"at batch {batch}"), heads=("batch 1", f"batch {batch}"), short=("×1", f"×{batch}"))
 
 
 def fastest(report: Mapping[str, Any]) -> str:

@@ -121,8 +121,9 @@ class Job(Work):
         where = " on the processor" if self._measured_elsewhere else ""
         task, before = self.task, ptq.quality["test"] if ptq else None
         return verdict(
-            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before
-        )
+            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before,
+            task.doubt,
+        )  # fmt: skip
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:

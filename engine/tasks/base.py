@@ -151,6 +151,8 @@ class Task(ABC):
     divergence: ClassVar[bool] = False
     stepwise: ClassVar[bool] = False
     not_finite: str = "check the weights and the data"
+    doubt: str = ""
+    """What the data cannot tell whatever is measured on them, as part of a sentence; empty for data as they are met in use."""
 
     @staticmethod
     def of(
@@ -206,6 +208,19 @@ class Task(ABC):
         """The training split as an epoch reads it: shuffled by ``seed``, augmented where the task knows how."""
         return self.batches("train", batch=batch, limit=limit, seed=seed, device=device)
 
+    def calibration_batches(self, *, batch: int, limit: int, device: str = "cpu") -> Iterator[Batch]:
+        """The items that ranges and rounding are taken from: the first ``limit`` of the training split."""
+        return self.batches("train", batch=batch, limit=limit, device=device)
+
+    def calibration_count(self, limit: int) -> int:
+        """How many items ``calibration_batches`` gives."""
+        return self.count("train", limit)
+
+    @property
+    def calibration_name(self) -> str:
+        """What ``calibration_batches`` holds, in the plural."""
+        return f"training {self.plural}"
+
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         """The tensors of the raw outputs that SQNR, parity and distillation compare."""
         return tuple(value for value in torch.utils._pytree.tree_leaves(raw) if isinstance(value, Tensor) and value.is_floating_point())
@@ -213,6 +228,14 @@ class Task(ABC):
     def scored(self, outputs: tuple[Tensor, ...], targets: Any) -> tuple[Tensor, ...]:
         """The part of the outputs that ``targets`` score: all of it, unless the task says otherwise."""
         return outputs
+
+    def held_against(self, reference: Any, targets: Any) -> Any:
+        """What the evaluator is given beside the raw outputs of a batch: its ``targets``, unless the task judges against
+        ``reference``, fp32's raw outputs of the same batch; None where fp32 is not at hand."""
+        return targets
+
+    judged_by_fp32: ClassVar[bool] = False
+    """Whether ``held_against`` reads fp32's outputs."""
 
     def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
         """What the model decides from ``outputs``, integers, of which the agreement with fp32 is counted; None where it decides

@@ -86,7 +86,7 @@ def evaluate(
                 raise EngineError(f"the fp32 model gives NaN or infinity on the data: {task.not_finite}")
             for name, evaluator in evaluators.items():
                 found = raw if name == REFERENCE else forms[name](part)
-                evaluator.update(found, part.targets)
+                evaluator.update(found, task.held_against(raw, part.targets))
                 sums[name].add(expected, expected if name == REFERENCE else task.scored(task.outputs(found), part.targets))
                 stop.check()
             count += part.count

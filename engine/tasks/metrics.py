@@ -14,6 +14,7 @@ class Metric:
 
     ``unit`` "%" marks a part (0..1) that is shown in per cent. ``relative`` metrics (perplexity) are compared as ratios.
     ``bounds`` are the least and the greatest value; ``chance`` is the value that guessing reaches, None where it is not known.
+    ``against_fp32`` marks a distance from fp32's own outputs: fp32 has none from itself, and no difference of two is told.
 
     >>> Metric("accuracy", "%").drop(0.90, 0.88)
     0.020000000000000018
@@ -26,6 +27,7 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     chance: float | None = None
     digits: str = ".4g"
+    against_fp32: bool = False
 
     def drop(self, baseline: float, value: float) -> float:
         """By how much ``value`` is worse than ``baseline``: a difference, or of a relative metric a part of the baseline."""
@@ -35,11 +37,18 @@ class Metric:
         # As a ratio less one: the same rounding for a rise whatever the size of the perplexity.
         return value / baseline - 1 if not self.higher_is_better else 1 - value / baseline
 
+    @property
+    def exact(self) -> float:
+        """The value of outputs that are the reference's own: the better one of ``bounds``."""
+        return self.bounds[1] if self.higher_is_better else self.bounds[0]
+
     def rank(self, value: float) -> float:
         """A number that is greater where ``value`` is better."""
         return value if self.higher_is_better else -value
 
     def format(self, value: float) -> str:
+        if self.against_fp32 and value == self.exact:
+            return "exact"
         if self.unit == "%":
             return f"{value:.2%}"
         return f"{value:{self.digits}}{f' {self.unit}' if self.unit else ''}"
@@ -53,7 +62,9 @@ class Metric:
         return self.format(value) if self.name == "accuracy" else f"{self.name} {self.format(value)}"
 
     def difference(self, baseline: float, value: float) -> str:
-        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``."""
+        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``, ``against fp32``."""
+        if self.against_fp32:
+            return "against fp32"
         drop, side = self.drop(baseline, value), "over" if value > baseline else "under"
         if abs(drop) < SAME * (1 if self.relative or self.unit == "%" else max(abs(baseline), 1e-12)):
             return "the same as fp32"
@@ -113,8 +124,11 @@ ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f")
 MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
+SQNR = Metric("SQNR", "dB", digits=".1f", against_fp32=True)
+LARGEST_ERROR = Metric("largest error", higher_is_better=False, bounds=(0.0, math.inf), digits=".3g", against_fp32=True)
+AGREEMENT = Metric("agreement", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2)}
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, SQNR, LARGEST_ERROR, AGREEMENT)}
 
 
 def wilson(right: float, total: int) -> float:

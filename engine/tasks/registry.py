@@ -61,6 +61,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }

@@ -44,10 +44,10 @@ class FileSplit:
         return images, self.labels[indices]
 
     def _decode(self, path: str) -> Image.Image:
-        image = _open(path)
+        image = opened(path)
         height, width = self.frame
         if self.transform is not None:
-            return _fit(image, self.transform)
+            return fitted(image, self.transform)
         if image.size != (width, height):
             found = f"{image.width}x{image.height}"
             raise EngineError(f"{path} is {found} but the first image is {width}x{height}: give --size (data.size) to resize")
@@ -56,8 +56,17 @@ class FileSplit:
 
 def frame_size(path: str) -> tuple[int, int]:
     """(H, W) of the image at ``path``; ``EngineError`` when it cannot be decoded."""
-    image = _open(path)
+    image = opened(path)
     return image.height, image.width
+
+
+def stored_size(path: str) -> tuple[int, int]:
+    """(H, W) of the image at ``path`` by its header alone; ``EngineError`` where that cannot be read."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise EngineError(f"{path} cannot be read as an image ({type(error).__name__}): replace or remove it") from error
 
 
 def turned(paths: Sequence[str]) -> int:
@@ -73,7 +82,8 @@ def _orientation(path: str) -> object:
         return None
 
 
-def _open(path: str) -> Image.Image:
+def opened(path: str) -> Image.Image:
+    """The image at ``path`` in RGB. Raises EngineError for what cannot be decoded."""
     try:
         # Naming the formats keeps Pillow's rarer decoders away from files that only pretend to be images.
         with Image.open(path, formats=_FORMATS) as image:
@@ -106,7 +116,7 @@ def _from_16_bits(image: Image.Image, path: str) -> Image.Image:
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def _fit(image: Image.Image, transform: Transform) -> Image.Image:
+def fitted(image: Image.Image, transform: Transform) -> Image.Image:
     """As torchvision's ``Resize`` and ``CenterCrop`` do it, to the pixel: weights were measured on exactly that."""
     shorter, longer = sorted(image.size)
     other = int(transform.resize * longer / shorter)

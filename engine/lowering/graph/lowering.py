@@ -160,8 +160,8 @@ class GraphLowering(Lowering):
 
     @property
     def calibration(self) -> str:
-        count, task = self.subject.task.count("train", self.run.recipe.data.calibration), self.subject.task
-        return f"Calibrating on {count} training {task.plural}"
+        task = self.subject.task
+        return f"Calibrating on {task.calibration_count(self.run.recipe.data.calibration)} {task.calibration_name}"
 
     def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:
         run, part, task = self.run, self.run.recipe.data, self.subject.task
@@ -169,7 +169,7 @@ class GraphLowering(Lowering):
         if run.attended:
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
-        inputs = conversion.watched(self.gm, self.layout, specs, task.count("train", part.calibration))
+        inputs = conversion.watched(self.gm, self.layout, specs, task.calibration_count(part.calibration))
         readers = {node: moments.add for node, moments in inputs.items()}
         grids = yield from calibration.calibrate(
             self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, readers
@@ -234,7 +234,7 @@ class GraphLowering(Lowering):
     @classmethod
     def export_inputs(cls, task: Task, model: Any) -> Batch:
         """The first training items, as one batch. An input that is the same for all items is that of the first batch."""
-        parts = [model.inputs_of(part) for part in task.batches("train", batch=32, limit=_EXPORT_ITEMS)]
+        parts = [model.inputs_of(part) for part in task.calibration_batches(batch=32, limit=_EXPORT_ITEMS)]
         inputs = _joined(parts, model.per_item)
         count = next((len(x) for x, free in zip(inputs, model.per_item, strict=True) if free), 1)
         call = model.program.call
