@@ -88,7 +88,8 @@ class _Part(BaseModel):
 
 class DataPart(_Part):
     """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` (of the shorter side) and
-    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes.
+    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes, and
+    ``channels`` 1 reads images of one's own as grey (null: as many as the model takes).
     Of a text ``calibration`` counts windows of ``context`` tokens (null: what the model reads at most), ``limit``
     tokens of the test split, and ``stride`` the tokens between the windows that measure perplexity."""
 
@@ -104,12 +105,13 @@ class DataPart(_Part):
     crop: _CountOrNull = None
     interpolation: Annotated[Interpolation | None, Field(description="one of bilinear, bicubic, or null")] = None
     classes: Annotated[_Text | None, Field(description="a file with one class name a line, or null")] = None
+    channels: Annotated[Literal[1, 3] | None, Field(description="1 or 3, or null")] = None
     context: _CountOrNull = None
     stride: _Count = 512
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels")
         return {name: getattr(self, name) for name in names}
 
 
