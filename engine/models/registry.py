@@ -73,8 +73,12 @@ class ModelEntry:
         return asked
 
 
+# Of classifiers of images, whose last layer gives a number for each output.
+_OF_IMAGES = ("multilabel", "regression")
+
+
 def _of_torchvision(published: Published) -> ModelEntry:
-    return ModelEntry(published.name, published.description, "", published=published)
+    return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -85,6 +89,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="two convolutions with batch normalization, two linear layers",
             factory="engine.models.simplecnn:SimpleCNN",
             shape=(3, 32, 32),
+            others=_OF_IMAGES,
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
         ),
         ModelEntry(
@@ -94,6 +99,23 @@ ENTRIES: dict[str, ModelEntry] = {
             task="regression",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="unet",
+            description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
+            factory="engine.models.unet:UNet",
+            task="segmentation",
+            packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
+            schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tinycnn",
+            description="four convolutions with batch normalization, one linear layer over their average",
+            factory="engine.models.tinycnn:TinyCNN",
+            task="multilabel",
+            others=("regression",),
+            packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
+            schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
         ),
         *map(_of_torchvision, PUBLISHED),
     )

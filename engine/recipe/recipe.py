@@ -97,7 +97,8 @@ class _Part(BaseModel):
 
 class DataPart(_Part):
     """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` (of the shorter side) and
-    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes.
+    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes, and
+    ``channels`` 1 reads images of one's own as grey (null: as many as the model takes).
     Of audio ``size`` counts samples, and ``rate`` samples a second. ``calibration_from`` is a folder of images without labels, which
     calibrate in the place of training images.
     Of a text ``calibration`` counts windows of ``context`` tokens (null: what the model reads at most), ``limit``
@@ -117,12 +118,13 @@ class DataPart(_Part):
     classes: Annotated[_Text | None, Field(description="a file with one class name a line, or null")] = None
     rate: _CountOrNull = None
     calibration_from: Annotated[_Text | None, Field(description="a folder of images without labels, or null")] = None
+    channels: Annotated[Literal[1, 3] | None, Field(description="1 or 3, or null")] = None
     context: _CountOrNull = None
     stride: _Count = 512
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels")
         return {name: getattr(self, name) for name in names}
 
 
@@ -335,6 +337,7 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False},
     "data": {
         "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
+        "channels": None,
     },
 }  # fmt: skip
 

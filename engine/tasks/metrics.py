@@ -127,8 +127,20 @@ R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
 SQNR = Metric("SQNR", "dB", digits=".1f", against_fp32=True)
 LARGEST_ERROR = Metric("largest error", higher_is_better=False, bounds=(0.0, math.inf), digits=".3g", against_fp32=True)
 AGREEMENT = Metric("agreement", "%", bounds=(0.0, 1.0))
+MIOU = Metric("mIoU", "%", bounds=(0.0, 1.0))
+PIXEL_ACCURACY = Metric("pixel accuracy", "%", bounds=(0.0, 1.0))
+DICE = Metric("Dice", "%", bounds=(0.0, 1.0))
+MAP = Metric("mAP", "%", bounds=(0.0, 1.0))
+F1 = Metric("F1", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, SQNR, LARGEST_ERROR, AGREEMENT)}
+METRICS = {
+    metric.name: metric
+    for metric in (
+        ACCURACY, PERPLEXITY, MAE, R2,
+        SQNR, LARGEST_ERROR, AGREEMENT,
+        MIOU, PIXEL_ACCURACY, DICE, MAP, F1,
+    )
+}  # fmt: skip
 
 
 def wilson(right: float, total: int) -> float:
