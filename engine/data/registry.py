@@ -64,6 +64,10 @@ _KNOWN = (
         "diabetes", "442 patients in ten numbers, in scikit-learn", "Efron et al. 2004", True, None, None, "engine.data.tables.diabetes",
         task="regression",
     ),
+    DataEntry(
+        "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
+        "engine.data.boxes.digit_boxes", task="detection",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
 READERS: dict[str, str] = {}

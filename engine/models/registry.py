@@ -93,6 +93,14 @@ ENTRIES: dict[str, ModelEntry] = {
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
+        ModelEntry(
+            name="tiny-detector",
+            description="scores and boxes of cells, without anchors: eleven convolutions, two shortcuts",
+            factory="engine.models.tiny_detector:TinyDetector",
+            task="detection",
+            packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
+            schedule={"": {"epochs": 12, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
         *map(_of_torchvision, PUBLISHED),
     )
 }

@@ -112,9 +112,11 @@ PREFILL = Workload("prefill", "at reading", "a prompt", "prompt", "a prompt")
 ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f")
 MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+MAP = Metric("mAP 50:95", "%", bounds=(0.0, 1.0))
+MAP_50 = Metric("mAP 50", "%", bounds=(0.0, 1.0))
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2)}
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, MAP, MAP_50)}
 
 
 def wilson(right: float, total: int) -> float:

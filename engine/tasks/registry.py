@@ -61,6 +61,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
