@@ -70,7 +70,9 @@ _KNOWN = (
     ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "detection": "engine.data.boxes.folder",
+}
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 

@@ -99,7 +99,7 @@ ENTRIES: dict[str, ModelEntry] = {
             factory="engine.models.tiny_detector:TinyDetector",
             task="detection",
             packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
-            schedule={"": {"epochs": 12, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+            schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
         *map(_of_torchvision, PUBLISHED),
     )
