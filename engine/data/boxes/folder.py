@@ -32,15 +32,14 @@ def load(place: Path, part: Any) -> ItemData:
     side, note = _side(found, part.size)
     letterbox = Letterbox(side, part.interpolation or "bilinear", part.mean or (0.0, 0.0, 0.0), part.std or (1.0, 1.0, 1.0))
     given: dict[SplitName, ItemSplit] = {split: FileImages(rows, letterbox) for split, rows in found.rows.items()}
-    alone = next(iter(given)) if "train" not in given else None
-    if alone is not None:
-        given = {"train": given[alone]}
-    splits, origin = completed(given, "images", str(place))
+    splits, origin = completed(given if "train" in given else {"train": next(iter(given.values()))}, "images", str(place))
+    if "train" not in given:
+        origin = (f"nothing is named train: all is taken from {next(iter(given))}", *origin)
     counted = sum(len(row.boxes) for rows in found.rows.values() for row in rows)
     about = f"{found.kind}: {counted:,} boxes of {len(found.labels)} classes"
     return ItemData(
         place.resolve().stem if place.is_file() else place.resolve().name, splits["train"], splits["validation"], splits["test"],
-        outputs=len(found.labels), labels=found.labels, about={"size": [side, side]}, notes=(about, note, *([f"all splits are taken from {alone}: nothing is named train"] if alone else []), *origin, *found.notes),
+        outputs=len(found.labels), labels=found.labels, about={"size": [side, side]}, notes=(about, note, *origin, *found.notes),
     )  # fmt: skip
 
 
