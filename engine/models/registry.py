@@ -117,6 +117,14 @@ ENTRIES: dict[str, ModelEntry] = {
             packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
             schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
         ),
+        ModelEntry(
+            name="tiny-detector",
+            description="scores and boxes of cells, without anchors: eleven convolutions, two shortcuts",
+            factory="engine.models.tiny_detector:TinyDetector",
+            task="detection",
+            packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
+            schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
         *map(_of_torchvision, PUBLISHED),
     )
 }

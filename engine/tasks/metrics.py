@@ -123,6 +123,8 @@ PREFILL = Workload("prefill", "at reading", "a prompt", "prompt", "a prompt")
 ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f")
 MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+BOX_MAP = Metric("mAP 50:95", "%", bounds=(0.0, 1.0))
+BOX_MAP_50 = Metric("mAP 50", "%", bounds=(0.0, 1.0))
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
 SQNR = Metric("SQNR", "dB", digits=".1f", against_fp32=True)
 LARGEST_ERROR = Metric("largest error", higher_is_better=False, bounds=(0.0, math.inf), digits=".3g", against_fp32=True)
@@ -139,6 +141,7 @@ METRICS = {
         ACCURACY, PERPLEXITY, MAE, R2,
         SQNR, LARGEST_ERROR, AGREEMENT,
         MIOU, PIXEL_ACCURACY, DICE, MAP, F1,
+        BOX_MAP, BOX_MAP_50,
     )
 }  # fmt: skip
 
