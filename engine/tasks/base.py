@@ -136,6 +136,11 @@ class Task(ABC):
     stepwise: ClassVar[bool] = False
     not_finite: str = "check the weights and the data"
 
+    @property
+    def noun(self) -> tuple[str, str]:
+        """What an evaluator's samples are, as one and as many."""
+        return self.item, self.plural
+
     @staticmethod
     def of(
         train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",

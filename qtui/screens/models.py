@@ -115,7 +115,8 @@ class ModelsScreen(Asking):
         assert isinstance(pane, TrainingPane)
         job = state.job
         status = "" if job is None else "stopping …" if job.stopping else "" if state.baseline_progress else "getting ready …"
-        pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, status=status))
+        told = next((epoch.metric for epoch in reversed(state.baseline.epochs) if epoch.metric), None) or "accuracy"
+        pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, metric=told, status=status))
 
     def shown_actions(self, state: State) -> Sequence[Action]:
         """While a baseline trains, what can be done about it."""

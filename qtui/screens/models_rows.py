@@ -106,8 +106,8 @@ def _asked(run: RunSummary) -> dict[str, object]:
 def _run(run: RunSummary, name: str, short: bool) -> Row:
     glyph, word, role = _STATES[run.state]
     values = ""
-    if run.baseline and run.value:
-        values = f"{text.summary(run.baseline).removesuffix(' %')} → {text.summary(run.value)}"
+    if run.baseline is not None and run.value is not None:
+        values = text.summaries(text.metric_of_run(run), run.baseline, run.value)
     role_of_row = "dim" if run.state in ("failed", "damaged") else ""
     when = run.started[5:16].replace("T", " ")
     verdict = _verdict(run, short) if run.state == "finished" else _RESUMES[short] if can_resume(run) else run.text
@@ -199,7 +199,11 @@ def training_sentence(job: Job, training: Training) -> str:
     if job.stopping:
         return "stopping … it is saved where it stands."
     what = f"A baseline of {short_name(job.model)} on {short_name(job.data)}: its best epoch is kept as the weights."
-    best = f" Best so far: epoch {training.best.epoch}, {text.metric('accuracy', training.best.value)}." if training.best else ""
+    best = (
+        f" Best so far: epoch {training.best.epoch}, {text.titled(training.best.metric or 'accuracy', training.best.value)}."
+        if training.best
+        else ""
+    )
     return f"{what}{best} X stops it and saves where it stands."
 
 
