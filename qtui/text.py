@@ -49,6 +49,15 @@ def titled(found: str | Metric, value: float) -> str:
     return f"{named(found)}{metric(found, value)}"
 
 
+def worse(found: str | Metric, by: float) -> str:
+    """What a drop of a metric may be: ``MAE at most 0.5 % higher``, ``mIoU at most 0.5 points lower``."""
+    measure = known(found)
+    side = "lower" if measure.higher_is_better else "higher"
+    if measure.relative or measure.unit == "%":
+        return f"{measure.name} at most {100 * by:g} {'%' if measure.relative else 'points'} {side}"
+    return f"{measure.name} at most {tidy(by)} worse"
+
+
 def summary(value: float, name: str | Metric | None = None) -> str:
     """The figure of a run's summary; one of an earlier version does not name its metric: a perplexity is never below 1."""
     return metric(name or ("accuracy" if value <= 1 else "perplexity"), value)

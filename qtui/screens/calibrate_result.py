@@ -151,20 +151,10 @@ def limit(threshold: str, metric: str | Metric = ACCURACY) -> str:
         metric = {"": ACCURACY, "accuracy": ACCURACY, "perplexity": PERPLEXITY}.get(metric) or Metric(metric)
     try:
         if name == "drop" and metric.name not in ("", "accuracy"):
-            return worse(metric, float(value))
+            return f"a perplexity at most {100 * float(value):g} % higher" if metric == PERPLEXITY else text.worse(metric, float(value))
         return _LIMITS[name](float(value))
     except (KeyError, ValueError):
         return threshold
-
-
-def worse(metric: Metric, by: float) -> str:
-    """What a drop of a metric may be: ``MAE at most 0.5 % higher``, ``mIoU at most 0.5 points lower``."""
-    if metric.name == "perplexity":
-        return f"a perplexity at most {100 * by:g} % higher"
-    side = "lower" if metric.higher_is_better else "higher"
-    if metric.relative or metric.unit == "%":
-        return f"{metric.name} at most {100 * by:g} {'%' if metric.relative else 'points'} {side}"
-    return f"{metric.name} at most {_tidy(by)} worse"
 
 
 def headline(run: Run) -> tuple[str, str]:
