@@ -27,9 +27,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
     weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and
-    ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
-    any other."""
+    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and ``others``
+    are further tasks that it takes; ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the
+    training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -40,6 +40,7 @@ class ModelEntry:
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    input: str = ""
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
@@ -97,6 +98,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="three linear layers, for ten numbers a row",
             factory="engine.models.mlp:MLP",
             task="regression",
+            input="10 numbers",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),

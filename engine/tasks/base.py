@@ -154,6 +154,11 @@ class Task(ABC):
     doubt: str = ""
     """What the data cannot tell whatever is measured on them, as part of a sentence; empty for data as they are met in use."""
 
+    @property
+    def noun(self) -> tuple[str, str]:
+        """What an evaluator's samples are, as one and as many."""
+        return self.item, self.plural
+
     @staticmethod
     def of(
         train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
