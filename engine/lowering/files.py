@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from engine.reading import regular
+
 NAME = "model.safetensors"
 
 
@@ -24,6 +26,7 @@ def is_decoder(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
+        regular(path)
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))
     except (SafetensorError, OSError, ValueError, RecursionError):
