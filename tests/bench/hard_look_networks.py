@@ -484,6 +484,8 @@ def onnx_apart(native: Any, network: nn.Module, images: Tensor) -> str:
         if step.output not in kept or not isinstance(mine, Tensor):
             continue
         other = torch.from_numpy(found[kept[step.output]].copy())
+        # A linear layer's further dimensions are rows there.
+        other = other.reshape(mine.shape) if step.op == "layer" and other.numel() == mine.numel() else other
         what = f"{step.op} {step.attrs.get('path', step.output)}"
         if other.dtype != mine.dtype or other.shape != mine.shape:
             if mine.dtype == torch.uint8 or other.numel() != mine.numel():
