@@ -27,9 +27,8 @@ def remove_identities(gm: fx.GraphModule) -> None:
             continue
         module = module_of(node)
         never = isinstance(module, nn.Identity) or getattr(module, "p", None) == 0
-        parts = kind(read) in ("conv", "linear", "bn", "conv_transpose", "functional_conv", "functional_linear") and any(
-            kind(user) in _TAKEN_IN or user.target is F.batch_norm for user in node.users
-        )
+        layer = kind(read) in ("conv", "linear", "bn", "conv_transpose") or kind(read).startswith("functional_")
+        parts = layer and any(kind(user) in _TAKEN_IN or user.target is F.batch_norm for user in node.users)
         if never or parts:
             node.replace_all_uses_with(read)
             gm.graph.erase_node(node)
