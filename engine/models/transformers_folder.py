@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
-from engine.reading import MB, read_json
+from engine.reading import MB, read_json, regular
 
 # Either file alone, or the pair, is a tokenizer that transformers reads.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 AGAIN = "copy or download it again"
+_OPENED = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 # An index of weights has a line for each tensor.
 _LARGEST = 64 * MB
@@ -38,12 +39,23 @@ def look(path: Path) -> Folder:
     if not path.is_dir():
         raise EngineError(f"{path} {'is a file' if path.exists() else 'does not exist'}: give the folder of a language model")
     config = _json(path / "config.json", path)
+    _readable(path)
     weights = _weights(path)
     for file in weights:
         if file.suffix == ".safetensors":
             whole_safetensors(file)
     _decoder(path, config)
     return Folder(path, config, weights, any(all((path / name).is_file() for name in names) for names in _TOKENIZERS))
+
+
+def _readable(folder: Path) -> None:
+    """Raises EngineError for a file that transformers would open by its name and wait for, or never come to the end of."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _OPENED and not file.is_dir():
+            try:
+                regular(file)
+            except OSError as error:
+                raise EngineError(f"{file} cannot be read ({error.strerror}): {AGAIN}") from error
 
 
 def _json(file: Path, folder: Path) -> dict[str, Any]:

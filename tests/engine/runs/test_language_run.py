@@ -228,6 +228,7 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
         recipe(place, model=str(tmp_path / "bare"), data={"name": str(tmp_path / "ids.json"), "calibration": 8}), tmp_path / "run"
     )
     assert outcome.error is None
+    assert any("every second one is for test, and of the others every eighth for validation" in e.text for e in outcome.of(Notice))
     assert outcome.data["baseline"]["perplexity"]["protocol"] == "sequences" and outcome.data["baseline"]["perplexity"]["stride"] is None
 
 
