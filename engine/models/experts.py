@@ -66,6 +66,11 @@ def has_separate_experts(model: nn.Module) -> bool:
     return any(isinstance(module, SeparateExperts) for module in model.modules())
 
 
+def holds_experts(model: nn.Module) -> bool:
+    """Whether experts that transformers keeps in one tensor are in ``model``, fused or separate."""
+    return any(isinstance(module, SeparateExperts) or _is_fused(module) for module in model.modules())
+
+
 def is_expert(path: str) -> bool:
     """Whether the layer at ``path`` is one that a router may leave out."""
     return ".experts." in path
