@@ -26,14 +26,10 @@ BASE = {
     "max_position_embeddings": 64, "vocab_size": tiny_language.ROWS, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
 FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-DEEP = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-}
+DEEP = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1} | dict.fromkeys(
+    ("n_group", "topk_group"), 1
+)
+LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
 # Family: what its configuration adds, and how many of its two blocks have experts.
 FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen3Moe": (FEW, 2),
