@@ -28,12 +28,6 @@ def _truncated(at: At, number: str) -> str:
     return at.node("Mul", at.node("Sign", number), at.node("Floor", at.node("Abs", number)))
 
 
-def _div(at: At) -> str:
-    made = at.node("Div", at.args[0], at.args[1])
-    mode = at.kwargs.get("rounding_mode")
-    return made if mode is None else at.node("Floor", made) if mode == "floor" else _truncated(at, made)
-
-
 def _axes(at: At, given: Any) -> list[int]:
     rank = len(at.args[0].shape)
     axes = [given] if isinstance(given, int) else list(given or range(rank))
@@ -92,11 +86,14 @@ def _var(at: At) -> str:
 
 
 def _max(at: At) -> Any:
-    """Of two tensors, or along an axis; the places of the maxima have no form here."""
+    """Of two tensors, or along an axis with the places of the maxima."""
     if len(at.args) > 1 and isinstance(at.args[1], Value):
         return at.node("Max", at.args[0], at.args[1])
     made = _reduce("ReduceMax")(at)
-    return (made,) if len(at.shapes) > 1 else made
+    if len(at.shapes) < 2:
+        return made
+    axis, keep = at.args[1] % len(at.args[0].shape), int(bool(at.arg(2, "keepdim", False)))
+    return made, at.node("ArgMax", at.args[0], axis=axis, keepdims=keep)
 
 
 def _flip(at: At) -> str:
@@ -188,7 +185,7 @@ MORE: dict[str, Build] = {
     "eq": _compare("Equal"), "ne": _compare("Equal", negated=True),
     "bitwise_not": lambda at: at.node("Not", at.args[0]), "logical_not": lambda at: at.node("Not", at.args[0]),
     "bitwise_and": _compare("And"), "logical_and": _compare("And"), "bitwise_or": _compare("Or"), "logical_or": _compare("Or"),
-    "div": _div, "trunc": lambda at: _truncated(at, at.read(at.args[0])),
+    "trunc": lambda at: _truncated(at, at.read(at.args[0])),
     "rsqrt": lambda at: at.node("Reciprocal", at.node("Sqrt", at.args[0])),
     "log1p": lambda at: at.node("Log", at.node("Add", at.args[0], 1.0)),
     "expm1": lambda at: at.node("Sub", at.node("Exp", at.args[0]), 1.0),

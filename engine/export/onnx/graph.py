@@ -47,6 +47,18 @@ class Value:
     kind: torch.dtype = torch.float32
 
 
+@dataclass(frozen=True)
+class Complex:
+    """A tensor of complex numbers, as two of real ones."""
+
+    real: Value
+    imag: Value
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.real.shape
+
+
 class Graph:
     """Collects nodes in order. Names are made unique; equal constants are stored once. ``counted`` is an input whose size tells the
     number of items, of each of which it holds ``pixels`` numbers; ``taken`` are the names of inputs and outputs."""
