@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 BATCHES, BATCH = 5, 4
+# What every child would import by itself, for seconds each time.
+PRELOADED = ["torchvision", "timm", "transformers", "torch._dynamo", "torch.export", "torch.utils.flop_counter", "onnx", "engine.api"]
 TIMM = {
     "resnet10t": 64, "resnetv2_50x1_bit": 64, "seresnext26d_32x4d": 64, "res2net50_14w_8s": 64, "regnety_002": 64, "regnetx_002": 64,
     "efficientnet_b0": 64, "tf_efficientnetv2_b0": 64, "mobilenetv3_small_050": 64, "mobilenetv4_conv_small": 64, "mnasnet_small": 64,
@@ -326,7 +328,7 @@ def main() -> int:
     args = parser.parse_args()
     done = {found["name"]: found for found in json.loads(args.json.read_text())} if args.json and args.json.exists() else {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision", "timm", "transformers", "engine.api"])
+    context.set_forkserver_preload(PRELOADED)
     names = [name for name in cases() if any(fnmatchcase(name, glob) for glob in args.names)]
     rows = []
     for name in names:

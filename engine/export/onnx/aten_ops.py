@@ -26,22 +26,19 @@ def _same(at: At) -> str:
     return at.read(at.args[0])
 
 
+_KINDS = (torch.float32, torch.int64, torch.int32, torch.bool)
+
+
 def _copied(at: At) -> str:
-    if at.kwargs.get("dtype") not in (None, torch.float32):
-        raise ValueError(f"numbers as {at.kwargs['dtype']}")
-    return at.read(_as_number(at, at.args[0]))
-
-
-def _as_number(at: At, given: Any) -> Any:
-    """A truth value as 0 or 1, where it is computed with."""
-    if not isinstance(given, Value) or given.kind != torch.bool:
-        return given
-    return Value(at.node("Cast", given, to=at.graph.onnx.TensorProto.FLOAT), given.shape)
+    kind = at.kwargs.get("dtype")
+    if kind not in (None, *_KINDS):
+        raise ValueError(f"numbers as {kind}")
+    return at.read(at.args[0] if kind is None else at.cast(at.args[0], kind))
 
 
 def _binary(op: str) -> Build:
     def build(at: At) -> str:
-        left, right = (_as_number(at, given) for given in at.args[:2])
+        left, right = (at.cast(given, at.kind) for given in at.args[:2])
         alpha = at.kwargs.get("alpha", 1)
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
