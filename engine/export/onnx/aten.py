@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
 from engine.errors import EngineError, one_line
 from engine.export.onnx.aten_types import common
-from engine.export.onnx.graph import Batch, Complex, Graph, Value, dims
+from engine.export.onnx.graph import Batch, Complex, Graph, Value, dims, dtype_name
 
 BATCHES = (2, 3)
 _INSTEAD = "export without onnx and openvino, or as pt2"
@@ -53,6 +54,15 @@ class At:
         if isinstance(given, Value):
             return self.graph.read(given)
         return self.graph.constant(torch.tensor(given, dtype=self.kind))
+
+    def cast(self, given: Any, kind: torch.dtype) -> Any:
+        """``given``, a value or a number, with elements of another type."""
+        if not isinstance(given, Value):
+            return given if kind.is_floating_point else self.graph.constant(np.array(given, dtype_name(kind)))
+        if given.kind == kind:
+            return given
+        code = self.graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_name(kind)))
+        return Value(self.node("Cast", given, to=code), given.shape, None, kind)
 
     def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """A node of this call; ``inputs`` are names, values or numbers."""

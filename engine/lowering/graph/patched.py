@@ -72,7 +72,7 @@ def _standing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Proxy | None:
     """The first of the arguments that stands for a value; torch itself finds it in lists of sizes, and not beside them."""
     parts = (*args, *kwargs.values())
     nested = [inner for part in parts if isinstance(part, tuple | list) for inner in part]
-    return next((part for part in (*parts, *nested) if issubclass(type(part), fx.Proxy)), None)
+    return next((part for part in (*parts, *nested) if isinstance(part, fx.Proxy)), None)
 
 
 def _method(name: str) -> Callable[..., Any]:

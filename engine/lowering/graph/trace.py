@@ -76,10 +76,6 @@ class ShapeTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return SizedProxy(node, self)
 
-    def create_arg(self, a: Any) -> Any:
-        # What stands for a tensor says that it is one; fx would look for it among the constants.
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
-
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         if kind == "call_function" and is_foreign(target):
             if does_nothing(target, args, kwargs):
@@ -135,7 +131,7 @@ class ShapeTracer(fx.Tracer):
     def _parts(self, value: Any) -> Any:
         """``value`` with what stands for a tuple, a list or a dict taken apart."""
         proxy: Any = value
-        if not issubclass(type(value), SizedProxy):
+        if not isinstance(value, SizedProxy):
             given: Any = value
         elif not value.known or isinstance(value.known[0], Tensor):
             return value
@@ -175,6 +171,9 @@ class ShapeTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
+            return forward(*args, **kwargs)
+        if not any(part is m for part in self.root.modules()) and not m.state_dict():
+            # Made in the forward itself, as an activation by its name: it is what it computes.
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         last = next(iter(reversed(self.graph.nodes)), None)
