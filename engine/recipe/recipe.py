@@ -113,7 +113,7 @@ class DataPart(_Part):
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "calibration_from")
         return {name: getattr(self, name) for name in names}
 
 

@@ -23,7 +23,8 @@ from engine.tasks.metrics import AGREEMENT, LARGEST_ERROR, SQNR, Metric, MetricV
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject
 
-DEFAULT_THRESHOLD = "sqnr:30"
+# Errors of a hundredth of the outputs' energy: what 8 bits keep of most networks, and training is not begun for less.
+DEFAULT_THRESHOLD = "sqnr:20"
 # Items of the larger timed batch, where the data have as many of one size.
 _BATCHED = 64
 
@@ -167,6 +168,11 @@ def settled(recipe: Recipe) -> Recipe:
             "fidelity needs inputs: give --data with a file of arrays (.npz, .npy, .pt, .safetensors), a folder of images, of audio or of "
             "such files, the name of a data set, or random:SHAPE such as random:3x224x224"
         )
+    return with_threshold(recipe)
+
+
+def with_threshold(recipe: Recipe) -> Recipe:
+    """With ``DEFAULT_THRESHOLD`` where none was asked for. Raises UsageError for a threshold on a metric of labels."""
     if not recipe.threshold.startswith("drop:"):
         return recipe
     if "threshold" in recipe.model_fields_set:

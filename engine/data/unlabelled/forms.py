@@ -55,6 +55,8 @@ def forms(part: DataPart, transform: Transform | None = None) -> tuple[ItemData,
 
     ``transform`` is what the model expects of photographs. Raises UsageError for a name that is not known or options that have no
     effect, EngineError for files that are missing or cannot be read."""
+    if part.calibration_from is not None:
+        raise UsageError("data.calibration_from is for data with labels: --data takes the folder of inputs without them itself")
     if is_random(part.name):
         _no_options(part, "random inputs")
         return (random_inputs.load(part.name),)

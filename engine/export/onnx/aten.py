@@ -84,7 +84,8 @@ def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        # oneDNN's recurrent layers are one operation without an ONNX form; torch's own are made of ordinary ones.
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
             traced: fx.GraphModule = make_fx(body, _simpler())(*[flat[place] for place in places])
             return traced
     finally:
