@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import EngineError, one_line
 from engine.plain_text import escaped_json
 from engine.reading import MB, read_json
+from engine.report.figures import LATENCY_KEYS
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.report.markdown import number, table
 from engine.report.mismatch import DIFFERS, differs
@@ -110,7 +111,7 @@ def _figure_row(name: str, e: dict[str, Any], metric: str) -> tuple[str, ...]:
     return (
         name, _quality(metric, e["value"], e["interval"]), number(error.get("mse"), "{:.2e}"),
         number(error.get("sqnr_db"), "{:.1f} dB"), number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
-        f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
+        *(number((e.get(key) or {}).get("p50"), "{:.2f} ms") for key in LATENCY_KEYS), e["kernel"],
     )  # fmt: skip
 
 

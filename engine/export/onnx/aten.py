@@ -7,7 +7,9 @@ A step is traced for two numbers of images; what differs between the two is the 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -85,11 +87,20 @@ def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # oneDNN's recurrent layers are one operation without an ONNX form; torch's own are made of ordinary ones.
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        with torch.no_grad(), _without_onednn():
             traced: fx.GraphModule = make_fx(body, _simpler())(*[flat[place] for place in places])
             return traced
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Some builds of torch warn of Intel's GPUs where oneDNN's flags are touched.
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @cache

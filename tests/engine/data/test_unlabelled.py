@@ -68,7 +68,7 @@ def test_files_of_a_folder_are_many_items_each_or_one_item_each(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "name, content, said",
+    ("name", "content", "said"),
     [
         ("x.npy", np.array([object()]), "cannot be read as arrays"),
         ("x.npy", np.zeros((3, 2), np.complex64), "give real numbers"),
@@ -157,7 +157,7 @@ def test_random_inputs_have_the_shapes_that_are_asked_for_and_say_that_they_are_
     (form,) = forms(part_of("random:3x8x6,int:10:7,bool:4"))
     (image, ids, mask), _ = next(form.batches("train", 16))[0].inputs, 0
     assert image.shape == (16, 3, 8, 6) and ids.shape == (16, 10) and mask.dtype == torch.bool
-    assert 0 <= int(ids.min()) and int(ids.max()) < 7
+    assert int(ids.min()) >= 0 and int(ids.max()) < 7
     again = forms(part_of("random:3x8x6,int:10:7,bool:4"))[0]
     assert torch.equal(next(again.batches("train", 16))[0].inputs[0], image)
     assert not torch.equal(form.test.read([0]).inputs[0], form.train.read([0]).inputs[0])

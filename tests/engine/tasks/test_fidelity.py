@@ -53,7 +53,8 @@ class Tokens(nn.Module):
         return self.out(F.relu(self.inner(self.embedding(ids)))).mean(1)
 
 def signal(channels, conv, norm, pool):
-    return nn.Sequential(conv(channels, 16, 3, padding=1), norm(16), nn.ReLU(), conv(16, 16, 3, 2, 1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(16, 6))
+    first = conv(channels, 16, 3, padding=1), norm(16), nn.ReLU()
+    return nn.Sequential(*first, conv(16, 16, 3, 2, 1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(16, 6))
 
 two, recurrent, tokens = seeded(Two), seeded(Recurrent), seeded(Tokens)
 one_d = seeded(lambda: signal(2, nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d))
@@ -103,7 +104,7 @@ def test_outputs_that_are_fp32s_own_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, data, on_integers",
+    ("name", "data", "on_integers"),
     [
         ("two", "random:4x10x12,6", 4),
         ("recurrent", "random:1x16x20", 2),
