@@ -11,7 +11,7 @@ from engine.export.registry import choices
 from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
-PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
+PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")

@@ -81,6 +81,17 @@ def kind_of(split: ItemSplit, place: int) -> Hashable:
     return find(place) if find else None
 
 
+def targets_of(split: ItemSplit) -> Any:
+    """The targets of all items of a split, without reading inputs where it holds them apart."""
+    if isinstance(split, SomeItems):
+        index = torch.tensor(split.places, dtype=torch.long)
+        return tree_map(lambda x: x[index], targets_of(split.whole))
+    if isinstance(split, MemoryItems):
+        return split.items.targets
+    apart = getattr(split, "targets", None)
+    return apart if apart is not None else split.read(range(len(split))).targets
+
+
 Augment = Callable[[Items, torch.Generator], Items]
 """A batch of training items, changed a little with what the generator draws."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.images.image_files import fitted, opened, stored_size, turned
+from engine.data.images.image_files import fitted, opened, told_size, turned
 from engine.data.items import Items
 from engine.models.transform import Transform, Triple
 
@@ -68,7 +68,7 @@ class ImageItems:
         if self.look.transform is not None:
             return None
         if place not in self._sizes:
-            self._sizes[place] = stored_size(str(self.paths[place]))
+            self._sizes[place] = told_size(str(self.paths[place]))[::-1]
         return self._sizes[place]
 
 
