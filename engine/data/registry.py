@@ -95,13 +95,14 @@ ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 def load(
     name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
     transform: Transform | None = None, crop: int | None = None, interpolation: Interpolation | None = None, classes: str | None = None,
-    channels: int | None = None,
+    channels: int | None = None, calibration_from: str | None = None,
 ) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``.
+    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``. ``calibration_from`` is a folder of
+    images without labels, which calibrate.
     ``transform`` is what a model expects of photographs; data of one size take no notice of it,
     and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not take or
     values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
@@ -121,6 +122,10 @@ def load(
     prepared: dict[str, Any] = {"transform": transform} if transform is not None and "size" in entry.takes else {}
     prepared |= {option: value for option, value in asked.items() if value is not None}
     data: Data = import_module(entry.module).load(place, size, **prepared)
+    if calibration_from is not None:
+        from engine.data.images.calibration import with_calibration
+
+        data = with_calibration(data, Path(calibration_from).expanduser(), any_size=entry.shape is not None)
     if mean is None and std is None:
         return data
     return data.with_normalization(mean or data.mean, std or data.std)

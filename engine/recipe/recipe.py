@@ -124,7 +124,7 @@ class DataPart(_Part):
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels", "calibration_from")
         return {name: getattr(self, name) for name in names}
 
 

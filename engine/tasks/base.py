@@ -161,8 +161,8 @@ class Task(ABC):
 
     @staticmethod
     def of(
-        train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
-        unit: str = "", higher_is_better: bool | None = None,
+        train: Any, validation: Any = None, test: Any = None, *, metric: Any = None, loss: Any = None, name: str = "own",
+        item: str = "item", unit: str = "", higher_is_better: bool | None = None,
     ) -> Task:  # fmt: skip
         """A task of one's own.
 
@@ -173,6 +173,8 @@ class Task(ABC):
 
         ``metric`` is a function ``(outputs, targets) -> number`` over a whole split, an object with ``update``, ``compute`` and
         ``reset`` as torchmetrics has, or a dict of several, of which the first decides. ``unit`` "%" marks a part (0..1).
+        Without a metric the model is judged against fp32 alone, by the SQNR of its outputs; a batch may then be a tensor, or a list of
+        one, without targets.
         ``loss`` is a function ``(outputs, targets) -> tensor`` of one batch; without it training distils from fp32.
         Raises UsageError for a loader that can be read once alone.
 

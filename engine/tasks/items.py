@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.items import ItemData, Items
-from engine.errors import EngineError, one_line
+from engine.errors import EngineError, UsageError, one_line
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.models.cached import cached_weights
@@ -86,6 +86,8 @@ def batch_of(items: Items, count: int) -> Batch:
 
 def data_of(recipe: Recipe, task: str) -> ItemData:
     """The data of ``task`` that ``recipe`` names. Raises UsageError or EngineError in one line."""
+    if recipe.data.calibration_from is not None:
+        raise UsageError(f"data.calibration_from is for classification, and the task is {task}: leave it out")
     return data_registry.items(recipe.data, task)
 
 

@@ -7,7 +7,9 @@ A step is traced for two numbers of images; what differs between the two is the 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -103,18 +105,24 @@ def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
 
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    mkldnn = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
     try:
-        # oneDNN's recurrent layers are one operation each, which has no form; without them they are many small ones.
-        with torch.no_grad():
+        # oneDNN's recurrent layers are one operation without an ONNX form; torch's own are made of ordinary ones.
+        with torch.no_grad(), _without_onednn():
             traced: fx.GraphModule = make_fx(body, _simpler())(*[flat[place] for place in places])
             # Results that nobody reads, as the places of maxima.
             traced.graph.eliminate_dead_code()
             return traced
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(mkldnn)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Some builds of torch warn of Intel's GPUs where oneDNN's flags are touched.
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @cache
