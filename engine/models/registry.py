@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
+from engine.models.torchvision_segmentation import SEGMENTERS, Segmenter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
     weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and
+    ``published`` is what torchvision knows of its own networks, which have no ``factory``, ``segmenter`` what
+    it knows of those for segmentation. ``task`` is what it is for, and
     ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
     any other."""
 
@@ -35,6 +37,7 @@ class ModelEntry:
     shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
     published: Published | None = None
+    segmenter: Segmenter | None = None
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -79,6 +82,12 @@ def _of_torchvision(published: Published) -> ModelEntry:
     return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
 
 
+def _segmenter(known: Segmenter) -> ModelEntry:
+    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
+    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", schedule=fields)
+
+
 ENTRIES: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
@@ -115,6 +124,7 @@ ENTRIES: dict[str, ModelEntry] = {
             packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
             schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
         ),
+        *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),
     )
 }

@@ -17,8 +17,8 @@ _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 @dataclass(frozen=True)
 class Runtime:
-    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and 64; None where they were not measured. ``kernel``
-    is what it computes with. ``together`` is False for figures of another hour than the others'."""
+    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and at the larger one; None where they were not measured.
+    ``kernel`` is what it computes with. ``together`` is False for figures of another hour than the others'."""
 
     name: str
     file: str
@@ -72,9 +72,13 @@ class Paces:
     apart: str
 
 
-IMAGES = Paces(
-    ("at batch 1", "at batch 64"), ("batch 1", "batch 64"), ("×1", "×64"), "timed in the run, the others together at another hour"
-)
+def of_batches(size: int) -> Paces:
+    """Of one item alone, and of ``size`` at a time."""
+    apart = "timed in the run, the others together at another hour"
+    return Paces(("at batch 1", f"at batch {size}"), ("batch 1", f"batch {size}"), ("×1", f"×{size}"), apart)
+
+
+IMAGES = of_batches(64)
 TEXT = Paces(
     ("a token", "a prompt"), ("a token", "a prompt"), ("token", "prompt"), "timed in the run, each other file by itself at another hour"
 )
@@ -83,7 +87,13 @@ TEXT = Paces(
 def paces(report: Mapping[str, Any]) -> Paces:
     """Of images, or of a language model that writes a token after the other and reads a prompt."""
     baseline = report.get("baseline")
-    return TEXT if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity" else IMAGES
+    if not isinstance(baseline, Mapping):
+        return IMAGES
+    if baseline.get("metric") == "perplexity":
+        return TEXT
+    times = baseline.get("latency_batched_ms")
+    batch = times.get("batch") if isinstance(times, Mapping) else None
+    return of_batches(batch) if isinstance(batch, int) else IMAGES
 
 
 def fastest(report: Mapping[str, Any]) -> str:
