@@ -76,12 +76,17 @@ _KNOWN = (
         "digit-ink", "these digits, and how much ink each takes", "BSD-3-Clause", True, None, (3, 32, 32),
         "engine.data.images.digit_ink", task="regression",
     ),
+    DataEntry(
+        "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
+        "engine.data.boxes.digit_boxes", task="detection",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
 READERS: dict[str, str] = {
     "multilabel": "engine.data.tables.labels",
     "regression": "engine.data.tables.columns",
     "segmentation": "engine.data.masks.folder",
+    "detection": "engine.data.boxes.folder",
 }
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}

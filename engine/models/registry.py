@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Stem = Literal["auto", "small", "imagenet"]
 # Images up to this many pixels wide would leave a stem for photographs as next to nothing.
 SMALL_SIDE = 64
+# Tasks that hold a model against itself alone.
+OF_ANY_MODEL = ("fidelity",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -26,10 +28,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
     weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``, ``segmenter`` what
-    it knows of those for segmentation. ``task`` is what it is for, and
-    ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
-    any other."""
+    ``published`` is what torchvision knows of its own networks, which have no ``factory``, ``segmenter`` what it knows of those for
+    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
+    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -41,10 +42,11 @@ class ModelEntry:
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    input: str = ""
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
-        if task != self.task and task not in self.others:
+        if task not in (self.task, *self.others, *OF_ANY_MODEL):
             raise UsageError(
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )
@@ -104,6 +106,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="three linear layers, for ten numbers a row",
             factory="engine.models.mlp:MLP",
             task="regression",
+            input="10 numbers",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
@@ -123,6 +126,14 @@ ENTRIES: dict[str, ModelEntry] = {
             others=("regression",),
             packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
             schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tiny-detector",
+            description="scores and boxes of cells, without anchors: eleven convolutions, two shortcuts",
+            factory="engine.models.tiny_detector:TinyDetector",
+            task="detection",
+            packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
+            schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
         *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.plain_text import one_line
 from engine.report.mismatch import differing
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
 _TIMES = ("latency_ms", "latency_batched_ms")
+_LONGEST = 20
 _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and at the larger one; None where they were not measured.
-    ``kernel`` is what it computes with. ``together`` is False for figures of another hour than the others'."""
+    """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and 64; None where they were not measured. ``kernel``
+    is what it computes with. ``together`` is False for figures of another hour than the others'."""
 
     name: str
     file: str
@@ -72,28 +74,25 @@ class Paces:
     apart: str
 
 
-def of_batches(size: int) -> Paces:
-    """Of one item alone, and of ``size`` at a time."""
-    apart = "timed in the run, the others together at another hour"
-    return Paces(("at batch 1", f"at batch {size}"), ("batch 1", f"batch {size}"), ("×1", f"×{size}"), apart)
-
-
-IMAGES = of_batches(64)
+IMAGES = Paces(
+    ("at batch 1", "at batch 64"), ("batch 1", "batch 64"), ("×1", "×64"), "timed in the run, the others together at another hour"
+)
 TEXT = Paces(
     ("a token", "a prompt"), ("a token", "a prompt"), ("token", "prompt"), "timed in the run, each other file by itself at another hour"
 )
 
 
 def paces(report: Mapping[str, Any]) -> Paces:
-    """Of images, or of a language model that writes a token after the other and reads a prompt."""
+    """Of batches of items, or of a language model that writes a token after the other and reads a prompt."""
     baseline = report.get("baseline")
-    if not isinstance(baseline, Mapping):
-        return IMAGES
-    if baseline.get("metric") == "perplexity":
+    if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity":
         return TEXT
-    times = baseline.get("latency_batched_ms")
-    batch = times.get("batch") if isinstance(times, Mapping) else None
-    return of_batches(batch) if isinstance(batch, int) else IMAGES
+    rows = _rows(report.get("workloads"))[:2]
+    words, heads, short = (tuple(one_line(row.get(key) or "", _LONGEST) for row in rows) for key in ("word", "head", "short"))
+    # A report of an earlier version does not say what was timed.
+    if len(rows) < 2 or not all((*words, *heads, *short)):
+        return IMAGES
+    return Paces((words[0], words[1]), (heads[0], heads[1]), (short[0], short[1]), IMAGES.apart)
 
 
 def fastest(report: Mapping[str, Any]) -> str:

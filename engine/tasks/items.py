@@ -34,6 +34,7 @@ class ItemTask(Task):
 
     def __init__(self, items: ItemData) -> None:
         self.items = items
+        self.doubt = items.doubt
         self.found: Mapping[str, Any] = {}
 
     def batches(
@@ -48,6 +49,9 @@ class ItemTask(Task):
 
     def count(self, split: Split, limit: int | None = None) -> int:
         return self.items.count(split, limit)
+
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        return self.items.steps(split, batch, limit)
 
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
         items = self.items

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """``metric`` is what decides, ``data`` the data that a run takes where none is named. ``reads`` says what the model is given, and
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like, in
+    a few words. ``reads`` says what the model is given, and
     ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
 
     name: str
@@ -33,6 +34,7 @@ class TaskEntry:
     data: str
     module: str
     memory: str = "data.batch"
+    files: str = ""
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with the task's own data where none was named, and with whatever else the task takes."""
@@ -68,8 +70,10 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
         TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
         TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
