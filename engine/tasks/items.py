@@ -16,6 +16,7 @@ from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.models.cached import cached_weights
 from engine.models.registry import ModelEntry, find
+from engine.models.torchvision_segmentation import CLASSES
 from engine.models.weights_file import load_into, load_state, read_checkpoint
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task, forward_of
@@ -157,6 +158,8 @@ def _weights(entry: ModelEntry, recipe: Recipe, items: ItemData) -> tuple[Path, 
     kept = cached_weights(entry.name, known)
     if kept.is_file():
         return kept, "from the cache"
+    if entry.segmenter and items.outputs == CLASSES and (published := entry.segmenter.cached()):
+        return published, "from torchvision"
     raise EngineError(
         f"{entry.name} has no weights for {items.name} in the package: give --weights FILE or run "
         f"`qtui train {entry.name} --data {recipe.data.name}`"
