@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
+from engine.models.torchvision_detectors import DETECTORS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,9 +24,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
-    weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and
+    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
+    a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
+    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``. ``task`` is what it is for, and
     ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
     any other."""
 
@@ -53,8 +54,8 @@ class ModelEntry:
             from engine.models import torchvision_build
 
             return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
-        module, _, attribute = self.factory.partition(":")
-        model = getattr(import_module(module), attribute)(classes)
+        module, attribute, *name = self.factory.split(":")
+        model = getattr(import_module(module), attribute)(classes, *name)
         return model
 
     def weights_for(self, data: str) -> Path | None:
@@ -73,6 +74,12 @@ class ModelEntry:
 
 def _of_torchvision(published: Published) -> ModelEntry:
     return ModelEntry(published.name, published.description, "", published=published)
+
+
+def _detector(name: str, description: str) -> ModelEntry:
+    # Networks of this depth at a rate that they bear from random weights.
+    schedule = {"epochs": 20, "batch": 8, "lr": 0.0003, "optimizer": "adamw"}
+    return ModelEntry(name, description, f"engine.models.torchvision_detectors:build:{name}", task="detection", schedule={"": schedule})
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -102,6 +109,7 @@ ENTRIES: dict[str, ModelEntry] = {
             schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
         *map(_of_torchvision, PUBLISHED),
+        *(_detector(name, description) for name, description in DETECTORS.items()),
     )
 }
 
