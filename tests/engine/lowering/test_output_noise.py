@@ -20,7 +20,7 @@ from engine.tasks.base import Batch
 def _traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
     from engine.lowering.graph.trace import trace
 
-    return trace(model.eval(), example).graph
+    return trace(model.eval(), example).module
 
 
 def test_both_heads_give_the_outputs_of_a_detector() -> None:
