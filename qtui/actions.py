@@ -64,6 +64,7 @@ def _models() -> tuple[Action, ...]:
         Action("filter", ("slash",), "filter", "Show only the lines that hold a text; Esc shows all.", where, 2),
         Action("data", ("d",), "data", "Choose the data set or text, or give a folder of your own.", where, 3, reasons.busy),
         Action("own", ("o",), "your own", "Give your own model: file.py:factory, package.module:factory, or a language model's folder or OWNER/MODEL.", where, 0, reasons.busy),
+        Action("task", ("a",), "task", "Choose what is measured of your own model: a task of the list, or your own as path/task.py:factory.", where, 0, reasons.busy),
         Action("weights", ("w",), "weights", "Give a weights file (.safetensors or .pt) for the model.", where, 0, reasons.busy),
         Action("device", ("v",), "device", "Choose the device that calibrates and trains.", where, 0, reasons.busy),
         Action("threshold", ("e",), "threshold", "Set the error that the quantized model may have.", where, 0, reasons.busy),

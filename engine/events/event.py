@@ -89,10 +89,12 @@ class EpochFinished(Event):
 
 @dataclass(frozen=True)
 class Measured(Event):
-    """The figures of one form of the model: ``which`` is ``baseline``, ``ptq`` or ``qat``."""
+    """The figures of one form of the model: ``which`` is ``baseline``, ``ptq`` or ``qat``. ``metrics`` are all of the task's by name,
+    as the report's ``metrics`` has them."""
 
     which: Literal["baseline", "ptq", "qat"]
     figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,15 @@ class Detail(Event):
 
 @dataclass(frozen=True)
 class Setting(Detail):
-    """What the run is: its folder, the recipe (as in its YAML) and the report's ``environment``. First of a run's events,
-    and again when a decision changes the recipe."""
+    """What the run is: its folder, the recipe (as in its YAML), the report's ``environment``, ``task``, ``measures`` and ``items``.
+    First of a run's events, and again when a decision changes the recipe."""
 
     directory: str
     recipe: dict[str, Any]
     environment: dict[str, Any]
+    task: str = ""
+    measures: tuple[dict[str, Any], ...] = ()
+    items: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

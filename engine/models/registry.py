@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Stem = Literal["auto", "small", "imagenet"]
 # Images up to this many pixels wide would leave a stem for photographs as next to nothing.
 SMALL_SIDE = 64
+# Tasks that hold a model against itself alone.
+OF_ANY_MODEL = ("fidelity",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -26,9 +28,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
     a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``. ``task`` is what it is for, and
-    ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
-    any other."""
+    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``. ``task`` is what it is for, and ``others``
+    are further tasks that it takes; ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the
+    training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -39,10 +41,11 @@ class ModelEntry:
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    input: str = ""
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
-        if task != self.task and task not in self.others:
+        if task not in (self.task, *self.others, *OF_ANY_MODEL):
             raise UsageError(
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )
@@ -72,8 +75,12 @@ class ModelEntry:
         return asked
 
 
+# Of classifiers of images, whose last layer gives a number for each output.
+_OF_IMAGES = ("multilabel", "regression")
+
+
 def _of_torchvision(published: Published) -> ModelEntry:
-    return ModelEntry(published.name, published.description, "", published=published)
+    return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
 
 
 def _detector(name: str, description: str) -> ModelEntry:
@@ -90,6 +97,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="two convolutions with batch normalization, two linear layers",
             factory="engine.models.simplecnn:SimpleCNN",
             shape=(3, 32, 32),
+            others=_OF_IMAGES,
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
         ),
         ModelEntry(
@@ -97,8 +105,26 @@ ENTRIES: dict[str, ModelEntry] = {
             description="three linear layers, for ten numbers a row",
             factory="engine.models.mlp:MLP",
             task="regression",
+            input="10 numbers",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="unet",
+            description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
+            factory="engine.models.unet:UNet",
+            task="segmentation",
+            packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
+            schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tinycnn",
+            description="four convolutions with batch normalization, one linear layer over their average",
+            factory="engine.models.tinycnn:TinyCNN",
+            task="multilabel",
+            others=("regression",),
+            packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
+            schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
         ),
         ModelEntry(
             name="tiny-detector",

@@ -55,7 +55,7 @@ def measure(
     timings = yield from task.time(models, stop, device)
     fp32, kernel = _fastest(task, baseline, timings)
     test = found["test"]
-    quality = {split: _quality(results[_THIS], results[REFERENCE]) for split, results in found.items()}
+    quality = {split: _quality(results[_THIS], results[REFERENCE], task) for split, results in found.items()}
     this = test[_THIS]
     figures = QuantizedFigures(
         task.metric.name, this.value, this.first.interval, len(quantized.content), _kernels(quantized),
@@ -75,10 +75,11 @@ def measure(
     return Measured(form, before, again)
 
 
-def _quality(this: SplitResult, reference: SplitResult) -> Quality:
+def _quality(this: SplitResult, reference: SplitResult, task: Task) -> Quality:
     return Quality(
-        this.value, reference.value, this.closeness.error(), reference.first.interval, this.samples, this.chance, this.difference_error
-    )
+        this.value, reference.value, this.closeness.error(), reference.first.interval, this.samples, this.chance, this.difference_error,
+        task.noun,
+    )  # fmt: skip
 
 
 def _kernels(quantized: Quantized) -> str:

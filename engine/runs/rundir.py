@@ -40,6 +40,8 @@ State = Literal["running", "finished", "cancelled", "failed", "damaged"]
 
 @dataclass(frozen=True)
 class RunSummary:
+    """``baseline`` and ``value`` are of ``metric``, which ``measure`` says how to show; runs of earlier versions name none."""
+
     directory: Path
     started: str
     model: str
@@ -49,6 +51,8 @@ class RunSummary:
     baseline: float | None
     value: float | None
     text: str
+    metric: str | None = None
+    measure: dict[str, Any] | None = None
 
 
 class RunDir:
@@ -239,6 +243,7 @@ def _read(directory: Path) -> RunSummary:
     return RunSummary(
         directory, about["started"], about["model"], about["data"], state,
         about.get("chosen"), about.get("baseline"), about.get("value"), about.get("text") or "",
+        about.get("metric"), about.get("measure"),
     )  # fmt: skip
 
 
