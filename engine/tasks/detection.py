@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,11 +50,19 @@ class Detection(items.ItemTask):
         heads = getattr(model, "roi_heads", None)
         more = [what for what in ("mask", "keypoint") if getattr(heads, f"{what}_predictor", None) is not None]
         self._more = more[0] if more else ""
+
+    def begin_training(self, model: nn.Module) -> Callable[[], None]:
+        """A model that gives its losses itself, as torchvision's do, is given the targets too."""
         self._losses_inside = "targets" in inspect.signature(model.forward).parameters
 
+        def end() -> None:
+            self._losses_inside = False
+
+        return end
+
     def training_batches(self, *, batch: int, limit: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
-        """With the targets as torchvision's detectors take them, which give their losses in place of boxes. Raises EngineError for a
-        model whose losses need more than boxes."""
+        """With the targets as torchvision's detectors take them, where a baseline of one is trained. Raises EngineError for a model whose
+        losses need more than boxes."""
         for part in super().training_batches(batch=batch, limit=limit, seed=seed, device=device):
             if not self._losses_inside:
                 yield part

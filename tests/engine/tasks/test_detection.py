@@ -270,16 +270,21 @@ def test_detectors_of_torchvision_are_measured_and_give_their_own_losses(name: s
     task, model = Detection(_stub()), find(name).build(10)
     task.prepare(model)
     assert 0 <= measured(model.eval(), task, "test", 3, StopToken()) <= 1
+    assert not next(task.training_batches(batch=3, limit=3, seed=0)).kwargs
+    end = task.begin_training(model)
     batch = next(task.training_batches(batch=3, limit=3, seed=0))
     assert batch.kwargs["targets"][0]["labels"].tolist() == [int(batch.targets[0]["labels"][0]) + 1]
     loss = task.loss(model.train()(*batch.args, **batch.kwargs), batch.targets)
     assert loss is not None and torch.isfinite(loss) and loss > 0
+    end()
+    assert not next(task.training_batches(batch=3, limit=3, seed=0)).kwargs
 
 
 def test_detectors_that_learn_more_than_boxes_say_so() -> None:
     assert all(find(name).task == "detection" for name in DETECTORS)
     task, model = Detection(_stub()), find("maskrcnn_resnet50_fpn").build(10)
     task.prepare(model)
+    task.begin_training(model)
     with pytest.raises(EngineError, match="learns masks too"):
         next(task.training_batches(batch=3, limit=3, seed=0))
 
