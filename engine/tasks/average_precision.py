@@ -168,7 +168,7 @@ def _by_class(judge: Any, images: int) -> list[_Class]:
 
 
 def _objects(targets: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for image, one in enumerate(targets):
         crowds = one["iscrowd"].tolist() if "iscrowd" in one else [0] * len(one["labels"])
         for box, label, crowd in zip(one["boxes"].double().tolist(), one["labels"].tolist(), crowds, strict=True):
@@ -177,7 +177,7 @@ def _objects(targets: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
 
 
 def _answers(found: Sequence[Detections]) -> list[dict[str, Any]]:
-    answers = []
+    answers: list[dict[str, Any]] = []
     for image, one in enumerate(found):
         for box, score, label in zip(one.boxes.double().tolist(), one.scores.double().tolist(), one.labels.tolist(), strict=True):
             answers.append(_entry(len(answers), image, box, label) | {"score": score, "iscrowd": 0})

@@ -43,7 +43,7 @@ class Detection(items.ItemTask):
 
     def prepare(self, model: nn.Module) -> None:
         """torchvision's detectors scale images themselves, to 800 pixels if nothing is said: the data have done that."""
-        transform = getattr(model, "transform", None)
+        transform: Any = getattr(model, "transform", None)
         if hasattr(transform, "min_size") and getattr(transform, "fixed_size", None) is None:
             side = max(self.images.height, self.images.width)
             transform.min_size, transform.max_size = (min(self.images.height, self.images.width),), side

@@ -96,8 +96,8 @@ def _bilinear(before: int, after: int) -> Array:
 
 def _around(ink: Array) -> Box:
     """The box around what is written."""
-    rows = (ink > _INK).any(1).nonzero()[0]
-    columns = (ink > _INK).any(0).nonzero()[0]
+    rows = np.flatnonzero((ink > _INK).any(axis=1))
+    columns = np.flatnonzero((ink > _INK).any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 

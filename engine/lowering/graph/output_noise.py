@@ -40,7 +40,7 @@ def outputs(gm: fx.GraphModule, what: str, batch: Batch, activation_bits: int) -
     paths = output_layers(gm)
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in paths}
     handles = [
-        gm.get_submodule(path).register_forward_hook(lambda _, given, result, path=path: seen[path].append((given[0], result)))  # type: ignore[misc]
+        gm.get_submodule(path).register_forward_hook(lambda _, given, result, path=path: seen[path].append((given[0], result)))
         for path in paths
     ]
     try:

@@ -18,6 +18,8 @@ from engine.data.boxes.folder import load as load_folder
 from engine.data.items import ItemData
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
+from engine.lowering.base import NotWhole
+from engine.lowering.graph.trace import trace
 from engine.models.registry import find
 from engine.models.torchvision_detectors import DETECTORS
 from engine.recipe.recipe import DataPart, Recipe
@@ -262,6 +264,19 @@ def test_models_that_find_other_numbers_of_boxes_are_measured_against_each_other
             break
     assert results["none"].value == 0 and results["reference"].value > 0
     assert results["none"].closeness.sqnr_db == pytest.approx(0) and 0 < results["two"].closeness.sqnr_db < 20
+
+
+def test_a_model_that_gives_a_list_for_each_image_is_no_graph_and_is_left_to_its_islands() -> None:
+    class Boxes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+            return [{"boxes": one.flatten(1).mean(1)[None] if one.sum() < 1e9 else one} for one in self.body(images)]
+
+    with pytest.raises(NotWhole, match="another number of tensors for another number of items"):
+        trace(Boxes().eval(), Batch((torch.rand(3, 3, 16, 16),), count=3))
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
