@@ -57,7 +57,9 @@ def _random(images: int, seed: int, classes: int = 4) -> tuple[list[Detections],
 def _torchmetrics(found: Sequence[Detections], wanted: Sequence[dict[str, Tensor]]) -> tuple[float, float]:
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(backend="pycocotools")
+    # Its own steps are rounded to float32, which moves a recall of exactly 0.6 to the other side of its threshold; these are COCO's.
+    overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+    metric = MeanAveragePrecision(backend="pycocotools", iou_thresholds=overlaps, rec_thresholds=recalls)
     metric.update([{"boxes": one.boxes, "scores": one.scores, "labels": one.labels} for one in found], list(wanted))
     values = metric.compute()
     return float(values["map"]), float(values["map_50"])
