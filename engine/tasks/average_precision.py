@@ -24,6 +24,14 @@ RESAMPLES = 100
 Array = npt.NDArray[Any]
 
 
+def require() -> None:
+    """Raises EngineError where pycocotools is not installed."""
+    try:
+        import pycocotools.cocoeval  # noqa: F401
+    except ImportError:
+        raise EngineError(PACKAGE) from None
+
+
 @dataclass(frozen=True)
 class _Class:
     """Detections of one class on all images, best first: ``image`` (D,) is where each was found, ``hit`` and ``miss`` (T, D) whether it
@@ -41,10 +49,7 @@ class AveragePrecision:
     The areas of objects play no part. An object with ``iscrowd`` counts neither for nor against. Raises EngineError without pycocotools."""
 
     def __init__(self, classes: int) -> None:
-        try:
-            import pycocotools.cocoeval  # noqa: F401
-        except ImportError:
-            raise EngineError(PACKAGE) from None
+        require()
         self._classes = classes
         self._found: list[Detections] = []
         self._targets: list[Mapping[str, Tensor]] = []

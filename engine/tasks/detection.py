@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import detection_loss, items
+from engine.tasks import average_precision, detection_loss, items
 from engine.tasks.average_precision import MAP, MAP_50, AveragePrecision
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.box_changes import agreeing
@@ -132,7 +132,9 @@ def _shown(one: Detections) -> Detections:
 
 
 def alone(recipe: Recipe) -> Detection:
-    """The task on the recipe's data, without the model."""
+    """The task on the recipe's data, without the model. Raises EngineError without pycocotools."""
+    # Before any work: the metric comes last.
+    average_precision.require()
     return Detection(items.data_of(recipe, Detection.name))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ def test_the_error_of_a_difference_is_that_of_the_same_draws() -> None:
     assert same.difference_error(other) == 0
     error = worse.difference_error(same)
     assert error is not None and 0 < error < 0.2
+
+
+def test_a_missing_pycocotools_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(EngineError, match="mean average precision needs pycocotools: uv pip install pycocotools"):
+        engine.quantize(Recipe.make(model="tiny-detector"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_found_and_nothing_there_are_no_mistake_of_the_program() -> None:
