@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import average_precision, detection_loss, items
+from engine.tasks import average_precision, detection_loss, image_items, items
 from engine.tasks.average_precision import MAP, MAP_50, AveragePrecision
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.box_changes import agreeing
@@ -140,4 +140,4 @@ def alone(recipe: Recipe) -> Detection:
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the data that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    return (yield from items.load_subject(alone(recipe), recipe, device))
+    return (yield from image_items.load_subject(alone, recipe, device))
