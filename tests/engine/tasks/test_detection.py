@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from engine.recipe.recipe import DataPart, Recipe
 from engine.tasks import average_precision, detection_loss
 from engine.tasks.average_precision import MAP, MAP_50, AveragePrecision
 from engine.tasks.base import Batch
-from engine.tasks.box_changes import agreeing, box_changes
+from engine.tasks.box_changes import agreeing, answer_changes, box_changes
 from engine.tasks.detection import Detection
 from engine.tasks.detections import Detections, Images, cell_boxes, detections, recognized
 from engine.tasks.evaluate import evaluate
@@ -244,6 +245,8 @@ def test_each_image_has_an_answer_that_a_person_reads() -> None:
     (right,) = task.item_answers(_one(0, (8.0, 8.0, 40.0, 40.0), "cells"), batch)
     assert right.words == "0" and right.label == "0" and right.score == 1 and right.boxes is not None and len(right.boxes) == 1
     (wrong,) = task.item_answers(_one(5, (8.0, 8.0, 40.0, 40.0), "cells"), batch)
+    assert [(c.kind, c.label, c.before, c.score) for c in answer_changes(right, wrong)] == [("relabelled", 5, 0, None)]
+    assert answer_changes(right, replace(wrong, boxes=None)) == ()
     assert wrong.score == 0 and wrong.classes is not None and wrong.classes.tolist() == [5]
 
 
