@@ -412,7 +412,10 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str 
     module.recompile()
     module.eval()
     expected = _returned(root, example)
-    delta = largest_difference(module(*(x.clone() for x in tracer.call.flatten(*example))), expected)
+    found = module(*(x.clone() for x in tracer.call.flatten(*example)))
+    if len(results_of(found)) != len(results_of(expected)):
+        raise TraceError("it returns another number of tensors for another number of items")
+    delta = largest_difference(found, expected)
     if delta > 1e-4 * max(1.0, largest(expected)):
         raise TraceError(f"the traced graph differs from the model by {delta:.3g}: its forward changes values that were read before")
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
