@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,13 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
 from engine.tasks import items
-from engine.tasks.base import Batch
+from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import MAE, R2, MetricValue
 from engine.tasks.subject import Subject
+
+# Columns of a target that are told of a single item.
+_SHOWN = 4
 
 
 class Regression(items.ItemTask):
@@ -30,6 +33,11 @@ class Regression(items.ItemTask):
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
         return F.smooth_l1_loss(raw, targets)
+
+    def item_answers(self, raw: Tensor, batch: Batch) -> Sequence[ItemAnswer]:
+        errors = (raw - batch.targets).abs().mean(1).tolist()
+        rows = zip(raw.tolist(), batch.targets.tolist(), errors, strict=True)
+        return [ItemAnswer(_numbers(found), _numbers(wanted), -error) for found, wanted, error in rows]
 
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         if outputs[0].shape != batch.targets.shape:
@@ -61,6 +69,11 @@ class Errors:
     def difference_error(self, reference: Errors) -> float | None:
         """The standard error of the difference in MAE."""
         return paired_error(self._items, reference._items, _mae)
+
+
+def _numbers(values: list[float]) -> str:
+    shown = [f"{value:.4g}" for value in values[:_SHOWN]]
+    return ", ".join([*shown, "…"] if len(values) > _SHOWN else shown)
 
 
 def _mae(sums: Tensor) -> Tensor:
