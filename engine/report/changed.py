@@ -30,17 +30,11 @@ def section(report: Mapping[str, Any]) -> list[str]:
     lines = ["## What changed most", "", f"{counted(found, item, name)}."]
     rows = [row for row in found.get("rows") or () if isinstance(row, Mapping)]
     if rows:
-        cells = [
-            tuple(
-                one_line(value, _LONGEST)
-                for value in (_where(row), row.get("label") or "", row.get("fp32") or "", row.get("quantized") or "")
-            )
-            for row in rows
-        ]
+        cells = [(_where(row), *(one_line(row.get(key) or "", _LONGEST) for key in ("label", "fp32", "quantized"))) for row in rows]
         lines += ["", *table((item[0], "right is", "fp32", name), cells)]
     return [*lines, ""]
 
 
 def _where(row: Mapping[str, Any]) -> str:
     place, file = row.get("place"), row.get("file")
-    return f"{place} ({file})" if file else str(place)
+    return f"{place} ({one_line(file, _LONGEST)})" if file else str(place)

@@ -10,6 +10,8 @@ import torch
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
+from engine.events.pictures import NAME as CHANGED
+from engine.events.pictures import to_json
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
@@ -19,8 +21,6 @@ from engine.recipe.changes import with_strategy
 from engine.recipe.decisions import Answer, Strategy
 from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
-from engine.report.pictures import NAME as CHANGED
-from engine.report.pictures import to_json
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
@@ -102,7 +102,8 @@ class Job(Work):
             "qat": training.to_dict() if training else None, "verdict": found.to_dict(), **exported,
             "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
-            **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}), **lowering.details(plan, statistics, chosen.quantized),
+            **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
+            **lowering.details(plan, statistics, chosen.quantized),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())

@@ -18,11 +18,11 @@ from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events.event import Event, Failed, Progress, Ranges
+from engine.events.pictures import NAME as CHANGED
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.plain_text import one_line
 from engine.reading import MB, read_json
-from engine.report.pictures import NAME as CHANGED
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.events.pictures import MOST, SIDE, Box, Look, Picture
 from engine.events.rows import ChangeRow
-from engine.report.pictures import MOST, SIDE, Box, Look, Picture
 from engine.tasks.base import Batch, ItemAnswer, Task
 
 
@@ -118,14 +118,10 @@ def _look(answer: ItemAnswer, size: tuple[int, int], small: tuple[int, int]) -> 
         kinds = answer.classes.tolist() if answer.classes is not None else [0] * len(answer.boxes)
         down, across = small[0] / size[0], small[1] / size[1]
         for (x1, y1, x2, y2), kind in zip(answer.boxes.tolist(), kinds, strict=False):
-            ends = (
-                _inside(x1 * across, small[1]),
-                _inside(y1 * down, small[0]),
-                _inside(x2 * across, small[1]),
-                _inside(y2 * down, small[0]),
-            )
-            if ends[0] <= ends[2] and ends[1] <= ends[3]:
-                boxes.append(Box(*ends, int(kind)))
+            left, right = (_inside(x * across, small[1]) for x in (x1, x2))
+            top, bottom = (_inside(y * down, small[0]) for y in (y1, y2))
+            if left <= right and top <= bottom:
+                boxes.append(Box(left, top, right, bottom, int(kind)))
     return Look(mask, tuple(boxes))
 
 

@@ -64,7 +64,8 @@ class Classification(Task):
     def picture(self, batch: Batch, index: int) -> Tensor | None:
         pixels = batch.args[0][index].detach().float().cpu()
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.images.mean, self.images.std))
-        return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        shown: Tensor = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return shown
 
     def evaluator(self) -> Top1:
         return Top1()
