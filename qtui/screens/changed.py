@@ -59,13 +59,13 @@ def sentence(run: Run, row: ChangeRow) -> str:
     return f"{right}: fp32 says {text.one_line(row.fp32)}, the quantized model {text.one_line(row.quantized)}, which is {verdict}."
 
 
-def shown(picture: Picture | None) -> tuple[tuple[str, Pixels], ...]:
-    """The picture once, or with what both forms drew on it side by side."""
+def shown(picture: Picture | None, which: str = "quantized") -> tuple[tuple[str, Pixels], ...]:
+    """The picture once, or with what both forms drew on it side by side; ``which`` is the name of the second."""
     if picture is None:
         return ()
     if not picture.looks:
         return (("", pixels(picture)),)
-    return tuple((name, pixels(picture, picture.looks.get(form))) for name, form in (("fp32", "fp32"), ("quantized", "quantized")))
+    return tuple((name, pixels(picture, picture.looks.get(form))) for name, form in (("fp32", "fp32"), (which, "quantized")))
 
 
 class Changed(Panel[None]):
@@ -76,6 +76,7 @@ class Changed(Panel[None]):
     Changed .panel { width: 95%; height: 95%; border: round $accent; border-title-style: bold; background: $surface; padding: 0 1; }
     Changed #changed-list { width: 1fr; min-width: 30; }
     Changed #changed-picture { width: 1fr; margin-left: 2; }
+    Changed.-two #changed-picture { width: 1.5fr; }
     Changed.-plain #changed-picture { display: none; }
     Changed .said { height: auto; max-height: 3; color: $text-muted; }
     """
@@ -108,6 +109,7 @@ class Changed(Panel[None]):
 
     def _settle(self) -> None:
         self.set_class(self.size.width < _NARROW or not self._pictures, "-plain")
+        self.set_class(any(picture.looks for picture in self._pictures.values()), "-two")
 
     def _show(self) -> None:
         cursor = self.query_one(Grid).cursor
@@ -115,7 +117,7 @@ class Changed(Panel[None]):
             return
         row = self._found.rows[int(cursor)]
         self.query_one(".said", Static).update(sentence(self._run, row))
-        self.query_one(Thumbnails).show(shown(self._pictures.get(row.place)))
+        self.query_one(Thumbnails).show(shown(self._pictures.get(row.place), self._found.which.upper()))
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         self._show()

@@ -39,9 +39,9 @@ class Thumbnails(Widget):
 
     def _paint(self) -> None:
         width, height = self.content_size
-        self._strips = (
-            [] if width < 1 or height < 1 else [*self._drawn(width, height), *(Strip([Segment(end(word, width))]) for word in self._words)]
-        )
+        self._strips = []
+        if width > 0 and height > 0:
+            self._strips = [*self._drawn(width, height), *(Strip([Segment(end(word, width))]) for word in self._words)]
         self.refresh()
 
     def _drawn(self, width: int, height: int) -> list[Strip]:
