@@ -166,7 +166,7 @@ def figures(found: Mapping[str, Any], name: str | Metric, further: Sequence[tupl
         *((value, lambda v, of=of: f"{of.name} {of.shown(v.value)}") for of, value in further),
         (error.get("divergence"), lambda v: f"KL {v:.4f}"),
         (None if "divergence" in error else error.get("mse"), lambda v: f"error {small(v)}"),
-        (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
+        (None if deciding.name == "SQNR" else error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
         (error.get("agreement"), lambda v: f"agreement {metric(ACCURACY, v)}"),
         (found.get("size_bytes"), size),
         (found.get("to_fp16"), lambda v: f"{v:.3f} of fp16"),

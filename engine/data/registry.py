@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,9 +64,30 @@ _KNOWN = (
         "diabetes", "442 patients in ten numbers, in scikit-learn", "Efron et al. 2004", True, None, None, "engine.data.tables.diabetes",
         task="regression",
     ),
+    DataEntry(
+        "digit-scenes", "scenes of two to four of these digits, with masks", "BSD-3-Clause", True, 11, (3, 64, 64),
+        "engine.data.masks.scenes", task="segmentation",
+    ),
+    DataEntry(
+        "digit-attributes", "these digits, and seven labels of each", "BSD-3-Clause", True, 7, (3, 32, 32),
+        "engine.data.images.digit_attributes", task="multilabel",
+    ),
+    DataEntry(
+        "digit-ink", "these digits, and how much ink each takes", "BSD-3-Clause", True, None, (3, 32, 32),
+        "engine.data.images.digit_ink", task="regression",
+    ),
+    DataEntry(
+        "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
+        "engine.data.boxes.digit_boxes", task="detection",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "multilabel": "engine.data.tables.labels",
+    "regression": "engine.data.tables.columns",
+    "segmentation": "engine.data.masks.folder",
+    "detection": "engine.data.boxes.folder",
+}
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 
@@ -74,6 +95,7 @@ ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 def load(
     name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
     transform: Transform | None = None, crop: int | None = None, interpolation: Interpolation | None = None, classes: str | None = None,
+    channels: int | None = None,
 ) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
@@ -95,9 +117,7 @@ def load(
     else:
         place = None if folder is None else _existing(folder, is_path=True)
     asked = {"crop": crop, "interpolation": interpolation, "classes": classes}
-    for option, value in (("folder", folder), ("size", size), *asked.items()):
-        if value is not None and option not in entry.takes:
-            raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
+    _check_taken(entry, {"folder": folder, "size": size, "channels": channels, **asked})
     prepared: dict[str, Any] = {"transform": transform} if transform is not None and "size" in entry.takes else {}
     prepared |= {option: value for option, value in asked.items() if value is not None}
     data: Data = import_module(entry.module).load(place, size, **prepared)
@@ -129,8 +149,16 @@ def items(part: Any, task: str) -> ItemData:
     if entry.task != task:
         names = [one.name for one in of_task(task)]
         raise UsageError(f"{part.name} is data for {entry.task}, and the task is {task}: give {', '.join((*names, 'a path to your own'))}")
+    _check_taken(entry, part.of_images())
     named: ItemData = import_module(entry.module).load(part)
     return named
+
+
+def _check_taken(entry: DataEntry, asked: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that means nothing to a data set."""
+    for option, value in asked.items():
+        if value is not None and option not in entry.takes:
+            raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
 
 
 def known_as(name_or_dir: str) -> str:

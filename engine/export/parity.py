@@ -103,10 +103,10 @@ def compare(
             stop.check()
             laid_out = part.laid_out()
             wanted = measured(laid_out)
-            exact = fp32(laid_out) if fp32 is not None and seen < _BESIDE else None
+            exact = fp32(laid_out) if fp32 is not None and (task.judged_by_fp32 or seen < _BESIDE) else None
             seen += part.count
             if reference is not None:
-                reference.update(wanted, part.targets)
+                reference.update(wanted, task.held_against(exact, part.targets))
             for sums, run in forms:
                 sums.add(run(part), wanted, exact, part)
                 stop.check()
@@ -172,7 +172,7 @@ class _Sums:
         if first is not None and second is not None:
             self.same += int((first == second.to(first.device)).sum())
             self.answered += first.numel()
-        self._evaluator.update(raw, part.targets)
+        self._evaluator.update(raw, task.held_against(exact_raw, part.targets))
         self.items += part.count
 
     def parity(self, reference: float | None) -> Parity:

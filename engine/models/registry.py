@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Stem = Literal["auto", "small", "imagenet"]
 # Images up to this many pixels wide would leave a stem for photographs as next to nothing.
 SMALL_SIDE = 64
+# Tasks that hold a model against itself alone.
+OF_ANY_MODEL = ("fidelity",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -42,7 +44,7 @@ class ModelEntry:
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
-        if task != self.task and task not in self.others:
+        if task not in (self.task, *self.others, *OF_ANY_MODEL):
             raise UsageError(
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )
@@ -72,8 +74,12 @@ class ModelEntry:
         return asked
 
 
+# Of classifiers of images, whose last layer gives a number for each output.
+_OF_IMAGES = ("multilabel", "regression")
+
+
 def _of_torchvision(published: Published) -> ModelEntry:
-    return ModelEntry(published.name, published.description, "", published=published)
+    return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -84,6 +90,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="two convolutions with batch normalization, two linear layers",
             factory="engine.models.simplecnn:SimpleCNN",
             shape=(3, 32, 32),
+            others=_OF_IMAGES,
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
         ),
         ModelEntry(
@@ -94,6 +101,31 @@ ENTRIES: dict[str, ModelEntry] = {
             input="10 numbers",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="unet",
+            description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
+            factory="engine.models.unet:UNet",
+            task="segmentation",
+            packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
+            schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tinycnn",
+            description="four convolutions with batch normalization, one linear layer over their average",
+            factory="engine.models.tinycnn:TinyCNN",
+            task="multilabel",
+            others=("regression",),
+            packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
+            schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tiny-detector",
+            description="scores and boxes of cells, without anchors: eleven convolutions, two shortcuts",
+            factory="engine.models.tiny_detector:TinyDetector",
+            task="detection",
+            packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
+            schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
         *map(_of_torchvision, PUBLISHED),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.recipe.threshold import Threshold
-from engine.tasks.metrics import Metric
+from engine.tasks.metrics import SQNR, Metric, MetricValue
 
 _Z = 1.96
 # Above chance by less than half of it, or by less than a tenth of what is left to gain, is no skill to lose.
@@ -94,6 +94,17 @@ def of_text(
                 f"{windows} windows tell the rise in perplexity to ±{100 * wide:.2f} %, and the threshold is {100 * threshold.value:g} %"
             )
     return _joined((*found, _moved(trained, "perplexity", "%", "the text")))
+
+
+def of_outputs(threshold: Threshold, metrics: Mapping[str, MetricValue]) -> str:
+    """Which single outputs of a model miss a threshold on the SQNR of all of them together; empty where none does. Large numbers of one
+    output hide the errors of another."""
+    start = f"{SQNR.name} of "
+    single = {name.removeprefix(start): one.value for name, one in metrics.items() if name.startswith(start)}
+    if threshold.metric != "sqnr" or not single:
+        return ""
+    short = [f"{name} {value:.1f} dB" for name, value in single.items() if value < threshold.value]
+    return f"single outputs are further from fp32 than all together: {', '.join(short[:4])}" if short else ""
 
 
 def of_difference(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.recipe.threshold import Threshold
-from engine.report.doubt import IMAGES, Trained, of_classes, of_difference, of_text
+from engine.report.doubt import IMAGES, Trained, of_classes, of_difference, of_outputs, of_text
 from engine.report.figures import BaselineFigures, QuantizedFigures
 from engine.report.steadiness import unsteady
 from engine.tasks.metrics import Metric, Workload
@@ -106,16 +106,19 @@ def _show(metric: Metric, score: tuple[float, float], threshold: Threshold) -> s
 def verdict(
     which: str, metric: Metric, workloads: Sequence[Workload], figures: QuantizedFigures, baseline: BaselineFigures,
     quality: Quality, threshold: Threshold, trained: str | None = None, measured_on: str = "", ptq: Quality | None = None,
+    of_data: str = "",
 ) -> Verdict:  # fmt: skip
     """``which`` is the better of ``ptq`` and ``qat``, ``quality`` its test split, ``trained`` what came of QAT. ``measured_on`` names
-    where the times were taken, if not where the run calibrated and trained; ``ptq`` is PTQ's test split where ``which`` is ``qat``."""
+    where the times were taken, if not where the run calibrated and trained; ``ptq`` is PTQ's test split where ``which`` is ``qat``;
+    ``of_data`` is what the data cannot tell whatever is measured on them."""
     if not figures.integer_layers + figures.stored_layers:
         text = "fp32 stays: nothing was quantized, see the layers and their reasons."
         return Verdict("fp32", str(threshold), False, text)
     is_met = met(threshold, metric, quality)
     facts = _facts(metric, workloads, figures, baseline, quality, measured_on)
     name = which.upper()
-    doubt = _doubt(metric, threshold, quality, ptq)
+    found = (of_data, of_outputs(threshold, figures.metrics), _doubt(metric, threshold, quality, ptq))
+    doubt = "; ".join(filter(None, found))
     text = _sentence(name, facts, threshold, is_met, doubt)
     return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text, doubt)
 

@@ -15,7 +15,7 @@ from engine.events.pictures import to_json
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
-from engine.lowering.registry import lowering_of
+from engine.lowering.registry import captured, lowering_of
 from engine.planning.plan import Plan
 from engine.recipe.changes import with_strategy
 from engine.recipe.decisions import Answer, Strategy
@@ -65,9 +65,8 @@ class Job(Work):
         return self.subject.device != "cpu" and self.lowering.measures_on_cpu
 
     def run(self) -> Run[Report]:
-        lowering = self.lowering
         yield self.setting()
-        yield from lowering.capture()
+        lowering = self.lowering = yield from captured(self.lowering)
         plan = yield from self._plan()
         plan = yield from lowering.settle(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
@@ -136,8 +135,9 @@ class Job(Work):
         where = " on the processor" if self._measured_elsewhere else ""
         task, before = self.task, ptq.quality["test"] if ptq else None
         return verdict(
-            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before
-        )
+            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before,
+            task.doubt,
+        )  # fmt: skip
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:

@@ -47,12 +47,19 @@ class Batch:
                 return value[index.to(value.device)] if value.dim() and len(value) == self.count else value.clone()
             return value
 
+        def of_items(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == self.count and one_each(value)
+
+        def taken(value: Any) -> Any:
+            return [value[i] for i in places] if of_items(value) else chosen(value)
+
         targets = self.targets
         if isinstance(targets, list | tuple) and len(targets) == self.count:
             targets = [targets[i] for i in places]
         else:
             targets = tree_map(chosen, targets)
-        return Batch(tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs)), targets, len(places))
+        args, kwargs = (tree_map(taken, given, is_leaf=of_items) for given in (self.args, dict(self.kwargs)))
+        return Batch(args, kwargs, targets, len(places))
 
     def first(self, count: int) -> Batch:
         """The first ``count`` items, or all where there are fewer."""
@@ -66,6 +73,15 @@ class Batch:
 
         args, kwargs, targets = (tree_map(moved, part) for part in (self.args, dict(self.kwargs), self.targets))
         return replace(self, args=args, kwargs=kwargs, targets=targets)
+
+
+def one_each(values: Sequence[Any]) -> bool:
+    """Whether a list holds items, one tensor or one dict each, as detection models take images: a tensor without a batch. Lists of
+    tensors that all have the list's length as their first size are inputs of as many items, unless they are images."""
+    if not values or not all(isinstance(value, Tensor | dict) for value in values):
+        return False
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return len(tensors) < len(values) or all(x.dim() == 3 for x in tensors) or any(x.dim() and len(x) != len(values) for x in tensors)
 
 
 def _channels_last(value: Any) -> Any:
@@ -135,6 +151,8 @@ class Task(ABC):
     divergence: ClassVar[bool] = False
     stepwise: ClassVar[bool] = False
     not_finite: str = "check the weights and the data"
+    doubt: str = ""
+    """What the data cannot tell whatever is measured on them, as part of a sentence; empty for data as they are met in use."""
 
     @property
     def noun(self) -> tuple[str, str]:
@@ -195,6 +213,19 @@ class Task(ABC):
         """The training split as an epoch reads it: shuffled by ``seed``, augmented where the task knows how."""
         return self.batches("train", batch=batch, limit=limit, seed=seed, device=device)
 
+    def calibration_batches(self, *, batch: int, limit: int, device: str = "cpu") -> Iterator[Batch]:
+        """The items that ranges and rounding are taken from: the first ``limit`` of the training split."""
+        return self.batches("train", batch=batch, limit=limit, device=device)
+
+    def calibration_count(self, limit: int) -> int:
+        """How many items ``calibration_batches`` gives."""
+        return self.count("train", limit)
+
+    @property
+    def calibration_name(self) -> str:
+        """What ``calibration_batches`` holds, in the plural."""
+        return f"training {self.plural}"
+
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         """The tensors of the raw outputs that SQNR, parity and distillation compare."""
         return tuple(value for value in torch.utils._pytree.tree_leaves(raw) if isinstance(value, Tensor) and value.is_floating_point())
@@ -202,6 +233,14 @@ class Task(ABC):
     def scored(self, outputs: tuple[Tensor, ...], targets: Any) -> tuple[Tensor, ...]:
         """The part of the outputs that ``targets`` score: all of it, unless the task says otherwise."""
         return outputs
+
+    def held_against(self, reference: Any, targets: Any) -> Any:
+        """What the evaluator is given beside the raw outputs of a batch: its ``targets``, unless the task judges against
+        ``reference``, fp32's raw outputs of the same batch; None where fp32 is not at hand."""
+        return targets
+
+    judged_by_fp32: ClassVar[bool] = False
+    """Whether ``held_against`` reads fp32's outputs."""
 
     def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
         """What the model decides from ``outputs``, integers, of which the agreement with fp32 is counted; None where it decides

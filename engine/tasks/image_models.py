@@ -28,14 +28,14 @@ def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     else:
         model, weights, stem = _listed(find(recipe.model), recipe, data)
     model.eval().requires_grad_(False)
-    _settle(model)
+    settle(model)
     broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if broken:
         raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
     return model, weights, stem
 
 
-def _settle(model: nn.Module) -> None:
+def settle(model: nn.Module) -> None:
     """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
     they do not change, and a layer can then be quantized as any other."""
     for module in list(model.modules()):
@@ -72,7 +72,7 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     side = data.shape[1]
     found = None if file is None else read_checkpoint(file)
     state = found.tensors if found else None
-    stem = entry.stem(_stem(entry, recipe, file, state), side)
+    stem = entry.stem(stem_of(entry, recipe, file, state), side)
     model = entry.build(len(data.classes), side, stem)
     if file is not None and state is not None:
         load_state(model, state, file, entry.name, data.name)
@@ -86,14 +86,14 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     return model, words, stem if entry.published and entry.published.has_small_stem else None
 
 
-def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
+def stem_of(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
     """The stem that the weights were trained with, where they tell; else the one that is asked for, or the published one."""
-    from engine.models.torchvision_build import stem_of
+    from engine.models import torchvision_build
 
     asked: Stem = recipe.stem
     trained: Stem | None = "imagenet"
     if file is not None and state is not None:
-        trained = recorded_stem(file) or (stem_of(entry.published, state) if entry.published else None)
+        trained = recorded_stem(file) or (torchvision_build.stem_of(entry.published, state) if entry.published else None)
     if trained and asked not in ("auto", trained):
         raise EngineError(f"{file or entry.name} was trained with the stem {trained!r}, not {asked!r}: leave stem out, or train anew")
     return trained or ("imagenet" if asked == "auto" else asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,15 @@ _FIRST = 8
 
 
 class ItemTask(Task):
-    """A task on ``ItemData``. A task of its kind adds its metrics, its evaluator and its loss."""
+    """A task on ``ItemData``. A task of its kind adds its metrics, its evaluator and its loss. ``found`` are fields of the recipe's data
+    that the model has settled, and ``not_taken`` is what to do where a model does not take the items."""
+
+    not_taken: str = ""
 
     def __init__(self, items: ItemData) -> None:
         self.items = items
+        self.doubt = items.doubt
+        self.found: Mapping[str, Any] = {}
 
     def batches(
         self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
@@ -44,6 +49,9 @@ class ItemTask(Task):
     def count(self, split: Split, limit: int | None = None) -> int:
         return self.items.count(split, limit)
 
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        return self.items.steps(split, batch, limit)
+
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
         items = self.items
         return {
@@ -54,6 +62,13 @@ class ItemTask(Task):
 
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         """Raises EngineError where the outputs of the model ``name`` on ``batch`` are not what the task measures."""
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(self.found))}) if self.found else recipe
+
+    def begin_training(self, model: nn.Module) -> Callable[[], None]:
+        """What is done to a new ``model`` before it is trained on the task; the result undoes it and leaves the same function."""
+        return lambda: None
 
     def described_data(self) -> str:
         """The data in a few words, for the notice of a run."""
@@ -102,7 +117,8 @@ def tried(model: nn.Module, task: ItemTask, name: str) -> Batch:
         try:
             raw = forward_of(model)(batch)
         except Exception as error:
-            raise EngineError(f"{name} does not take the {task.plural} of {task.items.name}: {one_line(error, 160)}") from error
+            advice = f": {task.not_taken}" if task.not_taken else ""
+            raise EngineError(f"{name} does not take the {task.plural} of {task.items.name}: {one_line(error, 160)}{advice}") from error
     outputs = task.outputs(raw)
     if not outputs:
         raise EngineError(f"{name} returns {type(raw).__name__} without a tensor of floats: the task {task.name} can measure nothing")

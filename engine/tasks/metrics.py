@@ -22,6 +22,7 @@ class Metric:
 
     ``unit`` "%" marks a part (0..1) that is shown in per cent. ``relative`` metrics (perplexity) are compared as ratios.
     ``bounds`` are the least and the greatest value; ``chance`` is the value that guessing reaches, None where it is not known.
+    ``against_fp32`` marks a distance from fp32's own outputs: fp32 has none from itself, and no difference of two is told.
     ``digits`` is the form of a value. ``logarithmic`` says that the errors of a difference which an evaluator tells are those of the
     metric's logarithm.
 
@@ -36,6 +37,7 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     chance: float | None = None
     digits: str = ".4g"
+    against_fp32: bool = False
     logarithmic: bool = False
 
     def drop(self, baseline: float, value: float) -> float:
@@ -45,6 +47,11 @@ class Metric:
             return worse
         # As a ratio less one: the same rounding for a rise whatever the size of the perplexity.
         return value / baseline - 1 if not self.higher_is_better else 1 - value / baseline
+
+    @property
+    def exact(self) -> float:
+        """The value of outputs that are the reference's own: the better one of ``bounds``."""
+        return self.bounds[1] if self.higher_is_better else self.bounds[0]
 
     def rank(self, value: float) -> float:
         """A number that is greater where ``value`` is better."""
@@ -61,12 +68,15 @@ class Metric:
         return f"{self.name} {self.unit}" if self.unit else self.name
 
     def bare(self, value: float) -> str:
-        """The value as it is shown, without its unit: ``98.33``, ``23.41``, ``0.3493``."""
+        """The value as it is shown, without its unit: ``98.33``, ``23.41``, ``0.3493``; ``exact`` for a distance of fp32 from itself."""
+        if self.against_fp32 and value == self.exact:
+            return "exact"
         return f"{100 * value:.2f}" if self.unit == "%" else re.sub(r"e([-+])0+(?=\d)", r"e\1", f"{value:{self.digits}}").replace("e+", "e")
 
     def shown(self, value: float) -> str:
         """The value with its unit: ``98.33 %``, ``12.5 dB``."""
-        return f"{self.bare(value)} {self.unit}" if self.unit else self.bare(value)
+        bare = self.bare(value)
+        return f"{bare} {self.unit}" if self.unit and bare != "exact" else bare
 
     def format(self, value: float) -> str:
         """The same as sentences of a verdict have it: ``98.33%``."""
@@ -92,7 +102,9 @@ class Metric:
         return self.format(value) if self.name == "accuracy" else f"{self.name} {self.format(value)}"
 
     def difference(self, baseline: float, value: float) -> str:
-        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``."""
+        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``, ``against fp32``."""
+        if self.against_fp32:
+            return "against fp32"
         drop, side = self.drop(baseline, value), "over" if value > baseline else "under"
         if abs(drop) < SAME * (1 if self.relative or self.unit == "%" else max(abs(baseline), 1e-12)):
             return "the same as fp32"
@@ -113,7 +125,7 @@ class Metric:
         digits, higher = str(row.get("digits") or ""), row.get("higher_is_better")
         return Metric(
             name, unit, True if higher is None else bool(higher), bool(row.get("relative")),
-            digits=digits if _DIGITS.fullmatch(digits) else Metric.digits,
+            digits=digits if _DIGITS.fullmatch(digits) else Metric.digits, against_fp32=name in METRICS and METRICS[name].against_fp32,
         )  # fmt: skip
 
 
@@ -165,9 +177,27 @@ PREFILL = Workload("prefill", "at reading", "a prompt", "prompt", "a prompt")
 ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f", logarithmic=True)
 MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+BOX_MAP = Metric("mAP 50:95", "%", bounds=(0.0, 1.0))
+BOX_MAP_50 = Metric("mAP 50", "%", bounds=(0.0, 1.0))
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
+SQNR = Metric("SQNR", "dB", digits=".1f", against_fp32=True)
+LARGEST_ERROR = Metric("largest error", higher_is_better=False, bounds=(0.0, math.inf), digits=".3g", against_fp32=True)
+AGREEMENT = Metric("agreement", "%", bounds=(0.0, 1.0))
+MIOU = Metric("mIoU", "%", bounds=(0.0, 1.0))
+PIXEL_ACCURACY = Metric("pixel accuracy", "%", bounds=(0.0, 1.0))
+DICE = Metric("Dice", "%", bounds=(0.0, 1.0))
+MAP = Metric("mAP", "%", bounds=(0.0, 1.0))
+F1 = Metric("F1", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2)}
+METRICS = {
+    metric.name: metric
+    for metric in (
+        ACCURACY, PERPLEXITY, MAE, R2,
+        SQNR, LARGEST_ERROR, AGREEMENT,
+        MIOU, PIXEL_ACCURACY, DICE, MAP, F1,
+        BOX_MAP, BOX_MAP_50,
+    )
+}  # fmt: skip
 
 
 def known(name: str | Metric) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -20,7 +21,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.recipe.recipe import Recipe
-from engine.tasks.base import SPLITS, Batch, Split, Task
+from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
 from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject, fingerprint
@@ -92,7 +93,8 @@ class OwnTask(Task):
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
-        leaves, spec = tree_flatten((part.args, dict(part.kwargs)))
+        one = part.first(1) if any(isinstance(value, list) for value in (*part.args, *part.kwargs.values())) else part
+        leaves, spec = tree_flatten((one.args, dict(one.kwargs)))
         structure = (str(spec), tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves))
         if self._structure is None:
             self._structure = structure
@@ -209,6 +211,46 @@ class OwnEvaluator:
                 low, high = _bootstrap(function, outputs, targets) if intervals else (None, None)
                 found[name] = MetricValue(value, low, high)
         return found
+
+    def chance(self) -> float | None:
+        """The deciding metric of an answer that looks at nothing: the frequencies of the classes, or the mean of the targets. None for
+        an object, and for outputs and targets of another form."""
+        name = self._first
+        if name is None:
+            return None
+        outputs, targets = _joined(self._outputs), _joined(self._targets)
+        blind = _blind(outputs, targets)
+        if blind is None:
+            return None
+        try:
+            value = float(self._functions[name](blind, targets))
+        except Exception:
+            # A person's metric may want more of outputs than this knows.
+            return None
+        return value if math.isfinite(value) else None
+
+    def difference_error(self, reference: OwnEvaluator) -> float | None:
+        """The standard error of the deciding metric's difference from ``reference`` on the same items: of the paired bootstrap, and no
+        less than what one item more would change, so that no difference on a few items is no proof of none. None where items cannot be
+        resampled."""
+        name = self._first
+        if name is None or reference._first != name:
+            return None
+        targets = _joined(self._targets)
+        mine, other = (_resamples(self._functions[name], _joined(form._outputs), targets) for form in (self, reference))
+        if not mine or not other:
+            return None
+        differences = [a - b for a, b in zip(mine, other, strict=True) if math.isfinite(a - b)]
+        if len(differences) < 2:
+            return None
+        value, chance = float(reference._functions[name](_joined(reference._outputs), targets)), reference.chance()
+        one = abs(value - (chance or 0.0)) / (_count_of(targets) + 2)
+        return max(statistics.stdev(differences), one)
+
+    @property
+    def _first(self) -> str | None:
+        """The function that decides; None where an object does."""
+        return None if self._objects else next(iter(self._functions), None)
 
 
 def of(
@@ -347,6 +389,8 @@ def _batch(raw: Any, split: str, number: int) -> Batch:
             f"batch {number + 1} of {split} is a {type(raw).__name__}: give (inputs, targets), a dict with a key {_TARGETS[0]!r} or "
             f"{_TARGETS[2]!r}, or engine.Batch"
         )
+    if isinstance(inputs, list | tuple) and isinstance(targets, list | tuple) and len(inputs) == len(targets) and one_each(inputs):
+        return Batch((list(inputs),), {}, list(targets), len(inputs))
     if isinstance(inputs, Mapping):
         part = Batch((), dict(inputs), targets)
     else:
@@ -406,10 +450,19 @@ def _number(name: str, value: Any) -> float:
 
 def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> tuple[float | None, float | None]:
     """The 95 % percentile interval of ``function`` over resampled items (Efron 1979); None where the items cannot be resampled."""
+    values = sorted(_resamples(function, outputs, targets))
+    if not values:
+        return None, None
+    return values[int(0.025 * len(values))], values[min(int(0.975 * len(values)), len(values) - 1)]
+
+
+def _resamples(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> list[float]:
+    """``function`` of items drawn with replacement, by a fixed seed: the same draws for every form of a model. Empty where the items
+    cannot be resampled."""
     leaves = [x for x in tree_leaves((outputs, targets)) if isinstance(x, Tensor) and x.dim()]
     count = len(leaves[0]) if leaves else 0
     if count < _LEAST_SAMPLES or any(len(x) != count for x in leaves) or isinstance(targets, list):
-        return None, None
+        return []
     draw = torch.Generator().manual_seed(0)
     values = []
     for _ in range(_RESAMPLES):
@@ -418,9 +471,32 @@ def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) 
         try:
             values.append(float(function(some, wanted)))
         except Exception:
-            return None, None
-    values.sort()
-    return values[int(0.025 * len(values))], values[min(int(0.975 * len(values)), len(values) - 1)]
+            return []
+    return values
+
+
+def _count_of(targets: Any) -> int:
+    return next((len(x) for x in tree_leaves(targets) if isinstance(x, Tensor) and x.dim()), 0)
+
+
+def _blind(outputs: Any, targets: Any) -> Tensor | None:
+    """Outputs that are the same for every item and fit ``targets`` best: logits of the classes' frequencies for whole numbers, the mean
+    for others; None where the two are no tensors of such forms."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.is_floating_point():
+        return None
+    if not targets.is_floating_point() and outputs.dim() == targets.dim() + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        known = targets[(targets >= 0) & (targets < outputs.shape[1])].long()
+        if not known.numel():
+            return None
+        parts = torch.bincount(known.flatten(), minlength=outputs.shape[1]).double() / known.numel()
+        logits = parts.clamp(min=1e-9).log().to(outputs.dtype)
+        return logits.reshape(1, -1, *[1] * (outputs.dim() - 2)).expand_as(outputs).clone()
+    if outputs.shape != targets.shape:
+        return None
+    mean = targets.double().mean(0, keepdim=True)
+    if bool(((targets == 0) | (targets == 1)).all()):
+        mean = torch.logit(mean, eps=1e-9)
+    return mean.to(outputs.dtype).expand_as(outputs).clone()
 
 
 def _resampled(part: Any, places: Tensor) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.data.registry import ENTRIES as DATA
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
 from engine.models.registry import ENTRIES as MODELS
@@ -40,11 +41,17 @@ class TaskEntry:
         settle = getattr(import_module(self.module), "settled", None)
         if settle:
             return settle(recipe)  # type: ignore[no-any-return]
-        if self.data and "name" not in recipe.data.model_fields_set:
-            # Made anew, so that what is settled counts as said.
-            named = type(recipe.data).model_validate({**recipe.data.model_dump(exclude_unset=True), "name": self.data})
-            recipe = recipe.model_copy(update={"data": named})
-        return recipe
+        return self.with_data(recipe)
+
+    def with_data(self, recipe: Recipe) -> Recipe:
+        """The recipe with the data of this task that the model has weights for, or the task's own, where none was named."""
+        packaged = MODELS[recipe.model].packaged if recipe.model in MODELS else ()
+        name = next((data for data in packaged if data in DATA and DATA[data].task == self.name), self.data)
+        if not name or "name" in recipe.data.model_fields_set:
+            return recipe
+        # Made anew, so that what is settled counts as said.
+        named = type(recipe.data).model_validate({**recipe.data.model_dump(exclude_unset=True), "name": name})
+        return recipe.model_copy(update={"data": named})
 
     def alone(self, recipe: Recipe) -> Any:
         """The run's ``Task`` without its model, for finished runs whose model is gone; None for tasks that need it."""
@@ -63,6 +70,10 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
+        TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
+        TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -137,6 +137,8 @@ class _Writer:
         self.values[step.output] = Value(step.output, tuple(tensor.shape), tensor, tensor.dtype)
 
     def _op_call(self, step: Step, function: Function) -> None:
+        if step.attrs["function"] == "F.pad" and calls.padding(step.attrs)[1] == "circular":
+            function = partial(_around, pads=calls.padding(step.attrs)[0])
         self.values[step.output] = self._translated(step, function)
 
     def _op_module(self, step: Step, function: Function) -> None:
@@ -163,8 +165,9 @@ class _Writer:
         self._quantized(step, self.graph.read(self._translated(step, function)), self.grids[step.inputs[0]], moved=True)
 
     def _op_pad(self, step: Step, _: Function) -> None:
-        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
-        self._quantized(step, self.graph.read(self._translated(step, partial(F.pad, pad=pads))), _grid(step, "grid"), moved=True)
+        pads, mode = calls.padding(step.attrs)
+        run = partial(_around, pads=pads) if mode == "circular" else partial(F.pad, pad=pads, mode=mode)
+        self._quantized(step, self.graph.read(self._translated(step, run)), _grid(step, "grid"), moved=True)
 
     def _op_max_pool(self, step: Step, _: Function) -> None:
         a = step.attrs
@@ -237,6 +240,19 @@ class _Writer:
                 return made
             return self.graph.node("Clip", [made, self.graph.constant(0.0), self.graph.constant(6.0)], hint)
         return self.graph.node({"relu": "Relu", "hardswish": "HardSwish"}[kind], [made], hint)
+
+
+def _around(x: Tensor, pads: Sequence[int]) -> Tensor:
+    """``F.pad`` that goes on at the other end: torch writes it into memory that it has not filled, which has no ONNX form."""
+    for i in range(len(pads) // 2):
+        (before, after), dim = pads[2 * i : 2 * i + 2], x.dim() - 1 - i
+        size = x.shape[dim]
+        parts = (x.narrow(dim, size - before, before) if before > 0 else None, x, x.narrow(dim, 0, after) if after > 0 else None)
+        x = torch.cat([part for part in parts if part is not None], dim)
+        if min(before, after) < 0:
+            start = max(0, -before)
+            x = x.narrow(dim, start, x.shape[dim] - start - max(0, -after))
+    return x
 
 
 def _path(step: Step) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,20 +14,25 @@ from torch import fx, nn
 
 from engine.errors import EngineError
 from engine.lowering.graph.kinds import module_of
+from engine.lowering.graph.operations import by_name, name_of
 
 _OPERATORS = (
     "add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "mod", "neg", "pow", "matmul",
-    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
+    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "invert", "xor", "pos", "abs", "lshift", "rshift",
+    "iand", "ior", "ixor", "ipow", "ifloordiv", "imod", "imatmul", "ilshift", "irshift",
 )  # fmt: skip
 # Functions of tensors that torch's own list leaves out.
 _MORE = {
     "torch": ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"),
     "F": (
-        "relu_", "relu6", "elu_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid", "tanh", "sigmoid", "silu", "mish",
-        "gelu", "softplus", "softshrink", "upsample", "interpolate", "one_hot", "scaled_dot_product_attention",
+        "relu_", "relu6", "elu_", "celu_", "selu_", "threshold_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid",
+        "tanh", "sigmoid", "silu", "mish", "gelu", "softplus", "softshrink", "upsample", "upsample_nearest", "upsample_bilinear",
+        "interpolate", "one_hot", "scaled_dot_product_attention",
     ),
 }  # fmt: skip
-_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "ndim")
+_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "H", "mH", "ndim", "real", "imag")
+# Methods of tensors that torch's own list leaves out.
+_MORE_METHODS = frozenset({"unflatten", "new_empty", "new_full", "new_ones", "new_zeros", "new_tensor"})
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +58,7 @@ def _names() -> dict[Any, str]:
 @lru_cache(maxsize=1)
 def _methods() -> frozenset[str]:
     known = torch.overrides.get_overridable_functions()[torch.Tensor]
-    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_"))
+    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_")) | _MORE_METHODS
 
 
 def function_name(node: fx.Node) -> str:
@@ -65,6 +69,8 @@ def function_name(node: fx.Node) -> str:
         return f"attribute.{node.args[1]}"
     if node.op == "call_function" and node.target in _names():
         return _names()[node.target]
+    if node.op == "call_function" and (registered := name_of(node.target)) is not None:
+        return registered
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     raise EngineError(
         f"{node.name} calls {called}, which is not a tensor operation that can be stored: "
@@ -81,6 +87,8 @@ def function(name: str) -> Callable[..., Any]:
         return lambda self, *_: getattr(self, attribute)
     if name in _by_name():
         return _by_name()[name]
+    if (registered := by_name(name)) is not None:
+        return registered
     raise EngineError(f"the file asks for {name!r}, which is not a tensor operation: it is damaged or not made by qtui")
 
 
@@ -134,47 +142,6 @@ def names_in(value: Any) -> list[str]:
     return found
 
 
-# Arguments that say whether there is a parameter, and those that a module keeps under another name.
-_FLAGS = ("bias", "add_bias_kv")
-_KEPT_AS = {("MultiheadAttention", "bias"): "in_proj_bias", ("MultiheadAttention", "add_bias_kv"): "bias_k"}
-
-
-def module_recipe(module: nn.Module) -> dict[str, Any] | None:
-    """Class and constructor arguments of a module of torch.nn, or None where it cannot be rebuilt from them."""
-    name = type(module).__name__
-    if getattr(nn, name, None) is not type(module):
-        return None
-    arguments: dict[str, Any] = {}
-    for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        hidden = parameter.name.startswith("_") or parameter.name in ("device", "dtype", "inplace")
-        if hidden or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        name_of_value = _KEPT_AS.get((name, parameter.name), parameter.name)
-        if not hasattr(module, name_of_value):
-            return None
-        value = getattr(module, name_of_value)
-        arguments[parameter.name] = value is not None if parameter.name in _FLAGS else value
-    try:
-        encoded = {key: encode(value) for key, value in arguments.items()}
-        again = build_module({"class": name, "arguments": encoded})
-    except Exception:
-        return None
-    same = {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
-    same = same and [type(m) for m in again.modules()] == [type(m) for m in module.modules()]
-    return {"class": name, "arguments": encoded} if same else None
-
-
-def build_module(recipe: dict[str, Any]) -> nn.Module:
-    """An uninitialised module of torch.nn in eval mode. Raises EngineError when the class is not one."""
-    kind = getattr(nn, str(recipe["class"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EngineError(
-            f"the file asks for the module {recipe['class']!r}, which torch.nn does not have: it is damaged or not made by qtui"
-        )
-    module: nn.Module = kind(**{k: decode(v, str) for k, v in recipe["arguments"].items()})
-    return module.eval()
-
-
 def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str, Any]:
     """``function``, ``args`` and ``kwargs`` of a node; a module that only moves or averages values as the function it is."""
     if node.op != "call_module":
@@ -184,6 +151,12 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     rest: tuple[Any, ...]
     if isinstance(module, nn.Flatten):
         name, rest = "torch.flatten", (module.start_dim, module.end_dim)
+    elif isinstance(module, nn.PixelShuffle):
+        name, rest = "torch.pixel_shuffle", (module.upscale_factor,)
+    elif isinstance(module, nn.PixelUnshuffle):
+        name, rest = "torch.pixel_unshuffle", (module.downscale_factor,)
+    elif isinstance(module, nn.ChannelShuffle):
+        name, rest = "torch.channel_shuffle", (module.groups,)
     elif isinstance(module, nn.AdaptiveAvgPool2d):
         name, rest = "F.adaptive_avg_pool2d", (module.output_size,)
     elif isinstance(module, nn.AvgPool2d):
@@ -192,6 +165,13 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     else:
         raise EngineError(f"{node.name}: {type(module).__name__} has no integer form")
     return {"function": name, "args": encode((source, *rest), name_of), "kwargs": {"dict": {}}}
+
+
+def padding(attrs: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+    """What a stored call of ``F.pad`` adds on each side, the last dimension first, and how it fills."""
+    given = dict(zip(("input", "pad", "mode"), decode(attrs["args"], lambda _: None), strict=False))
+    given |= decode(attrs["kwargs"], lambda _: None)
+    return tuple(given["pad"]), str(given.get("mode", "constant"))
 
 
 _POOLING = ("kernel", "stride", "padding", "dilation", "ceil_mode")

@@ -11,6 +11,7 @@ from engine.kernels.base import geometry
 from engine.kernels.probe import Machine
 from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.kinds import BATCH_NORMS, kind, module_of
+from engine.lowering.graph.subpixel import type_name
 from engine.planning import planner
 from engine.planning.layer import Layer
 from engine.planning.layer_speed import UNTIMED, Pace
@@ -29,9 +30,11 @@ def plan(
     rules: Sequence[Rule] = (),
     time_share: Mapping[str, float] | None = None,
     paces: Mapping[str, Pace] | None = None,
+    others: Sequence[Layer] = (),
 ) -> Plan:
-    """The plan of ``gm`` on ``machine``. Its rows do not know their ``kernel``: that takes the layout of the whole plan."""
-    return planner.plan(layers(gm, time_share, paces), preset, rules, machine.activation_bits)
+    """The plan of ``gm``, and of ``others`` outside of it, on ``machine``. Its rows do not know their ``kernel``: that takes the layout
+    of the whole plan."""
+    return planner.plan((*layers(gm, time_share, paces), *others), preset, rules, machine.activation_bits)
 
 
 def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, paces: Mapping[str, Pace] | None = None) -> tuple[Layer, ...]:
@@ -53,7 +56,7 @@ def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, pa
         params = sum(p.numel() for p in module.parameters())
         obstacle = why_not(module) if capabilities.role != "none" else None if path in folded else _no_kernel(path, module, refused)
         found.append(Layer(
-            path, type(module).__name__, node.name, params, _weight_shape(module), capabilities, params / total, share, obstacle,
+            path, type_name(module), node.name, params, _weight_shape(module), capabilities, params / total, share, obstacle,
             folded.get(path), pace=(paces or {}).get(path, UNTIMED),
         ))  # fmt: skip
     return tuple(found)

@@ -19,6 +19,7 @@ from engine.kernels.base import IntegerLayer, Kernel
 from engine.lowering.graph import binding, calls
 from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, Tensors, mirrored
 from engine.lowering.graph.input_spec import Taking, TakingCall, wrong_size
+from engine.lowering.graph.module_recipes import build_module
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
 from engine.models.memory import channels_last
@@ -27,6 +28,7 @@ from engine.tasks.base import Batch
 
 Function = Callable[..., Any]
 _PLANS = 4
+_PATIENT_PLANS, _REMEMBERED = 16, 256
 
 
 def _same(one: Tensors, other: Tensors) -> bool:
@@ -50,7 +52,8 @@ class QuantizedModel(nn.Module):
     ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. Images of another size than the one that
     the program was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with
     do so in a sentence. ``unplanned`` says of which images the plan in fixed memory computed something else than the steps do: those
-    are computed step by step.
+    are computed step by step. A ``patient`` model makes a plan for a shape when it comes again, and keeps more of them: it is called
+    on many.
     """
 
     def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
@@ -60,6 +63,8 @@ class QuantizedModel(nn.Module):
         self.simulated = False
         self.taking: Taking | TakingCall | None = None
         self.unplanned: list[str] = []
+        self.patient = False
+        self._met: OrderedDict[Any, None] = OrderedDict()
         self._kernels = kernels
         self._whole: Mapping[str, nn.Module] = modules or {}
         made = {step.output for step in program.steps}
@@ -147,12 +152,22 @@ class QuantizedModel(nn.Module):
             if isinstance(x, tuple)
             else (x.shape, x.stride(), x.dtype, threads)
         )
+        if self.patient and key not in self._plans and not self._meets_again(key):
+            return None
         if key not in self._plans:
             self._plans[key] = self._planned(x)
-            if len(self._plans) > _PLANS:
+            if len(self._plans) > (_PATIENT_PLANS if self.patient else _PLANS):
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    def _meets_again(self, key: Any) -> bool:
+        if key in self._met:
+            return True
+        self._met[key] = None
+        if len(self._met) > _REMEMBERED:
+            self._met.popitem(last=False)
+        return False
 
     def _planned(self, x: Tensors) -> Fixed | None:
         """A plan that gives for ``x``, bit for bit, what the steps give."""
@@ -325,12 +340,12 @@ class QuantizedModel(nn.Module):
         return (self._steps.mean(source, target, bool(flat), run) if able and self._steps else None) or run
 
     def _op_pad(self, step: Step) -> Function:
-        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
-        zero = int(step.attrs["grid"][1])
+        pads, mode = calls.padding(step.attrs)
+        zero = int(step.attrs["grid"][1]) if mode == "constant" else None
 
         def run(x: Tensor) -> Tensor:
             channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            y = F.pad(x, pads, value=zero)
+            y = F.pad(x, pads, mode, zero)
             return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
         return run
@@ -352,7 +367,7 @@ class QuantizedModel(nn.Module):
         """The module of a ``module`` step with its weights, in eval mode. Raises EngineError where its code is missing."""
         a = step.attrs
         if a["module"] is not None:
-            module = calls.build_module(a["module"])
+            module = build_module(a["module"])
         elif a["path"] in self._whole:
             module = copy.deepcopy(self._whole[a["path"]])
         else:

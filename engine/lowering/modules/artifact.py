@@ -103,9 +103,9 @@ def _matrices(about: Mapping[str, Any], tensors: Tensors) -> dict[str, Quantized
     weights: dict[str, QTensor] = {}
     for path, entry in about.items():
         if entry["tied"] is None:
-            places = {part: f"matrix/{path}/{part}" for part in ("packed", "scale", "zero")}
+            places = {part: f"matrix/{path}/{part}" for part in ("packed", "scale", "zero", "tensor_scale")}
             weights[path] = from_tensors({part: tensors.pop(name) for part, name in places.items() if name in tensors}, entry)
-            if not torch.isfinite(weights[path].scale).all():
+            if not torch.isfinite(weights[path].scale.to(torch.float32)).all():
                 raise ValueError(f"scales of {path} are not finite")
     return {path: matrix(path, entry, weights[entry["tied"] or path]) for path, entry in about.items()}
 
