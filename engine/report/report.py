@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import EngineError, one_line
 from engine.plain_text import escaped_json
 from engine.reading import MB, read_json
+from engine.report.changed import section as changed
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.report.markdown import number, table
 from engine.report.measures import all_metrics, metrics_of
@@ -40,7 +41,7 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
+        parts += [*_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]

@@ -18,6 +18,7 @@ from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events.event import Event, Failed, Progress, Ranges
+from engine.events.pictures import NAME as CHANGED
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.plain_text import one_line
@@ -26,7 +27,7 @@ from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
 _EXPORTS = tuple(dict.fromkeys(name for entry in FORMATS.values() for name in entry.files))
-_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
+_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", CHANGED, *_EXPORTS, "checkpoints", "traceback.txt")
 
 # Characters of a folder's name behind its time: systems take 255.
 _LONGEST = 120

@@ -282,6 +282,17 @@ class Task(ABC):
         """What the raw outputs say of each item of ``batch``, in order; empty where there is nothing to be shown of single items."""
         return ()
 
+    def picture(self, batch: Batch, index: int) -> Tensor | None:
+        """The item at ``index`` of ``batch`` as an image uint8 (3, H, W) for a person to look at; None where it is none. What was
+        normalized is stretched to the range of the item's own values."""
+        image = next((x for x in batch.args if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)), None)
+        if image is None:
+            return None
+        pixels = image[index].detach().float().cpu()
+        low, high = pixels.min(), pixels.max()
+        spread = ((pixels - low) / (high - low).clamp_min(1e-9) * 255).round().clamp(0, 255).nan_to_num()
+        return spread.expand(3, -1, -1).to(torch.uint8)
+
     def describe(self, models: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, list[dict[str, Any]]]:
         """What a person looks at beside the figures, for the report's ``samples``."""
         yield from ()

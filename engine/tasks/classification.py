@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.recipe.recipe import Recipe
 from engine.tasks import image_models
-from engine.tasks.base import Batch, Split, Task
+from engine.tasks.base import Batch, ItemAnswer, Split, Task
 from engine.tasks.fitting import check, first_images, transform_of
 from engine.tasks.metrics import ACCURACY, MetricValue, wilson
 from engine.tasks.subject import Subject, fingerprint
@@ -66,6 +66,17 @@ class Classification(Task):
 
     def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
         return outputs[0].argmax(1)
+
+    def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
+        names = self.images.classes
+        pairs = zip(raw.argmax(1).tolist(), batch.targets.tolist(), strict=True)
+        return [ItemAnswer(names[found], names[label], float(found == label)) for found, label in pairs]
+
+    def picture(self, batch: Batch, index: int) -> Tensor | None:
+        pixels = batch.args[0][index].detach().float().cpu()
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.images.mean, self.images.std))
+        shown: Tensor = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return shown
 
     def evaluator(self) -> Top1:
         return Top1()
