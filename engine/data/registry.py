@@ -64,9 +64,15 @@ _KNOWN = (
         "diabetes", "442 patients in ten numbers, in scikit-learn", "Efron et al. 2004", True, None, None, "engine.data.tables.diabetes",
         task="regression",
     ),
+    DataEntry(
+        "python-modules", "some 3,000 paragraphs that CPython's modules carry, by module", "PSF-2.0", True, None, None,
+        "engine.data.text.python_modules", task="text-classification",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "text-classification": "engine.data.text.labelled",
+}
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 

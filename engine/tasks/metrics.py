@@ -113,8 +113,10 @@ ACCURACY = Metric("accuracy", "%", bounds=(0.0, 1.0))
 PERPLEXITY = Metric("perplexity", higher_is_better=False, relative=True, bounds=(1.0, math.inf), digits=".2f")
 MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
+F1 = Metric("F1", "%", bounds=(0.0, 1.0))
+MATTHEWS = Metric("Matthews", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2)}
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, F1, MATTHEWS)}
 
 
 def wilson(right: float, total: int) -> float:

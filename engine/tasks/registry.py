@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
 from engine.models.registry import ENTRIES as MODELS
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.models.text_registry import task_of_folder
 
 if TYPE_CHECKING:
     from engine.events.cancellation import StopToken
@@ -61,6 +63,9 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry(
+            "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
+        ),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
@@ -82,4 +87,8 @@ def task_of(model: str, task: str | None = None) -> TaskEntry:
         return OWN if ":" in task else find(task)
     if model in MODELS:
         return find(MODELS[model].task)
+    if model in TEXT_MODELS:
+        return find(TEXT_MODELS[model].task)
+    if (found := task_of_folder(model)) in TASKS:
+        return TASKS[str(found)]
     return TASKS["causal-lm" if is_language(model) else "classification"]

@@ -19,6 +19,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from engine.errors import EngineError, one_line
+from engine.lowering.graph import sequences
 from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
@@ -144,7 +145,11 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
             return forward(*args, **kwargs)
-        path = self.path_of_module(m)
+        try:
+            path = self.path_of_module(m)
+        except NameError:
+            # Made by the forward itself, such as an activation: what it computes is recorded.
+            return forward(*args, **kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
         depth = len(self.module_stack)
         before = replace(self.reading)
@@ -256,9 +261,13 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
         finally:
             # fx leaves the constants that it meets on the model.
             _forget(model, own)
+        call = _finished(tracer, traced.module.graph)
         if tracer.reading.compared or (tracer.reading.read and _differs(model, traced, tracer)):
-            hold(traced.module.graph)
-        keep(traced.module.graph, _finished(tracer, traced.module.graph))
+            free = _of_any_length(model, traced, tracer)
+            traced = free or traced
+            if free is None:
+                hold(traced.module.graph)
+        keep(traced.module.graph, call)
         return traced
 
 
@@ -342,6 +351,26 @@ def _differs(model: nn.Module, traced: Traced, tracer: ShapeTracer) -> bool:
         finally:
             _forget(model, own)
     return not taken
+
+
+def _of_any_length(model: nn.Module, traced: Traced, tracer: ShapeTracer) -> Traced | None:
+    """The graph for token sequences of every length; None where its lengths stay those of the example."""
+    call, (example, second) = tracer.call, tracer.examples
+    some = sequences.lengths(call, tracer.inputs[0])
+    own, recorded = set(vars(model)), []
+    try:
+        for sizes in sequences.others(some):
+            first, other = (sequences.resized(call, given, some, sizes) for given in (example, second))
+            _returned(model, first)
+            recorded.append(_record(model, ShapeTracer(call, (first, other)), other).module)
+        module = sequences.freed(sequences.copied(traced.module), recorded, some) if some else None
+    except Exception:
+        return None
+    finally:
+        _forget(model, own)
+    if module is None or not sequences.serves(module.eval(), lambda given: _returned(model, given), call, example, some):
+        return None
+    return replace(traced, module=module)
 
 
 def _other(value: Any, which: int) -> Any:
