@@ -27,7 +27,7 @@ from typing import Any
 from engine.errors import UsageError, nearest
 
 # What the models of each lowering are called where a format is not for them.
-MODELS = {"graph": "networks", "modules": "language models"}
+MODELS = {"graph": "networks", "islands": "models that are lowered in islands", "modules": "language models"}
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,22 @@ FORMATS: dict[str, Format] = {
     for entry in (
         Format(
             "safetensors", ("model.safetensors",), "qtui",
-            {"graph": "engine.export.safetensors", "modules": "engine.export.decoder_safetensors"},
+            {
+                "graph": "engine.export.safetensors", "islands": "engine.export.islands_safetensors",
+                "modules": "engine.export.decoder_safetensors",
+            },
         ),
         Format(
             "onnx", ("model.onnx",), "ONNX Runtime",
-            {"graph": "engine.export.onnx.file", "modules": "engine.export.onnx.decoder_file"},
+            {"graph": "engine.export.onnx.file", "islands": "engine.export.islands", "modules": "engine.export.onnx.decoder_file"},
             ("onnx",), ("onnxruntime",), ("model.onnx.data",),
         ),
         Format(
-            "openvino", ("model.xml", "model.bin"), "OpenVINO", {"graph": "engine.export.openvino"}, ("onnx", "openvino"), ("openvino",)
+            "openvino", ("model.xml", "model.bin"), "OpenVINO",
+            {"graph": "engine.export.openvino", "islands": "engine.export.islands"},
+            ("onnx", "openvino"), ("openvino",),
         ),
-        Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2"}),
+        Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2", "islands": "engine.export.islands"}),
         Format(
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),

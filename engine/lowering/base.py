@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import nn
 
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Table
 from engine.kernels.probe import Machine
@@ -104,16 +105,27 @@ class Trained:
     state: Any
 
 
+class NotWhole(EngineError):
+    """A lowering cannot take a model as a whole; another one may take it in parts. ``reason`` says why, without advice."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
 class Lowering(ABC):
     """One way to integers, for one run. Its methods are called in the order in which they stand here."""
 
     name: ClassVar[str]
+    # The lowering that takes its place where ``capture`` raises NotWhole.
+    instead: ClassVar[str | None] = None
     # Whether figures are the processor's wherever the run calibrates and trains.
     measures_on_cpu: ClassVar[bool] = False
     training_question: ClassVar[str] = "Train with quantization"
 
-    def __init__(self, subject: Subject, run: RunContext) -> None:
-        self.subject, self.run = subject, run
+    def __init__(self, subject: Subject, run: RunContext, refused: NotWhole | None = None) -> None:
+        """``refused`` is why the lowering whose place this one takes could not take the model."""
+        self.subject, self.run, self.refused = subject, run, refused
 
     @abstractmethod
     def capture(self) -> Steps[None]:

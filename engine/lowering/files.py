@@ -14,18 +14,22 @@ def file_of(directory: str | Path) -> Path:
     return path / NAME if path.is_dir() else path
 
 
+_KINDS = {"decoder": "modules", "islands": "islands"}
+
+
 def lowering_of_file(path: Path) -> str:
-    """The lowering whose model a file holds, by its header."""
-    return "modules" if is_decoder(path) else "graph"
-
-
-def is_decoder(path: Path) -> bool:
-    """Whether the header says that it holds the modules lowering's model; damaged files are judged where they are read."""
+    """The lowering whose model a file holds, by its header; damaged files are judged where they are read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))
     except (SafetensorError, OSError, ValueError, RecursionError):
-        return False
-    return isinstance(header, dict) and header.get("kind") == "decoder"
+        return "graph"
+    kind = header.get("kind") if isinstance(header, dict) else None
+    return _KINDS.get(kind, "graph") if isinstance(kind, str) else "graph"
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether the header says that it holds the modules lowering's model."""
+    return lowering_of_file(path) == "modules"

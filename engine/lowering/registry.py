@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from engine.lowering.base import Lowering, RunContext
+from engine.lowering.base import Lowering, NotWhole, RunContext, Steps
 from engine.tasks.subject import Subject
 
 LOWERINGS = {
     "graph": "engine.lowering.graph.lowering:GraphLowering",
+    "islands": "engine.lowering.islands.lowering:IslandsLowering",
     "modules": "engine.lowering.modules.lowering:ModulesLowering",
 }
 
@@ -16,6 +17,19 @@ LOWERINGS = {
 def lowering_of(subject: Subject, run: RunContext) -> Lowering:
     """The lowering of ``subject``, for one run. It is imported now: the modules lowering brings transformers."""
     return lowering_class(subject.lowering)(subject, run)
+
+
+def captured(lowering: Lowering) -> Steps[Lowering]:
+    """``lowering`` once it has captured its model, or the one that takes its place where it refuses the model as a whole."""
+    try:
+        yield from lowering.capture()
+    except NotWhole as refused:
+        if lowering.instead is None:
+            raise
+        other = lowering_class(lowering.instead)(lowering.subject, lowering.run, refused)
+        yield from other.capture()
+        return other
+    return lowering
 
 
 def lowering_class(name: str) -> type[Lowering]:

@@ -94,4 +94,7 @@ def _figures(entry: Mapping[str, Any]) -> str:
     parity = next(entry[key] for key in _PARITIES if _apart(entry.get(key)))
     native = parity.get("native_sqnr_db")
     beside = f" where the measured model has {native:.1f} dB to fp32" if _known(native) else ""
-    return f"{parity['agreement']:.1%} the same answers, SQNR {parity['sqnr_db']:.1f} dB{beside}"
+    agreement, noise = parity.get("agreement"), parity.get("sqnr_db")
+    same = [f"{agreement:.1%} the same answers"] if _known(agreement) else []
+    near = [f"SQNR {noise:.1f} dB{beside}"] if _known(noise) else []
+    return ", ".join([*same, *near])

@@ -12,7 +12,7 @@ from engine.events.event import Finished, Judgement, Layers, Measured, Notice
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
-from engine.lowering.registry import lowering_of
+from engine.lowering.registry import captured, lowering_of
 from engine.planning.plan import Plan
 from engine.recipe.changes import with_strategy
 from engine.recipe.decisions import Answer, Strategy
@@ -55,9 +55,8 @@ class Job(Work):
         return self.subject.device != "cpu" and self.lowering.measures_on_cpu
 
     def run(self) -> Run[Report]:
-        lowering = self.lowering
         yield self.setting()
-        yield from lowering.capture()
+        lowering = self.lowering = yield from captured(self.lowering)
         plan = yield from self._plan()
         plan = yield from lowering.settle(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))

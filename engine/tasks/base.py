@@ -47,12 +47,19 @@ class Batch:
                 return value[index.to(value.device)] if value.dim() and len(value) == self.count else value.clone()
             return value
 
+        def of_items(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == self.count and one_each(value)
+
+        def taken(value: Any) -> Any:
+            return [value[i] for i in places] if of_items(value) else chosen(value)
+
         targets = self.targets
         if isinstance(targets, list | tuple) and len(targets) == self.count:
             targets = [targets[i] for i in places]
         else:
             targets = tree_map(chosen, targets)
-        return Batch(tree_map(chosen, self.args), tree_map(chosen, dict(self.kwargs)), targets, len(places))
+        args, kwargs = (tree_map(taken, given, is_leaf=of_items) for given in (self.args, dict(self.kwargs)))
+        return Batch(args, kwargs, targets, len(places))
 
     def first(self, count: int) -> Batch:
         """The first ``count`` items, or all where there are fewer."""
@@ -66,6 +73,15 @@ class Batch:
 
         args, kwargs, targets = (tree_map(moved, part) for part in (self.args, dict(self.kwargs), self.targets))
         return replace(self, args=args, kwargs=kwargs, targets=targets)
+
+
+def one_each(values: Sequence[Any]) -> bool:
+    """Whether a list holds items, one tensor or one dict each, as detection models take images: a tensor without a batch. Lists of
+    tensors that all have the list's length as their first size are inputs of as many items, unless they are images."""
+    if not values or not all(isinstance(value, Tensor | dict) for value in values):
+        return False
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return len(tensors) < len(values) or all(x.dim() == 3 for x in tensors) or any(x.dim() and len(x) != len(values) for x in tensors)
 
 
 def _channels_last(value: Any) -> Any:

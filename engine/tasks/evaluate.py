@@ -115,7 +115,7 @@ class _Sums:
 
     def add(self, expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
         for wanted, got in zip(expected, found, strict=True):
-            for a, b in zip(_rows(wanted), _rows(got), strict=True):
+            for a, b in zip(*map(_rows, _of_one_shape(wanted, got)), strict=True):
                 self.signal += a.double().square().sum().item()
                 self.noise += (b - a).double().square().sum().item()
                 self.numbers += a.numel()
@@ -133,6 +133,20 @@ class _Sums:
         divergence = self.divergence / self.answered if self._task.divergence and self.answered else None
         mse = self.noise / self.numbers if self.numbers else math.nan
         return Closeness(mse, sqnr_db(self.signal, self.noise), agreement, divergence)
+
+
+def _of_one_shape(wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs whose number follows from the data, as boxes do: what one of them lacks is taken for zeros, so that it counts as noise."""
+    if wanted.shape == got.shape or wanted.dim() != got.dim():
+        return wanted, got
+    sizes = [max(a, b) for a, b in zip(wanted.shape, got.shape, strict=True)]
+
+    def padded(x: Tensor) -> Tensor:
+        whole = x.new_zeros(sizes)
+        whole[tuple(slice(size) for size in x.shape)] = x
+        return whole
+
+    return padded(wanted), padded(got)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, ...]:

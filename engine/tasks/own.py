@@ -20,7 +20,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.recipe.recipe import Recipe
-from engine.tasks.base import SPLITS, Batch, Split, Task
+from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
 from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject, fingerprint
@@ -92,7 +92,8 @@ class OwnTask(Task):
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
-        leaves, spec = tree_flatten((part.args, dict(part.kwargs)))
+        one = part.first(1) if any(isinstance(value, list) for value in (*part.args, *part.kwargs.values())) else part
+        leaves, spec = tree_flatten((one.args, dict(one.kwargs)))
         structure = (str(spec), tuple((x.dim(), x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves))
         if self._structure is None:
             self._structure = structure
@@ -347,6 +348,8 @@ def _batch(raw: Any, split: str, number: int) -> Batch:
             f"batch {number + 1} of {split} is a {type(raw).__name__}: give (inputs, targets), a dict with a key {_TARGETS[0]!r} or "
             f"{_TARGETS[2]!r}, or engine.Batch"
         )
+    if isinstance(inputs, list | tuple) and isinstance(targets, list | tuple) and len(inputs) == len(targets) and one_each(inputs):
+        return Batch((list(inputs),), {}, list(targets), len(inputs))
     if isinstance(inputs, Mapping):
         part = Batch((), dict(inputs), targets)
     else:

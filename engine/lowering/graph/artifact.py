@@ -9,7 +9,7 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.lowering.graph.program import Program, Step, call_from, sizes_from, 
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.qtensor import QTensor, from_tensors
 
-_SCHEMA = 1
+SCHEMA = 1
 _OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
 
 
@@ -33,17 +33,49 @@ def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
     """The file's content. Weights of 4 bits or fewer are stored two to a byte."""
     from safetensors.torch import save
 
-    tensors: dict[str, Tensor] = {f"tensor/{name}": tensor.contiguous().clone() for name, tensor in program.tensors.items()}
+    tensors, about = stored(program)
+    header = {"schema": SCHEMA, **about, "recipe": recipe_yaml, "isa": isa}
+    return save(tensors, {"qtui": json.dumps(header)})
+
+
+def stored(program: Program, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a program, named after ``prefix``, and its part of the header."""
+    tensors: dict[str, Tensor] = {f"{prefix}tensor/{name}": tensor.contiguous().clone() for name, tensor in program.tensors.items()}
     layers: dict[str, Any] = {}
     for name, weight in program.layers.items():
         layers[name] = weight.meta()
-        tensors.update({f"layer/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()})
-    header = {"schema": _SCHEMA, "program": program.header(), "layers": layers, "recipe": recipe_yaml, "isa": isa}
-    return save(tensors, {"qtui": json.dumps(header)})
+        tensors.update({f"{prefix}layer/{name}/{part}": tensor for part, tensor in weight.to_tensors().items()})
+    return tensors, {"program": program.header(), "layers": layers}
+
+
+def restored(tensors: Mapping[str, Tensor], about: Mapping[str, Any], prefix: str = "") -> Program:
+    """The inverse of ``stored``. Raises ValueError, or what reading damaged JSON raises, for what is no program."""
+    layers = {name: _weight(name, given, tensors, prefix) for name, given in about["layers"].items()}
+    start = f"{prefix}tensor/"
+    kept = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    held = about["program"]
+    program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held), *call_from(held))
+    _check_flow(program)
+    for step in program.steps:
+        _check(step, program)
+    return program
 
 
 def read(path: Path) -> tuple[Program, dict[str, Any]]:
     """Program and header of a file. Raises EngineError for one that is missing, damaged or foreign."""
+    tensors, header = content(path)
+    if header.get("kind") == "islands":
+        raise EngineError(f"{path} holds islands of a model: load it with engine.load_quantized(DIR, model=factory())")
+    try:
+        return restored(tensors, header), header
+    except EngineError:
+        raise
+    except Exception as error:
+        raise damaged(path, error) from error
+
+
+def content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file. Raises EngineError for one that is missing, damaged or foreign."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -58,24 +90,12 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         raise EngineError(f"{path} is not a whole safetensors file ({one_line(error, 120)}): copy it again") from error
     if isinstance(header, dict) and header.get("kind") == "decoder":
         raise EngineError(f"{path} holds a language model: load it with engine.load_quantized")
-    if not isinstance(header, dict) or header.get("schema") != _SCHEMA:
-        raise EngineError(f"{path} was not written by this program (no header of schema {_SCHEMA}): give the folder of a finished run")
-    try:
-        layers = {name: _weight(name, about, tensors) for name, about in header["layers"].items()}
-        kept = {name.removeprefix("tensor/"): tensor for name, tensor in tensors.items() if name.startswith("tensor/")}
-        held = header["program"]
-        program = Program(steps_from(held), held["result"], layers, kept, sizes_from(held), *call_from(held))
-        _check_flow(program)
-        for step in program.steps:
-            _check(step, program)
-        return program, header
-    except EngineError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        raise EngineError(f"{path} was not written by this program (no header of schema {SCHEMA}): give the folder of a finished run")
+    return tensors, header
 
 
-def _damaged(path: Path, error: Exception) -> EngineError:
+def damaged(path: Path, error: Exception) -> EngineError:
     return EngineError(f"{path} is damaged ({type(error).__name__}: {one_line(error, 120)}): copy it again")
 
 
@@ -139,8 +159,8 @@ def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
         raise ValueError(f"a grid of step {scale}, zero point {zero_point} and {qmax} levels")
 
 
-def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QTensor:
-    places = {part: f"layer/{name}/{part}" for part in ("values", "scale", "multiplier")}
+def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> QTensor:
+    places = {part: f"{prefix}layer/{name}/{part}" for part in ("values", "scale", "multiplier")}
     try:
         return from_tensors({part: tensors[place] for part, place in places.items() if place in tensors}, about)
     except EngineError as error:
@@ -158,8 +178,7 @@ def load_network(directory: str | Path, model: nn.Module | None = None) -> Quant
     path = file_of(directory)
     program, header = read(path)
     machine = probe()
-    if told := _moved(machine, header.get("isa"), _widest(path, program)):
-        warnings.warn(f"{path} was made on {told}: quantize the model here", stacklevel=2)
+    warn_of(path, machine, header, [program])
     modules = dict(model.named_modules()) if model is not None else {}
     try:
         with torch.no_grad():
@@ -167,9 +186,15 @@ def load_network(directory: str | Path, model: nn.Module | None = None) -> Quant
     except EngineError:
         raise
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     found.taking = taking(program)
     return found
+
+
+def warn_of(path: Path, machine: Machine, header: Mapping[str, Any], programs: Sequence[Program]) -> None:
+    """Warns where a file was made for another machine. Raises EngineError for a damaged one."""
+    if told := _moved(machine, header.get("isa"), max((_widest(path, program) for program in programs), default=0)):
+        warnings.warn(f"{path} was made on {told}: quantize the model here", stacklevel=3)
 
 
 def _moved(machine: Machine, made_on: Any, widest: int) -> str | None:
@@ -187,4 +212,4 @@ def _widest(path: Path, program: Program) -> int:
     try:
         return max((int(step.attrs["input"][2]) for step in program.steps if step.op == "layer"), default=0)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error

@@ -20,7 +20,7 @@ from engine.tasks.base import Batch
 from engine.tasks.outputs import Outputs, named
 
 Tree = Any
-_CALL = "call"
+CALL = "call"
 _SINGLE = {"$": 0}
 _DEPTH = 16
 _CONTAINERS = ("tuple", "list", "dict", "items", "object", "named")
@@ -283,12 +283,12 @@ def input_names(args: Sequence[tuple[str, Tree]], kwargs: Mapping[str, Tree], co
 def keep(graph: fx.Graph, call: Call) -> None:
     """Have ``graph`` tell how its model is called."""
     first = next(node for node in graph.nodes if node.op == "placeholder")
-    first.meta[_CALL] = call
+    first.meta[CALL] = call
 
 
 def call_of(graph: fx.Graph) -> Call | None:
     """How the model of a graph is called; None where the graph was not made by ``trace``."""
-    return next((node.meta[_CALL] for node in graph.nodes if _CALL in node.meta), None)
+    return next((node.meta[CALL] for node in graph.nodes if CALL in node.meta), None)
 
 
 def of_program(graph: fx.Graph, held: bool) -> Call | None:

@@ -15,10 +15,12 @@ from torch import fx, nn
 
 from engine.errors import EngineError
 from engine.lowering.graph.kinds import module_of
+from engine.lowering.graph.operations import by_name, name_of
 
 _OPERATORS = (
     "add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "floordiv", "mod", "neg", "pow", "matmul",
-    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
+    "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "invert", "xor", "pos", "abs", "lshift", "rshift",
+    "iand", "ior", "ixor", "ipow", "ifloordiv", "imod", "imatmul", "ilshift", "irshift",
 )  # fmt: skip
 # Functions of tensors that torch's own list leaves out.
 _MORE = {
@@ -28,7 +30,8 @@ _MORE = {
         "gelu", "softplus", "softshrink", "upsample", "interpolate", "one_hot", "scaled_dot_product_attention",
     ),
 }  # fmt: skip
-_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "ndim")
+_ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "H", "mH", "ndim", "real", "imag")
+_MAKING = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +57,7 @@ def _names() -> dict[Any, str]:
 @lru_cache(maxsize=1)
 def _methods() -> frozenset[str]:
     known = torch.overrides.get_overridable_functions()[torch.Tensor]
-    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_"))
+    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_")).union(_MAKING)
 
 
 def function_name(node: fx.Node) -> str:
@@ -65,6 +68,8 @@ def function_name(node: fx.Node) -> str:
         return f"attribute.{node.args[1]}"
     if node.op == "call_function" and node.target in _names():
         return _names()[node.target]
+    if node.op == "call_function" and (registered := name_of(node.target)) is not None:
+        return registered
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     raise EngineError(
         f"{node.name} calls {called}, which is not a tensor operation that can be stored: "
@@ -81,6 +86,8 @@ def function(name: str) -> Callable[..., Any]:
         return lambda self, *_: getattr(self, attribute)
     if name in _by_name():
         return _by_name()[name]
+    if (registered := by_name(name)) is not None:
+        return registered
     raise EngineError(f"the file asks for {name!r}, which is not a tensor operation: it is damaged or not made by qtui")
 
 

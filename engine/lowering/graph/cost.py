@@ -26,11 +26,11 @@ class Cost:
     macs: int
 
 
-def costs(gm: fx.GraphModule, x: Batch | Tensor) -> tuple[Cost, ...]:
+def costs(gm: fx.GraphModule, x: Batch | Tensor | tuple[Tensor, ...]) -> tuple[Cost, ...]:
     """What multiplies matrices in ``gm`` (convolutions, linear layers, attention, products of values) on ``x``,
     one item, in order. ``gm`` in eval mode; operations on elements alone are not counted."""
     counting = _Counting(gm)
-    with torch.no_grad(), _decomposed(), warnings.catch_warnings():
+    with torch.no_grad(), decomposed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of graphics cards, where oneDNN is switched.
         counting.run(*(value.clone() for value in inputs_of(gm, x)))
     return tuple(counting.found)
@@ -61,7 +61,7 @@ def _name(node: fx.Node) -> str:
 
 
 @contextmanager
-def _decomposed() -> Iterator[None]:
+def decomposed() -> Iterator[None]:
     """Attention as the products that it is made of."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

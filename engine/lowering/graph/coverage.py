@@ -43,11 +43,11 @@ class Coverage:
     def sentence(self) -> str:
         text = (
             f"{self.integer_layers} of {self.layers} convolutions, linear layers and matrix products run on integers: "
-            f"{_percent(self.share)} of the multiply-adds"
+            f"{percent(self.share)} of the multiply-adds"
         )
         if not self.rest:
             return text
-        named = [f"{rest.operation} ×{rest.count} ({_percent(rest.macs / self.macs_total)})" for rest in self.rest[:_NAMED]]
+        named = [f"{rest.operation} ×{rest.count} ({percent(rest.macs / self.macs_total)})" for rest in self.rest[:_NAMED]]
         more = len(self.rest) - _NAMED
         return f"{text}; in fp32: {', '.join(named)}{f' and {more} more kinds' if more > 0 else ''}"
 
@@ -56,8 +56,8 @@ class Coverage:
         return {**asdict(self), "rest": [asdict(rest) for rest in self.rest], "text": self.sentence()}
 
 
-def coverage(gm: fx.GraphModule, model: QuantizedModel, image: Batch | Tensor) -> Coverage:
-    """Of ``model``, which was converted from ``gm``, on one item, ``image``."""
+def coverage(gm: fx.GraphModule, model: QuantizedModel, image: Batch | Tensor | tuple[Tensor, ...]) -> Coverage:
+    """Of ``model``, which was converted from ``gm``, on one item, ``image``: a batch, or the graph's inputs in order."""
     found = costs(gm, image)
     integer = [cost for cost in found if cost.node in model.placement]
     counts: Counter[str] = Counter()
@@ -75,5 +75,5 @@ def coverage(gm: fx.GraphModule, model: QuantizedModel, image: Batch | Tensor) -
     return Coverage(sum(c.macs for c in found), sum(c.macs for c in integer), len(found), len(integer), rest)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.9995 or share == 1 else "99.9 %"

@@ -48,7 +48,10 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.linear: "functional_linear",
 }
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_IN_PLACE = tuple(
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul")
+)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 _METHODS: dict[str, str] = {
@@ -77,6 +80,12 @@ def changes_a_part(method: str, args: tuple[Any, ...]) -> bool:
     node = getattr(args[0], "node", None) if args else None
     in_place = method.endswith("_") and not method.endswith("__")
     return in_place and isinstance(node, fx.Node) and node.op == "call_function" and node.target is operator.getitem
+
+
+def weights_in(module: nn.Module) -> int:
+    """How many weights the convolutions and linear layers in ``module`` have."""
+    layers = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+    return sum({id(part): part.weight.numel() for part in module.modules() if isinstance(part, layers)}.values())
 
 
 def module_of(node: fx.Node) -> nn.Module | None:

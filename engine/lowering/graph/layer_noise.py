@@ -34,29 +34,46 @@ def layer_sqnr(
 ) -> dict[str, LayerNoise]:  # fmt: skip
     """The noise of each unit on validation items, by layer node. ``gm`` is the fp32 model, ``rounded`` the float graph that
     ``model`` is the rounding of: ``gm`` itself, or as it was trained."""
-    sums = {unit.layer: [0.0] * 4 for unit in layout.units}
-    class_of = layout.class_of()
-    units = _Units(rounded)
+    noise = Noise(gm, rounded, layout, grids, model, stop)
     with torch.inference_mode():
         for batch in task.batches("validation", batch=64, limit=items):
             stop.check()
-            batch = batch.laid_out()
-            exact = _Values(gm, {unit.output for unit in layout.units})
-            inputs = inputs_of(gm, batch)
-            exact.run(*inputs)
-            got = model.watch(*inputs)
+            noise.add(inputs_of(gm, batch.laid_out()))
+    return noise.found()
 
-            def held(name: str, got: Mapping[str, Tensor] = got) -> Tensor:
-                integers = got.get(f"{name}:q")
-                return got[name] if integers is None else dequantize(integers, grids[class_of[name].name])
 
-            for unit in layout.units:
-                stop.check()
-                wanted, seen = exact.values.pop(unit.output), held(unit.output)
-                alone = units.run_unit(unit, {name: held(name) for name in (unit.input, unit.other) if name})
-                for i, part in enumerate((wanted, wanted - seen, alone, alone - seen)):
-                    sums[unit.layer][i] += _power(part)
-    return {name: LayerNoise(sqnr_db(*s[:2]), sqnr_db(*s[2:])) for name, s in sums.items()}
+class Noise:
+    """Sums over inputs of a graph; the arguments are those of ``layer_sqnr``."""
+
+    def __init__(
+        self, gm: fx.GraphModule, rounded: fx.GraphModule, layout: Layout, grids: Mapping[str, QParams], model: QuantizedModel,
+        stop: StopToken,
+    ) -> None:  # fmt: skip
+        self._gm, self._layout, self._grids, self._model, self._stop = gm, layout, grids, model, stop
+        self._sums = {unit.layer: [0.0] * 4 for unit in layout.units}
+        self._class_of = layout.class_of()
+        self._units = _Units(rounded)
+
+    def add(self, inputs: tuple[Tensor, ...]) -> None:
+        """Take in what the units compute of the graph's inputs in order. Raises Cancelled on stop."""
+        exact = _Values(self._gm, {unit.output for unit in self._layout.units})
+        exact.run(*inputs)
+        got = self._model.watch(*inputs)
+
+        def held(name: str) -> Tensor:
+            integers = got.get(f"{name}:q")
+            return got[name] if integers is None else dequantize(integers, self._grids[self._class_of[name].name])
+
+        for unit in self._layout.units:
+            self._stop.check()
+            wanted, seen = exact.values.pop(unit.output), held(unit.output)
+            alone = self._units.run_unit(unit, {name: held(name) for name in (unit.input, unit.other) if name})
+            for i, part in enumerate((wanted, wanted - seen, alone, alone - seen)):
+                self._sums[unit.layer][i] += _power(part)
+
+    def found(self) -> dict[str, LayerNoise]:
+        """By layer node."""
+        return {name: LayerNoise(sqnr_db(*s[:2]), sqnr_db(*s[2:])) for name, s in self._sums.items()}
 
 
 def _power(x: Tensor) -> float:

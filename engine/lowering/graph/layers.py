@@ -29,9 +29,11 @@ def plan(
     rules: Sequence[Rule] = (),
     time_share: Mapping[str, float] | None = None,
     paces: Mapping[str, Pace] | None = None,
+    others: Sequence[Layer] = (),
 ) -> Plan:
-    """The plan of ``gm`` on ``machine``. Its rows do not know their ``kernel``: that takes the layout of the whole plan."""
-    return planner.plan(layers(gm, time_share, paces), preset, rules, machine.activation_bits)
+    """The plan of ``gm``, and of ``others`` outside of it, on ``machine``. Its rows do not know their ``kernel``: that takes the layout
+    of the whole plan."""
+    return planner.plan((*layers(gm, time_share, paces), *others), preset, rules, machine.activation_bits)
 
 
 def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, paces: Mapping[str, Pace] | None = None) -> tuple[Layer, ...]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
 from engine.events.progress import quietly
 from engine.kernels.choose import kernels_for
-from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
+from engine.lowering.base import Baseline, Lowering, NotWhole, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
 from engine.lowering.graph.artifact import load_network, read, to_bytes
@@ -65,10 +65,11 @@ class GraphLowering(Lowering):
     """Integer layers run on the processor even where a GPU calibrates and trains: torch has no integer convolution for it."""
 
     name = "graph"
+    instead: ClassVar[str | None] = "islands"
     measures_on_cpu = True
 
-    def __init__(self, subject: Subject, run: RunContext) -> None:
-        super().__init__(subject, run)
+    def __init__(self, subject: Subject, run: RunContext, refused: NotWhole | None = None) -> None:
+        super().__init__(subject, run, refused)
         self.kernels = kernels_for(run.machine)
         self.example = subject.example
         self._speeds: Paces | None = None
@@ -77,7 +78,10 @@ class GraphLowering(Lowering):
         run = self.run
         yield from about_device(self.subject.device, self.kernels)
         yield from run.ask("trace", f"Trace {run.recipe.model}?", needed=True)
-        self.traced = yield from run.stage("trace", "Tracing", tracing.trace(self.subject.model, self.example))
+        traced = yield from run.stage("trace", "Tracing", tracing.tried(self.subject.model, self.example))
+        if isinstance(traced, NotWhole):
+            raise traced
+        self.traced = traced
         with torch.inference_mode():
             self.subject.task.outputs(forward_of(structured(self.traced.graph))(self.example.first(1)))
         # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.
@@ -128,22 +132,31 @@ class GraphLowering(Lowering):
             proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
             self._speeds = yield from timed
-        steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, self._speeds.layers)
+        paces = self._speeds.layers
+        steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, paces, self._others())
         found, self.layout = yield from steps
         return found
+
+    def _others(self) -> Sequence[Layer]:
+        """Layers that are not in the graph."""
+        return ()
 
     def settle(self, plan: Plan) -> Steps[Plan]:
         """What was measured of the layers has decided once: the recipe that is kept gives the same plan again. Branches of a
         concatenation that are too narrow for its grid are scaled."""
+        yield from self._settle_speeds()
+        run = self.run
+        steps = balancing.balance(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
+        self.gm, plan, self.layout, self._branches = yield from steps
+        return plan
+
+    def _settle_speeds(self) -> Steps[None]:
         run, speeds = self.run, self._speeds
         if run.recipe.preset == "default" and run.recipe.slower is None and speeds is not None and speeds.decided:
             if speeds.stored:
                 yield from run.change(with_slower(run.recipe, speeds.stored))
             else:
                 run.keep(with_slower(run.recipe, ()))
-        steps = balancing.balance(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
-        self.gm, plan, self.layout, self._branches = yield from steps
-        return plan
 
     @property
     def calibration(self) -> str:

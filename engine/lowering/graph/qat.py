@@ -77,7 +77,7 @@ def train(
     student, teacher = structured(prepared.model), structured(channels_last(copy.deepcopy(start.teacher), context.device))
     # Without live normalization a few large gradients throw a deep network off for good.
     schedule = ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
-    trained = FakeQuantized(prepared, student, task, _loss(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
+    trained = FakeQuantized(prepared, student, task, distilling(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
 
     def measure() -> Generator[Event, None, Judged]:
         forms, batch = {"qat": forward_of(student.eval())}, schedule.batch * 4
@@ -96,7 +96,7 @@ def train(
     return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
 
 
-def _loss(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:
+def distilling(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:
     """The task's own loss and the fp32 model's softened answers (Hinton et al. 2015, arXiv:1503.02531, section 2), or the distance
     from its outputs: where that is what the threshold is about, and where the outputs are no logits of classes."""
 

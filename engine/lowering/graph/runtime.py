@@ -27,6 +27,7 @@ from engine.tasks.base import Batch
 
 Function = Callable[..., Any]
 _PLANS = 4
+_PATIENT_PLANS, _REMEMBERED = 16, 256
 
 
 def _same(one: Tensors, other: Tensors) -> bool:
@@ -50,7 +51,8 @@ class QuantizedModel(nn.Module):
     ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. Images of another size than the one that
     the program was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with
     do so in a sentence. ``unplanned`` says of which images the plan in fixed memory computed something else than the steps do: those
-    are computed step by step.
+    are computed step by step. A ``patient`` model makes a plan for a shape when it comes again, and keeps more of them: it is called
+    on many.
     """
 
     def __init__(self, program: Program, kernels: Sequence[Kernel], modules: Mapping[str, nn.Module] | None = None) -> None:
@@ -60,6 +62,8 @@ class QuantizedModel(nn.Module):
         self.simulated = False
         self.taking: Taking | TakingCall | None = None
         self.unplanned: list[str] = []
+        self.patient = False
+        self._met: OrderedDict[Any, None] = OrderedDict()
         self._kernels = kernels
         self._whole: Mapping[str, nn.Module] = modules or {}
         made = {step.output for step in program.steps}
@@ -147,12 +151,22 @@ class QuantizedModel(nn.Module):
             if isinstance(x, tuple)
             else (x.shape, x.stride(), x.dtype, threads)
         )
+        if self.patient and key not in self._plans and not self._meets_again(key):
+            return None
         if key not in self._plans:
             self._plans[key] = self._planned(x)
-            if len(self._plans) > _PLANS:
+            if len(self._plans) > (_PATIENT_PLANS if self.patient else _PLANS):
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    def _meets_again(self, key: Any) -> bool:
+        if key in self._met:
+            return True
+        self._met[key] = None
+        if len(self._met) > _REMEMBERED:
+            self._met.popitem(last=False)
+        return False
 
     def _planned(self, x: Tensors) -> Fixed | None:
         """A plan that gives for ``x``, bit for bit, what the steps give."""

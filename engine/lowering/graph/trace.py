@@ -19,9 +19,13 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from engine.errors import EngineError, one_line
+from engine.lowering.base import NotWhole
 from engine.lowering.graph import sequences
+from engine.lowering.graph.assignment import OUT_OF_PLACE, changed
 from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
+from engine.lowering.graph.operations import of_namespace
+from engine.lowering.graph.patched import recording, without_autocast
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
 from engine.lowering.graph.sizes import Reading, hold, other_sizes, plain, signature
 from engine.tasks.base import Batch
@@ -45,11 +49,13 @@ class UntracedModule:
 @dataclass(frozen=True)
 class Traced:
     """A traced model. Each tensor node's meta holds ``shape`` (batch-dependent sizes as None) and ``dtype``; ``held_sizes`` of the graph
-    tells whether it serves this size of images alone."""
+    tells whether it serves this size of images alone; with ``autocast`` the model asks for a lower precision in its forward, which the
+    graph does without."""
 
     module: fx.GraphModule
     untraced: tuple[UntracedModule, ...]
     max_abs_delta: float
+    autocast: bool = False
 
 
 class ShapeTracer(fx.Tracer):
@@ -76,15 +82,29 @@ class ShapeTracer(fx.Tracer):
             if does_nothing(target, args, kwargs):
                 return args[0]
             # fx keeps such a call whole where its author asks for it, but only torch's operations can be stored and quantized.
-            if self.module_stack:
-                return target(*args, **kwargs)
+            return target(*args, **kwargs)
         if kind == "call_method" and changes_a_part(target, args):
-            raise TraceError(f"changes a part of a tensor in place ({target})")
+            return self._changed_part(str(target), args, kwargs)
+        if kind == "call_function" and target in OUT_OF_PLACE and getattr(args[0], "part_of", None) is not None:
+            return self._becoming(args[0], OUT_OF_PLACE[target](*args))
+        if kind == "call_function":
+            target = of_namespace(target)
         proxy = super().create_proxy(kind, target, plain(args), plain(kwargs), *rest, **named)
         assert isinstance(proxy, SizedProxy)
-        proxy.values = self._evaluate(proxy.node)
-        self._values[proxy.node] = proxy.values
+        proxy.known = self._evaluate(proxy.node)
+        self._values[proxy.node] = proxy.known
         return proxy
+
+    def _changed_part(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        part, *rest = args
+        if getattr(part, "part_of", None) is None:
+            raise TraceError(f"changes a part of a tensor in place ({method})")
+        return self._becoming(part, changed(part, method, tuple(rest), kwargs))
+
+    @staticmethod
+    def _becoming(part: Any, new: Any) -> Any:
+        part.becomes(new)
+        return part
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each tensor of the arguments; what else ``forward`` takes is as in the example, or keeps its default."""
@@ -114,26 +134,34 @@ class ShapeTracer(fx.Tracer):
         proxy: Any = value
         if not isinstance(value, SizedProxy):
             given: Any = value
-        elif not value.values or isinstance(value.values[0], Tensor):
+        elif not value.known or isinstance(value.known[0], Tensor):
             return value
         else:
-            given = normalized(value.values[0])
+            given = normalized(value.known[0])
             if given is None or isinstance(given, bool | int | float | str):
-                if value.values[0] != value.values[1]:
+                if value.known[0] != value.known[1]:
                     raise TraceError("returns a number that depends on the batch")
                 return given
             if isinstance(given, tuple | list):
                 given = _with(given, [proxy[i] for i in range(len(given))])
             elif isinstance(given, dict):
                 # An object is read as its class gives its fields; what is None stays None.
-                read = proxy.__getitem__ if isinstance(value.values[0], Mapping) else partial(getattr, proxy)
+                read = proxy.__getitem__ if isinstance(value.known[0], Mapping) else partial(getattr, proxy)
                 given = type(given)({key: None if part is None else read(key) for key, part in given.items()})
         if isinstance(given, tuple | list):
             return _with(given, [self._parts(part) for part in given])
         return type(given)({key: self._parts(part) for key, part in given.items()}) if isinstance(given, dict) else given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, torch.jit.ScriptModule):
+            self._note_scripted(m, module_qualified_name)
         return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def _note_scripted(self, module: nn.Module, path: str) -> None:
+        if path not in self._leaves:
+            self._leaves.add(path)
+            name = getattr(module, "original_name", type(module).__name__)
+            self.untraced.append(UntracedModule(path, name, "it is compiled by TorchScript, which has no Python to trace", "torch.jit"))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # fx intercepts attribute access on every module of the process; what runs beside the trace must not be recorded.
@@ -224,12 +252,21 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
     difference. Raises EngineError when not even the outermost call can be run.
     """
     batch = Batch((example,), count=len(example)) if isinstance(example, Tensor) else example
-    copies: tuple[Arguments, ...] = tuple(_arguments(batch, n) for n in BATCHES)
-    call = _call(model, copies)
-    with torch.no_grad():
+    try:
+        copies: tuple[Arguments, ...] = tuple(_arguments(batch, n) for n in BATCHES)
+        call = _call(model, copies)
+    except NotWhole:
+        raise
+    except (EngineError, ValueError, IndexError, TypeError) as error:
+        said = f"the inputs of {type(model).__name__} are no tensors of other numbers of items: {_reason(error)}"
+        raise NotWhole(said) from error
+    with torch.no_grad(), without_autocast() as autocast:
         try:
             expected = _returned(model, copies[0])
         except Exception as error:
+            if _runs(model, batch):
+                name = type(model).__name__
+                raise NotWhole(f"{name} runs on its batch and not on other numbers of its items: {_reason(error)}") from error
             shapes = " and ".join(str(tuple(x.shape)) for x in call.flatten(*copies[0]))
             one = len(call.inputs) == 1
             raise EngineError(
@@ -257,7 +294,7 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
             try:
                 traced = _record(_Whole(model), tracer, copies[1], type(model).__name__)
             except TraceError as again:
-                raise EngineError(f"{type(model).__name__} cannot be run as one piece: {_reason(again)}: change what it returns") from error
+                raise NotWhole(f"{type(model).__name__} cannot be run as one piece: {_reason(again)}: change what it returns") from error
         finally:
             # fx leaves the constants that it meets on the model.
             _forget(model, own)
@@ -268,7 +305,15 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
             if free is None:
                 hold(traced.module.graph)
         keep(traced.module.graph, call)
-        return traced
+        return replace(traced, autocast=autocast.used)
+
+
+def _runs(model: nn.Module, batch: Batch) -> bool:
+    try:
+        _returned(model, (batch.args, dict(batch.kwargs)))
+    except Exception:
+        return False
+    return True
 
 
 def _arguments(batch: Batch, count: int) -> Arguments:
@@ -301,9 +346,9 @@ def _call(model: nn.Module, examples: tuple[Arguments, ...]) -> Call:
     by_name = {name: tree_of(value, tensors) for name, value in kwargs.items()}
     leaves = tree_leaves(examples[0])
     if strange := [leaf for leaf in leaves if not isinstance(leaf, Tensor) and results_of(normalized(leaf))]:
-        raise EngineError(f"an input of {type(model).__name__} is a {type(strange[0]).__name__} of tensors: give tuples, lists and dicts")
+        raise NotWhole(f"an input of {type(model).__name__} is a {type(strange[0]).__name__} of tensors: give tuples, lists and dicts")
     if not tensors or len(tensors) != sum(isinstance(leaf, Tensor) for leaf in leaves):
-        raise EngineError(f"{type(model).__name__} is given no tensor: a batch's inputs must hold tensors, in tuples, lists and dicts")
+        raise NotWhole(f"{type(model).__name__} is given no tensor: a batch's inputs must hold tensors, in tuples, lists and dicts")
     every = [positional[i] if i < len(positional) else f"input_{i}" for i in range(len(args))]
     names = input_names(list(zip(every, trees, strict=True)), by_name, len(tensors))
     start = Call(tuple(Input(name, name, x.dtype, ()) for name, x in zip(names, tensors, strict=True)), trees, by_name, tuple(positional))
@@ -383,7 +428,8 @@ def _other(value: Any, which: int) -> Any:
 
 def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str = "") -> Traced:
     """The graph of ``root``, checked on ``example``. Raises TraceError when it computes something else."""
-    graph = tracer.trace(root)
+    with recording(SizedProxy):
+        graph = tracer.trace(root)
     _record_shapes(graph, tracer._values)
     module = fx.GraphModule(root, graph, name or type(root).__name__)
     _follow_in_place(module)

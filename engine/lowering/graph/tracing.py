@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from engine.errors import EngineError
 from engine.events.event import Event, Graph, Notice, Table
+from engine.lowering.base import NotWhole
 from engine.lowering.graph import table
-from engine.lowering.graph.calls import function_name
-from engine.lowering.graph.kinds import kind
+from engine.lowering.graph.calls import encode, function_name
+from engine.lowering.graph.kinds import kind, weights_in
 from engine.lowering.graph.profile import Profile, profile
 from engine.lowering.graph.simplify import simplify
 from engine.lowering.graph.trace import UntracedModule
@@ -20,6 +21,7 @@ from engine.lowering.graph.trace import trace as trace_graph
 from engine.tasks.base import Batch
 
 LAYERS = ("conv", "conv_transpose", "linear")
+_MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,29 @@ class TracedModel:
         return self.profile.shares
 
 
+def storable(graph: fx.GraphModule) -> None:
+    """Raises EngineError where a graph calls, or gives to a call, what cannot be stored."""
+    for node in graph.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            function_name(node)
+        if node.op in ("call_function", "call_method", "call_module"):
+            encode((node.args, node.kwargs))
+
+
+def tried(model: nn.Module, example: Batch | Tensor) -> Generator[Event, None, TracedModel | NotWhole]:
+    """``trace``, or why it cannot be."""
+    try:
+        return (yield from trace(model, example))
+    except NotWhole as found:
+        return found
+
+
+def _mostly_whole(model: nn.Module, untraced: tuple[UntracedModule, ...]) -> UntracedModule | None:
+    """The largest of the modules that stayed whole, where they hold more than half of the weights of all layers."""
+    held = {leaf: weights_in(model.get_submodule(leaf.path)) for leaf in untraced if leaf.path != "model"}
+    return max(held, key=lambda leaf: held[leaf]) if held and sum(held.values()) > _MOST * weights_in(model) else None
+
+
 def trace(model: nn.Module, example: Batch | Tensor) -> Generator[Event, None, TracedModel]:
     if isinstance(example, Tensor):
         example = Batch((example,), count=len(example))
@@ -44,12 +69,18 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Generator[Event, None, T
     graph = simplify(traced.module, example)
     whole = next((leaf for leaf in traced.untraced if not any(kind(node) in LAYERS for node in graph.graph.nodes)), None)
     if whole is not None:
-        raise EngineError(
-            f"nothing in {whole.kind} can be quantized: {whole.reason} ({whole.where}): move that line into a module of its own"
+        raise NotWhole(
+            f"nothing in {whole.kind} can be quantized: {whole.reason} ({whole.where}): move that line into a module of its own",
+            f"{whole.reason} ({whole.where})",
         )
-    for node in graph.graph.nodes:
-        if node.op in ("call_function", "call_method"):
-            function_name(node)
+    if (left := _mostly_whole(model, traced.untraced)) is not None:
+        raise NotWhole(f"most of {type(model).__name__} stays whole: {left.reason} ({left.where})", f"{left.reason} ({left.where})")
+    try:
+        storable(graph)
+    except EngineError as error:
+        raise NotWhole(str(error)) from error
+    if traced.autocast:
+        yield Notice("autocast inside of forward is left out: the model is quantized, and compared with, as it computes in fp32")
     for leaf in traced.untraced:
         yield Notice(f"{leaf.path} ({leaf.kind}) stays whole, in fp32: {leaf.reason} ({leaf.where})", "warning")
     found = profile(graph, example.first(1))

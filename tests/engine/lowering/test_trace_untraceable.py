@@ -197,8 +197,9 @@ def test_changes_through_a_view_that_a_graph_cannot_hold_keep_the_model_whole():
     class ThroughView(nn.Module):
         def forward(self, x):
             y = x * 1
-            y[:, 0].mul_(5)
-            return y
+            first = y[:, 0]
+            y[:, 0] = 5
+            return y + first[:, None]
 
     model = ThroughView().eval()
     traced = trace(model, torch.randn(2, 3, 6, 6))
