@@ -30,6 +30,10 @@ _AUTO: Mapping[Head, str] = {
 }
 # Tokens of a text that are read at most where the recipe says nothing: what encoders were trained on.
 LONGEST = 512
+# Families in which every token attends to every other: one mask serves all layers.
+_WIDE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "distilbert", "mpnet", "ernie")
+# Less than any attention score by so much that its part of the softmax is 0.
+_HIDDEN = 1e9
 # Families that take positions 0, 1, 2 … from a table as long as their context, and may be given them instead.
 _COUNTED = ("bert", "electra", "albert", "distilbert", "deberta", "convbert", "ernie", "mobilebert", "squeezebert")
 
@@ -43,15 +47,38 @@ class WithMask(nn.Module):
         taken = inspect.signature(model.forward).parameters
         self._types = "token_type_ids" in taken and int(getattr(model.config, "type_vocab_size", 0) or 0) > 0
         self._positions = "position_ids" in taken and model.config.model_type in _COUNTED
+        self._wide = False
+        self._wide = model.config.model_type in _WIDE and self._takes_wide()
+
+    def _takes_wide(self) -> bool:
+        """Whether ``model`` takes numbers to add to the attention scores, (N, 1, 1, T), for a mask of the same meaning: what it makes of
+        a mask of its own is code of many branches."""
+        ids = torch.arange(1, 7).repeat(2, 1)
+        mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+        was = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self._wide = False
+                plain = self.called(ids, mask, None)[0]
+                self._wide = True
+                wide = self.called(ids, mask, None)[0]
+            kept = mask.bool() if plain.dim() == 3 else slice(None)
+            return bool(torch.allclose(plain[kept], wide[kept], rtol=1e-4, atol=1e-5))
+        except Exception:
+            return False
+        finally:
+            self.model.train(was)
 
     def called(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Any:
         """What ``model`` returns."""
         given: dict[str, Tensor] = {}
         if self._types:
-            given["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            given["token_type_ids"] = input_ids * 0 if token_type_ids is None else token_type_ids
         if self._positions:
-            given["position_ids"] = torch.cumsum(torch.ones_like(input_ids), 1) - 1
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
+            given["position_ids"] = torch.cumsum(input_ids * 0 + 1, 1) - 1
+        mask = (attention_mask[:, None, None, :].to(torch.float32) - 1) * _HIDDEN if self._wide else attention_mask
+        return self.model(input_ids=input_ids, attention_mask=mask, **given)
 
 
 class Logits(WithMask):
@@ -165,7 +192,8 @@ def _complete(found: Folder, model: Any, info: Mapping[str, Any], auto: str, tas
     if auto != "AutoModel" and not any(name.startswith(prefix) for name in missing):
         made_of = (found.config.get("architectures") or ["a model"])[0]
         raise EngineError(
-            f"{found.path} holds {made_of} without the head of {task} ({missing[0]} is missing): fine-tune it first, or give --task embeddings"
+            f"{found.path} holds {made_of} without the head of {task} ({missing[0]} is missing): fine-tune it first, or give "
+            "--task embeddings"
         )
     raise EngineError(f"{found.path} lacks {len(missing)} of the model's tensors, {missing[0]} first: {AGAIN}")
 

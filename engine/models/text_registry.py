@@ -53,6 +53,7 @@ ENTRIES: dict[str, TextEntry] = {
             "bert-mini", "a small BERT, which tells the modules of Python by their documentation", "bert-mini", "text-classification",
             "python-modules", ("embeddings",),
         ),
+        TextEntry("t5-mini", "a small T5, which reverses digits in words", "t5-mini", "seq2seq", "reversed-digits"),
     )
 }  # fmt: skip
 

@@ -36,8 +36,10 @@ class Folder:
 
 
 def look(path: Path, decoder: bool = True) -> Folder:
-    """Judge ``path`` by its files; with ``decoder`` it must be a model that predicts the next token. Raises EngineError, in one line, for a folder that is no model, a shard that is missing or not
-    whole, a model that is quantized already, and a config that asks for code of its own."""
+    """Judge ``path`` by its files; with ``decoder`` it must be a model that predicts the next token.
+
+    Raises EngineError, in one line, for a folder that is no model, a shard that is missing or not whole, a model that is quantized
+    already, and a config that asks for code of its own."""
     if not path.is_dir():
         raise EngineError(f"{path} {'is a file' if path.exists() else 'does not exist'}: give the folder of a language model")
     config = _json(path / "config.json", path)

@@ -115,8 +115,12 @@ MAE = Metric("MAE", higher_is_better=False, relative=True, bounds=(0.0, math.inf
 R2 = Metric("R²", bounds=(-math.inf, 1.0), digits=".4f")
 F1 = Metric("F1", "%", bounds=(0.0, 1.0))
 MATTHEWS = Metric("Matthews", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
+COSINE = Metric("cosine", bounds=(-1.0, 1.0), digits=".5f")
+SPEARMAN = Metric("Spearman", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
+LOSS = Metric("loss", "nats", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+EXACT = Metric("exact match", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
-METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, F1, MATTHEWS)}
+METRICS = {metric.name: metric for metric in (ACCURACY, PERPLEXITY, MAE, R2, F1, MATTHEWS, COSINE, SPEARMAN, LOSS, EXACT)}
 
 
 def wilson(right: float, total: int) -> float:

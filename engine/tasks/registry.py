@@ -66,6 +66,14 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
         ),
+        TaskEntry(
+            "pair-classification", "what two texts are to each other", "accuracy", "anything", "", "engine.tasks.pair_classification"
+        ),
+        TaskEntry(
+            "token-classification", "the tag of each word of a text", "accuracy", "anything", "", "engine.tasks.token_classification"
+        ),
+        TaskEntry("embeddings", "vectors of texts", "cosine", "anything", "python-paragraphs", "engine.tasks.embeddings"),
+        TaskEntry("seq2seq", "a text made of a text", "loss", "anything", "reversed-digits", "engine.tasks.seq2seq"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }

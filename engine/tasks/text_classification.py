@@ -50,7 +50,9 @@ class TextClassification(item_tasks.ItemTask):
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         wanted = (batch.count, len(self.labels))
         if tuple(outputs[0].shape) != wanted:
-            raise EngineError(f"{name} returns {tuple(outputs[0].shape)} for {batch.count} {self.plural}, not logits {wanted}: change its head")
+            raise EngineError(
+                f"{name} returns {tuple(outputs[0].shape)} for {batch.count} {self.plural}, not logits {wanted}: change its head"
+            )
 
     def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
         return [
@@ -205,6 +207,8 @@ def load_kind(recipe: Recipe, device: str, kind: type[TextClassification]) -> Ge
 def refuse(recipe: Recipe) -> None:
     """Raises UsageError for what a model of transformers has no use for."""
     if custom.is_custom(recipe.model):
-        raise UsageError(f"{recipe.model} is a factory, which brings no tokenizer: give a folder as save_pretrained writes it, or your own task")
+        raise UsageError(
+            f"{recipe.model} is a factory, which brings no tokenizer: give a folder as save_pretrained writes it, or your own task"
+        )
     if recipe.weights:
         raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")

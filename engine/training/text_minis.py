@@ -24,7 +24,7 @@ from engine.models.text_registry import ENTRIES, TextEntry
 from engine.models.weights_file import restore
 from engine.paths import check_writable, save
 from engine.recipe.recipe import Recipe
-from engine.tasks import text_classification
+from engine.tasks import seq2seq, text_classification
 from engine.tasks.items import ItemTask
 from engine.training.loop import fit
 from engine.training.precision import precision
@@ -46,8 +46,13 @@ class Mini:
 MINIS: dict[str, Mini] = {
     "bert-mini": Mini(
         2048,
-        {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "max_position_embeddings": 128},
-        ItemSchedule(epochs=14, batch=32, lr=1e-3, optimizer="adamw", weight_decay=0.05, warmup=0.1),
+        {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 384, "max_position_embeddings": 64},
+        ItemSchedule(epochs=12, batch=32, lr=2e-3, optimizer="adamw", weight_decay=0.05, warmup=0.1),
+    ),
+    "t5-mini": Mini(
+        13,
+        {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+        ItemSchedule(epochs=16, batch=32, lr=2e-3, optimizer="adamw", weight_decay=0.01, warmup=0.05),
     ),
 }
 
@@ -74,9 +79,9 @@ def train_mini(
     recipe = Recipe.make(model=name, task=entry.task, data={"name": entry.data})
     items = data_registry.items(recipe.data, entry.task)
     torch.manual_seed(seed)
-    tokenizer = _tokenizer(items, mini)
-    network = _network(entry, mini, items.labels)
-    language = TextModel(name, network, tokenizer, int(mini.shape["max_position_embeddings"]), items.labels, "package", out)
+    tokenizer = _words(items, mini) if entry.task == "seq2seq" else _tokenizer(items, mini)
+    network = _network(entry, mini, tokenizer, items.labels)
+    language = TextModel(name, network, tokenizer, tokenizer.model_max_length, items.labels, "package", out)
     task, module = _task(entry, language, items, recipe)
     module.to(device)
     identity = json.dumps([name, asdict(schedule), torch.__version__, task.count("train")])
@@ -103,17 +108,38 @@ def train_mini(
 
 
 def _task(entry: TextEntry, language: TextModel, items: ItemData, recipe: Recipe) -> tuple[ItemTask, nn.Module]:
+    if entry.task == "seq2seq":
+        return seq2seq.task_for(language, items, recipe), seq2seq.Seq2SeqLogits(language.model)
     return text_classification.task_for(language, items, recipe, text_classification.TextClassification), Logits(language.model)
 
 
-def _network(entry: TextEntry, mini: Mini, labels: tuple[str, ...]) -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
+def _network(entry: TextEntry, mini: Mini, tokenizer: Any, labels: tuple[str, ...]) -> Any:
+    import transformers
 
-    config = BertConfig(
-        vocab_size=mini.vocabulary, **mini.shape, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0, pad_token_id=mini.vocabulary - len(SPECIAL),
-        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
-    )  # fmt: skip
-    return BertForSequenceClassification(config)
+    if entry.task == "seq2seq":
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(
+            vocab_size=mini.vocabulary, **mini.shape, dropout_rate=0.0, feed_forward_proj="relu", pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+        ))  # fmt: skip
+    return transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=mini.vocabulary, **mini.shape, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    ))  # fmt: skip
+
+
+def _words(items: ItemData, mini: Mini) -> Any:
+    """A tokenizer of whole words, those of the training sources, with the end of a text behind each."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = sorted({word for row in items.train.read(range(len(items.train))).inputs for word in row[0].split()})
+    tokenizer: Any = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(("<pad>", "</s>", "<unk>", *words))}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64)
 
 
 def _tokenizer(items: ItemData, mini: Mini) -> Any:
@@ -137,7 +163,9 @@ def _tokenizer(items: ItemData, mini: Mini) -> Any:
 def _write(out: Path, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
     from safetensors.torch import save as to_safetensors
 
-    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
+    # Tied matrices are stored once.
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     config = {
         **model.config.to_diff_dict(), "architectures": [type(model).__name__], "dtype": "float16", "hidden_dropout_prob": 0.0,
         "model_type": model.config.model_type,

@@ -49,11 +49,6 @@ def load(place: Path, part: Any) -> ItemData:
     return labelled(place, pairs=False)
 
 
-def load_pairs(place: Path) -> ItemData:
-    """Two texts with a label each. Raises as ``load``."""
-    return labelled(place, pairs=True)
-
-
 def labelled(place: Path, pairs: bool) -> ItemData:
     """The rows of a file, or of a folder of files or of classes, in three splits."""
     notes: list[str] = []
@@ -155,7 +150,7 @@ def _rows(table: Table, pairs: bool, notes: list[str]) -> list[Row]:
             continue
         for name, cell in zip(texts, cells, strict=False):
             if not isinstance(cell, str | int | float):
-                raise EngineError(f"{table.where(i)}: {ascii(name)} is a {type(cell).__name__}, not text: name the columns text and label")
+                raise EngineError(f"{table.where(i)}: {name!a} is a {type(cell).__name__}, not text: name the columns text and label")
         rows.append(Row(tuple(str(cell) for cell in cells[:-1]), label_text(cells[-1], table, i), table.where(i)))
     told_lacking(table, lacking, notes)
     return rows
@@ -197,5 +192,5 @@ def _columns(table: Table, pairs: bool, notes: list[str]) -> tuple[tuple[str, ..
         texts = texts or tuple(rest[: 2 if pairs else 1])
         label = label or next(name for name in reversed(table.columns) if name not in texts)
         headed = "" if table.headed else "; its first row is no header"
-        notes.append(f"{table.path.name}: text is {' and '.join(map(ascii, texts))}, the label {ascii(label)}, by their place{headed}")
+        notes.append(f"{table.path.name}: text is {' and '.join(map(ascii, texts))}, the label {label!a}, by their place{headed}")
     return texts, label

@@ -15,7 +15,20 @@ from engine.data.text.prose import Novel, paragraphs
 from engine.errors import EngineError
 
 # The best documented parts of the library that every installation has.
-MODULES = ("asyncio", "decimal", "email", "http", "importlib", "ipaddress", "logging", "multiprocessing", "typing", "unittest", "urllib", "xml")
+MODULES = (
+    "asyncio",
+    "decimal",
+    "email",
+    "http",
+    "importlib",
+    "ipaddress",
+    "logging",
+    "multiprocessing",
+    "typing",
+    "unittest",
+    "urllib",
+    "xml",
+)
 _FILES = {"_pydecimal": "decimal"}
 # Parts (0..1) of the paragraphs for test, and for validation.
 _TEST, _VALIDATION = 0.15, 0.1

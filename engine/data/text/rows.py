@@ -96,7 +96,9 @@ def _separated(path: Path, text: str) -> Table:
         rows, lines = rows[1:], lines[1:]
     else:
         columns = tuple(f"column {i + 1}" for i in range(len(rows[0])))
-    return Table(path, columns, tuple(_fitted(path, row, len(columns), line) for row, line in zip(rows, lines, strict=True)), tuple(lines), headed)
+    return Table(
+        path, columns, tuple(_fitted(path, row, len(columns), line) for row, line in zip(rows, lines, strict=True)), tuple(lines), headed
+    )
 
 
 def _is_a_row(rows: Sequence[tuple[str, ...]]) -> bool:
@@ -120,7 +122,7 @@ def _json(path: Path, text: str) -> Table:
     found: list[Mapping[str, Any]] = []
     for line, value in _values(path, text):
         if not isinstance(value, dict):
-            raise EngineError(f"{path}, line {line:,} is no JSON object: write each row as {{\"text\": …, \"label\": …}}")
+            raise EngineError(f'{path}, line {line:,} is no JSON object: write each row as {{"text": …, "label": …}}')
         lines.append(line)
         found.append(value)
     columns = tuple(dict.fromkeys(str(key) for row in found for key in row))
@@ -136,7 +138,9 @@ def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             value = json.loads(line)
             check_depth(value)
         except (ValueError, RecursionError) as error:
-            raise EngineError(f"{path}, line {number:,} cannot be read as JSON ({plain(str(error))[:80]}): write one object a line") from error
+            raise EngineError(
+                f"{path}, line {number:,} cannot be read as JSON ({plain(str(error))[:80]}): write one object a line"
+            ) from error
         if whole:
             yield from enumerate(value, 1)
         else:
@@ -164,8 +168,10 @@ PAIRS = (
     ("question", "sentence"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("source", "target"), ("a", "b"),
 )  # fmt: skip
 SCORES = ("score", "similarity", "similarity_score", "stars", "relatedness")
-SOURCES = (("source", "target"), ("input", "output"), ("src", "tgt"), ("document", "summary"), ("article", "highlights"), ("text", "summary"),
-           ("prompt", "response"))  # fmt: skip
+SOURCES = (
+    ("source", "target"), ("input", "output"), ("src", "tgt"), ("document", "summary"), ("article", "highlights"), ("text", "summary"),
+    ("prompt", "response"),
+)  # fmt: skip
 NAMES = frozenset((*TEXTS, *LABELS, *SCORES, *(name for pair in (*PAIRS, *SOURCES) for name in pair)))
 
 

@@ -43,9 +43,8 @@ def decoded(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EngineError(
-            f"text {path} is not UTF-8 (byte 0x{content[error.start]:02x} at {error.start:,}{_line(content, error.start)}): convert it, for example with iconv -t utf-8"
-        ) from error
+        place = f"byte 0x{content[error.start]:02x} at {error.start:,}{_line(content, error.start)}"
+        raise EngineError(f"text {path} is not UTF-8 ({place}): convert it, for example with iconv -t utf-8") from error
 
 
 def _line(content: bytes, at: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ _END = 2**62
 
 def _compare(op: str, negated: bool = False) -> Build:
     def build(at: At) -> str:
-        made = at.node(op, at.args[0], at.args[1])
+        left, right = at.args[:2]
+        made = at.node(op, at.typed(left, right), at.typed(right, left))
         return at.node("Not", made) if negated else made
 
     return build
@@ -121,7 +123,7 @@ def _repeat(at: At) -> str:
 def _times(out: Dim, size: Dim) -> Dim:
     """How often ``size`` fits in ``out``."""
     if isinstance(out, Batch):
-        return out.times // size.times if isinstance(size, Batch) else Batch(out.times // size)
+        return out.times // size.times if isinstance(size, Batch) else replace(out, times=out.times // size)
     assert isinstance(size, int)
     return out // size
 

@@ -27,9 +27,15 @@ def _same(at: At) -> str:
 
 
 def _copied(at: At) -> str:
-    if at.kwargs.get("dtype") not in (None, torch.float32):
-        raise ValueError(f"numbers as {at.kwargs['dtype']}")
-    return at.read(_as_number(at, at.args[0]))
+    given, kind = at.args[0], at.kwargs.get("dtype")
+    if isinstance(given, Value) and kind in _CASTS and kind != given.kind:
+        return at.node("Cast", given, to=getattr(at.graph.onnx.TensorProto, _CASTS[kind]))
+    if kind not in (None, torch.float32) and not (isinstance(given, Value) and kind == given.kind):
+        raise ValueError(f"numbers as {kind}")
+    return at.read(given)
+
+
+_CASTS = {torch.float32: "FLOAT", torch.int64: "INT64", torch.int32: "INT32", torch.bool: "BOOL"}
 
 
 def _as_number(at: At, given: Any) -> Any:
@@ -42,6 +48,7 @@ def _as_number(at: At, given: Any) -> Any:
 def _binary(op: str) -> Build:
     def build(at: At) -> str:
         left, right = (_as_number(at, given) for given in at.args[:2])
+        left, right = at.typed(left, right), at.typed(right, left)
         alpha = at.kwargs.get("alpha", 1)
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
@@ -130,6 +137,10 @@ def _cut(at: At, axis: int, start: int, end: int, step: int = 1) -> str:
 def _slice(at: At) -> str:
     end = at.arg(3, "end")
     start, axis = at.arg(2, "start") or 0, at.arg(1, "dim", 0) % len(at.shape)
+    if isinstance(at.shape[axis], Batch) and not isinstance(at.args[0].shape[axis], Batch) and start == 0:
+        return at.node(
+            "Slice", at.args[0], at.graph.constant([0]), at.graph.shape([at.shape[axis]], f"{at.hint}_end"), at.graph.constant([axis])
+        )
     if isinstance(at.args[0].shape[axis], Batch) and not (start == 0 and (end is None or end >= 2**31)):
         raise ValueError("a part of the batch")
     return _cut(at, axis, start, 2**62 if end is None else end, at.arg(4, "step", 1))
@@ -235,6 +246,23 @@ def _full(value: float | None) -> Build:
     return build
 
 
+def _full_like(at: At) -> str:
+    number = at.typed(at.args[1], at.args[0])
+    return at.node("Expand", number if isinstance(number, str) else float(number), at.graph.shape(at.shape, f"{at.hint}_shape"))
+
+
+def _arange(at: At) -> str:
+    """From a number that is the same for all inputs, in steps of one; as many as the shape says."""
+    start, step = (at.args[0], at.args[2] if len(at.args) > 2 else 1) if len(at.args) > 1 else (0, 1)
+    if step != 1:
+        raise ValueError("a range in other steps than one")
+    end = at.graph.node("Squeeze", [at.graph.shape(at.shape, f"{at.hint}_count")], at.hint)
+    whole = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
+    zero, one = whole
+    made = at.node("Range", zero, end, one)
+    return at.node("Add", made, at.graph.constant(np.array(start, np.int64))) if start else made
+
+
 def _embedding(at: At) -> str:
     return at.node("Gather", at.args[0], at.args[1], axis=0)
 
@@ -280,7 +308,7 @@ OPS: dict[str, Build] = {
     "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
     "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
-    "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
+    "full_like": _full_like, "arange": _arange, "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
     "upsample_nearest2d": _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     "upsample_bilinear2d": _resize("linear"), "upsample_bicubic2d": _resize("cubic", cubic_coeff_a=-0.75),
 }  # fmt: skip

@@ -42,6 +42,12 @@ def lengths(call: Call, inputs: Sequence[Tensor]) -> tuple[Length, ...]:
     return tuple(Length(tuple(places), size) for (size, _), places in found.items())
 
 
+def open_lengths(call: Call, inputs: Sequence[Tensor]) -> tuple[Length, ...]:
+    """Those of ``lengths`` that the program of ``call`` takes in every size."""
+    free = (length for length in lengths(call, inputs))
+    return tuple(length for length in free if all(call.inputs[place].shape[1:] == (None,) for place in length.places))
+
+
 def resized(call: Call, example: Arguments, some: Sequence[Length], sizes: Sequence[int]) -> Arguments:
     """The arguments with other lengths: their sequences cut, or repeated and cut."""
     new = {place: size for length, size in zip(some, sizes, strict=True) for place in length.places}
@@ -65,6 +71,8 @@ def others(some: Sequence[Length]) -> list[tuple[int, ...]]:
 def trials(some: Sequence[Length]) -> list[tuple[int, ...]]:
     """Sizes to hold a graph against its model on: shorter, longer, and of a decoder one token."""
     found = [tuple(max(length.size + step + i, 2) for i, length in enumerate(some)) for step in (-2, 1, 3)]
+    # Longer than the windows of local attention.
+    found.append(tuple(4 * length.size + i for i, length in enumerate(some)))
     half = tuple(max(length.size // 2 - i, 2) for i, length in enumerate(some))
     return [*found, half, *([(*half[:-1], 1)] if len(some) > 1 else [])]
 
