@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree
 
 from engine.errors import EngineError, one_line
-from engine.export.onnx.graph import Batch, Graph, Sizes, Value, dims
+from engine.export.onnx.graph import Batch, Graph, Sizes, Value, dims, dtype_name
 
 BATCHES = (2, 3)
 _INSTEAD = "export without onnx and openvino, or as pt2"
@@ -27,7 +27,7 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class At:
-    """One ``aten`` call: its arguments with a ``Value`` for each tensor, and the shape of its (first) result."""
+    """One ``aten`` call: its arguments with a ``Value`` for each tensor, and the shape and type of its (first) result."""
 
     graph: Graph
     args: tuple[Any, ...]
@@ -35,6 +35,7 @@ class At:
     shape: tuple[Any, ...]
     hint: str
     shapes: tuple[Any, ...] = ()
+    kind: torch.dtype = torch.float32
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
@@ -45,11 +46,14 @@ class At:
             return self.graph.read(given)
         return self.graph.constant(float(given))
 
-    def typed(self, given: Any, other: Any) -> Any:
-        """A number in the type of the ``other`` operand, where that is a tensor of integers; anything else as it is."""
-        if isinstance(given, int) and isinstance(other, Value) and other.kind in (torch.int64, torch.int32):
-            return self.graph.constant(np.array(given, np.int64 if other.kind == torch.int64 else np.int32))
-        return given
+    def cast(self, given: Any, kind: torch.dtype) -> Any:
+        """``given``, a value or a number, with elements of another type."""
+        if not isinstance(given, Value):
+            return given if kind.is_floating_point else self.graph.constant(np.array(given, dtype_name(kind)))
+        if given.kind == kind:
+            return given
+        code = self.graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_name(kind)))
+        return Value(self.node("Cast", given, to=code), given.shape, None, kind)
 
     def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """A node of this call; ``inputs`` are names, values or numbers."""
@@ -163,8 +167,9 @@ class _Translation:
         build = OPS.get(name)
         if build is None:
             raise EngineError(f"{self.path} uses {name}, which has no ONNX form here: {_INSTEAD}")
-        at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes)
-        made, kinds = build(at), _kinds(node.meta.get("val"))
+        kinds = _kinds(node.meta.get("val"))
+        at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes, kinds[0] if kinds else torch.float32)
+        made = build(at)
         if not isinstance(made, tuple):
             return Value(made, at.shape, None, kinds[0])
         return tuple(Value(name, shape, None, kind) for name, shape, kind in zip(made, shapes, kinds, strict=False))

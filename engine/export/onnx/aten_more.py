@@ -19,11 +19,22 @@ _END = 2**62
 
 def _compare(op: str, negated: bool = False) -> Build:
     def build(at: At) -> str:
-        left, right = at.args[:2]
-        made = at.node(op, at.typed(left, right), at.typed(right, left))
+        kind = _common(at.args[:2])
+        made = at.node(op, *(at.cast(given, kind) for given in at.args[:2]))
         return at.node("Not", made) if negated else made
 
     return build
+
+
+def _common(given: Sequence[Any]) -> torch.dtype:
+    """The type that two operands, values or numbers, are compared in."""
+    kinds = [one.kind for one in given if isinstance(one, Value)]
+    if any(isinstance(one, float) for one in given):
+        kinds.append(torch.float32)
+    found = kinds[0]
+    for kind in kinds[1:]:
+        found = torch.promote_types(found, kind)
+    return found
 
 
 def _truncated(at: At, number: str) -> str:
@@ -99,6 +110,16 @@ def _max(at: At) -> Any:
         return at.node("Max", at.args[0], at.args[1])
     made = _reduce("ReduceMax")(at)
     return (made,) if len(at.shapes) > 1 else made
+
+
+def _arange(at: At) -> str:
+    """The places of the images: what does not depend on their number is a constant."""
+    if len(at.args) != 1:
+        raise ValueError("a range over the images that does not count them")
+    count = at.node("Squeeze", at.graph.shape(at.shape, f"{at.hint}_count"))
+    zero, one = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
+    made = at.node("Range", zero, count, one)
+    return at.read(at.cast(Value(made, at.shape, None, torch.int64), at.kind))
 
 
 def _flip(at: At) -> str:
@@ -197,7 +218,8 @@ MORE: dict[str, Build] = {
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"), "amin": _reduce("ReduceMin"),
     "prod": _reduce("ReduceProd"), "logsumexp": _reduce("ReduceLogSumExp"), "linalg_vector_norm": _norm, "var": _var, "max": _max,
     "cumsum": lambda at: at.node("CumSum", at.args[0], at.graph.constant(np.array(at.args[1] % len(at.shape), np.int64))),
-    "flip": _flip, "repeat": _repeat, "index": _index, "index_select": _index_select,
+    "gather": lambda at: at.node("GatherElements", at.args[0], at.args[2], axis=at.args[1] % len(at.shape)),
+    "arange": _arange, "flip": _flip, "repeat": _repeat, "index": _index, "index_select": _index_select,
     "reflection_pad1d": _pad_with("reflect"), "reflection_pad2d": _pad_with("reflect"),
     "replication_pad1d": _pad_with("edge"), "replication_pad2d": _pad_with("edge"), "adaptive_max_pool2d": _adaptive_max,
 }  # fmt: skip

@@ -26,29 +26,19 @@ def _same(at: At) -> str:
     return at.read(at.args[0])
 
 
+_KINDS = (torch.float32, torch.int64, torch.int32, torch.bool)
+
+
 def _copied(at: At) -> str:
-    given, kind = at.args[0], at.kwargs.get("dtype")
-    if isinstance(given, Value) and kind in _CASTS and kind != given.kind:
-        return at.node("Cast", given, to=getattr(at.graph.onnx.TensorProto, _CASTS[kind]))
-    if kind not in (None, torch.float32) and not (isinstance(given, Value) and kind == given.kind):
+    kind = at.kwargs.get("dtype")
+    if kind not in (None, *_KINDS):
         raise ValueError(f"numbers as {kind}")
-    return at.read(given)
-
-
-_CASTS = {torch.float32: "FLOAT", torch.int64: "INT64", torch.int32: "INT32", torch.bool: "BOOL"}
-
-
-def _as_number(at: At, given: Any) -> Any:
-    """A truth value as 0 or 1, where it is computed with."""
-    if not isinstance(given, Value) or given.kind != torch.bool:
-        return given
-    return Value(at.node("Cast", given, to=at.graph.onnx.TensorProto.FLOAT), given.shape)
+    return at.read(at.args[0] if kind is None else at.cast(at.args[0], kind))
 
 
 def _binary(op: str) -> Build:
     def build(at: At) -> str:
-        left, right = (_as_number(at, given) for given in at.args[:2])
-        left, right = at.typed(left, right), at.typed(right, left)
+        left, right = (at.cast(given, at.kind) for given in at.args[:2])
         alpha = at.kwargs.get("alpha", 1)
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
@@ -247,20 +237,7 @@ def _full(value: float | None) -> Build:
 
 
 def _full_like(at: At) -> str:
-    number = at.typed(at.args[1], at.args[0])
-    return at.node("Expand", number if isinstance(number, str) else float(number), at.graph.shape(at.shape, f"{at.hint}_shape"))
-
-
-def _arange(at: At) -> str:
-    """From a number that is the same for all inputs, in steps of one; as many as the shape says."""
-    start, step = (at.args[0], at.args[2] if len(at.args) > 2 else 1) if len(at.args) > 1 else (0, 1)
-    if step != 1:
-        raise ValueError("a range in other steps than one")
-    end = at.graph.node("Squeeze", [at.graph.shape(at.shape, f"{at.hint}_count")], at.hint)
-    whole = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
-    zero, one = whole
-    made = at.node("Range", zero, end, one)
-    return at.node("Add", made, at.graph.constant(np.array(start, np.int64))) if start else made
+    return at.node("Expand", at.cast(at.args[1], at.kind), at.graph.shape(at.shape, f"{at.hint}_shape"))
 
 
 def _embedding(at: At) -> str:
@@ -308,7 +285,7 @@ OPS: dict[str, Build] = {
     "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
     "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
-    "full_like": _full_like, "arange": _arange, "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
+    "full_like": _full_like, "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
     "upsample_nearest2d": _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     "upsample_bilinear2d": _resize("linear"), "upsample_bicubic2d": _resize("cubic", cubic_coeff_a=-0.75),
 }  # fmt: skip

@@ -173,11 +173,10 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
             return forward(*args, **kwargs)
-        try:
-            path = self.path_of_module(m)
-        except NameError:
-            # Made by the forward itself, such as an activation: what it computes is recorded.
+        if not any(part is m for part in self.root.modules()) and not m.state_dict():
+            # Made in the forward itself, as an activation by its name: it is what it computes.
             return forward(*args, **kwargs)
+        path = self.path_of_module(m)
         last = next(iter(reversed(self.graph.nodes)), None)
         depth = len(self.module_stack)
         before = replace(self.reading)

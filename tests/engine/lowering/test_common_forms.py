@@ -155,6 +155,7 @@ FORMS = {
     "torch.ops": lambda s, y: torch.ops.aten.relu.default(y) + torch.ops.aten.sigmoid(y),
     "questions of type and device": on_its_kind,
     "a state of zeros": recurrent,
+    "a module made in forward": lambda s, y: nn.GELU()(y) + nn.Sequential(nn.Hardswish(), nn.Sigmoid())(y),
 }  # fmt: skip
 
 
