@@ -80,6 +80,18 @@ _KNOWN = (
         "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
         "engine.data.boxes.digit_boxes", task="detection",
     ),
+    DataEntry(
+        "python-modules", "some 3,000 paragraphs that CPython's modules carry, by module", "PSF-2.0", True, None, None,
+        "engine.data.text.python_modules", task="text-classification",
+    ),
+    DataEntry(
+        "reversed-digits", "4,800 rows of digits in words, to be reversed, made", "MIT", True, None, None,
+        "engine.data.text.reversed_digits", task="seq2seq",
+    ),
+    DataEntry(
+        "python-paragraphs", "the same paragraphs without labels", "PSF-2.0", True, None, None, "engine.data.text.python_paragraphs",
+        task="embeddings",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
 READERS: dict[str, str] = {
@@ -87,6 +99,11 @@ READERS: dict[str, str] = {
     "regression": "engine.data.tables.columns",
     "segmentation": "engine.data.masks.folder",
     "detection": "engine.data.boxes.folder",
+    "text-classification": "engine.data.text.labelled",
+    "pair-classification": "engine.data.text.labelled_pairs",
+    "token-classification": "engine.data.text.tagged",
+    "embeddings": "engine.data.text.passages",
+    "seq2seq": "engine.data.text.sources",
 }
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}

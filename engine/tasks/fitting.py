@@ -13,10 +13,14 @@ from engine.errors import EngineError, one_line
 from engine.models import custom
 from engine.models.registry import ModelEntry, find
 from engine.models.transform import Transform
+from engine.models.vision_models import is_vision
+from engine.models.vision_models import transform_of as vision_transform
 
 
 def transform_of(model: str) -> Transform | None:
     """What the model expects of photographs; None where it does not say. Raises UsageError for an unknown name."""
+    if is_vision(model):
+        return vision_transform(model)
     published = None if custom.is_custom(model) else find(model).published
     return published.transform if published else None
 

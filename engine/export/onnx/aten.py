@@ -1,7 +1,7 @@
 """Steps in floating point as ONNX: whatever way an operation was called, torch reduces it to its ``aten`` form, and that has
 one translation (``aten_ops``).
 
-A step is traced for two numbers of images; what differs between the two is the batch.
+A step is traced for two numbers of images, and two lengths of sequences; what differs between the two is open.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils import _pytree
 
 from engine.errors import EngineError, one_line
 from engine.export.onnx.aten_types import common
-from engine.export.onnx.graph import Batch, Complex, Graph, Value, dims, dtype_name
+from engine.export.onnx.graph import Batch, Complex, Graph, Sizes, Value, dims, dtype_name
 
 BATCHES = (2, 3)
 _INSTEAD = "export without onnx and openvino, or as pt2"
@@ -179,7 +179,7 @@ class _Translation:
         args: Any = fx.map_arg(node.args, self.env.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self.env.__getitem__)
         target: Any = node.target
-        shapes = _shapes(node.meta.get("val"), other.meta.get("val"))
+        shapes = _shapes(node.meta.get("val"), other.meta.get("val"), self.graph.sizes)
         leaves = _pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Value)]
         if target is operator.getitem:
@@ -225,8 +225,8 @@ def _kinds(made: Any) -> list[torch.dtype]:
     return [one.dtype for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
 
 
-def _shapes(small: Any, large: Any) -> tuple[Any, ...]:
+def _shapes(small: Any, large: Any, sizes: Sequence[Sizes]) -> tuple[Any, ...]:
     """The shapes of a call's result, or of each of its results."""
     if isinstance(small, tuple | list):
-        return tuple(dims(a.shape, b.shape, BATCHES) for a, b in zip(small, large, strict=True) if isinstance(a, Tensor))
-    return (dims(small.shape, large.shape, BATCHES),) if isinstance(small, Tensor) else ()
+        return tuple(dims(a.shape, b.shape, *sizes) for a, b in zip(small, large, strict=True) if isinstance(a, Tensor))
+    return (dims(small.shape, large.shape, *sizes),) if isinstance(small, Tensor) else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def _repeat(at: At) -> str:
 def _times(out: Dim, size: Dim) -> Dim:
     """How often ``size`` fits in ``out``."""
     if isinstance(out, Batch):
-        return out.times // size.times if isinstance(size, Batch) else Batch(out.times // size)
+        return out.times // size.times if isinstance(size, Batch) else replace(out, times=out.times // size)
     assert isinstance(size, int)
     return out // size
 

@@ -117,6 +117,10 @@ def _cut(at: At, axis: int, start: int, end: int, step: int = 1) -> str:
 def _slice(at: At) -> str:
     end = at.arg(3, "end")
     start, axis = at.arg(2, "start") or 0, at.arg(1, "dim", 0) % len(at.shape)
+    if isinstance(at.shape[axis], Batch) and not isinstance(at.args[0].shape[axis], Batch) and start == 0:
+        return at.node(
+            "Slice", at.args[0], at.graph.constant([0]), at.graph.shape([at.shape[axis]], f"{at.hint}_end"), at.graph.constant([axis])
+        )
     if isinstance(at.args[0].shape[axis], Batch) and not (start == 0 and (end is None or end >= 2**31)):
         raise ValueError("a part of the batch")
     return _cut(at, axis, start, 2**62 if end is None else end, at.arg(4, "step", 1))
