@@ -119,7 +119,10 @@ class Choice:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
         task = task_name(self.model, self.task)
         data, text = data_for(self.data, task), task == TEXT
-        asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
+        asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device}
+        if self.recipe or self.threshold != DEFAULT_THRESHOLD:
+            # Without a word of it a task takes its own.
+            asked["threshold"] = self.threshold
         if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
