@@ -11,13 +11,16 @@ from engine.export.registry import choices
 from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
-PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3")
+PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
 _MODEL = "a name, package.module:factory, path/file.py:factory, or a language model's folder or OWNER/MODEL"
 _TASK = "what is measured: a name of `qtui tasks`, or your own as path/task.py:factory (default: what belongs to the model)"
-_DATA = "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text"
+_DATA = (
+    "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text; for the task "
+    "fidelity any inputs without labels: a file of arrays, a folder of images, arrays or audio, or random:3x224x224"
+)
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
 _FORMATS = choices()
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
@@ -121,7 +124,7 @@ def _run(run: Parser) -> None:
         help=_MODEL,
     )
     run.add_argument("--task", metavar="NAME|FILE:FACTORY", help=_TASK)
-    run.add_argument("--data", metavar="NAME|DIR", help=_DATA)
+    run.add_argument("--data", metavar="NAME|PATH", help=_DATA)
     run.add_argument("--weights", metavar="FILE", help="trained weights: safetensors, or a PyTorch state_dict")
     run.add_argument("--recipe", metavar="FILE", help="a YAML recipe; options given here win over it")
     run.add_argument("--stem", choices=STEMS, help=_STEM)
@@ -139,6 +142,8 @@ def _run(run: Parser) -> None:
     run.add_argument("--crop", metavar="N", type=_integer, help="keep the middle N×N pixels of them (default: --size)")
     run.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="how they are scaled (default: bilinear, or the model's)")
     run.add_argument("--classes", metavar="FILE", help="names of all classes, one a line, in the order of the model's outputs")
+    run.add_argument("--rate", metavar="HZ", type=_integer, help="resample audio to HZ samples a second")
+    run.add_argument("--calibration-from", metavar="DIR", help="images without labels that calibrate; --data still measures")
     run.add_argument("--quantize-first", action="store_true", default=None, help="fold BatchNorm while training, not before")
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")

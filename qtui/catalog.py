@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.data.registry import holds_imagenet
 from engine.data.text.corpora import ENTRIES as TEXTS
+from engine.errors import UsageError
 from engine.models.cached import cached_for, cached_weights
 from engine.models.language_registry import ENTRIES as LANGUAGE
 from engine.models.language_registry import LanguageEntry
@@ -16,7 +17,7 @@ from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
 from engine.models.torchvision import Published
 from engine.reading import MB, read_json
-from engine.tasks.registry import task_of
+from engine.tasks.registry import TASKS, TaskEntry, task_of
 from qtui import text
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Model:
     """A model of the list. ``weights`` maps a data set to its weights file; ``accuracy`` to the recorded test accuracy;
     ``own`` is a person's own factory; ``published`` is what torchvision offers, for photographs of ImageNet's classes alone,
     and ``cached`` whether its weights are here already; ``language`` is set for a language model of the list, ``text`` for every
-    model that reads text: ``accuracy`` is then the recorded perplexity."""
+    model that reads text: ``accuracy`` is then the recorded perplexity, as it is of any model the ``metric`` of its ``task``; ``input``
+    says in words what it takes."""
 
     name: str
     description: str
@@ -46,10 +48,14 @@ class Model:
     language: LanguageEntry | None = None
     text: bool = False
     cached: bool = False
+    task: str = "classification"
+    metric: str = "accuracy"
+    input: str = ""
+    others: tuple[str, ...] = ()
 
     def where(self, data: str | Place) -> str:
         """Where the weights for ``data`` come from, in words."""
-        here = place(data)
+        here = place(data).of(self.task)
         if self.own:
             return "from its folder" if self.text else "from its factory"
         if self.language is not None:
@@ -66,10 +72,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Place:
-    """Data as its folder tells: the ``name`` that weights for it are kept under, and whether it has ImageNet's classes."""
+    """Data as its folder tells: the ``name`` that weights for it are kept under, and whether it has ImageNet's classes. ``task`` is
+    whose data it is, where a person has said so, and ``others`` are the data of other tasks."""
 
     name: str
     imagenet: bool
+    task: str = ""
+    others: Mapping[str, Place] = field(default_factory=dict)
+
+    def of(self, task: str) -> Place:
+        """The data for ``task``: this where it is, else what stands there for that task."""
+        if (self.task or data_task(self.name) or task) == task:
+            return self
+        return self.others.get(task) or Place(default_data(task), False, task)
 
 
 def place(data: str | Place) -> Place:
@@ -102,8 +117,8 @@ class Choice:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
-        text = reads_text(self.model)
-        data = data_for(self.data, text)
+        task = task_name(self.model, self.task)
+        data, text = data_for(self.data, task), task == TEXT
         asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
         if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
@@ -117,19 +132,43 @@ class Choice:
         return self if name == self.model else replace(self, model=name, weights="", recipe="", task="")
 
 
+TEXT = "causal-lm"
+"""The task of models that write text."""
+
+
+def task_name(model: str, task: str = "") -> str:
+    """The task of a model; ``own`` for one's own, and what belongs to the model where none is named."""
+    try:
+        return task_of(model, task or None).name
+    except UsageError:
+        return task_of(model).name
+
+
+def task_entry(task: str) -> TaskEntry | None:
+    return TASKS.get(task)
+
+
+def default_data(task: str) -> str:
+    """What a task is run on where nothing is said."""
+    return TASKS[task].data if task in TASKS else "digits"
+
+
+def data_task(data: str) -> str | None:
+    """Whose data set that name is; None for a path."""
+    from engine.data.registry import ENTRIES as KNOWN
+
+    return TEXT if data in TEXTS else KNOWN[data].task if data in KNOWN else None
+
+
 def reads_text(model: str) -> bool:
     """Whether a model's name stands for one that reads text, by the task that it has where none is named."""
     return task_of(model).reads == "text"
 
 
-def data_for(data: str, text: bool) -> str:
-    """What a model is run on where a person has chosen ``data``: images are no choice for a model that reads ``text``, nor text for
-    one of images."""
-    from engine.data.registry import ENTRIES as IMAGES
-
-    if text:
-        return "python-docs" if data in IMAGES and data not in TEXTS else data
-    return "digits" if data in TEXTS else data
+def data_for(data: str, task: str) -> str:
+    """What a model is run on where a person has chosen ``data``: the data set of another task is no choice for ``task``."""
+    found = data_task(data)
+    return data if found in (None, task) or task not in TASKS else default_data(task)
 
 
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
@@ -149,29 +188,34 @@ def _registered(entry: ModelEntry, data: str) -> Model:
         files[data] = kept
     chosen = files.get(data) or next(iter(files.values()), None)
     size = file_size(chosen) if chosen else None
-    accuracy = {name: found for name, path in files.items() if (found := _accuracy(path)) is not None}
+    metric = TASKS[entry.task].metric if entry.task in TASKS else "accuracy"
+    accuracy = {name: found for name, path in files.items() if (found := recorded(path, metric)) is not None}
     published = entry.published
     params, weighs = (published.params, published.bytes) if published else (None, None)
     return Model(
         entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
         frozenset(packaged), published=published, cached=published is not None and published.cached() is not None,
+        task=entry.task, metric=metric, input=entry.input, others=entry.others,
     )  # fmt: skip
 
 
 def _language(entry: LanguageEntry) -> Model:
     return Model(
         entry.name, entry.description, params=entry.params, bytes=4 * entry.params, accuracy=dict(entry.perplexity()), language=entry,
-        cached=entry.place is not None, text=True,
+        cached=entry.place is not None, text=True, task=TEXT, metric="perplexity",
     )  # fmt: skip
 
 
 def _own(name: str) -> Model:
-    return Model(name, "your own language model" if (text := reads_text(name)) else "your own factory", own=True, text=text)
+    return Model(
+        name, "your own language model" if (text := reads_text(name)) else "your own factory", own=True, text=text, task=task_name(name)
+    )
 
 
-def _accuracy(weights: Path) -> float | None:
+def recorded(weights: Path, metric: str) -> float | None:
+    """The ``metric`` on the test split, of the record beside a file of weights."""
     try:
-        return float(read_json(weights.with_suffix(".json"), MB)["test_accuracy"])
+        return float(read_json(weights.with_suffix(".json"), MB)[f"test_{metric}"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -181,21 +225,34 @@ def texts() -> tuple[tuple[str, str], ...]:
     return tuple((entry.name, f"{entry.name:<12} {entry.where} ─ {entry.description}") for entry in TEXTS.values())
 
 
-def data_sets() -> tuple[tuple[str, str], ...]:
-    """(name, text) of each data set that has a name of its own."""
+def data_sets(task: str = "classification") -> tuple[tuple[str, str], ...]:
+    """(name, text) of each data set of a task that has a name of its own."""
     from engine.data.images.cache import data_cache
-    from engine.data.registry import ENTRIES as KNOWN
+    from engine.data.registry import of_task
     from qtui.listing import CACHED_AS
 
     found = []
-    for entry in KNOWN.values():
-        if entry.shape is None:
+    for entry in of_task(task):
+        if entry.shape is None and task == "classification":
             continue
         state = (
             "offline" if entry.offline else "cached" if (data_cache() / CACHED_AS.get(entry.name, entry.name)).is_dir() else "to download"
         )
         found.append((entry.name, f"{entry.name:<10} {state} ─ {entry.description}"))
     return tuple(found)
+
+
+def reads_files(task: str) -> bool:
+    """Whether a task reads files of one's own."""
+    from engine.data.registry import READERS
+
+    return task in ("classification", TEXT) or task in READERS
+
+
+def task_options() -> tuple[tuple[str, str], ...]:
+    """(name, text) of each task that can be measured."""
+    width = max(map(len, TASKS))
+    return tuple((entry.name, f"{entry.name:<{width}} {entry.metric:<11} {entry.title}") for entry in TASKS.values())
 
 
 def devices(machine: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
@@ -284,19 +341,20 @@ def from_recipe(path: str) -> Choice:
     )
 
 
-def threshold_text(value: str, text: bool = False, own: bool = False) -> str:
-    """A threshold as a person says it; for a model that reads ``text`` a drop is that part of the perplexity, and for a task of one's
-    ``own`` a difference of its metric."""
+def threshold_text(value: str, task: str = "classification") -> str:
+    """A threshold as a person says it: a drop is counted as the metric of ``task`` is, ``own`` being one's own."""
     metric, _, number = value.partition(":")
     try:
         figure = float(number)
     except ValueError:
         return value
     match metric:
-        case "drop" if own:
-            return f"metric at most {figure:g} worse"
-        case "drop" if text:
+        case "drop" if task == TEXT:
             return f"perplexity at most {100 * figure:g} % up"
+        case "drop" if task not in TASKS:
+            return f"metric at most {figure:g} worse"
+        case "drop" if task != "classification":
+            return text.worse(TASKS[task].metric, figure)
         case "drop":
             return f"at most {100 * figure:g} points lost"
         case "agreement":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 from engine.events import event as ev
 from engine.report.language import protocol
+from engine.report.measures import values_of
+from engine.tasks.metrics import ACCURACY, Metric, measures
 from qtui import text
 from qtui.bars import Bars
 from qtui.prompts import Prompts
@@ -35,13 +37,16 @@ class Console:
 
     def __init__(self, screen: Screen, bars: Bars, prompts: Prompts) -> None:
         self._screen, self._bars, self._prompts = screen, bars, prompts
-        self._metric = "accuracy"
+        self._metrics: tuple[Metric, ...] = (ACCURACY,)
+        self._told: tuple[Mapping[str, Any], ...] = ()
         self._before: ev.Event | None = None
 
     def __call__(self, event: ev.Event) -> bool | None:
         if isinstance(event, ev.Progress):
             self._bars.update(event)
             return None
+        if isinstance(event, ev.Setting):
+            self._told = event.measures
         if isinstance(event, ev.Detail):
             return None
         self._bars.clear()
@@ -73,13 +78,15 @@ class Console:
             case ev.Table():
                 screen.table(event.columns, event.rows, event.title)
             case ev.EpochFinished():
-                screen.line("  ".join(text.epoch(event, event.metric or self._metric)), "", 2)
+                screen.line("  ".join(text.epoch(event, event.metric or self._metrics[0])), "", 2)
             case ev.Measured():
-                self._metric = str(event.figures.get("metric") or self._metric)
+                self._metrics = measures(self._told, str(event.figures.get("metric") or self._metrics[0].name))
                 how = event.figures.get("perplexity")
                 if how and event.which == "baseline":
                     screen.line(f"perplexity: {protocol(how)}", "", 2)
-                screen.pieces(event.which, text.figures(event.figures, self._metric))
+                values = values_of(event.metrics)
+                further = [(metric, values[metric.name]) for metric in self._metrics[1:] if metric.name in values]
+                screen.pieces(event.which, text.figures(event.figures, self._metrics[0], further))
             case ev.Finished():
                 screen.line(event.text, "bold green" if event.met else "bold yellow")
                 screen.line(event.directory, "dim")

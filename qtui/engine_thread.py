@@ -34,7 +34,7 @@ class Engine(Protocol):
 
     def resume(self, directory: Path, stop: StopToken) -> Steps: ...
 
-    def train(self, model: str, data: str, stop: StopToken) -> Steps: ...
+    def train(self, model: str, data: str, stop: StopToken, task: str | None = None) -> Steps: ...
 
     def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps: ...
 
@@ -62,10 +62,11 @@ class TorchEngine:
 
         return owned(directory, pipeline.resume(directory, stop, attended=True))
 
-    def train(self, model: str, data: str, stop: StopToken) -> Steps:
+    def train(self, model: str, data: str, stop: StopToken, task: str | None = None) -> Steps:
         from engine.runs import pipeline
 
-        return pipeline.train(model, data, command=f"qtui train {model} --data {data}", stop=stop)
+        command = f"qtui train {model} --data {data}{f' --task {task}' if task else ''}"
+        return pipeline.train(model, data, command=command, stop=stop, task=task)
 
     def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps:
         """Formats whose files are there already are written again: who chooses them has seen that."""

@@ -7,7 +7,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from engine.models.cached import cached_for
@@ -15,8 +14,9 @@ from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ModelEntry
 from engine.models.size import file_size
 from engine.plain_text import escaped_json
-from engine.reading import MB, read_json
+from engine.tasks.registry import TASKS
 from qtui import text
+from qtui.catalog import recorded
 
 IMAGENET = "imagenet"
 # Under this name a data set lies in the cache once it has been downloaded.
@@ -37,14 +37,16 @@ def models(args: Namespace) -> int:
     if not found:
         print(f"no model matches {text.plain(args.filter)}; qtui models lists them all")
         return 0
-    rows = [(m["name"], _count(m["params"]), _bytes(m["bytes"]), _input(m), _weights(m), m["description"]) for m in found]
-    return print_table(("name", "params", "fp32", "input", "weights, test accuracy or perplexity", "what"), rows)
+    rows = [(m["name"], m["task"], _count(m["params"]), _bytes(m["bytes"]), _input(m), _weights(m), m["description"]) for m in found]
+    return print_table(("name", "task", "params", "fp32", "input", "weights, their metric on test", "what"), rows)
 
 
 def model_row(entry: ModelEntry) -> dict[str, Any]:
     """One model as plain values; ``weights`` maps a data set to the recorded test accuracy, None where there is no record, and
     ``where`` to ``package``, ``cache`` or, for torchvision's on ``imagenet``, ``cached`` or ``to download``. ``size`` is the side
-    of the images that published weights expect; ``shape`` is null where the model takes others too; ``metric`` is accuracy."""
+    of the images that published weights expect; ``shape`` is null where the model takes others too, and ``input`` says in words what
+    it takes then; ``metric`` is what decides for its ``task``."""
+    metric = TASKS[entry.task].metric if entry.task in TASKS else "accuracy"
     packaged = {data: path for data in entry.packaged if (path := entry.weights_for(data)) and path.is_file()}
     # What a run takes is the package's, where there are both.
     files = {**dict(cached_for(entry.name)), **packaged}
@@ -60,8 +62,10 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "params": published.params if published else size.params if size else None,
         "bytes": published.bytes if published else size.bytes if size else None,
         "size": published.transform.size if published else None,
-        "metric": "accuracy",
-        "weights": {**{data: _accuracy(files[data]) for data in order}, **of_torchvision},
+        "task": entry.task,
+        "input": entry.input,
+        "metric": metric,
+        "weights": {**{data: recorded(files[data], metric) for data in order}, **of_torchvision},
         "where": {**{data: "package" if data in packaged else "cache" for data in order}, **state},
     }
 
@@ -77,6 +81,8 @@ def language_row(entry: LanguageEntry) -> dict[str, Any]:
         "params": entry.params,
         "bytes": 4 * entry.params,
         "size": entry.context,
+        "task": "causal-lm",
+        "input": f"{entry.context:,} tokens",
         "metric": "perplexity",
         "weights": measured,
         "where": dict.fromkeys(measured, entry.where),
@@ -95,6 +101,7 @@ def data(args: Namespace) -> int:
             "name": e.name,
             "description": e.description,
             "licence": e.licence,
+            "task": e.task,
             "classes": e.classes,
             "shape": list(e.shape) if e.shape else None,
             "state": "offline" if e.offline else "cached" if (cache / CACHED_AS.get(e.name, e.name)).is_dir() else "to download",
@@ -102,25 +109,35 @@ def data(args: Namespace) -> int:
         for e in ENTRIES.values()
     ]
     found += [
-        {"name": e.name, "description": e.description, "licence": e.licence, "classes": None, "shape": None, "state": e.where}
+        {
+            "name": e.name,
+            "description": e.description,
+            "licence": e.licence,
+            "task": "causal-lm",
+            "classes": None,
+            "shape": None,
+            "state": e.where,
+        }
         for e in TEXTS.values()
     ]
     if args.json:
         return print_json(found)
-    rows = [(d["name"], d["state"], d["description"], d["licence"]) for d in found]
-    return print_table(("name", "state", "what", "licence"), rows)
+    rows = [(d["name"], d["task"], d["state"], d["description"], d["licence"]) for d in found]
+    return print_table(("name", "task", "state", "what", "licence"), rows)
 
 
 def tasks(args: Namespace) -> int:
     """The tasks, with the metric that decides."""
-    from engine.tasks.registry import TASKS
-
-    found = [{"name": e.name, "metric": e.metric, "reads": e.reads, "data": e.data, "what": e.title} for e in TASKS.values()]
+    found = [
+        {"name": e.name, "metric": e.metric, "reads": e.reads, "data": e.data, "files": e.files, "what": e.title} for e in TASKS.values()
+    ]
     if args.json:
         return print_json(found)
-    rows = [(e["name"], e["metric"], e["data"], e["what"]) for e in found]
-    own = ("path/task.py:factory", "your own", "your own", "qtui new task.py writes one to begin with")
-    return print_table(("name", "decides", "data by default", "what"), [*rows, own])
+    rows = [(e["name"], e["metric"], e["data"], e["what"], e["files"]) for e in found]
+    own = ("path/task.py:factory", "your own", "your own", "qtui new task.py writes one to begin with", "")
+    header = ("name", "decides", "data by default", "what", "your own by --data")
+    shown = [*rows, own]
+    return print_table(header, shown) if any(row[-1] for row in rows) else print_table(header[:-1], [row[:-1] for row in shown])
 
 
 def print_json(value: object) -> int:
@@ -135,13 +152,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
     return 0
 
 
-def _accuracy(weights: Path) -> float | None:
-    try:
-        return float(read_json(weights.with_suffix(".json"), MB)["test_accuracy"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _count(number: int | None) -> str:
     return "" if number is None else text.count(number)
 
@@ -151,14 +161,16 @@ def _bytes(number: int | None) -> str:
 
 
 def _input(row: dict[str, Any]) -> str:
-    if row["metric"] == "perplexity":
-        return f"{row['size']:,} tokens"
+    if row["input"]:
+        return str(row["input"])
     return "×".join(map(str, row["shape"])) if row["shape"] else str(row["size"] or "")
 
 
 def _weights(row: dict[str, Any]) -> str:
     def one(data: str, accuracy: float | None) -> str:
-        known = data if accuracy is None else f"{data} {text.metric(row['metric'], accuracy)}"
+        # A perplexity and an accuracy are known by their looks.
+        figure = text.metric if row["metric"] == "perplexity" else text.titled
+        known = data if accuracy is None else f"{data} {figure(row['metric'], accuracy)}"
         where = row["where"][data]
         return f"{known} (trained here)" if where == "cache" else known if where == "package" else f"{known} ({where})"
 

@@ -49,10 +49,13 @@ def show(args: Namespace) -> int:
 
 
 def _row(run: RunSummary) -> tuple[str, ...]:
-    figures = (run.chosen or "", _value(run.baseline), _value(run.value))
+    figures = (run.chosen or "", _value(run, run.baseline), _value(run, run.value, named=True))
     started = run.started[:16].replace("T", " ")
     return (run.directory.name, run.state, *figures, f"{run.model} on {run.data}, {started}", run.text.partition(". ")[0])
 
 
-def _value(value: float | None) -> str:
-    return "" if value is None else text.summary(value)
+def _value(run: RunSummary, value: float | None, named: bool = False) -> str:
+    if value is None:
+        return ""
+    metric = text.metric_of_run(run)
+    return f"{text.named(metric) if named and metric is not None else ''}{text.summary(value, metric)}"

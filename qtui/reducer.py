@@ -7,6 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from engine.events import event as ev
+from engine.events.replay import from_dict
+from engine.report.measures import FORMS as MEASURED_FORMS
+from engine.report.measures import item_of, values_of
 from qtui import messages as ms
 from qtui.draft import Draft
 from qtui.machine_words import moved
@@ -177,7 +180,8 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
             recipe = event.recipe
             data = str((recipe.get("data") or {}).get("name", run.data))
             model = str(recipe.get("model", run.model))
-            return replace(run, directory=event.directory, recipe=recipe, environment=event.environment, model=model, data=data)
+            run = replace(run, directory=event.directory, recipe=recipe, environment=event.environment, model=model, data=data)
+            return _task_known(run, event.task, event.measures, {"items": event.items}) if event.task else run
         case ev.Graph():
             return replace(run, traced=event.nodes) if event.which == "traced" else replace(run, fused=event.nodes)
         case ev.Pairs():
@@ -190,11 +194,14 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
         case ev.Ranges():
             return replace(run, ranges=event)
         case ev.Measured():
-            return replace(run, measured={**run.measured, event.which: event.figures})
+            values = {**run.values, event.which: values_of(event.metrics)}
+            return replace(run, measured={**run.measured, event.which: event.figures}, values=values)
         case ev.Layers():
             return replace(run, layers={**run.layers, event.which: event.rows})
         case ev.Samples():
             return replace(run, samples=(*(s for s in run.samples if s.prompt != event.prompt), event))
+        case ev.Changes():
+            return replace(run, changed=event)
         case ev.Judgement():
             return replace(run, judged={**run.judged, event.which: event.verdict})
         case ev.Step() | ev.EpochFinished():
@@ -209,6 +216,10 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
         case ev.Failed():
             return replace(run, stages={**run.stages, run.at: "failed"}, progress=None)
     return run
+
+
+def _task_known(run: Run, task: str, measures: Any, report: Mapping[str, Any]) -> Run:
+    return replace(run, task=task, measures=tuple(measures or ()), item=item_of(report))
 
 
 def _moved(run: Run, stage: Stage, status: Status) -> Run:
@@ -231,10 +242,15 @@ def _reported(run: Run, report: Mapping[str, Any]) -> Run:
     layers = {chosen: tuple(report.get("layers") or ()), **run.layers}
     told = (dict(sample) for sample in report.get("samples") or ())
     samples = run.samples or tuple(ev.Samples(str(sample.pop("prompt", "")), sample) for sample in told)
+    told_values = report.get("metrics") or {}
+    values = {form: values_of(told_values.get(key)) for key, form, _ in MEASURED_FORMS} if isinstance(told_values, Mapping) else {}
+    changed = from_dict({"event": "Changes", **report["changed"]}) if isinstance(report.get("changed"), Mapping) else None
+    run = _task_known(run, str(report.get("task") or ""), report.get("measures"), report)
     # A report is the last thing that a run writes, whatever its other files have lost.
     return replace(
         run, report=report, at="report", stages=_all_done(measured), measured={**measured, **run.measured}, layers=layers,
-        samples=samples,
+        samples=samples, changed=changed if isinstance(changed, ev.Changes) else run.changed,
+        values={form: found for form, found in values.items() if found} or run.values,
         model=run.model or str(report.get("model", "")), data=run.data or str((report.get("data") or {}).get("name", "")),
         environment=run.environment or report.get("environment") or {},
     )  # fmt: skip

@@ -19,6 +19,8 @@ _DATA = {
     "crop": "crop",
     "interpolation": "interpolation",
     "classes": "classes",
+    "rate": "rate",
+    "calibration_from": "calibration_from",
 }
 _QAT = {"qat": "mode", "epochs": "epochs"}
 

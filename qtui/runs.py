@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.reading import read_bytes
+from engine.report.measures import metrics_of
+from engine.report.runtimes import paces
+from engine.tasks.metrics import Metric, known
 
 if TYPE_CHECKING:
     from engine.runs.rundir import RunSummary
@@ -34,7 +37,8 @@ class Form:
 class PastRun:
     """``quantized`` is the better quantized form, also where the verdict is to keep fp32 (``chosen`` is then ``fp32``).
     ``preset`` is empty and ``rules`` None where the recipe cannot be read. ``trained`` is whether QAT ran, ``folded_after``
-    whether normalization was folded at conversion alone."""
+    whether normalization was folded at conversion alone. ``measure`` is the metric as the report says it, ``heads`` what its two
+    latencies are of; None where it does not say."""
 
     directory: Path
     started: str
@@ -49,6 +53,13 @@ class PastRun:
     rules: int | None = None
     trained: bool = False
     folded_after: bool = False
+    measure: Metric | None = None
+    heads: tuple[str, str] | None = None
+
+    @property
+    def measured(self) -> Metric:
+        """What ``metric`` names, with its unit."""
+        return self.measure or known(self.metric)
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,8 @@ def _told(directory: Path, started: str, report: Mapping[str, Any]) -> PastRun:
         rules=rules,
         trained=bool(report["qat"]),
         folded_after=after,
+        measure=metrics_of(report)[0],
+        heads=paces(report).short,
     )
 
 

@@ -87,10 +87,11 @@ class Session:
         title = f"resuming {run.directory.name}"
         self._begin("resume", title, lambda token: self._engine.resume(run.directory, token), run.model, run.data)
 
-    def train(self, model: str, data: str) -> None:
-        """Train a baseline into the cache."""
+    def train(self, model: str, data: str, task: str = "") -> None:
+        """Train a baseline into the cache; ``task`` is empty for what belongs to the model."""
+        about = {"task": task} if task else {}
         title = f"training {short_name(model)} on {short_name(data)}"
-        self._begin("train", title, lambda token: self._engine.train(model, data, token), model, data)
+        self._begin("train", title, lambda token: self._engine.train(model, data, token, **about), model, data)
 
     def export(self, formats: Sequence[str]) -> None:
         """Write the model of the run that is shown, which is finished, for other runtimes."""

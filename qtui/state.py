@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.tasks.metrics import Metric, MetricValue, measures
+
 if TYPE_CHECKING:
     from engine.events import event as ev
     from engine.runs.rundir import RunSummary
@@ -60,7 +62,9 @@ class Training:
 class Run:
     """One run as far as it has come. ``measured``, ``layers`` and ``judged`` are by form: baseline, ptq, qat. ``doing`` is the title
     of the engine's own stage that runs, ``phase`` its name, ``part`` which of its
-    counts from nothing ``progress`` is. ``samples`` are what a language model's forms write."""
+    counts from nothing ``progress`` is. ``samples`` are what a language model's forms write. ``measures`` are the task's metrics, the
+    one that decides first, and ``values`` all of them by form; ``item`` is what is counted, as one and as many; ``changed`` are
+    the items whose answer changed most."""
 
     directory: str = ""
     model: str = ""
@@ -84,11 +88,31 @@ class Run:
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     samples: tuple[ev.Samples, ...] = ()
+    changed: ev.Changes | None = None
+    task: str = ""
+    measures: tuple[Mapping[str, Any], ...] = ()
+    values: Mapping[str, Mapping[str, MetricValue]] = field(default_factory=dict)
+    item: tuple[str, str] = ("image", "images")
     training: Training = field(default_factory=Training)
     warnings: tuple[str, ...] = ()
     finished: ev.Finished | None = None
     stopped: bool = False
     report: Mapping[str, Any] | None = None
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The task's metrics, the one that decides first."""
+        return measures(self.measures, str((self.measured.get("baseline") or {}).get("metric") or "accuracy"))
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether tokens are measured, one after the other, and not items."""
+        return self.metric.name == "perplexity"
 
     def status(self, stage: Stage) -> Status:
         return self.stages.get(stage, "next")

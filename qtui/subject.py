@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from engine.tasks.metrics import Metric
 from qtui import text
 from qtui.stage_table import digit, registry
 from qtui.state import Run, Stage, State, Status
@@ -77,7 +78,7 @@ def subject(state: State, width: int) -> list[Piece]:
 
 def _learned(state: State) -> list[Piece]:
     best = state.baseline.best
-    return [("training a baseline", ""), *([(f"best {text.metric('accuracy', best.value)}", "")] if best else [])]
+    return [("training a baseline", ""), *([(f"best {text.titled(best.metric or 'accuracy', best.value)}", "")] if best else [])]
 
 
 def _joined(facts: list[Piece]) -> list[Piece]:
@@ -94,9 +95,8 @@ def _facts(run: Run) -> list[Piece]:
     facts: list[Piece] = [(short_name(data), "")] if data else []
     baseline = run.measured.get("baseline")
     best = run.measured.get("qat") if (run.measured.get("qat") or {}).get("kept") else run.measured.get("ptq")
-    metric = str((baseline or {}).get("metric", "accuracy"))
-    # Per cent say that an accuracy is meant; other figures have no unit and say what they are.
-    name = "" if metric == "accuracy" else f"{metric} "
+    metric = run.metric
+    name = text.named(metric)
     if baseline and best:
         facts.append((f"{name}{_plain(metric, baseline)} → {_metric(metric, best)}", ""))
         facts.append((f"{_mb(_size(baseline))} → {_size(best)}", ""))
@@ -111,11 +111,11 @@ def _facts(run: Run) -> list[Piece]:
     return facts
 
 
-def _plain(metric: str, figures: Mapping[str, Any]) -> str:
-    return _metric(metric, figures).removesuffix(" %")
+def _plain(metric: Metric, figures: Mapping[str, Any]) -> str:
+    return _metric(metric, figures).removesuffix(f" {metric.unit}" if metric.unit else "")
 
 
-def _metric(metric: str, figures: Mapping[str, Any]) -> str:
+def _metric(metric: Metric, figures: Mapping[str, Any]) -> str:
     """A figure that was not finite is null in a report."""
     value = figures.get("value")
     return "?" if value is None else text.metric(metric, value)

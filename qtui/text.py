@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 # What is from outside is made safe in one place; whoever shows figures has it from here too.
 from engine.plain_text import one_line as one_line
 from engine.plain_text import plain as plain
 from engine.report.steadiness import ABOUT, unsteady
+from engine.tasks.metrics import ACCURACY, Metric, MetricValue, known
 
 if TYPE_CHECKING:
     from engine.events.event import EpochFinished, Progress
+    from engine.runs.rundir import RunSummary
 
 
 _BLOCKS = re.compile(r"^[^\d]*\.(?=\d+\.)")
 
 
-def metric(name: str, value: float) -> str:
-    """``98.33 %`` for an accuracy, ``23.41`` for a perplexity, four digits of any other."""
-    return f"{bare(name, value)} %" if name == "accuracy" else bare(name, value)
+def metric(name: str | Metric, value: float) -> str:
+    """A figure in its metric's unit: ``98.33 %`` for an accuracy, ``23.41`` for a perplexity, four digits of one that is not known."""
+    return known(name).shown(value)
 
 
-def bare(name: str, value: float) -> str:
+def bare(name: str | Metric, value: float) -> str:
     """``metric`` without its unit."""
-    if name == "accuracy":
-        return f"{100 * value:.2f}"
-    return f"{value:.2f}" if name == "perplexity" else f"{value:.4g}"
+    return known(name).bare(value)
 
 
-def half_width(name: str, interval: float | None, digits: int = 1) -> str:
+def half_width(name: str | Metric, interval: float | None, fine: bool = False) -> str:
     """`` ±0.8`` of an accuracy's interval, in the unit of ``metric``; empty where there is none to be told."""
-    if name == "accuracy" and interval is not None:
-        return f" ±{100 * interval:.{digits}f}"
-    if name == "perplexity" and interval is not None:
-        return f" ±{interval:.{digits}f}"
-    return f" ±{interval:.{digits}g}" if interval else ""
+    found = known(name)
+    if interval is None or (not interval and found.name not in ("accuracy", "perplexity")):
+        return ""
+    return f" {found.half_width(interval, fine)}"
 
 
-def summary(value: float) -> str:
-    """The figure of a run's summary, which does not name its metric: a perplexity is never below 1."""
-    return metric("accuracy" if value <= 1 else "perplexity", value)
+def named(found: str | Metric) -> str:
+    """The metric's name before its value; empty for an accuracy, which per cent alone mean."""
+    name = known(found).name
+    return "" if name == "accuracy" else f"{name} "
+
+
+def titled(found: str | Metric, value: float) -> str:
+    """``98.33 %``, ``MAE 46.57``."""
+    return f"{named(found)}{metric(found, value)}"
+
+
+def worse(found: str | Metric, by: float) -> str:
+    """What a drop of a metric may be: ``MAE at most 0.5 % higher``, ``mIoU at most 0.5 points lower``."""
+    measure = known(found)
+    side = "lower" if measure.higher_is_better else "higher"
+    if measure.relative or measure.unit == "%":
+        return f"{measure.name} at most {100 * by:g} {'%' if measure.relative else 'points'} {side}"
+    return f"{measure.name} at most {tidy(by)} worse"
+
+
+def summary(value: float, name: str | Metric | None = None) -> str:
+    """The figure of a run's summary; one of an earlier version does not name its metric: a perplexity is never below 1."""
+    return metric(name or ("accuracy" if value <= 1 else "perplexity"), value)
+
+
+def metric_of_run(run: RunSummary) -> Metric | None:
+    """What the figures of a run's summary are of; None where it does not say."""
+    measure, name = getattr(run, "measure", None), getattr(run, "metric", None)
+    return Metric.from_dict(measure) if measure and measure.get("name") else known(name) if name else None
+
+
+def summaries(name: str | Metric | None, before: float, after: float) -> str:
+    """``98.61 → 98.33 %``, or with the metric's name ``MAE 46.57 → 46.36``; a perplexity is known by its looks."""
+    old, new = summary(before, name), summary(after, name)
+    unit = f" {new.rpartition(' ')[2]}" if " " in new else ""
+    word = named(name) if name is not None and known(name).name != "perplexity" else ""
+    return f"{word}{old.removesuffix(unit) if unit else old} → {new}"
 
 
 def spaced(said: str) -> str:
@@ -117,22 +150,24 @@ def pace(event: Progress) -> str:
     return ", ".join(parts)
 
 
-def epoch(event: EpochFinished, name: str) -> list[str]:
+def epoch(event: EpochFinished, name: str | Metric) -> list[str]:
     """The columns of an epoch's line."""
     width = len(str(event.epochs))
     cells = [f"epoch {event.epoch:>{width}}/{event.epochs}", f"loss {event.loss:.4f}", f"validation {metric(name, event.value):>8}"]
     return [*cells, f"lr {tidy(event.lr, '.2g'):<7}", "best"] if event.best else [*cells, f"lr {tidy(event.lr, '.2g')}"]
 
 
-def figures(found: Mapping[str, Any], name: str) -> list[str]:
-    """The columns of a measured line; any figure may be absent."""
+def figures(found: Mapping[str, Any], name: str | Metric, further: Sequence[tuple[Metric, MetricValue]] = ()) -> list[str]:
+    """The columns of a measured line; any figure may be absent. ``further`` are the task's other metrics."""
+    deciding = known(name)
     error, latency, speed = (found.get(key) or {} for key in ("error", "latency_ms", "tokens_per_second"))
     shown: tuple[tuple[Any, Callable[[Any], str]], ...] = (
-        (found.get("value"), lambda v: f"{name} {metric(name, v)}"),
+        (found.get("value"), lambda v: f"{deciding.name} {deciding.shown(v)}"),
+        *((value, lambda v, of=of: f"{of.name} {of.shown(v.value)}") for of, value in further),
         (error.get("divergence"), lambda v: f"KL {v:.4f}"),
         (None if "divergence" in error else error.get("mse"), lambda v: f"error {small(v)}"),
-        (error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
-        (error.get("agreement"), lambda v: f"agreement {metric('accuracy', v)}"),
+        (None if deciding.name == "SQNR" else error.get("sqnr_db"), lambda v: f"SQNR {v:.1f} dB"),
+        (error.get("agreement"), lambda v: f"agreement {metric(ACCURACY, v)}"),
         (found.get("size_bytes"), size),
         (found.get("to_fp16"), lambda v: f"{v:.3f} of fp16"),
         (None if speed else latency.get("p50"), lambda v: f"p50 {ABOUT if unsteady(found) else ''}{v:.2f} ms"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.numerics.scheme import WeightScheme, in_groups
-from engine.numerics.weights import WeightQParams, qparams_between, stored_scale
+from engine.numerics.weights import WeightQParams, qparams_between
 
 NORM, SHARPNESS, GROWTH, ROUNDS = 0.7, 10.0, 1.01, 20
 
@@ -22,9 +22,9 @@ def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
     grouped = in_groups(weight.to(torch.float32), spec)
     inside = in_groups(torch.ones(1, weight.shape[1], device=weight.device), spec)
     start = qparams_between(grouped.amin(2), grouped.amax(2), spec)
-    scale = start.scale.to(torch.float32)
+    scale = start.step
     zero = torch.zeros_like(scale) if start.zero is None else start.zero.to(torch.float32)
-    best_scale, best_zero = start.scale, zero
+    best_step, best_zero = start.step, zero
     least = _error(grouped, scale, zero, spec)
     sharpness = SHARPNESS
     for _ in range(ROUNDS):
@@ -34,13 +34,13 @@ def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
         target = (grouped / scale[:, :, None] - kept) * inside
         scale, zero = _fit(codes * inside, target, scale, inside.sum(2), spec)
         sharpness *= GROWTH
-        stored = stored_scale(scale.clamp_max(start.scale.to(torch.float32)))
-        whole = spec.format.round(zero)
-        error = _error(grouped, stored.to(torch.float32), whole, spec)
+        stored = WeightQParams.stored(spec, scale.clamp_max(start.step)).step
+        whole = zero if spec.symmetric else spec.format.round(zero)
+        error = _error(grouped, stored, whole, spec)
         better = error < least
         least = torch.where(better, error, least)
-        best_scale, best_zero = torch.where(better, stored, best_scale), torch.where(better, whole, best_zero)
-    return WeightQParams(spec, best_scale, None if spec.symmetric else best_zero.to(torch.uint8))
+        best_step, best_zero = torch.where(better, stored, best_step), torch.where(better, whole, best_zero)
+    return WeightQParams.stored(spec, best_step, None if spec.symmetric else best_zero.to(torch.uint8))
 
 
 def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: WeightScheme) -> tuple[Tensor, Tensor]:

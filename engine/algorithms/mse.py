@@ -23,6 +23,9 @@ def mse(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
         high = torch.maximum(high, -low)
         low = -high
     shrink = [(factor, factor) for factor in torch.linspace(1.0, 0.3 if spec.bits > 3 else 0.2, 29).tolist()]
+    if spec.format.scale == torch.float8_e8m0fnu:
+        # Powers of two: the next above, in which nothing saturates, as well.
+        shrink.insert(0, (2.0, 2.0))
     low, high, least = _best(grouped, blocks, spec, low, high, shrink)
     near = torch.linspace(0.9, 1.1, 9).tolist()
     low, high, least = _best(grouped, blocks, spec, low, high, [(f, f if spec.symmetric else 1.0) for f in near], least)
@@ -40,7 +43,7 @@ def diagonal_blocks(second: Tensor, spec: WeightScheme) -> Tensor:
 
 def group_error(grouped: Tensor, grid: WeightQParams, blocks: Tensor | None) -> Tensor:
     """Squared error (out, groups) of rounding ``grouped`` (out, groups, size) to nearest."""
-    step = grid.scale.to(torch.float32)[:, :, None]
+    step = grid.step[:, :, None]
     zero = None if grid.zero is None else grid.zero.to(torch.float32)[:, :, None]
     rounded = grid.scheme.format.round_(grouped / step, zero)
     error = (rounded if zero is None else rounded.sub_(zero)).mul_(step).sub_(grouped)

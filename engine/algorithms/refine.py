@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.algorithms.gptq import gptq
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import in_groups
-from engine.numerics.weights import WeightQParams, stored_scale
+from engine.numerics.weights import WeightQParams
 
 # What is added to the diagonal, of its mean: GPTQ's own damping.
 DAMPING = 0.01
@@ -73,13 +73,14 @@ def rescale(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:
         ],
         1,
     ).to(torch.float64)
-    before = start.scale.to(torch.float64)
+    before = WeightQParams.of(start).step.to(torch.float64)
     # A group of zeros has no say in its scale: a little of what it was keeps the system solvable.
     ridge = 1e-4 * system.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     system.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     scale = torch.linalg.solve(system, wanted.to(torch.float64) + ridge[:, None] * before)
     scale = torch.where((scale > before / 2) & (scale < before * 2), scale, before)
-    return replace(start, scale=stored_scale(scale.to(torch.float32)))
+    grid = WeightQParams.stored(spec, scale.to(torch.float32), start.zero)
+    return replace(start, scale=grid.scale, tensor_scale=grid.tensor_scale)
 
 
 def _error(rounded: QTensor, weight: Tensor, hessian: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -25,7 +25,10 @@ class Items(NamedTuple):
 
 
 class ItemSplit(Protocol):
-    """Items that can be counted and read by position, held in memory or fetched when asked for."""
+    """Items that can be counted and read by position, held in memory or fetched when asked for.
+
+    A split whose items differ in size also has ``kind(place)``, a value that is equal for items that can be read together.
+    """
 
     def __len__(self) -> int: ...
 
@@ -68,6 +71,26 @@ class SomeItems:
     def read(self, places: Sequence[int]) -> Items:
         return self.whole.read([self.places[i] for i in places])
 
+    def kind(self, place: int) -> Hashable:
+        return kind_of(self.whole, self.places[place])
+
+
+def kind_of(split: ItemSplit, place: int) -> Hashable:
+    """What an item has in common with those that it can be read with; None for all items of most splits."""
+    find = getattr(split, "kind", None)
+    return find(place) if find else None
+
+
+def targets_of(split: ItemSplit) -> Any:
+    """The targets of all items of a split, without reading inputs where it holds them apart."""
+    if isinstance(split, SomeItems):
+        index = torch.tensor(split.places, dtype=torch.long)
+        return tree_map(lambda x: x[index], targets_of(split.whole))
+    if isinstance(split, MemoryItems):
+        return split.items.targets
+    apart = getattr(split, "targets", None)
+    return apart if apart is not None else split.read(range(len(split))).targets
+
 
 Augment = Callable[[Items, torch.Generator], Items]
 """A batch of training items, changed a little with what the generator draws."""
@@ -79,7 +102,8 @@ class ItemData:
 
     ``outputs`` is the number of a model's outputs that it takes (classes, labels, columns of numbers), ``labels`` are their names.
     Splits are stored mixed, so that the first items of any of them are a fair sample. ``about`` are further keys of the report's
-    ``data``, ``notes`` say what was passed over and where splits come from, ``augment`` changes training batches.
+    ``data``, ``notes`` say what was passed over and where splits come from, ``augment`` changes training batches. ``doubt`` is what the
+    items cannot tell whatever is measured on them, as part of a sentence.
     """
 
     name: str
@@ -91,6 +115,7 @@ class ItemData:
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     augment: Augment | None = None
+    doubt: str = ""
 
     def split(self, name: SplitName) -> ItemSplit:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
@@ -105,16 +130,30 @@ class ItemData:
     def batches(
         self, split: SplitName, batch: int, *, limit: int | None = None, seed: int | None = None, augment: bool = False
     ) -> Iterator[tuple[Items, int]]:
-        """A split in batches of ``batch`` items, each with how many it holds; shuffled by ``seed``, else in the stored order."""
+        """A split in batches of at most ``batch`` items that can be read together, each with how many it holds; shuffled by ``seed``,
+        else in the stored order."""
         if batch < 1:
             raise UsageError(f"batch size {batch} for {self.name} makes no batches: give at least 1")
         whole, total = self.split(split), self.count(split, limit)
         draw = torch.Generator().manual_seed(0 if seed is None else seed)
         order = list(range(total)) if seed is None else torch.randperm(len(whole), generator=draw)[:total].tolist()
-        for start in range(0, total, batch):
-            places = order[start : start + batch]
+        for places in _together(whole, order, batch):
             items = whole.read(places)
             yield (self.augment(items, draw) if augment and self.augment else items), len(places)
+
+    def steps(self, split: SplitName, batch: int, limit: int | None = None) -> int:
+        """How many batches ``batches`` gives in the stored order."""
+        return sum(1 for _ in _together(self.split(split), range(self.count(split, limit)), batch))
+
+
+def _together(whole: ItemSplit, order: Sequence[int], batch: int) -> Iterator[Sequence[int]]:
+    """``order`` in batches of at most ``batch`` places whose items can be read together."""
+    alike: dict[Hashable, list[int]] = {}
+    for place in order:
+        alike.setdefault(kind_of(whole, place), []).append(place)
+    for places in alike.values():
+        for start in range(0, len(places), batch):
+            yield places[start : start + batch]
 
 
 def divided(count: int, seed: int, test: float = 0.2, validation: float = 0.1) -> dict[SplitName, tuple[int, ...]]:

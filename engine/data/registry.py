@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,9 +64,47 @@ _KNOWN = (
         "diabetes", "442 patients in ten numbers, in scikit-learn", "Efron et al. 2004", True, None, None, "engine.data.tables.diabetes",
         task="regression",
     ),
+    DataEntry(
+        "digit-scenes", "scenes of two to four of these digits, with masks", "BSD-3-Clause", True, 11, (3, 64, 64),
+        "engine.data.masks.scenes", task="segmentation",
+    ),
+    DataEntry(
+        "digit-attributes", "these digits, and seven labels of each", "BSD-3-Clause", True, 7, (3, 32, 32),
+        "engine.data.images.digit_attributes", task="multilabel",
+    ),
+    DataEntry(
+        "digit-ink", "these digits, and how much ink each takes", "BSD-3-Clause", True, None, (3, 32, 32),
+        "engine.data.images.digit_ink", task="regression",
+    ),
+    DataEntry(
+        "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
+        "engine.data.boxes.digit_boxes", task="detection",
+    ),
+    DataEntry(
+        "python-modules", "some 3,000 paragraphs that CPython's modules carry, by module", "PSF-2.0", True, None, None,
+        "engine.data.text.python_modules", task="text-classification",
+    ),
+    DataEntry(
+        "reversed-digits", "4,800 rows of digits in words, to be reversed, made", "MIT", True, None, None,
+        "engine.data.text.reversed_digits", task="seq2seq",
+    ),
+    DataEntry(
+        "python-paragraphs", "the same paragraphs without labels", "PSF-2.0", True, None, None, "engine.data.text.python_paragraphs",
+        task="embeddings",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "multilabel": "engine.data.tables.labels",
+    "regression": "engine.data.tables.columns",
+    "segmentation": "engine.data.masks.folder",
+    "detection": "engine.data.boxes.folder",
+    "text-classification": "engine.data.text.labelled",
+    "pair-classification": "engine.data.text.labelled_pairs",
+    "token-classification": "engine.data.text.tagged",
+    "embeddings": "engine.data.text.passages",
+    "seq2seq": "engine.data.text.sources",
+}
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 
@@ -74,12 +112,14 @@ ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 def load(
     name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
     transform: Transform | None = None, crop: int | None = None, interpolation: Interpolation | None = None, classes: str | None = None,
+    channels: int | None = None, calibration_from: str | None = None,
 ) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``.
+    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``. ``calibration_from`` is a folder of
+    images without labels, which calibrate.
     ``transform`` is what a model expects of photographs; data of one size take no notice of it,
     and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not take or
     values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
@@ -95,12 +135,14 @@ def load(
     else:
         place = None if folder is None else _existing(folder, is_path=True)
     asked = {"crop": crop, "interpolation": interpolation, "classes": classes}
-    for option, value in (("folder", folder), ("size", size), *asked.items()):
-        if value is not None and option not in entry.takes:
-            raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
+    _check_taken(entry, {"folder": folder, "size": size, "channels": channels, **asked})
     prepared: dict[str, Any] = {"transform": transform} if transform is not None and "size" in entry.takes else {}
     prepared |= {option: value for option, value in asked.items() if value is not None}
     data: Data = import_module(entry.module).load(place, size, **prepared)
+    if calibration_from is not None:
+        from engine.data.images.calibration import with_calibration
+
+        data = with_calibration(data, Path(calibration_from).expanduser(), any_size=entry.shape is not None)
     if mean is None and std is None:
         return data
     return data.with_normalization(mean or data.mean, std or data.std)
@@ -129,8 +171,16 @@ def items(part: Any, task: str) -> ItemData:
     if entry.task != task:
         names = [one.name for one in of_task(task)]
         raise UsageError(f"{part.name} is data for {entry.task}, and the task is {task}: give {', '.join((*names, 'a path to your own'))}")
+    _check_taken(entry, part.of_images())
     named: ItemData = import_module(entry.module).load(part)
     return named
+
+
+def _check_taken(entry: DataEntry, asked: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that means nothing to a data set."""
+    for option, value in asked.items():
+        if value is not None and option not in entry.takes:
+            raise UsageError(f"data set {entry.name} takes no {option} (data.{option} is {value}): leave it out")
 
 
 def known_as(name_or_dir: str) -> str:

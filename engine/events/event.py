@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 # Whoever reads events reads their rows: both are had from here.
 from engine.events.rows import Bins as Bins
+from engine.events.rows import ChangeRow as ChangeRow
 from engine.events.rows import LayerRow as LayerRow
 from engine.events.rows import NodeRow as NodeRow
 from engine.events.rows import PairRow as PairRow
@@ -89,10 +90,12 @@ class EpochFinished(Event):
 
 @dataclass(frozen=True)
 class Measured(Event):
-    """The figures of one form of the model: ``which`` is ``baseline``, ``ptq`` or ``qat``."""
+    """The figures of one form of the model: ``which`` is ``baseline``, ``ptq`` or ``qat``. ``metrics`` are all of the task's by name,
+    as the report's ``metrics`` has them."""
 
     which: Literal["baseline", "ptq", "qat"]
     figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,15 @@ class Detail(Event):
 
 @dataclass(frozen=True)
 class Setting(Detail):
-    """What the run is: its folder, the recipe (as in its YAML) and the report's ``environment``. First of a run's events,
-    and again when a decision changes the recipe."""
+    """What the run is: its folder, the recipe (as in its YAML), the report's ``environment``, ``task``, ``measures`` and ``items``.
+    First of a run's events, and again when a decision changes the recipe."""
 
     directory: str
     recipe: dict[str, Any]
     environment: dict[str, Any]
+    task: str = ""
+    measures: tuple[dict[str, Any], ...] = ()
+    items: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,19 @@ class Samples(Detail):
 
     prompt: str
     texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Changes(Detail):
+    """The items whose answer changed most, the report's ``changed``: of ``items`` on the test split ``changed`` are answered otherwise,
+    ``worse`` and ``better`` by their score. ``rows`` are the first of them by what was lost."""
+
+    which: Literal["ptq", "qat"]
+    items: int
+    changed: int
+    worse: int
+    better: int
+    rows: tuple[ChangeRow, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A folder in the Hugging Face layout whose ``config.json`` says compressed-tensors: what transformers and vLLM read.
 
 Matrices of ``Linear`` layers in the blocks are stored as their integers: ``pack-quantized`` (weights alone, in 4 or 8 bits, int32
-words of consecutive values) or ``int-quantized`` (8 bits, with activations rounded to 8 bits a token). What is outside of the blocks is
-stored in float16, dequantized: vLLM reads embeddings and heads so. The format is that of the library compressed-tensors 0.20,
-``compressors/pack_quantized`` and ``naive_quantized``; nothing of it is needed to write.
+words of consecutive values), ``int-quantized`` (8 bits, with activations rounded to 8 bits a token), or in the floats of few bits that
+the format knows (``FLOATS``). What is outside of the blocks is stored in float16, dequantized: vLLM reads embeddings and heads so. The
+format is that of the library compressed-tensors 0.20, ``compressors/*``; nothing of it is needed to write.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.models.anatomy import anatomy, linears
+from engine.models.experts import holds_experts
 from engine.numerics.packing import pack
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of
@@ -41,21 +42,37 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 Tensors = dict[str, Tensor]
 
 
+# The format's names of floats of few bits, and of the type of their scales where it is not the model's own.
+FLOATS = {
+    "fp8_e4m3": ("float-quantized", None), "mxfp8": ("mxfp8-quantized", "torch.uint8"), "mxfp4": ("mxfp4-pack-quantized", "torch.uint8"),
+    "nvfp4": ("nvfp4-pack-quantized", "torch.float8_e4m3fn"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """How one matrix is stored; those with equal schemes are a group of the config. ``group`` 0 is the whole row."""
+    """How one matrix is stored; those with equal schemes are a group of the config. ``group`` 0 is the whole row, ``floats`` a key of
+    ``FLOATS``, empty for integers."""
 
     bits: int
     group: int
     symmetric: bool
     dynamic: bool
+    floats: str = ""
 
     @property
     def format(self) -> str:
+        if self.floats:
+            return FLOATS[self.floats][0]
         return "int-quantized" if self.dynamic else "pack-quantized"
 
     def entry(self, targets: list[str]) -> dict[str, Any]:
         """The group's JSON, whole: readers differ in what they take as default."""
+        if self.floats:
+            return {
+                "targets": targets, "weights": self._float_weights(), "input_activations": None, "output_activations": None,
+                "format": self.format,
+            }  # fmt: skip
         weights = {
             "num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "strategy": "group" if self.group else "channel",
             "group_size": self.group or None, "dynamic": False,
@@ -66,9 +83,19 @@ class Scheme:
             "format": self.format,
         }  # fmt: skip
 
+    def _float_weights(self) -> dict[str, Any]:
+        strategy = "tensor_group" if self.floats == "nvfp4" else "group" if self.group else "channel"
+        scale = FLOATS[self.floats][1]
+        return {
+            "num_bits": self.bits, "type": "float", "symmetric": True, "strategy": strategy, "group_size": self.group or None,
+            "dynamic": False, **({"scale_dtype": scale, "zp_dtype": scale} if scale else {}),
+        }  # fmt: skip
+
 
 def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
     """Layers and grids that the format's readers have no form for; without a plan those of the plan that the recipe gives by itself."""
+    if holds_experts(model):
+        return "its readers have experts in one tensor for each block, which it does not hold as integers: give safetensors instead"
     if plan is None:
         other = next((path for path, module in linears(model) if kind_of(module) == "Conv1D"), None)
         if other is not None:
@@ -166,6 +193,12 @@ def _scheme(path: str, spec: WeightScheme, inputs: int, activations: ActivationS
             f"its groups are of equal size, and {path} has {inputs} inputs in groups of {spec.group_size}: "
             "give a group size that divides them, or export to onnx or safetensors"
         )
+    if spec.format.levels:
+        if spec.format.name not in FLOATS:
+            raise EngineError(f"it has no form for {spec.format.name}, which {path} is: give {', '.join(FLOATS)}, or export to safetensors")
+        if spec.format.block and inputs % spec.format.block:
+            raise EngineError(f"its blocks of {spec.format.block} do not divide the {inputs} inputs of {path}: export to safetensors")
+        return Scheme(spec.bits, 0 if spec.group_size > inputs else spec.group_size, True, False, spec.format.name)
     bits = 4 if spec.bits <= 4 else 8
     dynamic = activations is not None and activations.dynamic and activations.bits == 8
     if whole and dynamic and bits == 8 and spec.symmetric:
@@ -213,6 +246,8 @@ def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensor
 
 def stored_matrix(weight: QTensor, scheme: Scheme) -> Tensors:
     """The tensors of one matrix by the format's names. Integers are signed there: unsigned ones and zero points are moved by half."""
+    if scheme.floats:
+        return _stored_floats(weight, scheme)
     half = 1 << (scheme.bits - 1)
     signed = weight.codes.to(torch.int16) - (0 if weight.scheme.symmetric else half)
     if scheme.dynamic:
@@ -224,6 +259,18 @@ def stored_matrix(weight: QTensor, scheme: Scheme) -> Tensors:
     if weight.zero is not None:
         # Zero points are packed along the outputs.
         made["weight_zero_point"] = words(weight.zero.t().contiguous(), scheme.bits).t().contiguous()
+    return made
+
+
+def _stored_floats(weight: QTensor, scheme: Scheme) -> Tensors:
+    # The scales of microscaling formats lie there as the bytes that their powers of two are.
+    scale = weight.scale.view(torch.uint8) if scheme.floats.startswith("mx") else weight.scale
+    if scheme.bits == 8:
+        return {"weight": weight.codes.view(torch.float8_e4m3fn).contiguous(), "weight_scale": scale.contiguous()}
+    made = {"weight_packed": pack(weight.codes, scheme.bits), "weight_scale": scale.contiguous()}
+    if weight.tensor_scale is not None:
+        # Its readers divide by it.
+        made["weight_global_scale"] = weight.tensor_scale.reciprocal().reshape(1)
     return made
 
 

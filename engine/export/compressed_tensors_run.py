@@ -40,9 +40,19 @@ class CompressedDecoder:
                 self.model = _library(folder)
                 self.note = PACKED_ZEROS.format(versions["transformers"])
             self.model.eval()
-            # What is packed is unpacked when it first runs.
-            self(torch.zeros(1, 1, dtype=torch.int64))
+            self._unpack()
         self.label = ", ".join(f"{name} {version}" for name, version in versions.items())
+
+    @torch.inference_mode()
+    def _unpack(self) -> None:
+        """What is packed is unpacked when it first runs; floats of few bits in bfloat16, whatever type was asked for."""
+        first = torch.zeros(1, 1, dtype=torch.int64)
+        try:
+            self(first)
+        except RuntimeError:
+            # Transformers refuses to cast a quantized model; torch's own cast takes its weights for what they are by now.
+            torch.nn.Module.float(self.model)
+            self(first)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from engine.export.base import ExportContext, Logits, Runner
 from engine.export.registry import Format
 from engine.lowering.graph.call import results_of
 from engine.numerics.sqnr import sqnr_db
+from engine.reading import regular
 from engine.tasks.base import Batch, Forward, Task
 from engine.tasks.decode_timing import Step
 
@@ -61,6 +62,11 @@ class Parity:
 
 def load(entry: Format, path: Path, context: ExportContext) -> Runner:
     """The file in its runtime. Raises EngineError for one that is damaged, or not an export of the run."""
+    if not path.is_dir():
+        try:
+            regular(path)
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error.strerror}): export it again") from error
     module = entry.module(context.lowering)
     tried(entry, path, getattr(module, "TRIAL", ""))
     found: Runner = module.load(path, context)
@@ -103,10 +109,10 @@ def compare(
             stop.check()
             laid_out = part.laid_out()
             wanted = measured(laid_out)
-            exact = fp32(laid_out) if fp32 is not None and seen < _BESIDE else None
+            exact = fp32(laid_out) if fp32 is not None and (task.judged_by_fp32 or seen < _BESIDE) else None
             seen += part.count
             if reference is not None:
-                reference.update(wanted, part.targets)
+                reference.update(wanted, task.held_against(exact, part.targets))
             for sums, run in forms:
                 sums.add(run(part), wanted, exact, part)
                 stop.check()
@@ -172,7 +178,7 @@ class _Sums:
         if first is not None and second is not None:
             self.same += int((first == second.to(first.device)).sum())
             self.answered += first.numel()
-        self._evaluator.update(raw, part.targets)
+        self._evaluator.update(raw, task.held_against(exact_raw, part.targets))
         self.items += part.count
 
     def parity(self, reference: float | None) -> Parity:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
+from engine.models.torchvision_detectors import DETECTORS
+from engine.models.torchvision_segmentation import SEGMENTERS, Segmenter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,16 +20,18 @@ if TYPE_CHECKING:
 Stem = Literal["auto", "small", "imagenet"]
 # Images up to this many pixels wide would leave a stem for photographs as next to nothing.
 SMALL_SIDE = 64
+# Tasks that hold a model against itself alone.
+OF_ANY_MODEL = ("fidelity",)
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
-    weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and
-    ``others`` are further tasks that it takes; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for
-    any other."""
+    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
+    a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
+    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``, ``segmenter`` what it knows of those for
+    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
+    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -35,13 +39,15 @@ class ModelEntry:
     shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
     published: Published | None = None
+    segmenter: Segmenter | None = None
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    input: str = ""
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
-        if task != self.task and task not in self.others:
+        if task not in (self.task, *self.others, *OF_ANY_MODEL):
             raise UsageError(
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )
@@ -53,8 +59,8 @@ class ModelEntry:
             from engine.models import torchvision_build
 
             return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
-        module, _, attribute = self.factory.partition(":")
-        model = getattr(import_module(module), attribute)(classes)
+        module, attribute, *name = self.factory.split(":")
+        model = getattr(import_module(module), attribute)(classes, *name)
         return model
 
     def weights_for(self, data: str) -> Path | None:
@@ -71,8 +77,24 @@ class ModelEntry:
         return asked
 
 
+# Of classifiers of images, whose last layer gives a number for each output.
+_OF_IMAGES = ("multilabel", "regression")
+
+
 def _of_torchvision(published: Published) -> ModelEntry:
-    return ModelEntry(published.name, published.description, "", published=published)
+    return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
+
+
+def _segmenter(known: Segmenter) -> ModelEntry:
+    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
+    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", schedule=fields)
+
+
+def _detector(name: str, description: str) -> ModelEntry:
+    # Networks of this depth at a rate that they bear from random weights.
+    schedule = {"epochs": 20, "batch": 8, "lr": 0.0003, "optimizer": "adamw"}
+    return ModelEntry(name, description, f"engine.models.torchvision_detectors:build:{name}", task="detection", schedule={"": schedule})
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -83,6 +105,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="two convolutions with batch normalization, two linear layers",
             factory="engine.models.simplecnn:SimpleCNN",
             shape=(3, 32, 32),
+            others=_OF_IMAGES,
             packaged={"digits": "simplecnn-digits.safetensors", "cifar10": "simplecnn-cifar10.safetensors"},
         ),
         ModelEntry(
@@ -90,10 +113,38 @@ ENTRIES: dict[str, ModelEntry] = {
             description="three linear layers, for ten numbers a row",
             factory="engine.models.mlp:MLP",
             task="regression",
+            input="10 numbers",
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
+        ModelEntry(
+            name="unet",
+            description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
+            factory="engine.models.unet:UNet",
+            task="segmentation",
+            packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
+            schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tinycnn",
+            description="four convolutions with batch normalization, one linear layer over their average",
+            factory="engine.models.tinycnn:TinyCNN",
+            task="multilabel",
+            others=("regression",),
+            packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},
+            schedule={"": {"epochs": 15, "batch": 32, "lr": 0.004, "optimizer": "adamw"}},
+        ),
+        ModelEntry(
+            name="tiny-detector",
+            description="scores and boxes of cells, without anchors: eleven convolutions, two shortcuts",
+            factory="engine.models.tiny_detector:TinyDetector",
+            task="detection",
+            packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
+            schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
+        ),
+        *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),
+        *(_detector(name, description) for name, description in DETECTORS.items()),
     )
 }
 

@@ -1,11 +1,12 @@
 """Number formats: what one stored code stands for, how a value is rounded to it, and how codes lie in bytes.
 
-A format is a line of ``FORMATS``. ``intN`` are signed integers that are symmetric around zero, ``uintN`` unsigned ones with a zero
-point. A format whose values are no consecutive integers lists them in ``levels``.
+``intN`` are signed integers that are symmetric around zero, ``uintN`` unsigned ones with a zero point; the rest are the lines of
+``engine.recipe.number_formats``. A format whose values are no consecutive integers lists them in ``levels``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.numerics.packing import pack, packed_width, unpack
+from engine.recipe.number_formats import NUMBER_FORMATS, FormatEntry
 
 
 def round_to(values: Tensor, low: float, high: float, zero: Tensor | float | None = None) -> Tensor:
@@ -39,7 +41,7 @@ class NumberFormat:
     A code of ``bits`` bits, held in memory as ``storage``, stands for a value from ``low`` to ``high``, which a scale of the dtype
     ``scale`` multiplies. ``affine`` formats have a zero point beside it: an integer in the range of the codes. ``block`` is how many
     values share a scale where the format says so itself, 0 where whoever uses it does. ``levels`` are the values of the codes 0, 1, …
-    where those are not the codes themselves.
+    where those are not the codes themselves; a code whose level is NaN is never chosen.
 
     >>> FORMATS["int4"].round(torch.tensor([2.5, 9.0]))
     tensor([2., 7.])
@@ -94,6 +96,11 @@ class NumberFormat:
         return packed_width(columns, self.bits)
 
     @property
+    def two_level(self) -> bool:
+        """Whether one float32 for the tensor multiplies all scales."""
+        return self.scale == torch.float8_e4m3fn
+
+    @property
     def _first(self) -> int:
         """The least code."""
         return 0 if self.levels else int(self.low)
@@ -103,7 +110,8 @@ class NumberFormat:
         """The values in ascending order, and the first code of each."""
         first: dict[float, int] = {}
         for code, level in enumerate(self.levels):
-            first.setdefault(level, code)
+            if not math.isnan(level):
+                first.setdefault(level, code)
         values = sorted(first)
         return torch.tensor(values, dtype=torch.float64), torch.tensor([first[value] for value in values])
 
@@ -125,9 +133,23 @@ def _unsigned(bits: int) -> NumberFormat:
     return NumberFormat(f"uint{bits}", bits, torch.uint8, 0, (1 << bits) - 1, affine=True)
 
 
+_SCALES = {"float16": torch.float16, "e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
+
+
+def of_entry(entry: FormatEntry) -> NumberFormat:
+    """The format that a recipe names."""
+    values = [level for level in entry.levels if not math.isnan(level)]
+    return NumberFormat(
+        entry.name, entry.bits, torch.uint8, min(values), max(values), block=entry.block, scale=_SCALES[entry.scale], levels=entry.levels
+    )
+
+
 FORMATS: dict[str, NumberFormat] = {
-    form.name: form for form in (*(_signed(bits) for bits in range(2, 9)), *(_unsigned(bits) for bits in range(2, 9)))
-}
+    form.name: form
+    for form in (
+        *(_signed(bits) for bits in range(2, 9)), *(_unsigned(bits) for bits in range(2, 9)), *map(of_entry, NUMBER_FORMATS.values()),
+    )
+}  # fmt: skip
 
 
 def integer(bits: int, signed: bool = True) -> NumberFormat:

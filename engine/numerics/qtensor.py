@@ -22,7 +22,8 @@ class QTensor:
 
     Invariants: ``codes`` has the dtype ``format.storage`` and the shape (out, ...) of the weight. A row is its inputs in order,
     flattened, in groups of ``group_size``, the last of which may hold fewer; 0 is the whole row. ``scale`` is floating point
-    (out, groups), and ``zero`` uint8 (out, groups) where the format is affine, else None.
+    (out, groups), and ``zero`` uint8 (out, groups) where the format is affine, else None. Where scales are stored in E4M3
+    ``tensor_scale``, float32 (), multiplies them all.
 
     Scales of two levels: ``multiplier`` is uint8 (out, groups) and ``scale`` (out, 1), so that a group's step is their product.
     ``code * multiplier`` fits in int8, and grouped weights run on the kernels of one scale a channel (QServe, Lin et al. 2024,
@@ -35,6 +36,7 @@ class QTensor:
     format: NumberFormat
     group_size: int = 0
     multiplier: Tensor | None = None
+    tensor_scale: Tensor | None = None
 
     @property
     def scheme(self) -> WeightScheme:
@@ -76,7 +78,9 @@ class QTensor:
             values = values.sub_(self._spread(self.zero.to(torch.float32)))
         if self.multiplier is not None:
             values = values.mul_(self._spread(self.multiplier.to(torch.float32)))
-        return values.mul_(self._spread(self.scale.to(torch.float32))).reshape(self.shape)
+        scale = self.scale.to(torch.float32)
+        scale = scale if self.tensor_scale is None else scale * self.tensor_scale
+        return values.mul_(self._spread(scale)).reshape(self.shape)
 
     def _spread(self, by_group: Tensor) -> Tensor:
         """(out, groups) to what can be combined with (out, inputs)."""
@@ -89,27 +93,34 @@ class QTensor:
         """The same on ``device``; itself where it is there already."""
         if self.codes.device == torch.device(device):
             return self
-        zero, multiplier = (None if part is None else part.to(device) for part in (self.zero, self.multiplier))
-        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero, multiplier=multiplier)
+        parts = {name: getattr(self, name) for name in ("codes", "scale", "zero", "multiplier", "tensor_scale")}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
     @property
     def bytes(self) -> int:
         """Exact bytes on disk, those of ``to_tensors``."""
         out, inputs = self.shape[0], math.prod(self.shape[1:])
-        if self.scale.dtype == torch.float16:
+        if self._packed:
             return self.scheme.storage_bytes(out, inputs)
         codes = -(-out * inputs // 2) if self.bits <= 4 else out * inputs
         return codes + 4 * out + (0 if self.multiplier is None else self.multiplier.numel())
 
+    @property
+    def _packed(self) -> bool:
+        """Whether scales are stored as the format has them; those of integer kernels are float32."""
+        return self.scale.dtype == self.format.scale
+
     def to_tensors(self) -> dict[str, Tensor]:
         """What a file holds.
 
-        With float16 scales: ``packed`` uint8 (out, bytes a row), ``scale``, and where affine ``zero``, packed too. With float32
-        scales, of a channel each: ``values``, two to a byte up to 4 bits, ``scale`` (out,) and where there is one ``multiplier``.
+        With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where affine ``zero``, packed too, and
+        ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to a byte up to 4 bits, ``scale``
+        (out,) and where there is one ``multiplier``.
         """
-        if self.scale.dtype == torch.float16:
+        if self._packed:
             tensors = {"packed": self.format.pack(self.codes), "scale": self.scale.contiguous()}
-            return tensors if self.zero is None else {**tensors, "zero": self.format.pack(self.zero)}
+            tensors |= {} if self.zero is None else {"zero": self.format.pack(self.zero)}
+            return tensors | ({} if self.tensor_scale is None else {"tensor_scale": self.tensor_scale})
         values = pack_nibbles(self.codes) if self.bits <= 4 else self.codes.contiguous()
         tensors = {"values": values, "scale": self.channel_scale.contiguous()}
         return tensors if self.multiplier is None else {**tensors, "multiplier": self.multiplier.contiguous()}
@@ -117,7 +128,7 @@ class QTensor:
     def meta(self) -> dict[str, Any]:
         """What ``from_tensors`` needs beside the tensors; plain JSON."""
         about = {"bits": self.bits, "shape": [*self.shape], "group_size": self.group_size}
-        if self.scale.dtype != torch.float16:
+        if not self._packed:
             return about
         about = {"bits": self.bits, "group_size": self.group_size, "symmetric": not self.format.affine, "shape": [*self.shape]}
         # Integers are what a file without a format's name has.
@@ -143,14 +154,16 @@ def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     out, inputs = (int(length) for length in meta["shape"])
     packed, scale, wanted = tensors["packed"], tensors["scale"], (out, scheme.groups(inputs))
     zero = form.unpack(tensors["zero"], wanted[1]) if form.affine else None
+    whole = tensors["tensor_scale"] if form.two_level else None
     if (
         packed.shape[0] != out
         or tuple(scale.shape) != wanted
-        or scale.dtype != torch.float16
+        or scale.dtype != form.scale
         or (zero is not None and zero.shape != wanted)
+        or (whole is not None and (whole.dtype != torch.float32 or whole.shape != () or not torch.isfinite(whole)))
     ):
         raise EngineError(f"a packed weight of {out} x {inputs} has scales of {tuple(scale.shape)}: the file is damaged; quantize again")
-    return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size)
+    return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size, tensor_scale=whole)
 
 
 def _by_channel(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UsageError
-from engine.numerics.formats import NumberFormat, integer
+from engine.numerics.formats import FORMATS, NumberFormat, integer
 from engine.recipe.spec import WeightSpec
 
 
@@ -25,6 +25,8 @@ class WeightScheme:
 
     def __str__(self) -> str:
         groups = f"g{self.group_size}" if self.group_size else "per-channel"
+        if self.format.levels:
+            return self.format.name if self.format.block else f"{self.format.name} {groups}"
         return f"w{self.bits} {groups} {'sym' if self.symmetric else 'affine'}"
 
     @property
@@ -55,7 +57,8 @@ class WeightScheme:
         """Exact bytes on disk: packed codes, scales, packed zero points."""
         groups = self.groups(inputs)
         zeros = self.format.packed_width(groups) if self.format.affine else 0
-        return out * (self.format.packed_width(inputs) + self.format.scale.itemsize * groups + zeros)
+        whole = 4 if self.format.two_level else 0
+        return out * (self.format.packed_width(inputs) + self.format.scale.itemsize * groups + zeros) + whole
 
 
 def int_scheme(bits: int = 4, group_size: int = 64, symmetric: bool = False) -> WeightScheme:
@@ -65,7 +68,8 @@ def int_scheme(bits: int = 4, group_size: int = 64, symmetric: bool = False) -> 
 
 def scheme_of(spec: WeightSpec) -> WeightScheme:
     """What a layer's ``spec`` asks of a matrix, which has a scale for each row at least."""
-    return int_scheme(spec.bits, spec.group_size if spec.granularity == "per-group" else 0, spec.symmetric)
+    size = spec.group_size if spec.granularity == "per-group" else 0
+    return WeightScheme(FORMATS[spec.format], size) if spec.format else int_scheme(spec.bits, size, spec.symmetric)
 
 
 def in_groups(weight: Tensor, scheme: WeightScheme) -> Tensor:

@@ -43,6 +43,18 @@ def _inputs(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     return LayerSpec(spec.weights), "an embedding has no activations to round"
 
 
+def _format(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    weights = spec.weights
+    if weights is None or not weights.format:
+        return spec, None
+    if weights.format not in capabilities.formats:
+        integers = replace(weights, format="")
+        return replace(spec, weights=integers), f"{weights.format} is for matrices of language models: integers of {weights.bits} bits"
+    if spec.activations is None:
+        return spec, None
+    return LayerSpec(weights), f"no kernel multiplies {weights.format} with integer activations: they stay floats"
+
+
 def _method(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if spec.weights is None or spec.weights.method in capabilities.methods:
         return spec, None
@@ -99,5 +111,5 @@ def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 
 _LIMITS: tuple[Callable[[LayerSpec, Capabilities], Limited], ...] = (
-    _inputs, _method, _affine, _dynamic, _granularity, _groups, _width, _static,
+    _inputs, _format, _method, _affine, _dynamic, _granularity, _groups, _width, _static,
 )  # fmt: skip

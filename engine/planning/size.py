@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine.events.rows import LayerRow
 from engine.planning.legality import NO_KERNEL, NOT_FOLDED, legalize
 from engine.recipe.capabilities import Role
+from engine.recipe.number_formats import format_entry
 from engine.recipe.spec import LayerSpec, WeightSpec
 
 _FILE_TEXT = 2000
@@ -31,7 +32,8 @@ def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     out, inputs = shape
     groups = math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 1
     zeros = 0 if spec.symmetric else _packed(groups, spec.bits)
-    return out * (_packed(inputs, spec.bits) + 2 * groups + zeros)
+    scale = 2 if not spec.format or format_entry(spec.format).scale == "float16" else 1
+    return out * (_packed(inputs, spec.bits) + scale * groups + zeros)
 
 
 def _packed(count: int, bits: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from engine.recipe.number_formats import NUMBER_FORMATS
 from engine.recipe.spec import GRANULARITIES, METHODS, Granularity
 
 # What a layer is to the planner. ``block`` and ``outside`` are the matrices inside and outside of a decoder's blocks, between floats;
@@ -33,7 +34,8 @@ class Capabilities:
     ``methods`` are names of ``engine.algorithms.registry``, ``group_bits`` is the widest weights that are kept in groups, ``affine``
     whether weights may have zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration
     (``static``), with a scale for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there
-    are kernels for. ``static_groups`` is whether static inputs go with weights in groups or with zero points.
+    are kernels for. ``static_groups`` is whether static inputs go with weights in groups or with zero points. ``formats`` are the
+    number formats that weights can have beside integers.
     """
 
     role: Role = "none"
@@ -44,6 +46,7 @@ class Capabilities:
     activations: tuple[ActivationMode, ...] = ("static", "none")
     activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     static_groups: bool = True
+    formats: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -62,12 +65,16 @@ UNKNOWN = Capabilities()
 CONVOLUTION = Capabilities("convolution")
 LINEAR = Capabilities("linear")
 BLOCK = Capabilities(
-    "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False,
+    formats=tuple(NUMBER_FORMATS),
 )  # fmt: skip
 OUTSIDE = Capabilities(
-    "outside", alone(), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False
+    "outside", alone(), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False,
+    formats=tuple(NUMBER_FORMATS),
 )  # fmt: skip
-EMBEDDING = Capabilities("embedding", alone(), ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False)
+EMBEDDING = Capabilities(
+    "embedding", alone(), ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False, formats=tuple(NUMBER_FORMATS)
+)
 
 
 def of_network(role: Role) -> Capabilities:

@@ -36,7 +36,7 @@ def rule_part(rule: Rule) -> RulePart:
     """The recipe's words for a rule: ``rule_part(rule).rule() == rule``."""
     weights, activations = rule.spec.weights, rule.spec.activations
     fields: dict[str, Any] = {"match": rule.match}
-    fields |= {"weights": asdict(weights)} if weights else {}
+    fields |= {"weights": {**asdict(weights), "format": weights.format or None}} if weights else {}
     fields |= {"activations": asdict(activations)} if activations else {}
     (part,) = Recipe.make(model="any", rules=[fields if len(fields) > 1 else {**fields, "keep": "fp32"}]).rules
     part._line = rule.line

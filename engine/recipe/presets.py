@@ -33,6 +33,9 @@ BLOCKS: dict[str, LayerSpec] = {
     "w4a8": LayerSpec(_FEW, DYNAMIC),
     "w4": LayerSpec(_FEW),
     "w3": LayerSpec(replace(_FEW, bits=3)),
+    "fp8": LayerSpec(WeightSpec.of({"format": "fp8_e4m3"})),
+    "mxfp4": LayerSpec(WeightSpec.of({"format": "mxfp4", "method": "gptq"})),
+    "nvfp4": LayerSpec(WeightSpec.of({"format": "nvfp4", "method": "gptq"})),
 }
 BY_ROLE: Mapping[Role, Mapping[str, LayerSpec]] = {
     "none": PRESETS,
@@ -49,5 +52,6 @@ def asked(preset: str, role: Role) -> LayerSpec:
     have."""
     found = BY_ROLE[role].get(preset)
     if found is None:
-        raise UsageError(f"preset {preset} is for networks on images: give default, {', '.join(BY_ROLE[role])}")
+        others = "language models" if preset in BLOCKS else "networks on images"
+        raise UsageError(f"preset {preset} is for {others}: give default, {', '.join(BY_ROLE[role])}")
     return found

@@ -30,11 +30,12 @@ from engine.errors import UsageError
 from engine.export.registry import FORMATS
 from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
+from engine.recipe.number_formats import NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
-Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3"]
+Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4"]
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
 Stem = Literal["auto", "small", "imagenet"]
@@ -70,6 +71,12 @@ def _method(name: str) -> str:
     return name
 
 
+def _number_format(name: str) -> str:
+    if name not in NUMBER_FORMATS:
+        raise PydanticCustomError("number_format", "no number format")
+    return name
+
+
 # A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
 _Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 _Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -79,6 +86,8 @@ _Batch = Annotated[int, Field(ge=1, le=4096, description="1 to 4096")]
 _Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
 _CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
 _Method = Annotated[str, AfterValidator(_method), Field(description=f"one of {', '.join(METHODS)}")]
+_NumberFormat = Annotated[str, AfterValidator(_number_format)]
+_INTEGERS = f"one of {', '.join(NUMBER_FORMATS)}, or null for integers of so many bits"
 _Flag = Annotated[bool, Field(description="true or false")]
 
 
@@ -88,7 +97,10 @@ class _Part(BaseModel):
 
 class DataPart(_Part):
     """The data set; ``calibration``, ``batch`` and ``limit`` count images, ``size`` (of the shorter side) and
-    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes.
+    ``crop`` (of the middle that is kept) are in pixels; ``classes`` is a file with the names of all classes, and
+    ``channels`` 1 reads images of one's own as grey (null: as many as the model takes).
+    Of audio ``size`` counts samples, and ``rate`` samples a second. ``calibration_from`` is a folder of images without labels, which
+    calibrate in the place of training images.
     Of a text ``calibration`` counts windows of ``context`` tokens (null: what the model reads at most), ``limit``
     tokens of the test split, and ``stride`` the tokens between the windows that measure perplexity."""
 
@@ -104,12 +116,15 @@ class DataPart(_Part):
     crop: _CountOrNull = None
     interpolation: Annotated[Interpolation | None, Field(description="one of bilinear, bicubic, or null")] = None
     classes: Annotated[_Text | None, Field(description="a file with one class name a line, or null")] = None
+    rate: _CountOrNull = None
+    calibration_from: Annotated[_Text | None, Field(description="a folder of images without labels, or null")] = None
+    channels: Annotated[Literal[1, 3] | None, Field(description="1 or 3, or null")] = None
     context: _CountOrNull = None
     stride: _Count = 512
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels", "calibration_from")
         return {name: getattr(self, name) for name in names}
 
 
@@ -122,6 +137,20 @@ class WeightsPart(_Part):
     scale: Annotated[Scale, Field(description=_one_of(Scale))] = "minmax"
     symmetric: _Flag = True
     method: _Method = "nearest"
+    format: Annotated[_NumberFormat | None, Field(description=_INTEGERS)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_settles_the_rest(cls, given: Any) -> Any:
+        entry = NUMBER_FORMATS.get(str(given.get("format"))) if isinstance(given, Mapping) else None
+        if entry is None:
+            return given
+        settled: dict[str, Any] = {"bits": entry.bits, "symmetric": True}
+        settled |= {"granularity": "per-group", "group_size": entry.block} if entry.block else {}
+        for name, value in settled.items():
+            if given.get(name, value) != value:
+                raise ValueError(f"weights.{name} is {given[name]} and {entry.name} has {value}: leave {name} out")
+        return {**settled, **given}
 
     @model_validator(mode="after")
     def _group_size_is_used(self) -> Self:
@@ -169,7 +198,7 @@ class RulePart(_Part):
 
     def rule(self) -> Rule:
         """The rule in the engine's words, with the line of the recipe it came from."""
-        weights = WeightSpec.of(self.weights.model_dump()) if self.weights else None
+        weights = WeightSpec.of(self.weights.model_dump(exclude_none=True)) if self.weights else None
         activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
         return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
 
@@ -241,6 +270,11 @@ class Recipe(_Part):
     @classmethod
     def make(cls, **fields: Any) -> Recipe:
         """A recipe from keywords; ``data``, ``qat`` and each of ``rules`` may be mappings. Raises ``UsageError``, without a line."""
+        data = fields.get("data")
+        if hasattr(data, "__iter__") and not isinstance(data, str | Mapping | BaseModel):
+            raise UsageError(
+                f"data is a {type(data).__name__}: a recipe names data; a loader goes into engine.Task.of(train=loader, metric=…)"
+            )
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -295,7 +329,7 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
     for part, keys in _DECODERS.items():
         for place in (rule.get(part) or {} for rule in fields["rules"]) if part in ("weights", "activations") else (fields[part],):
             for key, default in keys.items():
-                if place.get(key) == default:
+                if key in place and place[key] == default:
                     del place[key]
     if fields.get("graph") == "modules":
         del fields["graph"]
@@ -305,8 +339,11 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 _DECODERS: dict[str, dict[str, Any]] = {
-    "weights": {"symmetric": True, "method": "nearest"}, "activations": {"dynamic": False},
-    "data": {"context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None},
+    "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False},
+    "data": {
+        "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
+        "channels": None,
+    },
 }  # fmt: skip
 
 

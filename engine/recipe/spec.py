@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from engine.algorithms.registry import METHODS as METHODS
+from engine.recipe.number_formats import format_entry
 
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
@@ -15,7 +16,8 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """Integer weights, symmetric around zero or, in decoders, affine.
+    """Weights of ``bits`` bits: integers, symmetric around zero or, in decoders, affine; or of the ``format`` of
+    ``engine.recipe.number_formats``, which has its own bits and may have its own groups.
 
     ``group_size`` counts input features and is used by ``per-group`` alone. ``method`` is how scales and integers are chosen, a
     name of ``engine.algorithms.registry``: ``nearest`` takes the scale from the largest weight, ``mse`` the clip with the least
@@ -27,14 +29,20 @@ class WeightSpec:
     group_size: int = 32
     method: str = "nearest"
     symmetric: bool = True
+    format: str = ""
 
     @staticmethod
     def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
         """``fields`` without ``scale``, whose ``mse`` is an older spelling of ``method: mse``: it counts where no other method is
-        named."""
+        named. What a ``format`` settles is filled in. Raises UsageError for one that is not known."""
         named = {name: value for name, value in fields.items() if name != "scale"}
         old = fields.get("scale") == "mse" and fields.get("method", "nearest") == "nearest"
-        return {**named, "method": "mse"} if old else named
+        named |= {"method": "mse"} if old else {}
+        if named.get("format"):
+            entry = format_entry(named["format"])
+            named |= {"bits": entry.bits, "symmetric": True}
+            named |= {"granularity": "per-group", "group_size": entry.block} if entry.block else {}
+        return named
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> WeightSpec:
@@ -43,6 +51,10 @@ class WeightSpec:
 
     def __str__(self) -> str:
         groups = f" {self.group_size}" if self.granularity == "per-group" else ""
+        if self.format:
+            own = format_entry(self.format).block
+            method = "" if self.method == "nearest" else f" {self.method}"
+            return f"{self.format}{'' if own else f' {self.granularity}{groups}'}{method}"
         # Runs are compared by this text, and earlier ones named no plain rounding.
         method = "" if self.method in ("nearest", "mse") else f" {self.method}"
         return f"w{self.bits} {self.granularity}{groups}{'' if self.symmetric else ' affine'}{method}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.recipe.threshold import Threshold
+from engine.tasks.metrics import SQNR, Metric, MetricValue
 
 _Z = 1.96
 # Above chance by less than half of it, or by less than a tenth of what is left to gain, is no skill to lose.
@@ -14,12 +15,15 @@ _TIMES, _SHARE = 1.5, 0.1
 # Training within the rounding moves outputs by a few dB; a tenth of the noise power more is a model of its own.
 _FALL_DB = 10.0
 _GAIN = 0.01
+# Fewer items than these have no interval: see engine.tasks.intervals.
+_LEAST = 8
+IMAGES = ("image", "images")
 
 
 @dataclass(frozen=True)
 class Trained:
     """The outputs' SQNR against fp32 in dB before (``ptq_db``) and after training (``qat_db``), and ``gain``, by which the trained
-    model is better than fp32: in accuracy (0..1), or the part by which its perplexity is lower."""
+    model is better than fp32: in accuracy (0..1), or the part by which a relative metric is better."""
 
     ptq_db: float
     qat_db: float
@@ -28,9 +32,9 @@ class Trained:
 
 def of_classes(
     threshold: Threshold, *, baseline: float, interval: float, value: float, agreement: float, sqnr_db: float, images: int,
-    chance: float | None, trained: Trained | None = None,
+    chance: float | None, trained: Trained | None = None, noun: tuple[str, str] = IMAGES, metric: str = "accuracy",
 ) -> str:  # fmt: skip
-    """Why a test on ``images`` images with one class each cannot tell what a verdict says; empty where it can.
+    """Why a test on ``images`` images (or what ``noun`` says) with one class each cannot tell what a verdict says; empty where it can.
 
     ``baseline`` (± ``interval``) and ``value`` are top-1 of fp32 and of the quantized model, ``agreement`` the part of equal
     answers, ``chance`` the part of the most frequent class, None where it is not known: all in 0..1. ``sqnr_db`` is of the
@@ -39,14 +43,14 @@ def of_classes(
     found: list[str] = []
     if chance is not None and at_chance(baseline, interval, chance):
         found.append(
-            f"fp32 itself is right on {baseline:.2%} of {images} images, and giving always the most frequent class is right on "
-            f"{chance:.2%}: its outputs may not be these classes, and neither accuracy nor equal answers say that the model still works"
+            f"fp32 itself is right on {baseline:.2%} of {images} {noun[1]}, and giving always the most frequent class is right on "
+            f"{chance:.2%}: its outputs may not be these classes, and neither {metric} nor equal answers say that the model still works"
         )
     if threshold.metric == "drop" and images:
         drop, error = baseline - value, drop_error(value - baseline, agreement, images)
         if abs(threshold.value - drop) < error:
             found.append(
-                f"{_images(images)} tell the drop in accuracy to ±{100 * error:.2f} points (SQNR {sqnr_db:.1f} dB), "
+                f"{_counted(images, noun)} tell the drop in {metric} to ±{100 * error:.2f} points (SQNR {sqnr_db:.1f} dB), "
                 f"and the threshold is {100 * threshold.value:g} points"
             )
     if threshold.metric == "agreement" and images:
@@ -54,10 +58,10 @@ def of_classes(
         middle, error = wilson(agreement, images)
         if abs(threshold.value - middle) < error:
             found.append(
-                f"{_images(images)} tell the agreement to lie in {middle - error:.2%} to {middle + error:.2%} (SQNR {sqnr_db:.1f} dB), "
-                f"and the threshold is {threshold.value:.2%}"
+                f"{_counted(images, noun)} tell the agreement to lie in {middle - error:.2%} to {middle + error:.2%} "
+                f"(SQNR {sqnr_db:.1f} dB), and the threshold is {threshold.value:.2%}"
             )
-    return _joined((*found, _moved(trained, "accuracy", "points", "the labels")))
+    return _joined((*found, _moved(trained, metric, "points", "the labels")))
 
 
 def of_text(
@@ -90,6 +94,47 @@ def of_text(
                 f"{windows} windows tell the rise in perplexity to ±{100 * wide:.2f} %, and the threshold is {100 * threshold.value:g} %"
             )
     return _joined((*found, _moved(trained, "perplexity", "%", "the text")))
+
+
+def of_outputs(threshold: Threshold, metrics: Mapping[str, MetricValue]) -> str:
+    """Which single outputs of a model miss a threshold on the SQNR of all of them together; empty where none does. Large numbers of one
+    output hide the errors of another."""
+    start = f"{SQNR.name} of "
+    single = {name.removeprefix(start): one.value for name, one in metrics.items() if name.startswith(start)}
+    if threshold.metric != "sqnr" or not single:
+        return ""
+    short = [f"{name} {value:.1f} dB" for name, value in single.items() if value < threshold.value]
+    return f"single outputs are further from fp32 than all together: {', '.join(short[:4])}" if short else ""
+
+
+def of_difference(
+    threshold: Threshold, metric: Metric, *, baseline: float, value: float, error: float | None, samples: int, chance: float | None,
+    noun: tuple[str, str] = ("item", "items"), trained: Trained | None = None,
+) -> str:  # fmt: skip
+    """Why a test of any ``metric`` on ``samples`` items (or what ``noun`` says) cannot tell what a verdict says; empty where it can.
+
+    ``baseline`` and ``value`` are fp32's and the quantized model's, ``error`` the standard error of their difference on the same items,
+    in the metric's own unit, ``chance`` the metric of an answer that looks at nothing; None where they are not known.
+    """
+    found: list[str] = []
+    if chance is not None and metric.rank(baseline) <= metric.rank(chance):
+        found.append(
+            f"fp32's {metric.name} is {metric.shown(baseline)}, and an answer that looks at nothing has {metric.shown(chance)}: "
+            f"the data may not be this model's, and the {metric.name} says nothing of whether it still works"
+        )
+    if threshold.metric == "drop" and 0 < samples < _LEAST:
+        found.append(f"{_counted(samples, noun)} tell no interval of the change in {metric.name}")
+    elif threshold.metric == "drop" and error is not None:
+        wide = quantile(samples - 1) * error / (abs(baseline) or math.inf if metric.relative else 1.0)
+        if abs(threshold.value - metric.drop(baseline, value)) < wide:
+            found.append(
+                f"{_counted(samples, noun)} tell the change in {metric.name} to ±{metric.by(wide)}, "
+                f"and the threshold is {metric.by(threshold.value)}"
+            )
+    # What is gained in a unit of its own says not whether that is much.
+    comparable = metric.relative or metric.unit == "%"
+    unit = "%" if metric.relative else "points"
+    return _joined((*found, _moved(trained, metric.name, unit, "the data") if comparable else ""))
 
 
 def at_chance(value: float, interval: float, chance: float) -> bool:
@@ -133,5 +178,5 @@ def _joined(sentences: Iterable[str]) -> str:
     return "; ".join(filter(None, sentences))
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
+def _counted(count: int, noun: tuple[str, str]) -> str:
+    return f"{count:,} {noun[count != 1]}"

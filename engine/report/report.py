@@ -11,11 +11,14 @@ from typing import Any
 from engine.errors import EngineError, one_line
 from engine.plain_text import escaped_json
 from engine.reading import MB, read_json
+from engine.report.changed import section as changed
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.report.markdown import number, table
+from engine.report.measures import all_metrics, metrics_of
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
 from engine.report.schema import REPORT, misfit
+from engine.tasks.metrics import Metric
 
 SCHEMA = 1
 # A decoder of a thousand layers has a report of one or two.
@@ -38,7 +41,7 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
+        parts += [*_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
@@ -83,17 +86,31 @@ def finite(value: Any) -> Any:
 def _figures(d: dict[str, Any]) -> list[str]:
     if _reads_text(d):
         return perplexities(d)
-    rows = [_figure_row("fp32", d["baseline"])] + [_figure_row(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
-    return table(("", "accuracy", "error (mse)", "SQNR", "agreement", "size", "p50 batch 1", "p50 batch 64", "runs on"), rows)
+    metric = metrics_of(d)[0]
+    forms = [("fp32", d["baseline"])] + [(k.upper(), d[k]) for k in ("ptq", "qat") if d.get(k)]
+    heads = [f"p50 {head}" for head in paces(d).heads]
+    header = ("", metric.name, "error (mse)", "SQNR", "agreement", "size", *heads, "runs on")
+    rows = [_figure_row(name, found, metric) for name, found in forms]
+    # What is not measured of a task, as equal answers of numbers, or a second latency, has no column.
+    shown = [i for i in range(len(header)) if header[i] in ("", metric.name) or any(row[i] for row in rows)]
+    cut = [tuple(row[i] for i in shown) for row in (header, *rows)]
+    return [*table(cut[0], cut[1:]), *all_metrics(d)]
 
 
-def _figure_row(name: str, e: dict[str, Any]) -> tuple[str, ...]:
+def _figure_row(name: str, e: dict[str, Any], metric: Metric) -> tuple[str, ...]:
     error = e.get("error") or {}
+    times = [(e.get(key) or {}).get("p50") for key in ("latency_ms", "latency_batched_ms")]
     return (
-        name, f"{100 * e['value']:.2f} % ±{100 * e['interval']:.1f}", number(error.get("mse"), "{:.2e}"),
+        name, quality(metric, e), number(error.get("mse"), "{:.2e}"),
         number(error.get("sqnr_db"), "{:.1f} dB"), number(error.get("agreement"), "{:.2%}"), f"{e['size_bytes'] / 1e6:.2f} MB",
-        f"{e['latency_ms']['p50']:.2f} ms", f"{e['latency_batched_ms']['p50']:.2f} ms", e["kernel"],
+        *(number(p50, "{:.2f} ms") for p50 in times), e["kernel"],
     )  # fmt: skip
+
+
+def quality(metric: Metric, e: dict[str, Any]) -> str:
+    """``98.33 % ±0.8``; empty for a value that was not finite."""
+    value, interval = e.get("value"), e.get("interval")
+    return "" if value is None else metric.shown(value) + (f" {metric.half_width(interval)}" if interval else "")
 
 
 def _reads_text(d: dict[str, Any]) -> bool:
@@ -103,9 +120,9 @@ def _reads_text(d: dict[str, Any]) -> bool:
 def _exports(d: dict[str, Any]) -> list[str]:
     if not d["exports"]:
         return []
-    text = _reads_text(d)
-    rows = [_export_row(e, text) for e in d["exports"]]
-    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", "accuracy")
+    text, metric = _reads_text(d), metrics_of(d)[0]
+    rows = [_export_row(e, None if text else metric) for e in d["exports"]]
+    answer, value = ("same likeliest token", "perplexity on what is compared") if text else ("same answer", metric.name)
     lines = ["## Exports", "", *table(("format", "file", "size", "read back by", answer, "SQNR", value), rows), ""]
     lines += [f"- {e['path']} is {e['alarm']}." for e in d["exports"] if e.get("alarm")]
     lines += [""] if lines[-1] else []
@@ -128,14 +145,15 @@ def _runtime_row(one: Runtime, fp32: Runtime | None) -> tuple[str, ...]:
     return (one.name, one.file, one.kernel, *times, *(f"{r:.2f}×" if r else "" for r in ratios(one, fp32)))
 
 
-def _export_row(e: dict[str, Any], text: bool) -> tuple[str, ...]:
+def _export_row(e: dict[str, Any], metric: Metric | None) -> tuple[str, ...]:
+    """Without a ``metric`` of a language model, whose perplexity is that of the first windows."""
     same = e.get("parity") or {}
     read = e["runtime"] if e.get("verified", bool(same)) else e.get("reason") or "not verified"
     read = e.get("reason") or DIFFERS if differs(e) else read
     sqnr, agreement = same.get("sqnr_db"), same.get("agreement")
     exact = "exact" if same.get("max_abs") == 0 else number(sqnr, "{:.1f} dB")
     size = f"{e['size_bytes'] / 1e6:.2f} MB" if e["path"] else ""
-    value = exported(e) if text else number(e.get("value"), "{:.2%}")
+    value = exported(e) if metric is None else "" if e.get("value") is None else metric.shown(e["value"])
     return (e["format"], e["path"], size, read, number(agreement, "{:.2%}"), exact, value)
 
 
@@ -177,7 +195,7 @@ def _operations(d: dict[str, Any]) -> list[str]:
 
 def _graph(d: dict[str, Any]) -> list[str]:
     g = d["graph"]
-    if _reads_text(d):
+    if d.get("lowering") == "modules" or _reads_text(d):
         return [graph(g)]
     lines = [f"{g['nodes']} nodes traced, differing from the model by at most {g['trace_delta']:.1e}."]
     lines += [f"- {p['conv']} + {p['bn']}: folded, largest change {p['max_abs_delta']:.1e}" for p in g["fused"]]
@@ -190,7 +208,10 @@ def _environment(d: dict[str, Any]) -> list[str]:
 
 
 def _orders(d: dict[str, Any]) -> list[str]:
-    rows = [
-        (o["order"], number(o["ptq"], "{:.2%}"), number(o["ptq_mse"], "{:.3e}"), number(o["qat"], "{:.2%}"), o["run"]) for o in d["orders"]
-    ]
-    return table(("order", "PTQ accuracy", "PTQ error", "QAT accuracy", "run"), rows)
+    metric = metrics_of(d)[0]
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else metric.shown(value)
+
+    rows = [(o["order"], shown(o["ptq"]), number(o["ptq_mse"], "{:.3e}"), shown(o["qat"]), o["run"]) for o in d["orders"]]
+    return table(("order", f"PTQ {metric.name}", "PTQ error", f"QAT {metric.name}", "run"), rows)

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.plain_text import one_line
 from engine.report.mismatch import differing
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
 _TIMES = ("latency_ms", "latency_batched_ms")
+_LONGEST = 20
 _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 
@@ -81,9 +83,16 @@ TEXT = Paces(
 
 
 def paces(report: Mapping[str, Any]) -> Paces:
-    """Of images, or of a language model that writes a token after the other and reads a prompt."""
+    """Of batches of items, or of a language model that writes a token after the other and reads a prompt."""
     baseline = report.get("baseline")
-    return TEXT if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity" else IMAGES
+    if isinstance(baseline, Mapping) and baseline.get("metric") == "perplexity":
+        return TEXT
+    rows = _rows(report.get("workloads"))[:2]
+    words, heads, short = (tuple(one_line(row.get(key) or "", _LONGEST) for row in rows) for key in ("word", "head", "short"))
+    # A report of an earlier version does not say what was timed.
+    if len(rows) < 2 or not all((*words, *heads, *short)):
+        return IMAGES
+    return Paces((words[0], words[1]), (heads[0], heads[1]), (short[0], short[1]), IMAGES.apart)
 
 
 def fastest(report: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ LAYER: Shape = {
     "name": TEXT, "kind": TEXT, "requested": TEXT, "actual": TEXT, "kernel": TEXT, "reason": TEXT, "rule": TEXT, "sqnr_db": NUMBER,
     "own_sqnr_db": NUMBER, "params": WHOLE, "time_share": NUMBER, "speedup": {"int8_ms": NUMBER, "fp32_ms": NUMBER},
 }  # fmt: skip
+MEASURE: Shape = {"name": TEXT, "unit": TEXT, "higher_is_better": FLAG, "relative": FLAG, "digits": TEXT}
+ITEMS: Shape = {"item": TEXT, "plural": TEXT, "unit": TEXT}
 VERDICT: Shape = {"chosen": TEXT, "threshold": TEXT, "met": FLAG, "text": TEXT}
 _EXPORT = {
     "format": TEXT, "path": TEXT, "size_bytes": NUMBER, "sha256": TEXT, "runtime": TEXT, "kernel": TEXT, "reason": TEXT,
@@ -50,7 +52,13 @@ REPORT: Shape = {
     "layers": [LAYER], "baseline": FORM, "ptq": FORM, "qat": FORM, "verdict": VERDICT, "exports": [_EXPORT], "runtimes": [_EXPORT],
     "operations": [{"operation": TEXT, "count": WHOLE, "reason": TEXT}],
     "orders": [{"order": TEXT, "run": TEXT, "ptq": NUMBER, "ptq_mse": NUMBER, "qat": NUMBER, "qat_mse": NUMBER, "chosen": TEXT}],
-    "order_key": TEXT,
+    "changed": {
+        "which": TEXT, "items": WHOLE, "changed": WHOLE, "worse": WHOLE, "better": WHOLE,
+        "rows": [{
+            "place": WHOLE, "label": TEXT, "fp32": TEXT, "quantized": TEXT, "before": NUMBER, "after": NUMBER, "file": TEXT,
+        }],
+    },
+    "order_key": TEXT, "task": TEXT, "measures": [MEASURE], "items": ITEMS,
 }  # fmt: skip
 _RULE = {"match": TEXT, "weights": {}, "activations": {}, "keep": TEXT}
 RECIPE: Shape = {
@@ -61,12 +69,12 @@ RECIPE: Shape = {
 }  # fmt: skip
 STATE: Shape = {
     "started": TEXT, "model": TEXT, "data": TEXT, "state": TEXT, "text": TEXT, "chosen": TEXT, "baseline": NUMBER, "value": NUMBER,
-    "pid": WHOLE,
+    "pid": WHOLE, "metric": TEXT, "measure": MEASURE,
 }  # fmt: skip
 # What an event carries beside values of its own: by the event's name and field.
 EVENTS: Mapping[tuple[str, str], Shape] = {
     ("Measured", "figures"): FORM, ("Layers", "rows"): [LAYER], ("Judgement", "verdict"): VERDICT, ("Setting", "recipe"): RECIPE,
-    ("Setting", "environment"): REPORT["environment"],
+    ("Setting", "environment"): REPORT["environment"], ("Setting", "measures"): [MEASURE], ("Setting", "items"): ITEMS,
 }  # fmt: skip
 # Beyond this an integer cannot be a count of anything, and formatting or dividing it goes wrong in places.
 _MOST = 1e300

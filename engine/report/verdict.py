@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.recipe.threshold import Threshold
-from engine.report.doubt import Trained, of_classes, of_text
+from engine.report.doubt import IMAGES, Trained, of_classes, of_difference, of_outputs, of_text
 from engine.report.figures import BaselineFigures, QuantizedFigures
 from engine.report.steadiness import unsteady
 from engine.tasks.metrics import Metric, Workload
@@ -18,8 +18,9 @@ _QUANTITIES = {"mse": "error", "sqnr": "SQNR", "agreement": "agreement"}
 @dataclass(frozen=True)
 class Quality:
     """One form on one split: the metric's ``value`` beside fp32's (± ``interval``), and the distance of the outputs from fp32's.
-    ``samples`` counts what is independent of each other, ``chance`` is the metric of an answer that looks at nothing, and
-    ``difference_error`` the standard error of the paired difference; None where they are not known."""
+    ``samples`` counts what is independent of each other, and ``noun`` is what that is, as one and as many; ``chance`` is the metric of
+    an answer that looks at nothing, and ``difference_error`` the standard error of the paired difference; None where they are not
+    known."""
 
     value: float
     baseline: float
@@ -28,6 +29,7 @@ class Quality:
     samples: int = 0
     chance: float | None = None
     difference_error: float | None = None
+    noun: tuple[str, str] | None = None
 
     def drop(self, metric: Metric) -> float:
         return metric.drop(self.baseline, self.value)
@@ -104,16 +106,19 @@ def _show(metric: Metric, score: tuple[float, float], threshold: Threshold) -> s
 def verdict(
     which: str, metric: Metric, workloads: Sequence[Workload], figures: QuantizedFigures, baseline: BaselineFigures,
     quality: Quality, threshold: Threshold, trained: str | None = None, measured_on: str = "", ptq: Quality | None = None,
+    of_data: str = "",
 ) -> Verdict:  # fmt: skip
     """``which`` is the better of ``ptq`` and ``qat``, ``quality`` its test split, ``trained`` what came of QAT. ``measured_on`` names
-    where the times were taken, if not where the run calibrated and trained; ``ptq`` is PTQ's test split where ``which`` is ``qat``."""
+    where the times were taken, if not where the run calibrated and trained; ``ptq`` is PTQ's test split where ``which`` is ``qat``;
+    ``of_data`` is what the data cannot tell whatever is measured on them."""
     if not figures.integer_layers + figures.stored_layers:
         text = "fp32 stays: nothing was quantized, see the layers and their reasons."
         return Verdict("fp32", str(threshold), False, text)
     is_met = met(threshold, metric, quality)
     facts = _facts(metric, workloads, figures, baseline, quality, measured_on)
     name = which.upper()
-    doubt = _doubt(metric, threshold, quality, ptq)
+    found = (of_data, of_outputs(threshold, figures.metrics), _doubt(metric, threshold, quality, ptq))
+    doubt = "; ".join(filter(None, found))
     text = _sentence(name, facts, threshold, is_met, doubt)
     return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text, doubt)
 
@@ -132,17 +137,21 @@ def _doubt(metric: Metric, threshold: Threshold, quality: Quality, ptq: Quality 
     error = quality.error
     gain = -quality.drop(metric)
     trained = Trained(ptq.error["sqnr_db"], error["sqnr_db"], gain) if ptq else None
-    if metric.relative:
+    if metric.logarithmic:
         return of_text(
             threshold, baseline=quality.baseline, rise=quality.drop(metric), error=quality.difference_error, windows=quality.samples,
             chance=quality.chance, trained=trained,
         )  # fmt: skip
-    if metric.unit == "%" and "agreement" in error:
+    if metric.unit == "%" and "agreement" in error and quality.difference_error is None:
         return of_classes(
             threshold, baseline=quality.baseline, interval=quality.interval, value=quality.value, agreement=error["agreement"],
-            sqnr_db=error["sqnr_db"], images=quality.samples, chance=quality.chance, trained=trained,
+            sqnr_db=error["sqnr_db"], images=quality.samples, chance=quality.chance, trained=trained, noun=quality.noun or IMAGES,
+            metric=metric.name,
         )  # fmt: skip
-    return ""
+    return of_difference(
+        threshold, metric, baseline=quality.baseline, value=quality.value, error=quality.difference_error, samples=quality.samples,
+        chance=quality.chance, noun=quality.noun or ("item", "items"), trained=trained,
+    )  # fmt: skip
 
 
 def _facts(
@@ -169,6 +178,9 @@ def _facts(
 
 def times(ratio: float, more: str, less: str) -> str:
     """``7.2× smaller``, ``1.3× larger``; within a tenth a ratio of noisy figures says nothing."""
+    if ratio <= 0:
+        # Ratios are kept to two decimals.
+        return f"over 200× {less}"
     if 1 / 1.1 < ratio < 1.1:
         return f"about as {'fast as' if more == 'faster' else 'large as'} fp32"
     return f"{ratio:.1f}× {more}" if ratio > 1 else f"{1 / ratio:.1f}× {less}"

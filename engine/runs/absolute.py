@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from engine.data.names import is_random
 from engine.data.registry import ENTRIES as IMAGES
 from engine.data.text.corpora import ENTRIES as TEXTS
 from engine.models.language_registry import is_folder
@@ -24,7 +25,14 @@ def absolute(recipe: Recipe) -> Recipe:
         given["task"] = f"{Path(file).resolve()}:{factory}"
     if recipe.weights:
         given["weights"] = str(Path(recipe.weights).resolve())
-    if recipe.data.name not in (*IMAGES, *TEXTS):
-        names = {"classes": str(Path(recipe.data.classes).expanduser().resolve())} if recipe.data.classes else {}
-        given["data"] = recipe.data.model_copy(update={"name": str(Path(recipe.data.name).resolve()), **names})
+    part = recipe.data
+    places = {key: _whole(value) for key in ("classes", "calibration_from") if (value := getattr(part, key))}
+    if part.name not in (*IMAGES, *TEXTS) and not is_random(part.name):
+        places["name"] = str(Path(part.name).resolve())
+    if places:
+        given["data"] = part.model_copy(update=places)
     return recipe.model_copy(update=given)
+
+
+def _whole(place: str) -> str:
+    return str(Path(place).expanduser().resolve())

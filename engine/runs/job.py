@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 
 from engine.events.cancellation import StopToken
-from engine.events.event import Finished, Judgement, Layers, Measured, Notice
+from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
+from engine.events.pictures import NAME as CHANGED
+from engine.events.pictures import to_json
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
@@ -17,7 +20,7 @@ from engine.planning.plan import Plan
 from engine.recipe.changes import with_strategy
 from engine.recipe.decisions import Answer, Strategy
 from engine.recipe.recipe import Recipe
-from engine.report.figures import BaselineFigures, TrainingFigures
+from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
@@ -49,6 +52,13 @@ class Job(Work):
             **subject.environment, **({"measured_on": "cpu"} if self._measured_elsewhere else {}),
         }  # fmt: skip
 
+    def measured(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "task": task.name, "measures": [metric.to_dict() for metric in task.metrics],
+            "items": {"item": task.item, "plural": task.plural, "unit": task.unit},
+        }  # fmt: skip
+
     @property
     def _measured_elsewhere(self) -> bool:
         """Whether a GPU calibrates and trains, and the processor is what is measured."""
@@ -66,8 +76,7 @@ class Job(Work):
         steps = measure(self.task, quantized, before, self.recipe, self.stop, self.subject.device, seconds)
         measured = yield from self.stage("evaluate", f"Measuring on validation and test {self.task.plural}", steps)
         baseline, ptq = measured.baseline, measured.form
-        yield Measured("baseline", baseline.to_dict())
-        yield Measured("ptq", ptq.figures.to_dict())
+        yield from _told(baseline, ptq.figures)
         if self.attended:
             yield from self._judge("ptq", plan, ptq, baseline)
         baseline, ptq, trained, training = yield from self._train(plan, before, baseline, ptq)
@@ -79,21 +88,26 @@ class Job(Work):
         layers = self._layer_results(which, plan, chosen.quantized)
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
+        changed = self._changed(which, chosen)
+        if changed is not None:
+            yield changed
         self.where.write(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
-        metrics = {"fp32": baseline.metrics, "ptq": ptq.figures.metrics, **({"qat": trained.figures.metrics} if trained else {})}
+        forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
         report = with_orders(Report({
-            "schema": SCHEMA, "model": self.recipe.model, "task": self.task.name, "lowering": lowering.name,
+            "schema": SCHEMA, "model": self.recipe.model, **self.measured(), "lowering": lowering.name,
             "data": self.task.data(self.recipe.data.calibration, self.recipe.data.limit), "environment": self.environment(),
             "graph": lowering.graph(), "layers": layers, "baseline": baseline.to_dict(), "ptq": ptq.figures.to_dict(),
             "qat": training.to_dict() if training else None, "verdict": found.to_dict(), **exported,
-            "metrics": {form: {name: value.to_dict() for name, value in values.items()} for form, values in metrics.items()},
+            "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
-            **({"samples": samples} if samples else {}), **lowering.details(plan, statistics, chosen.quantized),
+            **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
+            **lowering.details(plan, statistics, chosen.quantized),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
+        told["measure"] = self.task.metric.to_dict()
         self.where.state("finished", found.text, **told)
         yield Finished(str(self.where.path), found.met, found.text)
         return report
@@ -121,8 +135,9 @@ class Job(Work):
         where = " on the processor" if self._measured_elsewhere else ""
         task, before = self.task, ptq.quality["test"] if ptq else None
         return verdict(
-            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before
-        )
+            which, task.metric, task.workloads, form.figures, baseline, form.quality["test"], self.threshold, trained, where, before,
+            task.doubt,
+        )  # fmt: skip
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:
@@ -134,6 +149,15 @@ class Job(Work):
             models = {"fp32": before.reference, "quantized": quantized.model}
             self._samples[which] = yield from self.task.describe(models, self.stop)
         return self._samples[which]
+
+    def _changed(self, which: Which, form: Form) -> Changes | None:
+        """The items whose answer changed most, with their pictures in the run's folder."""
+        found = form.changes
+        if found is None:
+            return None
+        if found.pictures:
+            self.where.write(CHANGED, to_json(found.pictures))
+        return Changes(which, found.items, found.changed, found.worse, found.better, found.rows)
 
     def _judge(
         self, which: Which, plan: Plan, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None
@@ -163,7 +187,20 @@ class Job(Work):
         baseline, ptq, form = measured.baseline, measured.earlier, measured.form
         kept, why = better(metric, self.threshold, form.quality, ptq.quality)
         training = TrainingFigures(form.figures, part.epochs, trained.best_epoch, trained.losses, trained.values, kept, why)
-        yield Measured("baseline", baseline.to_dict())
-        yield Measured("ptq", ptq.figures.to_dict())
-        yield Measured("qat", training.to_dict())
+        yield from _told(baseline, ptq.figures)
+        yield Measured("qat", training.to_dict(), values_of(form.figures))
         return baseline, ptq, form, training
+
+
+def values_of(figures: FormFigures) -> dict[str, Any]:
+    """All of the task's metrics of a form, for the report's ``metrics``."""
+    return {name: value.to_dict() for name, value in figures.metrics.items()}
+
+
+def _without_name(event: Event) -> dict[str, Any]:
+    return {key: value for key, value in event.to_dict().items() if key != "event"}
+
+
+def _told(baseline: BaselineFigures, ptq: QuantizedFigures) -> Iterator[Measured]:
+    yield Measured("baseline", baseline.to_dict(), values_of(baseline))
+    yield Measured("ptq", ptq.to_dict(), values_of(ptq))

@@ -12,6 +12,7 @@ from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, QuantizedFigures, speedups
 from engine.report.verdict import Quality
 from engine.tasks.base import Split, Task, forward_of
+from engine.tasks.changes import Changes, Watch
 from engine.tasks.evaluate import REFERENCE, SplitResult, evaluate
 from engine.tasks.timing import Latency, Timing
 
@@ -21,11 +22,12 @@ _THIS, _EARLIER = "quantized", "PTQ"
 
 @dataclass(frozen=True)
 class Form:
-    """A quantized model with its figures, and its quality by split."""
+    """A quantized model with its figures, its quality by split, and the test items that it answers otherwise than fp32."""
 
     quantized: Quantized
     figures: QuantizedFigures
     quality: Mapping[str, Quality]
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ def measure(
 ) -> Generator[Event, None, Measured]:  # fmt: skip
     """``seconds`` is the time that quantization took. Raises EngineError for outputs that are not finite, Cancelled on stop."""
     found: dict[str, Mapping[str, SplitResult]] = {}
+    watch = Watch(task)
     for split in DECIDING:
         found[split] = yield from evaluate(
             task, {_THIS: forward_of(quantized.model)}, forward_of(baseline.reference), split, batch=recipe.data.batch, stop=stop,
-            limit=recipe.data.limit if split == "test" else None,
+            limit=recipe.data.limit if split == "test" else None, watch={_THIS: watch} if split == "test" else None,
         )  # fmt: skip
     for told in getattr(quantized.model, "unplanned", ()):
         yield Notice(told, "warning")
@@ -55,7 +58,7 @@ def measure(
     timings = yield from task.time(models, stop, device)
     fp32, kernel = _fastest(task, baseline, timings)
     test = found["test"]
-    quality = {split: _quality(results[_THIS], results[REFERENCE]) for split, results in found.items()}
+    quality = {split: _quality(results[_THIS], results[REFERENCE], task) for split, results in found.items()}
     this = test[_THIS]
     figures = QuantizedFigures(
         task.metric.name, this.value, this.first.interval, len(quantized.content), _kernels(quantized),
@@ -70,15 +73,16 @@ def measure(
         task.metric.name, reference.value, reference.first.interval, baseline.size_bytes, kernel, _times(task, fp32),
         reference.metrics, {**baseline.details, **reference.details, **timings[kernel].details},
     )  # fmt: skip
-    form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality)
+    form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality, watch.changes())
     again = replace(earlier, figures=_timed(task, earlier.figures, timings[_EARLIER], fp32)) if earlier else None
     return Measured(form, before, again)
 
 
-def _quality(this: SplitResult, reference: SplitResult) -> Quality:
+def _quality(this: SplitResult, reference: SplitResult, task: Task) -> Quality:
     return Quality(
-        this.value, reference.value, this.closeness.error(), reference.first.interval, this.samples, this.chance, this.difference_error
-    )
+        this.value, reference.value, this.closeness.error(), reference.first.interval, this.samples, this.chance, this.difference_error,
+        task.noun,
+    )  # fmt: skip
 
 
 def _kernels(quantized: Quantized) -> str:

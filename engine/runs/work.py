@@ -53,6 +53,10 @@ class Work:
         """The report's ``environment``."""
         raise NotImplementedError
 
+    def measured(self) -> dict[str, Any]:
+        """The report's ``task``, ``measures`` and ``items``."""
+        raise NotImplementedError
+
     def stage(self, name: str, title: str, steps: Generator[Event, Any, T]) -> Run[T]:
         self.doing = name
         self.stop.check()
@@ -62,7 +66,11 @@ class Work:
         return result
 
     def setting(self) -> Setting:
-        return Setting(str(self.where.path), absolute(self.recipe).model_dump(mode="json"), self.environment())
+        about = self.measured()
+        return Setting(
+            str(self.where.path), absolute(self.recipe).model_dump(mode="json"), self.environment(), about["task"],
+            tuple(about["measures"]), about["items"],
+        )  # fmt: skip
 
     def change(self, recipe: Recipe) -> Run[None]:
         """What was decided belongs to the recipe, so that the run goes on, and runs again, as it was."""

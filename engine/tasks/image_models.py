@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from engine.data import registry as data_registry
 from engine.data.images.base import Data
 from engine.errors import EngineError, UsageError
-from engine.models import custom
+from engine.models import custom, vision_models
 from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ModelEntry, Stem, find
 from engine.models.weights_file import fill, load_into, load_state, read_checkpoint
@@ -25,17 +25,19 @@ def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     """The model in eval mode, where its weights come from, and its stem where it has more than one."""
     if custom.is_custom(recipe.model):
         model, weights, stem = _custom(recipe, data)
+    elif vision_models.is_vision(recipe.model):
+        model, weights, stem = _of_transformers(recipe, data)
     else:
         model, weights, stem = _listed(find(recipe.model), recipe, data)
     model.eval().requires_grad_(False)
-    _settle(model)
+    settle(model)
     broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if broken:
         raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
     return model, weights, stem
 
 
-def _settle(model: nn.Module) -> None:
+def settle(model: nn.Module) -> None:
     """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
     they do not change, and a layer can then be quantized as any other."""
     for module in list(model.modules()):
@@ -55,6 +57,12 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
     return model, f"from {recipe.weights}{found.said}", None
 
 
+def _of_transformers(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
+    if recipe.weights or recipe.stem != "auto":
+        raise UsageError(f"{recipe.model} brings its weights and its stem: leave --weights and --stem out")
+    return vision_models.load_vision(recipe.model, data.classes, data_registry.is_imagenet(data.classes)), "from its folder", None
+
+
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     entry.fits("classification")
     fits(entry, data)
@@ -72,7 +80,7 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     side = data.shape[1]
     found = None if file is None else read_checkpoint(file)
     state = found.tensors if found else None
-    stem = entry.stem(_stem(entry, recipe, file, state), side)
+    stem = entry.stem(stem_of(entry, recipe, file, state), side)
     model = entry.build(len(data.classes), side, stem)
     if file is not None and state is not None:
         load_state(model, state, file, entry.name, data.name)
@@ -86,14 +94,14 @@ def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, s
     return model, words, stem if entry.published and entry.published.has_small_stem else None
 
 
-def _stem(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
+def stem_of(entry: ModelEntry, recipe: Recipe, file: Path | None, state: Mapping[str, Tensor] | None) -> Stem:
     """The stem that the weights were trained with, where they tell; else the one that is asked for, or the published one."""
-    from engine.models.torchvision_build import stem_of
+    from engine.models import torchvision_build
 
     asked: Stem = recipe.stem
     trained: Stem | None = "imagenet"
     if file is not None and state is not None:
-        trained = recorded_stem(file) or (stem_of(entry.published, state) if entry.published else None)
+        trained = recorded_stem(file) or (torchvision_build.stem_of(entry.published, state) if entry.published else None)
     if trained and asked not in ("auto", trained):
         raise EngineError(f"{file or entry.name} was trained with the stem {trained!r}, not {asked!r}: leave stem out, or train anew")
     return trained or ("imagenet" if asked == "auto" else asked)

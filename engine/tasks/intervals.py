@@ -12,17 +12,20 @@ from engine.tasks.metrics import MetricValue
 RESAMPLES, LEAST = 1000, 8
 
 
+def draws(count: int, resamples: int = RESAMPLES) -> Tensor:
+    """How often each of ``count`` items is drawn, with replacement and by a fixed seed, in each resample: float64 (resamples, count)."""
+    draw = torch.Generator().manual_seed(0)
+    places = torch.randint(count, (resamples, count), generator=draw)
+    return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(1, places, torch.ones(places.shape, dtype=torch.float64))
+
+
 def resampled(items: Tensor, metric: Callable[[Tensor], Tensor], resamples: int = RESAMPLES) -> Tensor:
     """``metric`` of the sums over items drawn with replacement, (resamples,), by a fixed seed: the same draws for every model that is
     measured on the same items.
 
     ``items`` (N, K) are what each item adds to the sums; ``metric`` maps sums (R, K) to (R,).
     """
-    count = len(items)
-    draw = torch.Generator().manual_seed(0)
-    places = torch.randint(count, (resamples, count), generator=draw)
-    times = torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(1, places, torch.ones(places.shape, dtype=torch.float64))
-    return metric(times @ items.double())
+    return metric(draws(len(items), resamples) @ items.double())
 
 
 def bootstrap(items: Tensor, metric: Callable[[Tensor], Tensor], resamples: int = RESAMPLES) -> MetricValue:
@@ -33,9 +36,11 @@ def bootstrap(items: Tensor, metric: Callable[[Tensor], Tensor], resamples: int 
     0.9
     """
     value = float(metric(items.double().sum(0, keepdim=True))[0])
-    if len(items) < LEAST:
-        return MetricValue(value)
-    found = resampled(items, metric, resamples)
+    return MetricValue(value) if len(items) < LEAST else between(value, resampled(items, metric, resamples))
+
+
+def between(value: float, found: Tensor) -> MetricValue:
+    """``value`` with the 95 % percentile interval of what resamples have ``found``, (R,)."""
     found = found[torch.isfinite(found)]
     if not len(found):
         return MetricValue(value)

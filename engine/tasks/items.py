@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.items import ItemData, Items
-from engine.errors import EngineError, one_line
+from engine.errors import EngineError, UsageError, one_line
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.models.cached import cached_weights
 from engine.models.registry import ModelEntry, find
+from engine.models.torchvision_segmentation import CLASSES
 from engine.models.weights_file import load_into, load_state, read_checkpoint
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task, forward_of
@@ -26,10 +27,15 @@ _FIRST = 8
 
 
 class ItemTask(Task):
-    """A task on ``ItemData``. A task of its kind adds its metrics, its evaluator and its loss."""
+    """A task on ``ItemData``. A task of its kind adds its metrics, its evaluator and its loss. ``found`` are fields of the recipe's data
+    that the model has settled, and ``not_taken`` is what to do where a model does not take the items."""
+
+    not_taken: str = ""
 
     def __init__(self, items: ItemData) -> None:
         self.items = items
+        self.doubt = items.doubt
+        self.found: Mapping[str, Any] = {}
 
     def batches(
         self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
@@ -44,6 +50,9 @@ class ItemTask(Task):
     def count(self, split: Split, limit: int | None = None) -> int:
         return self.items.count(split, limit)
 
+    def steps(self, split: Split, *, batch: int, limit: int | None = None) -> int:
+        return self.items.steps(split, batch, limit)
+
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
         items = self.items
         return {
@@ -54,6 +63,16 @@ class ItemTask(Task):
 
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         """Raises EngineError where the outputs of the model ``name`` on ``batch`` are not what the task measures."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Set up ``model`` for the data, before it is tried: what belongs to the data and to no weights."""
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(self.found))}) if self.found else recipe
+
+    def begin_training(self, model: nn.Module) -> Callable[[], None]:
+        """What is done to a new ``model`` before it is trained on the task; the result undoes it and leaves the same function."""
+        return lambda: None
 
     def described_data(self) -> str:
         """The data in a few words, for the notice of a run."""
@@ -71,6 +90,8 @@ def batch_of(items: Items, count: int) -> Batch:
 
 def data_of(recipe: Recipe, task: str) -> ItemData:
     """The data of ``task`` that ``recipe`` names. Raises UsageError or EngineError in one line."""
+    if recipe.data.calibration_from is not None:
+        raise UsageError(f"data.calibration_from is for classification, and the task is {task}: leave it out")
     return data_registry.items(recipe.data, task)
 
 
@@ -95,6 +116,7 @@ def subject_of(
 
 def tried(model: nn.Module, task: ItemTask, name: str) -> Batch:
     """The first training batch, once ``model`` has taken it. Raises EngineError in one line for a model that does not."""
+    task.prepare(model)
     batch = next(task.batches("train", batch=_FIRST, limit=_FIRST), None)
     if batch is None:
         raise EngineError(f"the training split of {task.items.name} holds no {task.plural}: use other data")
@@ -102,7 +124,8 @@ def tried(model: nn.Module, task: ItemTask, name: str) -> Batch:
         try:
             raw = forward_of(model)(batch)
         except Exception as error:
-            raise EngineError(f"{name} does not take the {task.plural} of {task.items.name}: {one_line(error, 160)}") from error
+            advice = f": {task.not_taken}" if task.not_taken else ""
+            raise EngineError(f"{name} does not take the {task.plural} of {task.items.name}: {one_line(error, 160)}{advice}") from error
     outputs = task.outputs(raw)
     if not outputs:
         raise EngineError(f"{name} returns {type(raw).__name__} without a tensor of floats: the task {task.name} can measure nothing")
@@ -139,6 +162,8 @@ def _weights(entry: ModelEntry, recipe: Recipe, items: ItemData) -> tuple[Path, 
     kept = cached_weights(entry.name, known)
     if kept.is_file():
         return kept, "from the cache"
+    if entry.segmenter and items.outputs == CLASSES and (published := entry.segmenter.cached()):
+        return published, "from torchvision"
     raise EngineError(
         f"{entry.name} has no weights for {items.name} in the package: give --weights FILE or run "
         f"`qtui train {entry.name} --data {recipe.data.name}`"

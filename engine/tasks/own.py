@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.recipe.recipe import Recipe
+from engine.tasks import fidelity
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
 from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
@@ -78,7 +80,7 @@ class OwnTask(Task):
     def _read(self, split: Split, seed: int | None) -> Iterator[Batch]:
         source, number, found = self._sources[split], 0, 0
         for raw in _passes(source.loader, split, seed):
-            part = self._checked(_batch(raw, split, number), split, number)
+            part = self._checked(self._read_batch(raw, split, number), split, number)
             number, whole = number + 1, part.count
             if source.parts is not None and source.by_item:
                 part = part.items([i for i in range(whole) if (found + i) % PARTS in source.parts])
@@ -89,6 +91,9 @@ class OwnTask(Task):
                 yield part
         if number == 0:
             raise EngineError(f"the {split} loader of the task {self.name} gives no batch: it is empty, or was read before and is used up")
+
+    def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
+        return _batch(raw, split, number)
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
@@ -177,6 +182,47 @@ class OwnTask(Task):
         return part
 
 
+class UnlabelledTask(OwnTask):
+    """A task without a metric: judged against fp32 alone, as fidelity is. Batches may be inputs alone."""
+
+    judged_by_fp32: ClassVar[bool] = True
+
+    def __init__(
+        self, sources: Mapping[Split, _Source], metrics: Mapping[str, Any], loss: None, options: Mapping[str, Any], notes: Sequence[str]
+    ) -> None:
+        super().__init__(sources, metrics, loss, options, notes)
+        self.metrics = fidelity.metrics_of(False)
+
+    def held_against(self, reference: Any, targets: Any) -> Any:
+        return reference
+
+    def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
+        return fidelity.largest(outputs)
+
+    def evaluator(self) -> Any:
+        return fidelity.Distances()
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        return fidelity.with_threshold(recipe)
+
+    def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
+        if isinstance(raw, Tensor):
+            raw = (raw, None)
+        elif isinstance(raw, list | tuple) and len(raw) == 1:
+            raw = (raw[0], None)
+        return _batch(raw, split, number)
+
+    def tried(self, model: nn.Module, what: str) -> Batch:
+        part = next(self._read("train", 0))
+        with torch.no_grad():
+            found = self.outputs(user_code.called(what, model, *part.args, **part.kwargs))
+        if not all(torch.isfinite(x).all() for x in found):
+            raise EngineError(f"{what} gives NaN or infinity on the first batch: check its weights and the data")
+        self.metrics = fidelity.metrics_of(fidelity.largest(found) is not None)
+        self.workloads = (batched(1), batched(part.count)) if part.count > 1 else (batched(1),)
+        return part
+
+
 class OwnEvaluator:
     """A person's metrics over one split: functions of all outputs and targets, or objects with ``update`` and ``compute``."""
 
@@ -211,6 +257,46 @@ class OwnEvaluator:
                 found[name] = MetricValue(value, low, high)
         return found
 
+    def chance(self) -> float | None:
+        """The deciding metric of an answer that looks at nothing: the frequencies of the classes, or the mean of the targets. None for
+        an object, and for outputs and targets of another form."""
+        name = self._first
+        if name is None:
+            return None
+        outputs, targets = _joined(self._outputs), _joined(self._targets)
+        blind = _blind(outputs, targets)
+        if blind is None:
+            return None
+        try:
+            value = float(self._functions[name](blind, targets))
+        except Exception:
+            # A person's metric may want more of outputs than this knows.
+            return None
+        return value if math.isfinite(value) else None
+
+    def difference_error(self, reference: OwnEvaluator) -> float | None:
+        """The standard error of the deciding metric's difference from ``reference`` on the same items: of the paired bootstrap, and no
+        less than what one item more would change, so that no difference on a few items is no proof of none. None where items cannot be
+        resampled."""
+        name = self._first
+        if name is None or reference._first != name:
+            return None
+        targets = _joined(self._targets)
+        mine, other = (_resamples(self._functions[name], _joined(form._outputs), targets) for form in (self, reference))
+        if not mine or not other:
+            return None
+        differences = [a - b for a, b in zip(mine, other, strict=True) if math.isfinite(a - b)]
+        if len(differences) < 2:
+            return None
+        value, chance = float(reference._functions[name](_joined(reference._outputs), targets)), reference.chance()
+        one = abs(value - (chance or 0.0)) / (_count_of(targets) + 2)
+        return max(statistics.stdev(differences), one)
+
+    @property
+    def _first(self) -> str | None:
+        """The function that decides; None where an object does."""
+        return None if self._objects else next(iter(self._functions), None)
+
 
 def of(
     train: Loader,
@@ -235,6 +321,11 @@ def of(
             raise UsageError(
                 f"{split} can be read once alone ({type(loader).__name__}): give the function that makes it, a list, or a DataLoader"
             )
+    if metric is None:
+        if loss is not None:
+            raise UsageError("a task without a metric is judged against fp32 and distils from it: leave loss out, or give a metric")
+        sources, notes = _split(train, validation, test)
+        return UnlabelledTask(sources, {}, None, {"name": name, "item": item}, notes)
     metrics = dict(metric) if isinstance(metric, Mapping) and not _is_object(metric) else {_name_of(metric): metric}
     if not metrics or not all(callable(one) or _is_object(one) for one in metrics.values()):
         raise UsageError(
@@ -409,10 +500,19 @@ def _number(name: str, value: Any) -> float:
 
 def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> tuple[float | None, float | None]:
     """The 95 % percentile interval of ``function`` over resampled items (Efron 1979); None where the items cannot be resampled."""
+    values = sorted(_resamples(function, outputs, targets))
+    if not values:
+        return None, None
+    return values[int(0.025 * len(values))], values[min(int(0.975 * len(values)), len(values) - 1)]
+
+
+def _resamples(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> list[float]:
+    """``function`` of items drawn with replacement, by a fixed seed: the same draws for every form of a model. Empty where the items
+    cannot be resampled."""
     leaves = [x for x in tree_leaves((outputs, targets)) if isinstance(x, Tensor) and x.dim()]
     count = len(leaves[0]) if leaves else 0
     if count < _LEAST_SAMPLES or any(len(x) != count for x in leaves) or isinstance(targets, list):
-        return None, None
+        return []
     draw = torch.Generator().manual_seed(0)
     values = []
     for _ in range(_RESAMPLES):
@@ -421,9 +521,32 @@ def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) 
         try:
             values.append(float(function(some, wanted)))
         except Exception:
-            return None, None
-    values.sort()
-    return values[int(0.025 * len(values))], values[min(int(0.975 * len(values)), len(values) - 1)]
+            return []
+    return values
+
+
+def _count_of(targets: Any) -> int:
+    return next((len(x) for x in tree_leaves(targets) if isinstance(x, Tensor) and x.dim()), 0)
+
+
+def _blind(outputs: Any, targets: Any) -> Tensor | None:
+    """Outputs that are the same for every item and fit ``targets`` best: logits of the classes' frequencies for whole numbers, the mean
+    for others; None where the two are no tensors of such forms."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.is_floating_point():
+        return None
+    if not targets.is_floating_point() and outputs.dim() == targets.dim() + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        known = targets[(targets >= 0) & (targets < outputs.shape[1])].long()
+        if not known.numel():
+            return None
+        parts = torch.bincount(known.flatten(), minlength=outputs.shape[1]).double() / known.numel()
+        logits = parts.clamp(min=1e-9).log().to(outputs.dtype)
+        return logits.reshape(1, -1, *[1] * (outputs.dim() - 2)).expand_as(outputs).clone()
+    if outputs.shape != targets.shape:
+        return None
+    mean = targets.double().mean(0, keepdim=True)
+    if bool(((targets == 0) | (targets == 1)).all()):
+        mean = torch.logit(mean, eps=1e-9)
+    return mean.to(outputs.dtype).expand_as(outputs).clone()
 
 
 def _resampled(part: Any, places: Tensor) -> Any:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.data.registry import ENTRIES as DATA
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
 from engine.models.registry import ENTRIES as MODELS
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.models.text_registry import task_of_folder
 
 if TYPE_CHECKING:
     from engine.events.cancellation import StopToken
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """``metric`` is what decides, ``data`` the data that a run takes where none is named. ``reads`` says what the model is given, and
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like, in
+    a few words. ``reads`` says what the model is given, and
     ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
 
     name: str
@@ -32,17 +36,24 @@ class TaskEntry:
     data: str
     module: str
     memory: str = "data.batch"
+    files: str = ""
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with the task's own data where none was named, and with whatever else the task takes."""
         settle = getattr(import_module(self.module), "settled", None)
         if settle:
             return settle(recipe)  # type: ignore[no-any-return]
-        if self.data and "name" not in recipe.data.model_fields_set:
-            # Made anew, so that what is settled counts as said.
-            named = type(recipe.data).model_validate({**recipe.data.model_dump(exclude_unset=True), "name": self.data})
-            recipe = recipe.model_copy(update={"data": named})
-        return recipe
+        return self.with_data(recipe)
+
+    def with_data(self, recipe: Recipe) -> Recipe:
+        """The recipe with the data of this task that the model has weights for, or the task's own, where none was named."""
+        packaged = MODELS[recipe.model].packaged if recipe.model in MODELS else ()
+        name = next((data for data in packaged if data in DATA and DATA[data].task == self.name), self.data)
+        if not name or "name" in recipe.data.model_fields_set:
+            return recipe
+        # Made anew, so that what is settled counts as said.
+        named = type(recipe.data).model_validate({**recipe.data.model_dump(exclude_unset=True), "name": name})
+        return recipe.model_copy(update={"data": named})
 
     def alone(self, recipe: Recipe) -> Any:
         """The run's ``Task`` without its model, for finished runs whose model is gone; None for tasks that need it."""
@@ -61,6 +72,21 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
+        TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
+        TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
+        TaskEntry(
+            "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
+        ),
+        TaskEntry(
+            "pair-classification", "what two texts are to each other", "accuracy", "anything", "", "engine.tasks.pair_classification"
+        ),
+        TaskEntry(
+            "token-classification", "the tag of each word of a text", "accuracy", "anything", "", "engine.tasks.token_classification"
+        ),
+        TaskEntry("embeddings", "vectors of texts", "cosine", "anything", "python-paragraphs", "engine.tasks.embeddings"),
+        TaskEntry("seq2seq", "a text made of a text", "loss", "anything", "reversed-digits", "engine.tasks.seq2seq"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
@@ -82,4 +108,8 @@ def task_of(model: str, task: str | None = None) -> TaskEntry:
         return OWN if ":" in task else find(task)
     if model in MODELS:
         return find(MODELS[model].task)
+    if model in TEXT_MODELS:
+        return find(TEXT_MODELS[model].task)
+    if (found := task_of_folder(model)) in TASKS:
+        return TASKS[str(found)]
     return TASKS["causal-lm" if is_language(model) else "classification"]

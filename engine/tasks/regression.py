@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine.data.items import ItemData, targets_of
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import items
-from engine.tasks.base import Batch
+from engine.tasks import image_items, items
+from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import MAE, R2, MetricValue
 from engine.tasks.subject import Subject
@@ -25,11 +27,40 @@ class Regression(items.ItemTask):
     name, item, unit, plural = "regression", "item", "items", "items"
     metrics = (MAE, R2)
 
+    def __init__(self, data: ItemData) -> None:
+        super().__init__(data)
+        self._middle, self._spread = _scale(targets_of(data.train))
+
     def evaluator(self) -> Errors:
         return Errors()
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(raw, targets)
+        # In units of the targets' spread: the rate of a training is then the same for grams and for tons.
+        spread = self._spread.to(raw.device)
+        return F.smooth_l1_loss(raw / spread, targets / spread)
+
+    def begin_training(self, model: nn.Module) -> Callable[[], None]:
+        """The last linear layer answers in units of the targets' spread around their mean, until both go into its weights."""
+        columns = self.items.outputs
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == columns]
+        if not heads:
+            return super().begin_training(model)
+        head, spread = heads[-1], self._spread
+        middle = self._middle if head.bias is not None else torch.zeros_like(spread)
+
+        def scaled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output * spread.to(output.device) + middle.to(output.device)
+
+        handle = head.register_forward_hook(scaled)
+
+        def end() -> None:
+            handle.remove()
+            with torch.no_grad():
+                head.weight.mul_(spread.to(head.weight.device)[:, None])
+                if head.bias is not None:
+                    head.bias.mul_(spread.to(head.bias.device)).add_(middle.to(head.bias.device))
+
+        return end
 
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         if outputs[0].shape != batch.targets.shape:
@@ -37,6 +68,22 @@ class Regression(items.ItemTask):
             raise EngineError(
                 f"{name} returns {found} for {batch.count} items, and {self.items.name} has targets {wanted}: change its head"
             )
+
+    def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
+        found, wanted = self.outputs(raw)[0].cpu(), batch.targets.cpu()
+        errors = (found - wanted).abs().mean(1).tolist()
+        return [ItemAnswer(_written(a), _written(b), -error) for a, b, error in zip(found, wanted, errors, strict=True)]
+
+
+def _scale(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the spread of each column; of a column that is the same everywhere its size, or 1."""
+    middle, spread = targets.double().mean(0), targets.double().std(0, correction=0)
+    spread = torch.where(spread > 0, spread, torch.where(middle != 0, middle.abs(), torch.ones_like(middle)))
+    return middle.float(), spread.float()
+
+
+def _written(numbers: Tensor) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers.tolist())
 
 
 class Errors:
@@ -58,6 +105,11 @@ class Errors:
     def compute(self) -> Mapping[str, MetricValue]:
         return {"MAE": bootstrap(self._items, _mae), "R²": bootstrap(self._items, _r2)}
 
+    def chance(self) -> float:
+        """The MAE of an answer that is the median for all items."""
+        wanted = self._items[:, 3:-1]
+        return float((wanted - wanted.median(0).values).abs().mean())
+
     def difference_error(self, reference: Errors) -> float | None:
         """The standard error of the difference in MAE."""
         return paired_error(self._items, reference._items, _mae)
@@ -73,6 +125,11 @@ def _r2(sums: Tensor) -> Tensor:
     return 1 - sums[:, 1] / spread
 
 
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with the task's data and what the model takes, where nothing was said."""
+    return image_items.settled(recipe, Regression.name)
+
+
 def alone(recipe: Recipe) -> Regression:
     """The task on the recipe's data, without the model."""
     return Regression(items.data_of(recipe, Regression.name))
@@ -80,4 +137,4 @@ def alone(recipe: Recipe) -> Regression:
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the data that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    return (yield from items.load_subject(alone(recipe), recipe, device))
+    return (yield from image_items.load_subject(alone, recipe, device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -46,8 +46,8 @@ def schedule_for(data: str, entry: ModelEntry | None = None) -> ItemSchedule:
     """What is known to train ``entry`` (a small CNN where it is None) on ``data``."""
     if entry is not None and entry.published is not None:
         return PUBLISHED.get(data, ItemSchedule(epochs=20, batch=64, lr=0.02, mixed=True))
-    if entry is not None and entry.schedule:
-        fields = entry.schedule.get(data) or entry.schedule.get("", {})
+    fields = entry and (entry.schedule.get(data) or entry.schedule.get(""))
+    if fields:
         return replace(OTHERWISE, **fields)
     return DEFAULTS.get(data, OTHERWISE)
 
@@ -93,12 +93,14 @@ def train_items(
     torch.manual_seed(schedule.seed)
     model = entry.build(task.items.outputs)
     tried(model.eval(), task, entry.name)
-    return (yield from train_on(task, model, entry.name, task.items.name, out, schedule, command, stop, device, {}))
+    _hasten(model)
+    end = task.begin_training(model)
+    return (yield from train_on(task, model, entry.name, task.items.name, out, schedule, command, stop, device, {}, end))
 
 
 def train_on(
     task: Task, model: nn.Module, name: str, data: str, out: Path, schedule: ItemSchedule, command: str, stop: StopToken, device: str,
-    notes: Mapping[str, str],
+    notes: Mapping[str, str], end: Callable[[], None] | None = None,
 ) -> Generator[Event, None, Baseline]:  # fmt: skip
     """Train ``model`` on ``task``; the epoch that is best on validation is written to ``out`` (safetensors, with ``notes``), and beside
     it a JSON record with the command, the seed and the metric on the test split."""
@@ -121,7 +123,9 @@ def train_on(
         yield Notice("stopped; the same command goes on at this step" if kept else "stopped before an epoch was finished")
         raise
     restore(model, fitted.best)
-    test = measured(model, task, "test", 256, stop, device)
+    if end:
+        end()
+    test = measured(model, task, "test", min(256, schedule.batch * 8), stop, device)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     kind = {} if task.name == "classification" else {"task": task.name}
     values = {f"validation_{metric.name}": round(fitted.value, 4), f"test_{metric.name}": round(test, 4)}

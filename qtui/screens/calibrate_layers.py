@@ -63,7 +63,7 @@ def rows(run: Run, order: Order, bars: bool = False) -> tuple[Row, ...]:
 
 
 def _decodes(run: Run) -> bool:
-    return (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+    return run.reads_text
 
 
 def _name(row: Figures, decodes: bool) -> str:
@@ -124,7 +124,7 @@ def sentence(run: Run, key: str | None) -> str:
         return f"{name} runs as {row.get('actual')} on {text.kernels(row.get('kernel'))}; how much noise it adds was not measured."
     if own is None:
         return f"{name} has {whole:.1f} dB at its output, with the noise of the layers before it; its own was not measured."
-    decodes = (run.measured.get("baseline") or {}).get("metric") == "perplexity"
+    decodes = _decodes(run)
     who = f"Rounding the weights of {text.in_block(name)}" if decodes else f"{name} alone"
     said = f"{who} adds noise of {_percent(_noise(row) or 0.0)} of its output"
     if row is min(found, key=_harm) and len(found) > 1:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.report.steadiness import ABOUT, unsteady
+from engine.tasks.metrics import ACCURACY, PERPLEXITY, Metric
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.state import Run, State
@@ -33,10 +34,11 @@ def facts(run: Run) -> tuple[str, ...]:
     before, after = run.measured.get("baseline") or {}, run.measured.get("ptq") or {}
     if not after:
         return ()
-    metric = str(before.get("metric", "accuracy"))
+    metric = run.metric
     error = after.get("error") or {}
-    found = [_value(metric, before, after)]
-    if metric == "perplexity" and (divergence := number(error.get("divergence"))) is not None:
+    found, values = [_value(metric, before, after)], run.values.get("ptq", {})
+    found += [f"{more.name} {text.metric(more, values[more.name].value)}" for more in run.metrics[1:] if more.name in values]
+    if run.reads_text and (divergence := number(error.get("divergence"))) is not None:
         # How far the next token's distribution moved says more of a language model than its logits do.
         found.append(f"KL {divergence:.4f}")
     elif (mse := number(error.get("mse"))) is not None:
@@ -48,17 +50,17 @@ def facts(run: Run) -> tuple[str, ...]:
     found.append(_latency(before, after))
     agreement = number(error.get("agreement"))
     if agreement is not None and str(judgement(run).get("threshold", "")).startswith("agreement"):
-        found.insert(1, f"agreement {text.metric('accuracy', agreement)}")
+        found.insert(1, f"agreement {text.metric(ACCURACY, agreement)}")
     return tuple(fact for fact in found if fact)
 
 
-def _value(metric: str, before: Figures, after: Figures) -> str:
+def _value(metric: Metric, before: Figures, after: Figures) -> str:
     value = number(after.get("value"))
     if value is None:
         return ""
     # The metric stands in its own column of figures: what is not an accuracy says what it is.
-    name = "" if metric == "accuracy" else f"{metric} "
-    half = text.half_width(metric, number(after.get("interval")), 1 if metric == "accuracy" else 2).strip()
+    name = text.named(metric)
+    half = text.half_width(metric, number(after.get("interval")), fine=True).strip()
     spread = f" ({half})" if half else ""
     return f"{name}{_pair(number(before.get('value')), value, lambda v: text.metric(metric, v))}{spread}"
 
@@ -135,20 +137,21 @@ def packed(parts: tuple[str, ...], width: int, gap: str = "   ") -> tuple[str, .
 
 _LIMITS = {
     "drop": lambda v: f"a drop of at most {100 * v:g} points",
-    "rise": lambda v: f"a perplexity at most {100 * v:g} % higher",
     "mse": lambda v: f"an error of at most {_tidy(v)}",
     "sqnr": lambda v: f"an SQNR of at least {v:g} dB",
     "agreement": lambda v: f"an agreement of at least {100 * v:g} %",
 }
 
 
-def limit(threshold: str, metric: str = "accuracy") -> str:
+def limit(threshold: str, metric: str | Metric = ACCURACY) -> str:
     """``drop:0.005`` as words."""
     name, _, value = threshold.partition(":")
-    name = "rise" if name == "drop" and metric == "perplexity" else name
+    if isinstance(metric, str):
+        # A name alone does not say how a drop of it is counted.
+        metric = {"": ACCURACY, "accuracy": ACCURACY, "perplexity": PERPLEXITY}.get(metric) or Metric(metric)
     try:
-        if name == "drop" and metric not in ("", "accuracy"):
-            return f"{metric} at most {_tidy(float(value))} worse"
+        if name == "drop" and metric.name not in ("", "accuracy"):
+            return f"a perplexity at most {100 * float(value):g} % higher" if metric == PERPLEXITY else text.worse(metric, float(value))
         return _LIMITS[name](float(value))
     except (KeyError, ValueError):
         return threshold
@@ -159,7 +162,7 @@ def headline(run: Run) -> tuple[str, str]:
     verdict = judgement(run)
     if not verdict:
         return ("measured", "") if run.measured.get("ptq") else ("", "")
-    wanted = limit(str(verdict.get("threshold", "")), str((run.measured.get("baseline") or {}).get("metric", "accuracy")))
+    wanted = limit(str(verdict.get("threshold", "")), run.metric)
     if in_doubt(verdict):
         return f"◐ met, in doubt: {wanted}", "change"
     return (f"● met: {wanted}", "good") if verdict.get("met") else (f"✗ not met: {wanted}", "harm")
@@ -184,11 +187,10 @@ def reason(run: Run) -> str:
         now, was = number(after.get("value")), number(before.get("value"))
         if now is None or was is None:
             return ""
-        if before.get("metric") == "perplexity":
+        if run.reads_text:
             return _rise(now / was - 1, bound, met)
-        if before.get("metric", "accuracy") != "accuracy":
-            apart = abs(now - was)
-            return f"The {before['metric']} differs by {apart:.3g}, {_side(met, 'under', 'over', apart, bound, _tidy(bound))}"
+        if run.metric.name != "accuracy":
+            return _worse(run.metric, was, now, bound, met)
         drop = 100 * (was - now)
         if drop < 0.005:
             return "There is no drop" if drop > -0.005 else f"It gained {-drop:.2f} points"
@@ -211,6 +213,19 @@ def _rise(rise: float, bound: float, met: bool) -> str:
         return "The perplexity has not risen" if rise > -5e-5 else f"The perplexity has fallen by {-100 * rise:.2f} %"
     found = f"The perplexity is {100 * rise:.2f} % higher, "
     return found + _side(met, "under", "over", 100 * rise, 100 * bound, f"{_tidy(100 * bound)} %")
+
+
+def _worse(metric: Metric, was: float, now: float, bound: float, met: bool) -> str:
+    """The sentence for any metric: by how much it is worse, in the unit that the threshold counts."""
+    if metric.relative and not was:
+        return ""
+    drop = metric.drop(was, now)
+    by = metric.by(drop)
+    if metric.by(0) == by:
+        return f"The {metric.name} has not changed"
+    if drop < 0:
+        return f"The {metric.name} is {by} better"
+    return f"The {metric.name} is {by} worse, {_side(met, 'under', 'over', drop, bound, metric.by(bound))}"
 
 
 def _side(met: bool, good: str, bad: str, found: float, bound: float, shown: str) -> str:

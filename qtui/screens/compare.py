@@ -8,6 +8,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.events import Resize
 
+from engine.tasks.metrics import ACCURACY
 from qtui import actions
 from qtui.drawing.scatter import scatter
 from qtui.painting import titles
@@ -74,8 +75,10 @@ class CompareScreen(StageScreen):
         run = next((one for one in self._past.runs if rows.is_here(one, self.here)), self.state.run)
         self._runs = self._past.runs if self.all_tasks else rows.same_task(self._past.runs, run.model, run.data)
         grid = self.query_one("#runs", Grid)
-        metrics = {one.metric for one in self._runs} or {"accuracy"}
-        grid.show(rows.columns(self.axis, metrics, self.all_tasks), rows.rows(self._runs, self.axis, self.all_tasks, self.here))
+        metrics = {one.measured for one in self._runs} or {ACCURACY}
+        heads = {one.heads for one in self._runs}
+        same = next(iter(heads)) if len(heads) == 1 else None
+        grid.show(rows.columns(self.axis, metrics, self.all_tasks, same), rows.rows(self._runs, self.axis, self.all_tasks, self.here))
         titles(grid, rows.title(self._past, self._runs, self.all_tasks, run.model, run.data))
 
     def _key_of_this(self) -> str:
@@ -88,11 +91,11 @@ class CompareScreen(StageScreen):
     def _draw(self) -> None:
         chart, run = self.query_one("#chart", Chart), self._under_cursor()
         # A perplexity beside an accuracy has no place on one axis.
-        shown = tuple(one for one in self._runs if run is None or one.metric == run.metric)
+        shown = tuple(one for one in self._runs if run is None or one.measured == run.measured)
         found = rows.points(shown, self.axis, self.here, rows.key(run) if run else "")
-        metric = run.metric if run else "accuracy"
-        words = rows.axis_words(self.axis, metric)
-        titles(chart, f"{metric} against {words} ─ left is {'smaller' if self.axis == 'size' else 'faster'}, up is better")
+        metric = run.measured if run else ACCURACY
+        words = rows.axis_words(self.axis, metric.name)
+        titles(chart, f"{metric.name} against {words} ─ left is {'smaller' if self.axis == 'size' else 'faster'}, up is better")
         chart.show(lambda width, height: scatter(found, width, height, x_label=words, y_format=rows.y_format(metric), empty=_NONE))
         self.query_one(Sentence).keep(rows.sentence(run, shown, self.axis, self.here) if run else "")
 

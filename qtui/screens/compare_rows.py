@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from engine.report.runtimes import IMAGES, TEXT
+from engine.tasks.metrics import Metric, known
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.drawing.scatter import Point
 from qtui.drawing.scatter import pareto as front
@@ -34,15 +36,15 @@ def cost(form: Form, axis: str) -> float | None:
 
 
 def point(run: PastRun, axis: str, marker: str = "", label: str = "", role: str = "") -> Point | None:
-    return _point(run.quantized, axis, run.metric, marker, label, role)
+    return _point(run.quantized, axis, run.measured, marker, label, role)
 
 
-def _point(form: Form, axis: str, metric: str, marker: str, label: str, role: str) -> Point | None:
+def _point(form: Form, axis: str, metric: Metric, marker: str, label: str, role: str) -> Point | None:
     x, y = cost(form, axis), form.value
     if x is None or y is None:
         return None
-    # Less is better of a perplexity, and the chart's better is up.
-    return Point(x, 100 * y if metric == "accuracy" else -y, label, role, marker)
+    # Where less is better, as of a perplexity, the chart's better is up all the same.
+    return Point(x, metric.scale * metric.rank(y), label, role, marker)
 
 
 def points(runs: Sequence[PastRun], axis: str, here: Path, cursor: str) -> list[Point]:
@@ -50,7 +52,7 @@ def points(runs: Sequence[PastRun], axis: str, here: Path, cursor: str) -> list[
     found: list[Point | None] = []
     about = next((run for run in runs if is_here(run, here)), runs[0] if runs else None)
     if about is not None:
-        found.append(_point(about.baseline, axis, about.metric, FP32, "fp32", "base"))
+        found.append(_point(about.baseline, axis, about.measured, FP32, "fp32", "base"))
     last = None
     for run in runs:
         if key(run) == cursor:
@@ -67,13 +69,18 @@ def unbeaten(runs: Sequence[PastRun], axis: str) -> frozenset[str]:
     return frozenset(name for name, one in placed if one in best)
 
 
-_HEADS = {"accuracy": ("accuracy %", "ms ×1", "ms ×64"), "perplexity": ("perplexity", "ms token", "ms prompt")}
 _MIXED = ("value", "ms ×1/token", "ms ×64/prompt")
 
 
-def columns(axis: str, metrics: Collection[str] = ("accuracy",), all_tasks: bool = False) -> tuple[Column, ...]:
-    """``metrics`` are those of the runs that are shown; ``all_tasks`` is whether they are of several models or data."""
-    value, first, second = _HEADS[next(iter(metrics))] if len(set(metrics)) == 1 else _MIXED
+def columns(
+    axis: str, metrics: Collection[str | Metric] = ("accuracy",), all_tasks: bool = False, heads: tuple[str, str] | None = None
+) -> tuple[Column, ...]:
+    """``metrics`` are those of the runs that are shown; ``all_tasks`` is whether they are of several models or data. ``heads`` says
+    what their latencies are of, where that is the same for all."""
+    value, first, second = _MIXED
+    if len(set(metrics)) == 1:
+        metric = known(next(iter(metrics)))
+        value, (first, second) = metric.head, (f"ms {head}" for head in heads or (TEXT if metric.name == "perplexity" else IMAGES).short)
     chosen = {"size": 0, "single": 0, "batched": 0, axis: 10}
     return (
         Column("run", "run", priority=9),
@@ -103,7 +110,7 @@ def _row(run: PastRun, axis: str, all_tasks: bool, here: bool, best: bool) -> Ro
             *task,
             Cell(strategy(run), ""),
             Cell(run.chosen.upper() if run.chosen != "fp32" else "fp32 ✗", "harm" if run.chosen == "fp32" else ""),
-            quality(run.metric, form.value, form.interval),
+            _quality(run, all_tasks),
             Cell(megabytes(form.size_bytes), "accent" if best and axis == "size" else ""),
             Cell(pace or shown(form.single, "{:.2f}"), "change" if pace else "accent" if best and axis == "single" else ""),
             Cell(pace or shown(form.batched, "{:.2f}"), "change" if pace else "accent" if best and axis == "batched" else ""),
@@ -113,13 +120,22 @@ def _row(run: PastRun, axis: str, all_tasks: bool, here: bool, best: bool) -> Ro
     )
 
 
+def _quality(run: PastRun, all_tasks: bool) -> str:
+    """In a column of figures of several metrics each says its own."""
+    found = quality(run.measured, run.quantized.value, run.quantized.interval)
+    if not all_tasks:
+        return found
+    return f"{run.measured.name} {found}" if run.measured.unit != "%" else f"{found} {run.measured.name}"
+
+
 def is_here(run: PastRun, here: Path) -> bool:
     return run.directory == here or run.directory.absolute() == here.absolute()
 
 
-def y_format(metric: str) -> Callable[[float], str]:
+def y_format(metric: str | Metric) -> Callable[[float], str]:
     """The chart's figures of quality: what is less when better stands on it with its sign changed."""
-    return (lambda y: f"{y:.2f} %") if metric == "accuracy" else (lambda y: f"{-y:.2f}")
+    found = known(metric)
+    return lambda y: found.shown(found.rank(y) / found.scale)
 
 
 def key(run: PastRun) -> str:

@@ -182,6 +182,68 @@ class Prompt(Panel[str | None]):
         self.done(None)
 
 
+class Pick(Panel[str | None]):
+    """One of a list of (value, text), or a line that is typed: what is typed wins, and the list moves to what it begins. ``check``
+    gives what is wrong with it, or None."""
+
+    CSS = _Panel.CSS + "\nPick { align: center middle; background: $background 60%; } Pick .panel { width: 76; }"
+    BINDINGS = [Binding("escape", "back"), Binding("down", "move(1)", priority=True), Binding("up", "move(-1)", priority=True)]
+
+    def __init__(self, title: str, text: str, options: Sequence[tuple[str, str]], current: str, check: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self._title, self._text, self._options, self._current, self._check = title, text, tuple(options), current, check
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel") as panel:
+            panel.border_title = self._title
+            panel.border_subtitle = "⏎ take it   esc back"
+            yield Static(Text(self._text))
+            grid = Grid()
+            grid.can_focus = False
+            yield grid
+            line = Input("", placeholder="a name, or path/task.py:factory", max_length=4096)
+            line.cursor_blink = False
+            yield line
+            yield Static("", classes="wrong")
+
+    def on_mount(self) -> None:
+        grid = self.query_one(Grid)
+        grid.styles.height = min(len(self._options), 12)
+        grid.show((Column("text", "", grow=1, cut="end"),), [Row(value, (text,)) for value, text in self._options])
+        grid.move_to(self._current)
+        self.query_one(Input).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        typed = event.value.strip()
+        first = next((value for value, _ in self._options if typed and value.startswith(typed)), None)
+        if first is not None:
+            self.query_one(Grid).move_to(first)
+
+    def action_move(self, by: int) -> None:
+        grid, values = self.query_one(Grid), [value for value, _ in self._options]
+        place = values.index(grid.cursor) + by if grid.cursor in values else 0
+        self.query_one(Input).value = ""
+        grid.move_to(values[min(max(place, 0), len(values) - 1)])
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        typed, values = event.value.strip(), [value for value, _ in self._options]
+        begun = [value for value in values if value.startswith(typed)]
+        value = typed if not begun or typed in values else begun[0] if len(begun) == 1 else ""
+        if not typed:
+            value = self.query_one(Grid).cursor or ""
+        wrong = self._check(value) if value else f"several begin with {typed}: type more, or choose with ↑↓"
+        if wrong is None:
+            self.done(value)
+        else:
+            self.query_one(".wrong", Static).update(Text(wrong))
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.done(event.key)
+
+    def action_back(self) -> None:
+        self.done(None)
+
+
 class Reading(Panel[None]):
     """Text to read and scroll."""
 

@@ -12,7 +12,7 @@ from textual.widget import Widget
 
 from qtui import actions, catalog, reasons
 from qtui.actions import Action
-from qtui.catalog import Choice, Model, reads_text
+from qtui.catalog import Choice, Model
 from qtui.painting import titles
 from qtui.screens.base import bindings
 from qtui.screens.models_asks import Asking
@@ -51,7 +51,7 @@ class ModelsScreen(Asking):
         self.choice = Choice()
         self._given: tuple[str, ...] = ()
         self._set_aside: dict[str, tuple[str, str, str]] = {}
-        self._data_of_kind = {False: "digits", True: "python-docs"}
+        self._data_of_task: dict[str, str] = {}
         self._models: tuple[Model, ...] = ()
         self._place = catalog.Place("", False)
         self._listed: object = None
@@ -77,8 +77,11 @@ class ModelsScreen(Asking):
     def _list(self, state: State) -> None:
         """Read again what there is; files are looked at here and not at every tick."""
         self._listed = state.runs
+        task = self._measured_by()
         self._models = catalog.models(state.runs, self._given, self.choice.data)
-        self._place = catalog.place(self.choice.data)
+        kept = {known: data for known, data in self._data_of_task.items() if known != task}
+        others = {known: replace(catalog.place(data), task=known) for known, data in kept.items()}
+        self._place = replace(catalog.place(self.choice.data), task=task if task != "own" else "", others=others)
 
     def _show(self, state: State) -> None:
         bar = self.query_one(FilterBar)
@@ -115,7 +118,8 @@ class ModelsScreen(Asking):
         assert isinstance(pane, TrainingPane)
         job = state.job
         status = "" if job is None else "stopping …" if job.stopping else "" if state.baseline_progress else "getting ready …"
-        pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, status=status))
+        told = next((epoch.metric for epoch in reversed(state.baseline.epochs) if epoch.metric), None) or "accuracy"
+        pane.show(View(job.title if job else "", state.baseline, state.baseline_progress, metric=told, status=status))
 
     def shown_actions(self, state: State) -> Sequence[Action]:
         """While a baseline trains, what can be done about it."""
@@ -160,19 +164,21 @@ class ModelsScreen(Asking):
             # Weights, recipe and task belong to a model; the cursor may pass over others.
             self._set_aside[before.model] = (before.weights, before.recipe, before.task)
             weights, recipe, task = self._set_aside.get(event.key, ("", "", ""))
-            data = self._data_of(before, event.key)
-            self.choice = replace(before, model=event.key, weights=weights, recipe=recipe, task=task, data=data)
+            after = replace(before, model=event.key, weights=weights, recipe=recipe, task=task)
+            self.choice = replace(after, data=self._data_of(before, after))
+            if self._measured_by() != catalog.task_name(before.model, before.task):
+                self._list(self.state)
         self.say(self._sentence())
         self._show(self.state)
 
-    def _data_of(self, before: Choice, model: str) -> str:
-        """The data for a model: a folder of images is none for a language model, nor a text for a network on images. Each kind
-        keeps what was given for it."""
-        was, text = reads_text(before.model), reads_text(model)
-        if was == text:
+    def _data_of(self, before: Choice, after: Choice) -> str:
+        """The data for another model or task: a folder of images is none for a language model, nor a text for a network on images.
+        Each task keeps what was given for it."""
+        was, task = (catalog.task_name(choice.model, choice.task) for choice in (before, after))
+        if was == task:
             return before.data
-        self._data_of_kind[was] = before.data
-        return self._data_of_kind[text]
+        self._data_of_task[was] = before.data
+        return self._data_of_task.get(task) or catalog.default_data(task)
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
         self.action_do("next")
@@ -242,7 +248,7 @@ class ModelsScreen(Asking):
         if model is None or model.own:
             self.explain("A baseline is trained for a model of the list: your own comes with its weights, or w gives them")
             return
-        data = self.choice.data
+        data = catalog.data_for(self.choice.data, self._measured_by())
         have = model.where(self._place)
         text = (
             f"{model.name} on {short_name(data)}: its weights are {have}."
@@ -257,7 +263,7 @@ class ModelsScreen(Asking):
     def _train(self, yes: bool | None) -> None:
         model = self._model()
         if yes and model is not None:
-            self.session.train(model.name, self.choice.data)
+            self.session.train(model.name, catalog.data_for(self.choice.data, self._measured_by()), self.choice.task)
             self.qtui.refresh_state()
 
     def _changed(self, choice: Choice) -> None:

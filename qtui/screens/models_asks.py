@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.tasks.metrics import known
+from engine.tasks.registry import TASKS
 from qtui import catalog
 from qtui.catalog import Choice, Model
 from qtui.screens.base import StageScreen
+from qtui.screens.dialogs import Pick
 from qtui.widgets.table import Grid
 
 FOLDER = "+folder"
@@ -27,20 +30,36 @@ class Asking(StageScreen):
 
         def _reads_text(self) -> bool: ...
 
-        def _data_of(self, before: Choice, model: str) -> str: ...
+        def _data_of(self, before: Choice, after: Choice) -> str: ...
 
         def _changed(self, choice: Choice) -> None: ...
 
     def do_data(self) -> None:
         if self._reads_text():
             options = [*catalog.texts(), (FOLDER, "a file or folder of your text")]
-            self.choose("data", options, catalog.data_for(self.choice.data, True), self._text)
+            self.choose("data", options, catalog.data_for(self.choice.data, catalog.TEXT), self._text)
             return
-        options = [*catalog.data_sets(), (FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")]
-        self.choose("data", options, self.choice.data, self._data)
+        task = self._measured_by()
+        if task not in TASKS:
+            self.explain(f"{self.choice.task} brings its own data: o gives another task")
+            return
+        own = (FOLDER, "a folder  of your images, DIR/CLASS/*, or with CIFAR-10's files")
+        if task != "classification":
+            own = (FOLDER, f"a path    {TASKS[task].files or 'to your own files or folder'}")
+        options = [*catalog.data_sets(task), *([own] if catalog.reads_files(task) else [])]
+        self.choose("data", options, catalog.data_for(self.choice.data, task), self._data)
+
+    def _measured_by(self) -> str:
+        """The task that the choice is measured by."""
+        return catalog.task_name(self.choice.model, self.choice.task)
 
     def _data(self, value: str | None) -> None:
-        if value == FOLDER:
+        task = self._measured_by()
+        if value == FOLDER and task != "classification":
+            words = TASKS[task].files
+            about = f"Your own data for {task}{f': {words}' if words else ', a file or a folder'}:"
+            self.ask("data", about, "", catalog.wrong_text, self._folder)
+        elif value == FOLDER:
             self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder)
         elif value:
             self._changed(replace(self.choice, data=value))
@@ -65,16 +84,36 @@ class Asking(StageScreen):
     def _own(self, value: str | None) -> None:
         if value:
             self._given = tuple(dict.fromkeys((*self._given, value)))
-            self._changed(replace(self.choice.with_model(value), data=self._data_of(self.choice, value)))
+            changed = self.choice.with_model(value)
+            self._changed(replace(changed, data=self._data_of(self.choice, changed)))
             self.query_one("#models", Grid).move_to(value)
             if ":" in value:
-                words = "What is measured: empty for the class of an image, or a task of\nyour own as path/task.py:factory"
-                about = f"{words}, with its data and metric."
-                self.ask("your own task", about, self.choice.task, catalog.wrong_task, self._own_task)
+                self.do_task()
+
+    def do_task(self) -> None:
+        """What is measured of one's own model, or of one that takes several tasks."""
+        model = self._model()
+        if model is not None and not model.own and not model.others:
+            self.explain(f"{model.name} is for {model.task}: o gives a model of your own, with any task")
+            return
+        options = catalog.task_options()
+        if model is not None and not model.own:
+            options = tuple(option for option in options if option[0] in (model.task, *model.others))
+        about = "What is measured: ↑↓ choose, or type a name, or a task of your own\nas path/task.py:factory, with its data and metric."
+        self.app.push_screen(Pick("task", about, options, self._measured_by(), catalog.wrong_task), self._own_task)
 
     def _own_task(self, value: str | None) -> None:
-        if value is not None:
-            self._changed(replace(self.choice, task=value))
+        if value is None:
+            return
+        model = self._model()
+        # What belongs to the model by itself need not be said.
+        task = "" if model is not None and value == model.task else value
+        changed = replace(self.choice, task=task)
+        asked = task in TASKS and task != self.choice.task
+        self._changed(replace(changed, data=self._data_of(self.choice, changed)))
+        if asked and len(catalog.data_sets(task)) + catalog.reads_files(task) > 1:
+            # One's own model has seldom been made for the data of the list.
+            self.do_data()
 
     def do_weights(self) -> None:
         if self._reads_text():
@@ -104,7 +143,11 @@ class Asking(StageScreen):
             self._changed(replace(self.choice, device=value))
 
     def do_threshold(self) -> None:
-        drop = "drop, the part by which the perplexity may rise" if self._reads_text() else "drop of the accuracy"
+        task = self._measured_by()
+        metric = TASKS[task].metric if task in TASKS else "metric"
+        drop = "drop, the part by which the perplexity may rise" if self._reads_text() else f"drop of the {metric}"
+        if known(metric).relative and not self._reads_text():
+            drop = f"drop, the part by which the {metric} may be worse"
         text = f"What the quantized model may lose, as METRIC:VALUE:\n{drop}, agreement, sqnr in dB, or mse."
         self.ask("threshold", text, self.choice.threshold, catalog.wrong_threshold, self._threshold)
 

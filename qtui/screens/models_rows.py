@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qtui import text
-from qtui.catalog import Choice, Model, Place, can_resume, data_for, place, threshold_text
+from qtui.catalog import TEXT, Choice, Model, Place, can_resume, data_for, default_data, place, task_entry, task_name, threshold_text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.stage_table import digit
 from qtui.state import Job, Training
@@ -26,6 +26,7 @@ MODEL_COLUMNS = (
     Column("weights", "weights", priority=4),
     Column("accuracy", "quality", align="right", priority=2),
     Column("input", "input", priority=1),
+    Column("task", "task", priority=0),
 )
 RUN_COLUMNS = (
     Column("state", "", width=9, priority=5),
@@ -57,11 +58,11 @@ def model_rows(models: Sequence[Model], data: str | Place, wanted: str = "") -> 
 
 def _queried(model: Model, here: Place) -> dict[str, object]:
     """What a filter can ask of a model beside its name."""
-    return {"weights": model.where(here), "params": model.params}
+    return {"weights": model.where(here), "params": model.params, "task": model.task}
 
 
 def _model(model: Model, name: str, here: Place) -> Row:
-    value = model.accuracy.get(here.name)
+    value = model.accuracy.get(here.of(model.task).name)
     where = model.where(here)
     missing = where.startswith("to ")
     return Row(model.name, (
@@ -71,6 +72,7 @@ def _model(model: Model, name: str, here: Place) -> Row:
         Cell(where, "change" if missing else ""),
         _accuracy(model, value),
         _input(model),
+        Cell(model.task, "dim"),
     ))  # fmt: skip
 
 
@@ -79,13 +81,15 @@ def _accuracy(model: Model, value: float | None) -> Cell | str:
         return "".join(f"perplexity {text.metric('perplexity', found)}" for found in model.accuracy.values())
     if value is None and model.published is not None:
         return Cell(f"ImageNet {100 * model.published.top1:.1f} %", "dim")
-    return "" if value is None else text.metric("accuracy", value)
+    return "" if value is None else text.titled(model.metric, value)
 
 
 def _input(model: Model) -> str:
     """The one shape that a model takes, or the side of the images that its published weights expect."""
     if model.language is not None:
         return f"{model.language.context:,} tokens"
+    if model.input:
+        return model.input
     if model.shape is not None:
         return "×".join(map(str, model.shape))
     return f"3×{model.published.transform.size}×{model.published.transform.size}" if model.published else ""
@@ -106,8 +110,8 @@ def _asked(run: RunSummary) -> dict[str, object]:
 def _run(run: RunSummary, name: str, short: bool) -> Row:
     glyph, word, role = _STATES[run.state]
     values = ""
-    if run.baseline and run.value:
-        values = f"{text.summary(run.baseline).removesuffix(' %')} → {text.summary(run.value)}"
+    if run.baseline is not None and run.value is not None:
+        values = text.summaries(text.metric_of_run(run), run.baseline, run.value)
     role_of_row = "dim" if run.state in ("failed", "damaged") else ""
     when = run.started[5:16].replace("T", " ")
     verdict = _verdict(run, short) if run.state == "finished" else _RESUMES[short] if can_resume(run) else run.text
@@ -128,17 +132,20 @@ def _verdict(run: RunSummary, short: bool) -> str:
 def choice_parts(choice: Choice, reads_text: bool) -> tuple[tuple[str, str, str], ...]:
     """(key, name, value) of what a run would be asked, in the order in which a narrow window shows it: what was given comes before
     what stands by itself. A language model has a choice of graphs, and none of devices or weights."""
-    data = ("d", "data", short_name(data_for(choice.data, reads_text)))
+    task = TEXT if reads_text and not choice.task else task_name(choice.model, choice.task)
+    data = ("d", "data", short_name(data_for(choice.data, task)))
     device = ("v", "device", choice.device)
-    error = ("e", "error", threshold_text(choice.threshold, reads_text, bool(choice.task)))
+    error = ("e", "error", threshold_text(choice.threshold, task))
     weights = ("w", "weights", short_name(choice.weights) or "as listed")
     recipe = ("O", "recipe", short_name(choice.recipe) or "none")
     graph = ("m", "graph", choice.graph)
-    if choice.task:
-        # A task brings its data.
+    if ":" in choice.task:
+        # A task of one's own brings its data.
         data = ("o", "task", short_name(choice.task))
     shown = [data, error, graph, recipe] if reads_text else [data, device, error, weights, recipe]
-    given = {"w": bool(choice.weights), "O": bool(choice.recipe), "o": True}
+    if choice.task and ":" not in choice.task:
+        shown = [data, ("a", "task", choice.task), *shown[1:]]
+    given = {"w": bool(choice.weights), "O": bool(choice.recipe), "o": True, "a": True}
     return tuple(sorted(shown, key=lambda part: not given.get(part[0], False)))
 
 
@@ -146,19 +153,25 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
     """About the model under the cursor, and what a key would do; ``here`` is the choice's data as it was looked at."""
     if model is None:
         return "Your own model: a callable without arguments that returns an nn.Module. ⏎ asks for it, as file.py:factory."
-    data = short_name(choice.data)
+    task = task_name(model.name, choice.task)
+    data = short_name(data_for(choice.data, task))
     if choice.recipe:
         return f"The recipe {short_name(choice.recipe)} decides the strategy. n loads {short_name(model.name)} on {data}."
     if model.own and model.text:
-        return f"{model.name}: your own language model. n loads it with {short_name(data_for(choice.data, True))}; d gives other text."
+        return f"{model.name}: your own language model. n loads it with {data}; d gives other text."
     if model.own:
+        if choice.task and ":" not in choice.task:
+            return (
+                f"{model.name} for {choice.task}: n runs its factory and measures {_metric_of(task)} on {data}. d gives your own data, "
+                "w a weights file."
+            )
         if choice.task:
             return f"{model.name} as {short_name(choice.task)} measures it: n runs both, and shows the graph. w gives a weights file."
         if choice.weights:
             return f"{model.name} with {short_name(choice.weights)}: n runs its factory, loads {data} and shows the graph."
-        return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data."
+        return f"{model.name}: n runs its factory, loads {data} and shows the graph. w gives a weights file, d other data, a another task."
     if model.language is not None:
-        return _language_sentence(model, model.language, short_name(data_for(choice.data, True)), choice.graph)
+        return _language_sentence(model, model.language, short_name(data_for(choice.data, TEXT)), choice.graph)
     where = model.where(here or choice.data)
     if where == "to train" and not choice.weights:
         return f"{model.name} has no weights for {data} yet: t trains a baseline here, w takes a file of weights, d chooses other data."
@@ -167,9 +180,14 @@ def model_sentence(model: Model | None, choice: Choice, here: Place | None = Non
         return f"{_sentence(model.description)} n downloads torchvision's weights ({size}), checks them, and shows the graph."
     if choice.weights:
         return f"{_sentence(model.description)} n loads it with {short_name(choice.weights)} and {data}, and shows its graph."
-    if model.packaged and choice.data == "digits":
+    if model.packaged and where == "in the package" and data == short_name(default_data(task)):
         return f"{_sentence(model.description)} Weights and data are in the package: a first run needs nothing but ⏎."
     return f"{_sentence(model.description)} n loads it with {data}, traces it and shows its graph."
+
+
+def _metric_of(task: str) -> str:
+    entry = task_entry(task)
+    return entry.metric if entry else "its metric"
 
 
 def _language_sentence(model: Model, entry: LanguageEntry, data: str, graph: str) -> str:
@@ -199,7 +217,11 @@ def training_sentence(job: Job, training: Training) -> str:
     if job.stopping:
         return "stopping … it is saved where it stands."
     what = f"A baseline of {short_name(job.model)} on {short_name(job.data)}: its best epoch is kept as the weights."
-    best = f" Best so far: epoch {training.best.epoch}, {text.metric('accuracy', training.best.value)}." if training.best else ""
+    best = (
+        f" Best so far: epoch {training.best.epoch}, {text.titled(training.best.metric or 'accuracy', training.best.value)}."
+        if training.best
+        else ""
+    )
     return f"{what}{best} X stops it and saves where it stands."
 
 

@@ -31,7 +31,7 @@ from qtui.screens.report_exports import (
     runtimes_title,
 )  # fmt: skip
 from qtui.screens.report_files import File, files_panel, run_files, side_lines
-from qtui.screens.report_rows import figure_columns, figure_rows, layer_columns, layer_rows, layers_of, layers_title, metric_of
+from qtui.screens.report_rows import figure_columns, figure_rows, layer_columns, layer_rows, layers_of, layers_title
 from qtui.screens.report_summary import summary
 from qtui.screens.report_words import layer_lines, layer_panel, layer_sentence, paragraph, progress_line, verdict_spans, verdict_title
 from qtui.stage_table import digit
@@ -138,14 +138,13 @@ class ReportScreen(StageScreen):
         rows = figure_rows(state.run)
         grid.display = bool(rows)
         grid.styles.height = len(rows) + 1
-        grid.show(figure_columns(metric_of(state.run), self.size.width), rows)
+        grid.show(figure_columns(state.run, self.size.width), rows)
 
     def _show_layers(self, state: State) -> None:
         grid = self.query_one("#layers", Grid)
         self._layers = layers_of(state.run)
         titles(grid, layers_title(self._layers, self.by_harm))
-        decodes = metric_of(self.state.run) == "perplexity"
-        grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm, decodes))
+        grid.show(layer_columns(self._layers, self.size.width), layer_rows(self._layers, self.by_harm, state.run.reads_text))
         if self._begin and grid.rows:
             self._begin = False
             grid.move_to(grid.rows[0].key)
@@ -218,6 +217,12 @@ class ReportScreen(StageScreen):
     def do_files(self) -> None:
         files = self._run_files(self.state, again=True)
         self.app.push_screen(Reading("this run", files_panel(self.state.run, files), hint="↑↓ scroll   esc back"))
+
+    def do_changed(self) -> None:
+        from qtui.screens.changed import Changed
+
+        if (found := self.state.run.changed) is not None:
+            self.app.push_screen(Changed(self.state.run, found))
 
     def label(self, action: Action) -> str:
         return "layers" if action.id == "view" and self.on_runtimes else super().label(action)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engine.report.runtimes import paces
 from engine.report.steadiness import ABOUT, unsteady
+from engine.tasks.metrics import Metric, MetricValue
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.spec_words import respelled
@@ -47,18 +49,16 @@ def exported_form(run: Run) -> str:
     return "qat" if (run.measured.get("qat") or {}).get("kept") else "ptq"
 
 
-def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
-    wide = width >= _WIDE
-    quality = "accuracy %" if metric == "accuracy" else metric
-    first, second = ("p50 ms, batch 1", "p50 ms, batch 64") if wide else ("ms ×1", "ms ×64")
-    if metric == "perplexity":
-        first, second = ("writes tok/s", "reads tok/s") if wide else ("writes/s", "reads/s")
+def figure_columns(run: Run, width: int) -> tuple[Column, ...]:
+    """The metric that decides, then the task's others, and what else is measured of a form."""
+    wide, (first, second) = width >= _WIDE, pace_heads(run, width >= _WIDE)
     return (
         Column("form", "", priority=20),
-        Column("value", quality, align="right", priority=19),
-        Column("error", "KL" if metric == "perplexity" else "error (mse)", align="right", priority=1),
+        Column("value", run.metric.head, align="right", priority=19),
+        *(Column(f"metric-{metric.name}", metric.head, align="right", priority=14 - place) for place, metric in enumerate(others(run))),
+        Column("error", "KL" if run.reads_text else "error (mse)" if wide else "mse", align="right", priority=1),
         Column("sqnr", "SQNR dB", align="right", priority=3),
-        Column("agreement", "agree %", align="right", priority=2),
+        *((Column("agreement", "agree %", align="right", priority=2),) if _agrees(run) else ()),
         Column("size", "size MB", align="right", priority=18),
         Column("single", first, align="right", priority=16),
         Column("batched", second, align="right", priority=17),
@@ -68,16 +68,32 @@ def figure_columns(metric: str, width: int) -> tuple[Column, ...]:
 
 def figure_rows(run: Run) -> tuple[Row, ...]:
     """One row for each form that was measured, the chosen one with a pointer."""
-    metric, chosen = metric_of(run), chosen_form(run)
+    chosen = chosen_form(run)
     forms = ((key, name, run.measured.get(key)) for key, name in FORMS)
-    return tuple(_figures(key, name, found, metric, key == chosen) for key, name, found in forms if found)
+    return tuple(_figures(key, name, found, run, key == chosen) for key, name, found in forms if found)
 
 
-def metric_of(run: Run) -> str:
-    return str((run.measured.get("baseline") or {}).get("metric") or "accuracy")
+def others(run: Run) -> tuple[Metric, ...]:
+    """The task's metrics beside the one that decides, as far as they were measured."""
+    return tuple(metric for metric in run.metrics[1:] if any(metric.name in values for values in run.values.values()))
 
 
-def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen: bool) -> Row:
+def pace_heads(run: Run, wide: bool) -> tuple[str, str]:
+    """What heads the two columns of speed."""
+    if run.reads_text:
+        return ("writes tok/s", "reads tok/s") if wide else ("writes/s", "reads/s")
+    found = paces(run.report or {})
+    first, second = found.heads if wide else found.short
+    return (f"p50 ms, {first}", f"p50 ms, {second}") if wide else (f"ms {first}", f"ms {second}")
+
+
+def _agrees(run: Run) -> bool:
+    """Whether equal answers are counted, as far as is known."""
+    forms = [found for key, found in run.measured.items() if key != "baseline" and found]
+    return not forms or any(number(found, "error", "agreement") is not None for found in forms) or not run.measures
+
+
+def _figures(key: str, name: str, found: Mapping[str, Any], run: Run, chosen: bool) -> Row:
     simulated = bool(found.get("simulated"))
     odd = not simulated and unsteady(found)
     pace = "dim" if simulated or odd else ""
@@ -86,10 +102,11 @@ def _figures(key: str, name: str, found: Mapping[str, Any], metric: str, chosen:
         key,
         (
             Cell(name, "title"),
-            quality(metric, number(found, "value"), number(found, "interval")),
+            quality(run.metric, number(found, "value"), number(found, "interval")),
+            *(_further(metric, run.values.get(key, {}).get(metric.name)) for metric in others(run)),
             shown(number(found, "error", "divergence"), "{:.4f}") or ("" if mse is None else text.small(mse)),
             shown(number(found, "error", "sqnr_db"), "{:.1f}"),
-            percent(number(found, "error", "agreement")),
+            *((percent(number(found, "error", "agreement")),) if _agrees(run) else ()),
             megabytes(number(found, "size_bytes")),
             *(Cell(f"{ABOUT}{speed}" if odd and speed else speed, pace) for speed in speeds(found)),
             Cell("simulated, no speed" if simulated else kernel, "change" if simulated else ""),
@@ -109,7 +126,11 @@ def speeds(found: Mapping[str, Any]) -> tuple[str, str]:
     return shown(single, "{:.2f}"), shown(batched, "{:.2f}")
 
 
-def quality(metric: str, value: float | None, interval: float | None = None) -> str:
+def _further(metric: Metric, value: MetricValue | None) -> str:
+    return "" if value is None else quality(metric, value.value, value.interval or None)
+
+
+def quality(metric: str | Metric, value: float | None, interval: float | None = None) -> str:
     """``99.72 ±0.8`` for an accuracy, without its unit."""
     if value is None:
         return "?"

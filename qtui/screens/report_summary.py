@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.report.measures import interval
 from qtui import text
 from qtui.screens.report_rows import (
     FORMS,
@@ -11,8 +12,9 @@ from qtui.screens.report_rows import (
     form,
     layers_of,
     megabytes,
-    metric_of,
     number,
+    others,
+    pace_heads,
     percent,
     quality,
     shown,
@@ -37,23 +39,32 @@ def summary(run: Run) -> str:
 
 
 def _figures(run: Run) -> list[str]:
-    metric, chosen = metric_of(run), chosen_form(run)
-    unit = " %" if metric == "accuracy" else ""
+    chosen = chosen_form(run)
+    further = others(run)
     rows = []
     for key, name in FORMS:
         if found := run.measured.get(key):
             rows.append((
                 f"**{name}**" if key == chosen else name,
-                quality(metric, number(found, "value"), number(found, "interval")),
+                quality(run.metric, number(found, "value"), number(found, "interval")),
+                *(interval(metric, run.values.get(key, {}).get(metric.name)) for metric in further),
                 shown(number(found, "error", "sqnr_db"), "{:.1f}"),
                 percent(number(found, "error", "agreement")),
                 megabytes(number(found, "size_bytes")),
                 *speeds(found),
                 "simulated" if found.get("simulated") else text.kernels(found.get("kernel")),
             ))  # fmt: skip
-    paces = ("writes tok/s", "reads tok/s") if metric == "perplexity" else ("p50 ms, batch 1", "p50 ms, batch 64")
-    header = ("", f"{metric}{unit}", "SQNR dB", "agreement %", "size MB", *paces, "runs on")
-    return [_row(header), _row(["---", *["--:"] * 6, "---"]), *map(_row, rows)]
+    header = (
+        "",
+        run.metric.head,
+        *(metric.name for metric in further),
+        "SQNR dB",
+        "agreement %",
+        "size MB",
+        *pace_heads(run, True),
+        "runs on",
+    )
+    return [_row(header), _row(["---", *["--:"] * (len(header) - 2), "---"]), *map(_row, rows)]
 
 
 def _row(cells: Sequence[str]) -> str:

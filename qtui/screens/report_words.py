@@ -18,7 +18,6 @@ from qtui.screens.report_rows import (
     differs,
     form,
     layers_of,
-    metric_of,
     noise,
     number,
     own_alone,
@@ -65,7 +64,7 @@ def verdict_title(state: State, width: int = 80) -> str:
         return "Report"
     word = "threshold met, in doubt" if in_doubt(found) else "threshold met" if found.get("met") else "threshold not met"
     title = f"Verdict ─ {word}" if state.run.report else f"Verdict so far ─ {word}"
-    wanted = limit(str(found.get("threshold") or ""), metric_of(state.run))
+    wanted = limit(str(found.get("threshold") or ""), state.run.metric)
     return f"{title}: {wanted}" if wanted and len(title) + len(wanted) + 8 <= width else title
 
 

@@ -20,8 +20,7 @@ def view(state: State) -> View:
     run = state.run
     running = state.busy and run.at == "train"
     progress = run.progress if run.phase == "qat" else None
-    metric = str(_figures(run, "baseline").get("metric", "accuracy"))
-    return View("QAT", training(run), progress, lines(run), metric, _status(state, running), running)
+    return View("QAT", training(run), progress, lines(run), run.metric, _status(state, running), running)
 
 
 def training(run: Run) -> Training:

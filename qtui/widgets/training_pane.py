@@ -92,7 +92,7 @@ class TrainingPane(Container):
         titles(self.query_one("#training-loss-pane"), words.loss_title(view, self._log))
         best = view.training.best
         pane = self.query_one("#training-value-pane")
-        titles(pane, f"validation {view.metric}{' %' if view.metric == 'accuracy' else ''}", f"● best: epoch {best.epoch}" if best else "")
+        titles(pane, f"validation {view.measure.head}", f"● best: epoch {best.epoch}" if best else "")
         titles(self.query_one("#training-epochs"), f"epochs ─ {len(view.training.epochs)}")
         self._show_epochs(view)
 
@@ -119,7 +119,7 @@ class TrainingPane(Container):
         return line_chart(curves, width, height, x_label="step", x_range=(0.0, points.last_step), log=self._log, empty=empty)
 
     def _value(self, points: words.Series, width: int, height: int) -> list[Line]:
-        scale = 100.0 if self._view.metric == "accuracy" else 1.0
+        scale = self._view.measure.scale
         curves = [Curve(points.values, "line")]
         if points.best:
             curves.append(Curve([points.best], "good", "best" if len(points.values) > 1 else ""))

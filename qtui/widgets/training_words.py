@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from engine.events.event import EpochFinished, Progress
+from engine.tasks.metrics import ACCURACY, Metric, known
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.state import Training
@@ -33,9 +34,14 @@ class View:
     training: Training = field(default_factory=Training)
     progress: Progress | None = None
     lines: tuple[tuple[str, float], ...] = ()
-    metric: str = "accuracy"
+    metric: str | Metric = ACCURACY
     status: str = ""
     running: bool = True
+
+    @property
+    def measure(self) -> Metric:
+        """The metric on the validation split."""
+        return known(self.metric)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Series:
 
 
 def series(view: View) -> Series:
-    training, scale = view.training, 100.0 if view.metric == "accuracy" else 1.0
+    training, scale = view.training, view.measure.scale
     epochs = max([e.epochs for e in training.epochs[-1:]] + ([training.now.epochs] if training.now else []) + [1])
     length = steps_per_epoch(training) or 1.0
     means = tuple((e.epoch * length, e.loss) for e in training.epochs if math.isfinite(e.loss))
@@ -141,10 +147,10 @@ def rows(view: View) -> tuple[Row, ...]:
     """The epochs, the latest last."""
     ptq = dict(view.lines).get("PTQ")
     best = view.training.best
-    return tuple(_row(e, view.metric, ptq, best is not None and e.epoch == best.epoch) for e in view.training.epochs)
+    return tuple(_row(e, view.measure, ptq, best is not None and e.epoch == best.epoch) for e in view.training.epochs)
 
 
-def _row(e: EpochFinished, metric: str, ptq: float | None, best: bool) -> Row:
+def _row(e: EpochFinished, metric: Metric, ptq: float | None, best: bool) -> Row:
     gain = () if ptq is None else (difference(metric, e.value - ptq),)
     value = text.metric(metric, e.value) if math.isfinite(e.value) else "–"
     mark = Cell("● best", "good") if best else ""
@@ -155,11 +161,14 @@ def _finite(value: float, form: str) -> str:
     return text.tidy(value, form) if math.isfinite(value) else "–"
 
 
-def difference(metric: str, by: float) -> str:
+def difference(metric: str | Metric, by: float) -> str:
     """``+0.7`` points of an accuracy."""
-    by = 100 * by if metric == "accuracy" else by
+    found = known(metric)
     if not math.isfinite(by):
         return "–"
+    if found.digits == Metric.digits and found.unit != "%":
+        return "0" if not by else f"{'+' if by > 0 else ''}{text.tidy(by, '.3g')}"
+    by *= found.scale
     return "0.00" if abs(by) < 0.005 else f"{by:+.2f}"
 
 
@@ -170,7 +179,7 @@ def best_so_far(view: View) -> str:
         if view.training.now is None:
             return "Training begins: after each epoch the model is judged on validation images, and the best one is kept."
         return "After each epoch the model is judged on validation images; the best one is kept, whatever comes after it."
-    found = f"{text.metric(view.metric, best.value)} on validation{_compared(view, best)}"
+    found = f"{text.titled(view.metric, best.value)} on validation{_compared(view, best)}"
     if view.running and not over(view):
         return f"Best so far: epoch {best.epoch}, {found}. It is kept if you stop."
     last = view.training.epochs[-1].epoch
@@ -182,8 +191,12 @@ def _compared(view: View, best: EpochFinished) -> str:
         base = dict(view.lines).get(name)
         if base is None:
             continue
-        by = 100 * (best.value - base) if view.metric == "accuracy" else best.value - base
-        unit = " points" if view.metric == "accuracy" else ""
+        metric = view.measure
+        if metric.digits == Metric.digits and metric.unit != "%":
+            same = metric.bare(best.value) == metric.bare(base)
+            return f", the same as {name}" if same else f", {'over' if best.value > base else 'under'} {name}'s {metric.bare(base)}"
+        by = metric.scale * (best.value - base)
+        unit = " points" if metric.unit == "%" else ""
         if abs(by) < 0.005:
             return f", the same as {name}"
         return f", {abs(by):.1f}{unit} {'over' if by > 0 else 'under'} {name}" if abs(by) >= 0.1 else (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.errors import EngineError
@@ -44,10 +44,10 @@ class FileSplit:
         return images, self.labels[indices]
 
     def _decode(self, path: str) -> Image.Image:
-        image = _open(path)
+        image = opened(path)
         height, width = self.frame
         if self.transform is not None:
-            return _fit(image, self.transform)
+            return fitted(image, self.transform)
         if image.size != (width, height):
             found = f"{image.width}x{image.height}"
             raise EngineError(f"{path} is {found} but the first image is {width}x{height}: give --size (data.size) to resize")
@@ -56,16 +56,26 @@ class FileSplit:
 
 def frame_size(path: str) -> tuple[int, int]:
     """(H, W) of the image at ``path``; ``EngineError`` when it cannot be decoded."""
-    image = _open(path)
+    image = opened(path)
     return image.height, image.width
+
+
+def told_size(path: str) -> tuple[int, int]:
+    """(W, H) that the file at ``path`` says of itself, without decoding it. Raises EngineError where it is no image."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def turned(paths: Sequence[str]) -> int:
     """How many of the images at ``paths`` ask, in their EXIF data, to be turned or mirrored before they are shown."""
-    return sum(_orientation(path) not in _UPRIGHT for path in paths)
+    return sum(orientation(path) not in _UPRIGHT for path in paths)
 
 
-def _orientation(path: str) -> object:
+def orientation(path: str) -> object:
+    """How the EXIF data of the image at ``path`` ask to turn it, 5 to 8 by a quarter; None where they say nothing."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             return image.getexif().get(_ORIENTATION)
@@ -73,16 +83,31 @@ def _orientation(path: str) -> object:
         return None
 
 
-def _open(path: str) -> Image.Image:
+def opened(path: str, upright: bool = False) -> Image.Image:
+    """The image at ``path`` in RGB of 8 bits, turned as its EXIF data ask where it is to be ``upright``. Raises EngineError."""
     try:
         # Naming the formats keeps Pillow's rarer decoders away from files that only pretend to be images.
         with Image.open(path, formats=_FORMATS) as image:
-            return _to_rgb(image, path)
+            return _to_rgb(ImageOps.exif_transpose(image) if upright else image, path)
     except EngineError:
         raise
     except Exception as error:  # a damaged file can fail as anything, from OSError to struct.error
-        reason = type(error).__name__ if path in str(error) else str(error)[:100]
-        raise EngineError(f"{path} cannot be read as an image ({reason}): replace or remove it") from error
+        raise _unreadable(path, error) from error
+
+
+def levels(path: str) -> tuple[np.ndarray, str]:
+    """The numbers that the image at ``path`` stores, (H, W) or (H, W, channels), a palette's indices among them, and Pillow's name of
+    its mode. Raises EngineError."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return np.asarray(image), image.mode
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> EngineError:
+    reason = type(error).__name__ if path in str(error) else str(error)[:100]
+    return EngineError(f"{path} cannot be read as an image ({reason}): replace or remove it")
 
 
 def _to_rgb(image: Image.Image, path: str) -> Image.Image:
@@ -106,12 +131,13 @@ def _from_16_bits(image: Image.Image, path: str) -> Image.Image:
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def _fit(image: Image.Image, transform: Transform) -> Image.Image:
-    """As torchvision's ``Resize`` and ``CenterCrop`` do it, to the pixel: weights were measured on exactly that."""
+def fitted(image: Image.Image, transform: Transform, nearest: bool = False) -> Image.Image:
+    """As torchvision's ``Resize`` and ``CenterCrop`` do it, to the pixel: weights were measured on exactly that. ``nearest`` keeps the
+    numbers of a mask as they are."""
     shorter, longer = sorted(image.size)
     other = int(transform.resize * longer / shorter)
     scaled = (transform.resize, other) if image.width <= image.height else (other, transform.resize)
     if scaled != image.size:
-        image = image.resize(scaled, _INTERPOLATIONS[transform.interpolation])
+        image = image.resize(scaled, Image.Resampling.NEAREST if nearest else _INTERPOLATIONS[transform.interpolation])
     left, top = (round((side - transform.size) / 2) for side in image.size)
     return image.crop((left, top, left + transform.size, top + transform.size))

@@ -60,8 +60,8 @@ def load(
     """
     if folder is None:
         raise UsageError("imagefolder needs a folder of images: give --data DIR")
-    transform = _transform(folder, size, crop, interpolation, transform)
-    names = _class_names(classes) if classes is not None else None
+    transform = asked_transform(folder, size, crop, interpolation, transform)
+    names = class_names(classes) if classes is not None else None
     top = _child(folder, ("train",))
     top = top if top is not None and _subfolders(top) else None
     given = {"test": _child(folder, ("test",)), "validation": _child(folder, VALIDATION_NAMES)} if top else {}
@@ -99,9 +99,10 @@ def load(
     )
 
 
-def _transform(
+def asked_transform(
     folder: Path, size: int | None, crop: int | None, interpolation: Interpolation | None, transform: Transform | None
 ) -> Transform | None:
+    """``transform`` with what the options ask. Raises UsageError for a ``size`` or ``crop`` that leaves nothing."""
     for option, value in (("size", size), ("crop", crop)):
         if value is not None and value < 1:
             raise UsageError(f"data.{option} {value} leaves no image of {folder}: give a number of pixels, such as 224")
@@ -119,7 +120,7 @@ def _transform(
     return replace(transform, interpolation=interpolation) if interpolation else transform
 
 
-def _class_names(file: str) -> tuple[str, ...]:
+def class_names(file: str) -> tuple[str, ...]:
     """The lines of a file of class names. Raises EngineError where it cannot be read, is empty, or has a name twice."""
     try:
         lines = read_bytes(Path(file).expanduser(), MB).decode("utf-8-sig").splitlines()
@@ -221,6 +222,12 @@ def _find(top: Path) -> Found:
         listing[place.name] = sorted(own + deeper)
         below += len(deeper)
     return Found(listing, others, below)
+
+
+def list_images(folder: Path) -> list[str]:
+    """The paths of the images in ``folder`` and in the folders below it, in order."""
+    own, deeper = _list_images(folder, Counter())
+    return sorted(own + deeper)
 
 
 def _list_images(folder: Path, others: Counter[str]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,6 @@ def _common(given: Sequence[Any]) -> torch.dtype:
 
 def _truncated(at: At, number: str) -> str:
     return at.node("Mul", at.node("Sign", number), at.node("Floor", at.node("Abs", number)))
-
-
-def _div(at: At) -> str:
-    made = at.node("Div", at.args[0], at.args[1])
-    mode = at.kwargs.get("rounding_mode")
-    return made if mode is None else at.node("Floor", made) if mode == "floor" else _truncated(at, made)
 
 
 def _axes(at: At, given: Any) -> list[int]:
@@ -104,11 +99,14 @@ def _var(at: At) -> str:
 
 
 def _max(at: At) -> Any:
-    """Of two tensors, or along an axis; the places of the maxima have no form here."""
+    """Of two tensors, or along an axis with the places of the maxima."""
     if len(at.args) > 1 and isinstance(at.args[1], Value):
         return at.node("Max", at.args[0], at.args[1])
     made = _reduce("ReduceMax")(at)
-    return (made,) if len(at.shapes) > 1 else made
+    if len(at.shapes) < 2:
+        return made
+    axis, keep = at.args[1] % len(at.args[0].shape), int(bool(at.arg(2, "keepdim", False)))
+    return made, at.node("ArgMax", at.args[0], axis=axis, keepdims=keep)
 
 
 def _arange(at: At) -> str:
@@ -118,7 +116,7 @@ def _arange(at: At) -> str:
     count = at.node("Squeeze", at.graph.shape(at.shape, f"{at.hint}_count"))
     zero, one = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
     made = at.node("Range", zero, count, one)
-    return at.read(at.cast(Value(made, at.shape, None, torch.int64), at.kind))
+    return at.read(at.cast(Value(made, at.shape, None, torch.int64), at.result))
 
 
 def _flip(at: At) -> str:
@@ -143,7 +141,7 @@ def _repeat(at: At) -> str:
 def _times(out: Dim, size: Dim) -> Dim:
     """How often ``size`` fits in ``out``."""
     if isinstance(out, Batch):
-        return out.times // size.times if isinstance(size, Batch) else Batch(out.times // size)
+        return out.times // size.times if isinstance(size, Batch) else replace(out, times=out.times // size)
     assert isinstance(size, int)
     return out // size
 
@@ -210,7 +208,7 @@ MORE: dict[str, Build] = {
     "eq": _compare("Equal"), "ne": _compare("Equal", negated=True),
     "bitwise_not": lambda at: at.node("Not", at.args[0]), "logical_not": lambda at: at.node("Not", at.args[0]),
     "bitwise_and": _compare("And"), "logical_and": _compare("And"), "bitwise_or": _compare("Or"), "logical_or": _compare("Or"),
-    "div": _div, "trunc": lambda at: _truncated(at, at.read(at.args[0])),
+    "trunc": lambda at: _truncated(at, at.read(at.args[0])),
     "rsqrt": lambda at: at.node("Reciprocal", at.node("Sqrt", at.args[0])),
     "log1p": lambda at: at.node("Log", at.node("Add", at.args[0], 1.0)),
     "expm1": lambda at: at.node("Sub", at.node("Exp", at.args[0]), 1.0),

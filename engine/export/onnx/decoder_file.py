@@ -32,9 +32,11 @@ session.run(None, {first.name: numpy.zeros([1, 2], numpy.int64), **empty})
 
 
 def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
-    """Where no graph of the architecture is known here."""
+    """Where no graph of the architecture is known here, or weights are no integers."""
     if plan is not None:
-        return None
+        formats = ((row.path, row.actual.weights.format) for row in plan.layers if row.actual.weights)
+        other = next(((path, name) for path, name in formats if name), None)
+        return other and f"its kernels have no weights in {other[1]}, which {other[0]} has: give compressed-tensors or safetensors instead"
     try:
         architecture(model)
     except EngineError as error:

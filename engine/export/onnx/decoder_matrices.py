@@ -47,7 +47,9 @@ class Blocked:
 
 
 def blocked(weight: QTensor, path: str) -> Blocked:
-    """Raises EngineError for groups that are no multiple of 16."""
+    """Raises EngineError for groups that are no multiple of 16, and for weights that are no integers."""
+    if weight.format.levels:
+        raise EngineError(f"no kernel of ONNX Runtime has weights in {weight.format.name}, which {path} is: export to safetensors")
     rows, inputs = weight.codes.shape
     size = weight.scheme.size(inputs)
     block = _block(size, inputs, path)

@@ -29,7 +29,13 @@ class Asked:
     @property
     def int8(self) -> bool:
         """Whether int8 with one scale for each output holds the very same weights."""
-        return self.weights.groups(self.shape[1]) == 1 and (self.weights.symmetric or self.weights.bits < 8)
+        whole = self.weights.groups(self.shape[1]) == 1 and not self.weights.format.levels
+        return whole and (self.weights.symmetric or self.weights.bits < 8)
+
+
+def form_name(weights: WeightScheme) -> str:
+    """``int4``, or the name of a format that is no integer."""
+    return weights.format.name if weights.format.levels else f"int{weights.bits}"
 
 
 class MatrixKernel(Protocol):

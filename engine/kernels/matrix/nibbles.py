@@ -35,6 +35,8 @@ class Nibbles:
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
         if asked.kind == "Embedding" or asked.activations is not None:
             return "no matrix with float activations"
+        if asked.weights.format.levels:
+            return f"no kernel here multiplies {asked.weights.format.name}"
         if asked.weights.bits > 4:
             return f"{asked.weights.bits} bits are no nibble"
         if not group_of(asked.weights, asked.shape[1]):

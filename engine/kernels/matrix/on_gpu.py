@@ -32,6 +32,8 @@ class OnGpu:
             return "the model is on the processor"
         if asked.kind == "Embedding" or asked.activations is not None:
             return "no matrix with float activations"
+        if asked.weights.format.levels:
+            return f"no kernel here multiplies {asked.weights.format.name}"
         if asked.weights.bits > 4 and not asked.int8:
             return f"{asked.weights.bits} bits are no nibble, and group scales are not int8's"
         if asked.weights.bits <= 4 and not group_of(asked.weights, asked.shape[1]):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from engine.kernels.matrix.base import Asked
+from engine.kernels.matrix.base import Asked, form_name
 from engine.kernels.probe import Machine
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
@@ -18,7 +18,7 @@ class Rows:
     storage_only = False
 
     def label(self, asked: Asked, machine: Machine) -> str:
-        return f"int{asked.weights.bits} rows"
+        return f"{form_name(asked.weights)} rows"
 
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
         if asked.kind != "Embedding":
@@ -41,7 +41,7 @@ class PackedEmbedding(nn.Module):
     def __init__(self, weight: QTensor) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.codes.shape
-        self._scheme, self._scale, self._zero = weight.scheme, weight.scale, weight.zero
+        self._scheme, self._scale, self._zero, self._whole = weight.scheme, weight.scale, weight.zero, weight.tensor_scale
         self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.bits < 8 else _Whole(weight.codes)
 
     def share(self, look: Callable[[Tensor], Tensor]) -> None:
@@ -51,7 +51,7 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
         zero = None if self._zero is None else self._zero[flat]
-        rows = QTensor(self._look(flat), self._scale[flat], zero, self._scheme.format, self._scheme.group_size)
+        rows = QTensor(self._look(flat), self._scale[flat], zero, self._scheme.format, self._scheme.group_size, tensor_scale=self._whole)
         return rows.dequantize().view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:

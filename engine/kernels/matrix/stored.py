@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.kernels.matrix.base import Asked
+from engine.kernels.matrix.base import Asked, form_name
 from engine.kernels.probe import Machine
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
@@ -16,7 +16,7 @@ class Stored:
     storage_only = True
 
     def label(self, asked: Asked, machine: Machine) -> str:
-        return f"torch fp32, int{asked.weights.bits} stored"
+        return f"torch fp32, {form_name(asked.weights)} stored"
 
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
         return None if asked.activations is None else "activations are integers"

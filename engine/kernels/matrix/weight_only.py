@@ -38,6 +38,8 @@ class WeightOnly:
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
         if asked.kind == "Embedding" or asked.activations is not None:
             return "no matrix with float activations"
+        if asked.weights.format.levels:
+            return f"no kernel here multiplies {asked.weights.format.name}"
         if not asked.int8:
             bits = "" if asked.weights.bits == 8 else f"{asked.weights.bits}-bit "
             return f"no fast kernel takes {bits}weights with {_form(asked)} and float activations"

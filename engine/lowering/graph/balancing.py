@@ -26,12 +26,12 @@ _AT_ONCE = 8
 def balance(
     gm: fx.GraphModule, plan: Plan, layout: Layout, task: Task, items: int, stop: StopToken
 ) -> Generator[Event, None, tuple[fx.GraphModule, Plan, Layout, tuple[Branch, ...]]]:
-    """The graph with its narrow branches scaled, the plan that says so, the layout of both, and the branches. ``items`` of the
-    training split may be looked at; few are enough for a range's power of two."""
+    """The graph with its narrow branches scaled, the plan that says so, the layout of both, and the branches. ``items`` that
+    calibrate may be looked at; few are enough for a range's power of two."""
     watched = cat_inputs(gm, layout)
-    if not watched or not task.count("train"):
+    if not watched or not task.calibration_count(1):
         return gm, plan, layout, ()
-    batches = (inputs_of(gm, part) for part in task.batches("train", batch=_AT_ONCE, limit=min(items, _IMAGES)))
+    batches = (inputs_of(gm, part) for part in task.calibration_batches(batch=_AT_ONCE, limit=min(items, _IMAGES)))
     branches = find_branches(gm, layout, spans(gm, watched, _stoppable(batches, stop)))
     if not branches:
         return gm, plan, layout, ()

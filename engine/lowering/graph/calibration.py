@@ -30,7 +30,7 @@ def calibrate(
 ) -> Generator[Event, None, Mapping[str, QParams]]:  # fmt: skip
     """The grid of each value class, from the first ``items`` of the training split; with ``attended`` also ``Ranges``. ``readers``
     are given what each layer node reads in the fp32 graph."""
-    total = task.count("train", items)
+    total = task.calibration_count(items)
     if total == 0:
         raise EngineError(
             f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
@@ -40,7 +40,7 @@ def calibrate(
     watch = Watch(observed, layout) if attended else None
     due = Every(0.25, stop.clock)
     ticker = Ticker("calibrate", total, task.unit, clock=stop.clock)
-    for part in task.batches("train", batch=batch, limit=items, device=device):
+    for part in task.calibration_batches(batch=batch, limit=items, device=device):
         stop.check()
         observed.batch(*inputs_of(gm, part), count=part.count)
         if watch:

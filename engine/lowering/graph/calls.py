@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -26,12 +25,14 @@ _OPERATORS = (
 _MORE = {
     "torch": ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor"),
     "F": (
-        "relu_", "relu6", "elu_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid", "tanh", "sigmoid", "silu", "mish",
-        "gelu", "softplus", "softshrink", "upsample", "interpolate", "one_hot", "scaled_dot_product_attention",
+        "relu_", "relu6", "elu_", "celu_", "selu_", "threshold_", "leaky_relu_", "hardtanh_", "hardswish", "hardsigmoid", "logsigmoid",
+        "tanh", "sigmoid", "silu", "mish", "gelu", "softplus", "softshrink", "upsample", "upsample_nearest", "upsample_bilinear",
+        "interpolate", "one_hot", "scaled_dot_product_attention",
     ),
 }  # fmt: skip
 _ATTRIBUTES = ("shape", "device", "dtype", "T", "mT", "H", "mH", "ndim", "real", "imag")
-_MAKING = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+# Methods of tensors that torch's own list leaves out.
+_MORE_METHODS = frozenset({"unflatten", "new_empty", "new_full", "new_ones", "new_zeros", "new_tensor"})
 
 
 @lru_cache(maxsize=1)
@@ -39,13 +40,10 @@ def _by_name() -> dict[str, Callable[..., Any]]:
     """torch's own list of functions on tensors: it holds nothing that opens files or imports."""
     known = torch.overrides.get_overridable_functions()
     found: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
-    for prefix, space in (("torch", torch), ("F", F)):
-        listed = [
-            getattr(function, "__name__", "")
-            for function in known[space]
-            if getattr(space, getattr(function, "__name__", ""), 0) is function
-        ]
-        found.update({f"{prefix}.{name}": getattr(space, name) for name in (*listed, *_MORE[prefix]) if hasattr(space, name)})
+    for prefix, space in (("torch", torch), ("F", F), ("fft", torch.fft)):
+        names = {function: getattr(function, "__name__", "").removeprefix(f"{prefix}_") for function in known[space]}
+        listed = [name for function, name in names.items() if getattr(space, name, 0) is function]
+        found.update({f"{prefix}.{name}": getattr(space, name) for name in (*listed, *_MORE.get(prefix, ())) if hasattr(space, name)})
     return found
 
 
@@ -57,7 +55,7 @@ def _names() -> dict[Any, str]:
 @lru_cache(maxsize=1)
 def _methods() -> frozenset[str]:
     known = torch.overrides.get_overridable_functions()[torch.Tensor]
-    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_")).union(_MAKING)
+    return frozenset(name for m in known if (name := getattr(m, "__name__", "")) and not name.startswith("_")) | _MORE_METHODS
 
 
 def function_name(node: fx.Node) -> str:
@@ -141,47 +139,6 @@ def names_in(value: Any) -> list[str]:
     return found
 
 
-# Arguments that say whether there is a parameter, and those that a module keeps under another name.
-_FLAGS = ("bias", "add_bias_kv")
-_KEPT_AS = {("MultiheadAttention", "bias"): "in_proj_bias", ("MultiheadAttention", "add_bias_kv"): "bias_k"}
-
-
-def module_recipe(module: nn.Module) -> dict[str, Any] | None:
-    """Class and constructor arguments of a module of torch.nn, or None where it cannot be rebuilt from them."""
-    name = type(module).__name__
-    if getattr(nn, name, None) is not type(module):
-        return None
-    arguments: dict[str, Any] = {}
-    for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        hidden = parameter.name.startswith("_") or parameter.name in ("device", "dtype", "inplace")
-        if hidden or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        name_of_value = _KEPT_AS.get((name, parameter.name), parameter.name)
-        if not hasattr(module, name_of_value):
-            return None
-        value = getattr(module, name_of_value)
-        arguments[parameter.name] = value is not None if parameter.name in _FLAGS else value
-    try:
-        encoded = {key: encode(value) for key, value in arguments.items()}
-        again = build_module({"class": name, "arguments": encoded})
-    except Exception:
-        return None
-    same = {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
-    same = same and [type(m) for m in again.modules()] == [type(m) for m in module.modules()]
-    return {"class": name, "arguments": encoded} if same else None
-
-
-def build_module(recipe: dict[str, Any]) -> nn.Module:
-    """An uninitialised module of torch.nn in eval mode. Raises EngineError when the class is not one."""
-    kind = getattr(nn, str(recipe["class"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise EngineError(
-            f"the file asks for the module {recipe['class']!r}, which torch.nn does not have: it is damaged or not made by qtui"
-        )
-    module: nn.Module = kind(**{k: decode(v, str) for k, v in recipe["arguments"].items()})
-    return module.eval()
-
-
 def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str, Any]:
     """``function``, ``args`` and ``kwargs`` of a node; a module that only moves or averages values as the function it is."""
     if node.op != "call_module":
@@ -191,6 +148,12 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     rest: tuple[Any, ...]
     if isinstance(module, nn.Flatten):
         name, rest = "torch.flatten", (module.start_dim, module.end_dim)
+    elif isinstance(module, nn.PixelShuffle):
+        name, rest = "torch.pixel_shuffle", (module.upscale_factor,)
+    elif isinstance(module, nn.PixelUnshuffle):
+        name, rest = "torch.pixel_unshuffle", (module.downscale_factor,)
+    elif isinstance(module, nn.ChannelShuffle):
+        name, rest = "torch.channel_shuffle", (module.groups,)
     elif isinstance(module, nn.AdaptiveAvgPool2d):
         name, rest = "F.adaptive_avg_pool2d", (module.output_size,)
     elif isinstance(module, nn.AvgPool2d):
@@ -199,6 +162,13 @@ def function_call(node: fx.Node, name_of: Callable[[fx.Node], str]) -> dict[str,
     else:
         raise EngineError(f"{node.name}: {type(module).__name__} has no integer form")
     return {"function": name, "args": encode((source, *rest), name_of), "kwargs": {"dict": {}}}
+
+
+def padding(attrs: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+    """What a stored call of ``F.pad`` adds on each side, the last dimension first, and how it fills."""
+    given = dict(zip(("input", "pad", "mode"), decode(attrs["args"], lambda _: None), strict=False))
+    given |= decode(attrs["kwargs"], lambda _: None)
+    return tuple(given["pad"]), str(given.get("mode", "constant"))
 
 
 _POOLING = ("kernel", "stride", "padding", "dilation", "ceil_mode")

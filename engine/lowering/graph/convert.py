@@ -14,10 +14,11 @@ from torch import Tensor, fx
 
 from engine.kernels.base import geometry
 from engine.lowering.graph.call import of_program
-from engine.lowering.graph.calls import encode, function_call, module_recipe, names_in, pooling
+from engine.lowering.graph.calls import encode, function_call, names_in, pooling
 from engine.lowering.graph.fuse import LAYERS, folded_parameters
 from engine.lowering.graph.kinds import SIZES, attribute, kind, module_of, tensor_inputs
 from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
+from engine.lowering.graph.module_recipes import module_recipe
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.sizes import held_sizes
 from engine.numerics.qparams import QParams

@@ -29,6 +29,7 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
     nn.Flatten: "reshape",
+    **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), "shuffle"),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "identity"),
 }
 
@@ -44,7 +45,9 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.adaptive_avg_pool2d: "adaptive_avg_pool",
     torch.mean: "mean",
     **dict.fromkeys((torch.cat, torch.concat), "cat"),
+    **dict.fromkeys((F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle), "shuffle"),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), "functional_conv"),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), "functional_transposed"),
     F.linear: "functional_linear",
 }
 
@@ -130,7 +133,7 @@ def kind(node: fx.Node) -> str:
     if node.op == "call_method":
         return _METHODS.get(str(node.target), "other")
     if node.target is F.pad:
-        return "pad" if _constant_zero_pad(node) else "other"
+        return "pad" if pad_mode(node) else "other"
     if node.target is operator.getitem:
         # Taking one of a tuple of tensors moves no values of a tensor.
         read = source(node)
@@ -144,8 +147,11 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _constant_zero_pad(node: fx.Node) -> bool:
-    return _argument(node, 2, "mode", "constant") == "constant" and not _argument(node, 3, "value", None)
+def pad_mode(node: fx.Node) -> str | None:
+    """How a call of ``F.pad`` fills, by zeros (``constant``) or by values that are there (``reflect``, ``replicate``, ``circular``); None
+    where it fills with another number."""
+    mode = _argument(node, 2, "mode", "constant")
+    return str(mode) if mode != "constant" or not _argument(node, 3, "value", None) else None
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:

@@ -16,7 +16,7 @@ from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.kinds import kind, module_of, source, tensor_inputs
 from engine.recipe.spec import ActivationSpec, LayerSpec
 
-CARRIES = ("max_pool", "reshape", "identity", "slice", "pad", "cat")
+CARRIES = ("max_pool", "reshape", "identity", "slice", "pad", "cat", "shuffle")
 AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
 _IN_CONV2D = ("relu", "relu6", "hardswish")
 

@@ -27,9 +27,8 @@ def remove_identities(gm: fx.GraphModule) -> None:
             continue
         module = module_of(node)
         never = isinstance(module, nn.Identity) or getattr(module, "p", None) == 0
-        parts = kind(read) in ("conv", "linear", "bn", "conv_transpose", "functional_conv", "functional_linear") and any(
-            kind(user) in _TAKEN_IN or user.target is F.batch_norm for user in node.users
-        )
+        layer = kind(read) in ("conv", "linear", "bn", "conv_transpose") or kind(read).startswith("functional_")
+        parts = layer and any(kind(user) in _TAKEN_IN or user.target is F.batch_norm for user in node.users)
         if never or parts:
             node.replace_all_uses_with(read)
             gm.graph.erase_node(node)
@@ -51,6 +50,8 @@ def to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
             called = gm.graph.call_module(path, (read,))
         called.meta = dict(node.meta)
         node.replace_all_uses_with(called)
+        # At once: the new module may stand where what these read was.
+        _erase_unread(gm, node)
         made.append(path)
     gm.graph.eliminate_dead_code()
     gm.recompile()
@@ -208,6 +209,15 @@ def _affine(gm: fx.GraphModule, node: fx.Node) -> Found | None:
     own = tuple(n for one in dict.fromkeys((node, *node.all_input_nodes)) for n in one.all_input_nodes if n.op == "get_attr")
     owner = str(own[0].target).rpartition(".")[0] if own else ""
     return last, norm, _free(gm, owner, own) if owner else _free(gm, f"{last.target}_scale")
+
+
+def _erase_unread(gm: fx.GraphModule, node: fx.Node) -> None:
+    if node.users or node.op in ("placeholder", "output"):
+        return
+    read = node.all_input_nodes
+    gm.graph.erase_node(node)
+    for one in read:
+        _erase_unread(gm, one)
 
 
 def _elementwise(node: fx.Node, functions: tuple[Any, ...], method: str) -> bool:

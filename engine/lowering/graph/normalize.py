@@ -9,23 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import CONVOLUTIONS, attribute, kind, reads_below
+from engine.lowering.graph.kinds import CONVOLUTIONS, TRANSPOSED, attribute, kind, reads_below
 from engine.lowering.graph.sizes import hold
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_OF_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
 def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Rewrite, in place, each ``F.conv*d`` or ``F.linear`` whose weight and bias are parameters read by this call alone.
+    """Rewrite, in place, each ``F.conv*d``, ``F.conv_transpose*d`` or ``F.linear`` whose weight and bias are parameters that this call
+    alone reads.
 
     The module takes the path of the parameters' owner, and that of the weight where the owner holds something else too.
     Returns those paths.
     """
     replaced = []
     for node in list(gm.graph.nodes):
-        if kind(node) not in ("functional_conv", "functional_linear"):
+        if kind(node) not in ("functional_conv", "functional_transposed", "functional_linear"):
             continue
-        given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+        names = _OF_TRANSPOSED if kind(node) == "functional_transposed" else _ARGUMENTS
+        given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         weight, bias = given["weight"], given.get("bias")
         if not _private(weight) or not (bias is None or _private(bias)):
             continue
@@ -109,12 +112,15 @@ def _build(node: fx.Node, weight: Tensor, bias: Tensor | None, given: dict[str, 
     if node.target is F.linear:
         module: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
-        build: Any = CONVOLUTIONS[weight.dim() - 3]
-        sizes = {name: given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
+        transposed = kind(node) == "functional_transposed"
+        build: Any = (TRANSPOSED if transposed else CONVOLUTIONS)[weight.dim() - 3]
+        defaults = {"stride": 1, "padding": 0, "dilation": 1, **({"output_padding": 0} if transposed else {})}
+        sizes = {name: given.get(name, default) for name, default in defaults.items()}
         if any(not isinstance(v, int | str) and any(not isinstance(i, int) for i in v) for v in sizes.values()):
             return None
         groups = given.get("groups", 1)
-        shape = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+        channels = (weight.shape[0], weight.shape[1] * groups) if transposed else (weight.shape[1] * groups, weight.shape[0])
+        shape = (*channels, tuple(weight.shape[2:]))
         module = build(*shape, groups=groups, bias=bias is not None, device="meta", **sizes)
     module.weight = nn.Parameter(weight.detach())
     if bias is not None:

@@ -19,6 +19,7 @@ from engine.kernels.base import IntegerLayer, Kernel
 from engine.lowering.graph import binding, calls
 from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, Tensors, mirrored
 from engine.lowering.graph.input_spec import Taking, TakingCall, wrong_size
+from engine.lowering.graph.module_recipes import build_module
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
 from engine.models.memory import channels_last
@@ -339,12 +340,12 @@ class QuantizedModel(nn.Module):
         return (self._steps.mean(source, target, bool(flat), run) if able and self._steps else None) or run
 
     def _op_pad(self, step: Step) -> Function:
-        pads = calls.decode(step.attrs["args"], lambda _: None)[1]
-        zero = int(step.attrs["grid"][1])
+        pads, mode = calls.padding(step.attrs)
+        zero = int(step.attrs["grid"][1]) if mode == "constant" else None
 
         def run(x: Tensor) -> Tensor:
             channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            y = F.pad(x, pads, value=zero)
+            y = F.pad(x, pads, mode, zero)
             return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
         return run
@@ -366,7 +367,7 @@ class QuantizedModel(nn.Module):
         """The module of a ``module`` step with its weights, in eval mode. Raises EngineError where its code is missing."""
         a = step.attrs
         if a["module"] is not None:
-            module = calls.build_module(a["module"])
+            module = build_module(a["module"])
         elif a["path"] in self._whole:
             module = copy.deepcopy(self._whole[a["path"]])
         else:

@@ -11,6 +11,8 @@ from engine.lowering.graph.call import inputs_of, largest, largest_difference
 from engine.lowering.graph.constants import fold_constants
 from engine.lowering.graph.normalizations import fold_into_readers, linears_on_rows, remove_identities, to_modules
 from engine.lowering.graph.normalize import chunks_to_slices, functional_to_modules
+from engine.lowering.graph.padding import pads_as_steps
+from engine.lowering.graph.subpixel import transposed_to_convolutions
 from engine.tasks.base import Batch
 
 _CLOSE = 1e-4
@@ -29,7 +31,9 @@ def simplify(gm: fx.GraphModule, example: Batch | Tensor) -> fx.GraphModule:
         to_modules(new)
         remove_identities(new)
         linears_on_rows(new)
+        pads_as_steps(new)
         fold_into_readers(new)
+        transposed_to_convolutions(new)
         new.graph.lint()
         change = largest_difference(new(*(x.clone() for x in inputs)), expected)
     if not change <= _CLOSE * max(1.0, largest(expected)):

@@ -70,7 +70,7 @@ def operations(gm: fx.GraphModule, model: QuantizedModel) -> list[dict[str, Any]
         moves = kind(node) in (*CARRIES, "get_attr") or (module is not None and any(True for _ in module.parameters()))
         if node.name in steps and node.meta.get("dtype") == torch.float32 and not moves:
             name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
-            reason = NOT_ITS_OWN if kind(node) in ("functional_conv", "functional_linear") else IN_FLOAT
+            reason = NOT_ITS_OWN if kind(node).startswith("functional_") else IN_FLOAT
             found[name.strip("_"), reason] += 1
     return [{"operation": name, "count": count, "reason": reason} for (name, reason), count in found.most_common()]
 

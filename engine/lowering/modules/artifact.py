@@ -82,14 +82,15 @@ def buffers(model: Any) -> Tensors:
 
 @torch.no_grad()
 def _decoder(about: Mapping[str, Any], tensors: Tensors) -> QuantizedDecoder:
-    shape = skeleton(about["config"], len(tensors))
+    separate = about.get("experts") == "separate"
+    shape = skeleton(about["config"], len(tensors), separate)
     matrices = _matrices(about["matrices"], tensors)
     rest = {name.removeprefix("rest/"): tensor for name, tensor in tensors.items() if name.startswith("rest/")}
     kept = {name.removeprefix("buffer/"): tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
     if len(rest) + len(kept) != len(tensors):
         raise ValueError("it holds tensors of no part of the model")
     _check(QuantizedDecoder(shape, matrices), rest, kept)
-    twin = empty(about["config"])
+    twin = empty(about["config"], separate)
     for path, held in matrices.items():
         if held.tied is None:
             weight_of(twin.get_submodule(path)).copy_(held.weight.dequantize())
@@ -103,9 +104,9 @@ def _matrices(about: Mapping[str, Any], tensors: Tensors) -> dict[str, Quantized
     weights: dict[str, QTensor] = {}
     for path, entry in about.items():
         if entry["tied"] is None:
-            places = {part: f"matrix/{path}/{part}" for part in ("packed", "scale", "zero")}
+            places = {part: f"matrix/{path}/{part}" for part in ("packed", "scale", "zero", "tensor_scale")}
             weights[path] = from_tensors({part: tensors.pop(name) for part, name in places.items() if name in tensors}, entry)
-            if not torch.isfinite(weights[path].scale).all():
+            if not torch.isfinite(weights[path].scale.to(torch.float32)).all():
                 raise ValueError(f"scales of {path} are not finite")
     return {path: matrix(path, entry, weights[entry["tied"] or path]) for path, entry in about.items()}
 

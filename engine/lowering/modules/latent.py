@@ -17,21 +17,20 @@ MARGIN = 0.49
 
 
 class _Rounded(torch.autograd.Function):
-    """``scale * (round(place) - zero)`` with the scale of each group multiplied by ``exp(growth)`` and rounded to float16."""
+    """``scale * (round(place) - zero)`` with the scale of each group multiplied by ``exp(growth)`` and rounded as it is stored."""
 
     @staticmethod
     def forward(ctx: Any, place: Tensor, growth: Tensor, start: QTensor) -> Tensor:
         rounded = _stored(place, growth, start)
         weight = rounded.dequantize()
-        ctx.save_for_backward(weight, rounded.scale)
+        ctx.save_for_backward(weight, WeightQParams.of(rounded).columns(weight.shape[1])[0])
         ctx.scheme = start.scheme
         return weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
-        weight, scale = ctx.saved_tensors
-        step, _ = WeightQParams(ctx.scheme, scale, None).columns(weight.shape[1])
+        weight, step = ctx.saved_tensors
         return grad * step, in_groups(grad * weight, ctx.scheme).sum(2), None
 
 
@@ -71,5 +70,7 @@ class Latent(nn.Module):
 
 
 def _stored(place: Tensor, growth: Tensor, start: QTensor) -> QTensor:
-    scale = (start.scale.to(torch.float32) * growth.exp()).clamp_(SMALLEST, LARGEST).to(torch.float16)
-    return replace(start, codes=start.format.encode(start.format.round(place)), scale=scale)
+    wanted = WeightQParams.of(start).step * growth.exp()
+    grid = WeightQParams.stored(start.scheme, wanted.clamp_(SMALLEST, LARGEST))
+    codes = start.format.encode(start.format.round(place))
+    return replace(start, codes=codes, scale=grid.scale, tensor_scale=grid.tensor_scale)

@@ -27,7 +27,7 @@ def _row(model: Any, row: LayerRow) -> WeightRow:
     spec = scheme_of(row.actual.weights)
     low, high = (end.item() for end in weight.aminmax())
     grid = minmax(weight, spec)
-    step = grid.scale.float()
+    step = grid.step
     if grid.zero is None:
         least, greatest = spec.low * step.max().item(), spec.high * step.max().item()
     else:

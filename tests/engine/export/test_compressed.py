@@ -20,10 +20,12 @@ from engine.export.compressed_tensors import write_folder as write
 from engine.lowering.modules.layers import plan
 from engine.lowering.modules.quantized import QuantizedDecoder, apply
 from engine.models.anatomy import anatomy
+from engine.numerics.formats import FORMATS
 from engine.numerics.scheme import WeightScheme, int_scheme
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 LINEAR = ["llama", "mistral", "opt", "pythia", "qwen2", "qwen3"]
+FLOATS = [WeightScheme(FORMATS[name], FORMATS[name].block) for name in ("fp8_e4m3", "mxfp8", "mxfp4", "nvfp4")]
 SPECS = [
     int_scheme(4, 8),
     int_scheme(4, 8, True),
@@ -101,6 +103,41 @@ def test_the_library_unpacks_the_same_numbers(spec: WeightScheme) -> None:
     got = compressor.decompress(stored_matrix(weight, scheme), QuantizationScheme(**scheme.entry([path])))["weight"]
     # The library multiplies in the scale's own float16.
     assert torch.allclose(got.float(), weight.dequantize(), rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("spec", FLOATS, ids=str)
+def test_the_library_unpacks_the_same_floats_of_few_bits(spec: WeightScheme) -> None:
+    library()
+    from compressed_tensors.compressors.base import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    decoder = wide("llama", spec, hidden_size=64, intermediate_size=96)
+    path = "model.layers.0.mlp.down_proj"
+    weight, scheme = decoder.matrices[path].weight, schemes_of(decoder)[path]
+    compressor: Any = BaseCompressor.get_value_from_registry(scheme.format)
+    got = compressor.decompress(stored_matrix(weight, scheme), QuantizationScheme(**scheme.entry([path])))["weight"]
+    # The library multiplies in the scale's own type, bfloat16 of microscaling formats.
+    assert torch.allclose(got.float(), weight.dequantize(), rtol=2**-8, atol=0)
+    if spec.format.name == "mxfp4":
+        assert torch.equal(got.float(), weight.dequantize())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", FLOATS, ids=str)
+def test_the_libraries_read_folders_in_floats_of_few_bits(spec: WeightScheme, tmp_path: Path) -> None:
+    library()
+    from engine.export.compressed_tensors_run import CompressedDecoder
+
+    decoder = wide("llama", spec, hidden_size=64, intermediate_size=96)
+    write(decoder, None, tmp_path)
+    for parameter in decoder.twin.parameters():
+        parameter.copy_(parameter.half())
+    apply(decoder.twin, {path: decoder.matrices[path].weight for path in schemes_of(decoder)})
+    ids = some_ids()
+    wanted = decoder.twin(input_ids=ids, use_cache=False).logits.float()
+    found = CompressedDecoder(tmp_path)(ids)
+    # Its products of a block's and the tensor's scale are bfloat16, where there are two.
+    assert (found - wanted).norm() < (1e-2 if spec.format.two_level else 2e-3) * wanted.norm()
 
 
 @torch.no_grad()

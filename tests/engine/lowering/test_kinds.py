@@ -64,9 +64,14 @@ SPELLINGS = {
     "identity": [lambda s, x: x.contiguous(), lambda s, x: x.clone(), lambda s, x: F.dropout(x, 0.5, s.training)],
     "slice": [lambda s, x: x[:, ::2], lambda s, x: x[..., 1:]],
     "cat": [lambda s, x: torch.cat([x, x]), lambda s, x: torch.concat((x, x), 1)],
-    "pad": [lambda s, x: F.pad(x, (1, 1)), lambda s, x: F.pad(x, (1, 1), mode="constant", value=0.0)],
-    "other": [
+    "pad": [
+        lambda s, x: F.pad(x, (1, 1)),
+        lambda s, x: F.pad(x, (1, 1), mode="constant", value=0.0),
         lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda s, x: F.pad(x, (1, 1, 1, 1), "circular"),
+    ],
+    "shuffle": [lambda s, x: F.pixel_shuffle(x, 2), lambda s, x: F.channel_shuffle(x, 2)],
+    "other": [
         lambda s, x: F.pad(x, (1, 1), value=1.0),
         lambda s, x: x.chunk(2, 1)[0],
         lambda s, x: torch.sigmoid(x),

@@ -45,6 +45,14 @@ class FrozenNorm(nn.Module):
         return x * scale + (b - m * scale)  # type: ignore[no-any-return]
 
 
+class Held(nn.Module):
+    """One number a channel, under a name that no normalization has."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(channels, 1, 1))
+
+
 class LinearNorm(nn.Module):
     """A linear layer on tokens whose normalization sees them as rows."""
 
@@ -111,6 +119,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: Net(lambda s, x: s.n(s.t(s.c(x))), c=conv(), t=nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2), n=nn.BatchNorm2d(6)), 1,
     ),
     "a scale alone": (lambda: Net(lambda s, x: s.c(x) * s.g, c=conv(), g=nn.Parameter(torch.rand(8, 1, 1))), 1),
+    "a shift that a module of its own holds": (lambda: Net(lambda s, x: s.c(x) + s.v.value, c=conv(), v=Held(8)), 1),
     "used twice through the function": (
         lambda: Net(lambda s, x: s.n(s.c(x)) + s.n(s.e(x)), c=conv(), e=conv(), n=NormAct(8)), 2,
     ),

@@ -210,3 +210,45 @@ def test_the_file_that_is_written_to_begin_with_runs_as_it_is(own_cache: Path, t
     assert report["ptq"]["value"] > 0.9 and report["data"]["name"] == "digits"
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     assert f"task: {tmp_path}/task.py:task" in recipe
+
+
+def evaluated(metric: Any, outputs: torch.Tensor, targets: torch.Tensor) -> Any:
+    evaluator = engine.Task.of(LOADER, metric=metric).evaluator()
+    evaluator.update(outputs, targets)
+    return evaluator
+
+
+def mse(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((outputs - targets).square().mean())
+
+
+def test_an_answer_that_looks_at_nothing_has_the_metric_of_the_most_frequent_class_or_of_the_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.tensor([0, 1, 1, 1, 2, 2, 0, 1, 1, 2])
+    assert evaluated(accuracy, torch.randn(10, 3, generator=draw), targets).chance() == pytest.approx(0.5)
+    masks = targets.reshape(10, 1, 1).expand(10, 2, 2)
+    assert evaluated(accuracy, torch.randn(10, 3, 2, 2, generator=draw), masks).chance() == pytest.approx(0.5)
+    numbers = torch.randn(50, 1, generator=draw)
+    assert evaluated(mse, torch.randn(50, 1, generator=draw), numbers).chance() == pytest.approx(numbers.var(unbiased=False).item())
+    labels = (torch.rand(40, 2, generator=draw) < torch.tensor([0.2, 0.8])).float()
+
+    def exact(outputs: torch.Tensor, wanted: torch.Tensor) -> float:
+        return ((outputs > 0) == (wanted > 0)).float().mean().item()
+
+    best = torch.maximum(labels.mean(0), 1 - labels.mean(0)).mean().item()
+    assert evaluated(exact, torch.randn(40, 2, generator=draw), labels).chance() == pytest.approx(best)
+    assert evaluated(accuracy, torch.randn(10, 3, generator=draw), targets.float()).chance() is None
+
+
+def test_the_error_of_a_difference_is_that_of_paired_items() -> None:
+    draw = torch.Generator().manual_seed(0)
+    targets, outputs = torch.randn(400, 1, generator=draw), torch.randn(400, 1, generator=draw)
+    moved = outputs + 0.3 * torch.randn(400, 1, generator=draw)
+    each = (moved - targets).square() - (outputs - targets).square()
+    wanted = each.std().item() / 400**0.5
+    assert evaluated(mse, moved, targets).difference_error(evaluated(mse, outputs, targets)) == pytest.approx(wanted, rel=0.2)
+    # No item is answered otherwise: what one more could change, as Agresti and Min count it, less what is right by chance.
+    classes = torch.arange(32) % 4
+    right = torch.nn.functional.one_hot(classes, 4).float()
+    assert evaluated(accuracy, right, classes).difference_error(evaluated(accuracy, right, classes)) == pytest.approx(0.75 / 34)
+    assert evaluated(accuracy, right[:4], classes[:4]).difference_error(evaluated(accuracy, right[:4], classes[:4])) is None

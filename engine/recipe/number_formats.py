@@ -1,0 +1,82 @@
+"""The number formats that a recipe can name beside integers of so many bits. Torch-free; a format is a line here.
+
+Floats of few bits are those of the OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2) and of the OCP Microscaling Formats
+Specification 1.0, section 5.3 (E2M3, E3M2, E2M1, INT8); blocks of ``mx…`` share a power of two (section 5.2). NVFP4 has blocks of 16
+with scales in E4M3 and one float32 for the tensor; NF4 are quantiles of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314,
+appendix E).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.errors import UsageError, nearest
+
+Scale = Literal["float16", "e8m0", "e4m3"]
+
+
+@dataclass(frozen=True)
+class FormatEntry:
+    """``levels`` are the values of the codes 0, 1, …, NaN where a code stands for no number. ``block`` is how many weights share a
+    scale, 0 where whoever asks for the format says so. ``scale`` is how scales are stored: powers of two (``e8m0``), or ``e4m3`` with one
+    float32 for the tensor beside."""
+
+    name: str
+    bits: int
+    title: str
+    levels: tuple[float, ...]
+    block: int = 0
+    scale: Scale = "float16"
+
+
+def minifloat(exponent: int, mantissa: int, nonfinite: Literal["none", "nan", "ieee"] = "none") -> tuple[float, ...]:
+    """The values of all codes of a float with a sign and so many bits of exponent and mantissa, the bias being 2^(exponent-1) - 1.
+    ``nan`` takes the code of all ones for NaN, ``ieee`` the largest exponent for infinities and NaN: both are NaN here.
+
+    >>> minifloat(2, 1)[:8]
+    (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    """
+    bias, largest = (1 << (exponent - 1)) - 1, (1 << exponent) - 1
+    positive: list[float] = []
+    for power in range(largest + 1):
+        for part in range(1 << mantissa):
+            fraction = part / (1 << mantissa)
+            value = (1 + fraction) * 2.0 ** (power - bias) if power else fraction * 2.0 ** (1 - bias)
+            all_ones = power == largest and part == (1 << mantissa) - 1
+            beyond = (nonfinite == "nan" and all_ones) or (nonfinite == "ieee" and power == largest)
+            positive.append(math.nan if beyond else value)
+    return (*positive, *(-value for value in positive))
+
+
+_E4M3, _E5M2 = minifloat(4, 3, "nan"), minifloat(5, 2, "ieee")
+_E2M3, _E3M2, _E2M1 = minifloat(2, 3), minifloat(3, 2), minifloat(2, 1)
+_INT8 = tuple((code - 256 if code > 127 else code) / 64 for code in range(256))
+_NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434,
+    0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+NUMBER_FORMATS: dict[str, FormatEntry] = {
+    entry.name: entry
+    for entry in (
+        FormatEntry("fp8_e4m3", 8, "FP8 E4M3", _E4M3),
+        FormatEntry("fp8_e5m2", 8, "FP8 E5M2", _E5M2),
+        FormatEntry("mxfp8", 8, "MXFP8 E4M3, blocks of 32", _E4M3, 32, "e8m0"),
+        FormatEntry("mxfp6_e2m3", 6, "MXFP6 E2M3, blocks of 32", _E2M3, 32, "e8m0"),
+        FormatEntry("mxfp6_e3m2", 6, "MXFP6 E3M2, blocks of 32", _E3M2, 32, "e8m0"),
+        FormatEntry("mxfp4", 4, "MXFP4, blocks of 32", _E2M1, 32, "e8m0"),
+        FormatEntry("mxint8", 8, "MXINT8, blocks of 32", _INT8, 32, "e8m0"),
+        FormatEntry("nvfp4", 4, "NVFP4, blocks of 16", _E2M1, 16, "e4m3"),
+        FormatEntry("nf4", 4, "NF4", _NF4),
+    )
+}
+
+
+def format_entry(name: str) -> FormatEntry:
+    """Raises UsageError for a name that is not known."""
+    if name not in NUMBER_FORMATS:
+        raise UsageError(f"no number format {name!r}: {nearest(name, list(NUMBER_FORMATS))}")
+    return NUMBER_FORMATS[name]

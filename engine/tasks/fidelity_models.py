@@ -1,0 +1,83 @@
+"""The model of a run without labels: its outputs are counted by its weights, as no data say how many it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import registry as data_registry
+from engine.data.items import ItemData
+from engine.errors import EngineError
+from engine.models import custom
+from engine.models.cached import cached_weights
+from engine.models.registry import ModelEntry, find
+from engine.models.transform import Transform
+from engine.models.weights_file import fill, load_state, read_checkpoint
+from engine.recipe.recipe import Recipe
+from engine.tasks import image_models, items
+
+TASK = "fidelity"
+# ImageNet's, which published networks have.
+_CLASSES = 1000
+
+
+def transform_of(model: str) -> Transform | None:
+    """What a model of the list expects of photographs; None for one's own. Raises UsageError for an unknown name."""
+    published = None if custom.is_custom(model) else find(model).published
+    return published.transform if published else None
+
+
+def build(recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:
+    """The model that ``recipe`` names and where its weights come from. Raises UsageError or EngineError in one line."""
+    if custom.is_custom(recipe.model):
+        model, weights = items.build(recipe, TASK, data)
+    else:
+        model, weights = _listed(find(recipe.model), recipe, data)
+    image_models.settle(model)
+    broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if broken:
+        raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
+    return model, weights
+
+
+def _listed(entry: ModelEntry, recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:
+    entry.fits(TASK)
+    known = data_registry.known_as(recipe.data.name)
+    packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)
+    file, words = (
+        (Path(recipe.weights), f"from {recipe.weights}") if recipe.weights
+        else (packaged, "from the package") if packaged
+        else (kept, "from the cache") if kept.is_file()
+        else (None, "from torchvision")
+    )  # fmt: skip
+    if file is None and entry.published is None:
+        raise EngineError(f"{entry.name} has no weights for {data.name}: give --weights FILE, or data that it has weights for")
+    side = _side(data)
+    if file is None:
+        assert entry.published is not None
+        from engine.models.torchvision_build import published_state
+
+        model = entry.build(_CLASSES, side, image_models.stem_of(entry, recipe, None, None))
+        published = published_state(entry.published, "give --weights FILE")
+        fill(model, published, f"torchvision's weights ({entry.published.file})", entry.name, data.name)
+        return model, words
+    found = read_checkpoint(file)
+    stem = entry.stem(image_models.stem_of(entry, recipe, file, found.tensors), side or 0)
+    model = entry.build(_outputs(entry.build(_CLASSES, side, stem), found.tensors), side, stem)
+    load_state(model, found.tensors, file, entry.name, data.name)
+    return model, words + found.said
+
+
+def _outputs(model: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """The outputs of the network that ``state`` is of: the size of its last parameter."""
+    last = state.get(list(model.state_dict())[-1])
+    return len(last) if last is not None and last.dim() else _CLASSES
+
+
+def _side(data: ItemData) -> int | None:
+    """The height of the data's images; None for what are none."""
+    inputs = data.train.read([0]).inputs
+    return int(inputs.shape[-2]) if isinstance(inputs, Tensor) and inputs.dim() == 4 else None
