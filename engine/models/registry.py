@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
 from engine.models.torchvision_detectors import DETECTORS
+from engine.models.torchvision_segmentation import SEGMENTERS, Segmenter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,9 +29,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
     a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``. ``task`` is what it is for, and ``others``
-    are further tasks that it takes; ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the
-    training that it takes by the data's name, ``""`` for any other."""
+    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``, ``segmenter`` what it knows of those for
+    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
+    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -38,6 +39,7 @@ class ModelEntry:
     shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
     published: Published | None = None
+    segmenter: Segmenter | None = None
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -81,6 +83,12 @@ _OF_IMAGES = ("multilabel", "regression")
 
 def _of_torchvision(published: Published) -> ModelEntry:
     return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
+
+
+def _segmenter(known: Segmenter) -> ModelEntry:
+    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
+    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", schedule=fields)
 
 
 def _detector(name: str, description: str) -> ModelEntry:
@@ -134,6 +142,7 @@ ENTRIES: dict[str, ModelEntry] = {
             packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
             schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
+        *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),
         *(_detector(name, description) for name, description in DETECTORS.items()),
     )

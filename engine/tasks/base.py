@@ -164,8 +164,8 @@ class Task(ABC):
 
     @staticmethod
     def of(
-        train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
-        unit: str = "", higher_is_better: bool | None = None,
+        train: Any, validation: Any = None, test: Any = None, *, metric: Any = None, loss: Any = None, name: str = "own",
+        item: str = "item", unit: str = "", higher_is_better: bool | None = None,
     ) -> Task:  # fmt: skip
         """A task of one's own.
 
@@ -176,6 +176,8 @@ class Task(ABC):
 
         ``metric`` is a function ``(outputs, targets) -> number`` over a whole split, an object with ``update``, ``compute`` and
         ``reset`` as torchmetrics has, or a dict of several, of which the first decides. ``unit`` "%" marks a part (0..1).
+        Without a metric the model is judged against fp32 alone, by the SQNR of its outputs; a batch may then be a tensor, or a list of
+        one, without targets.
         ``loss`` is a function ``(outputs, targets) -> tensor`` of one batch; without it training distils from fp32.
         Raises UsageError for a loader that can be read once alone.
 
@@ -279,6 +281,17 @@ class Task(ABC):
     def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
         """What the raw outputs say of each item of ``batch``, in order; empty where there is nothing to be shown of single items."""
         return ()
+
+    def picture(self, batch: Batch, index: int) -> Tensor | None:
+        """The item at ``index`` of ``batch`` as an image uint8 (3, H, W) for a person to look at; None where it is none. What was
+        normalized is stretched to the range of the item's own values."""
+        image = next((x for x in batch.args if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)), None)
+        if image is None:
+            return None
+        pixels = image[index].detach().float().cpu()
+        low, high = pixels.min(), pixels.max()
+        spread = ((pixels - low) / (high - low).clamp_min(1e-9) * 255).round().clamp(0, 255).nan_to_num()
+        return spread.expand(3, -1, -1).to(torch.uint8)
 
     def describe(self, models: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, list[dict[str, Any]]]:
         """What a person looks at beside the figures, for the report's ``samples``."""
