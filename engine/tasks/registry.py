@@ -75,7 +75,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
         TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
         TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
-        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "images", "digit-boxes", "engine.tasks.detection"),
         TaskEntry(
             "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
         ),

@@ -40,9 +40,9 @@ def find(place: Path) -> dict[SplitName, Path] | None:
         return by_split
     if len(files) < 2:
         return {"train": files[0]} if files else None
-    names = ", ".join(file.name for file in files[:3])
+    some = ", ".join(file.name for file in files[:3])
     raise EngineError(
-        f"{files[0].parent} holds {len(files)} JSON files ({names} …): name them by split (train, val, test), or give one file"
+        f"{files[0].parent} holds {len(files)} JSON files ({some} …): name them by split (train, val, test), or give one file"
     )
 
 

@@ -336,7 +336,8 @@ def _suppressed(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, overl
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     pytest.importorskip("onnxruntime")
     out = tmp_path_factory.mktemp("detection") / "run"
-    recipe = Recipe.make(model="tiny-detector", export=("onnx",), data={"name": "digit-boxes", "limit": 120, "calibration": 256})
+    data = {"name": "digit-boxes", "limit": 120, "calibration": 256}
+    recipe = Recipe.make(model="tiny-detector", export=("onnx",), data=data, qat={"mode": "never"})
     return out, engine.quantize(recipe, out).data
 
 
