@@ -119,12 +119,13 @@ class Choice:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
         task = task_name(self.model, self.task)
         data, text = data_for(self.data, task), task == TEXT
-        asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
+        named = {"data": {"name": data}} if data else {}
+        asked: dict[str, Any] = {"model": self.model, **named, "device": self.device, "threshold": self.threshold}
         if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
-        named = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
-        given = {name: value for name, value in named if value}
+        further = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
+        given = {name: value for name, value in further if value}
         return {**asked, **given}
 
     def with_model(self, name: str) -> Choice:
@@ -168,7 +169,7 @@ def reads_text(model: str) -> bool:
 def data_for(data: str, task: str) -> str:
     """What a model is run on where a person has chosen ``data``: the data set of another task is no choice for ``task``."""
     found = data_task(data)
-    return data if found in (None, task) or task not in TASKS else default_data(task)
+    return data if found in (None, task) or not default_data(task) or task not in TASKS else default_data(task)
 
 
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
@@ -246,7 +247,7 @@ def reads_files(task: str) -> bool:
     """Whether a task reads files of one's own."""
     from engine.data.registry import READERS
 
-    return task in ("classification", TEXT) or task in READERS
+    return task in ("classification", TEXT) or task in READERS or not default_data(task)
 
 
 def task_options() -> tuple[tuple[str, str], ...]:
@@ -312,6 +313,11 @@ def wrong_folder(value: str) -> str | None:
 
 def wrong_text(value: str) -> str | None:
     return None if Path(value).expanduser().exists() else f"there is no file or folder {text.plain(value)}"
+
+
+def wrong_inputs(value: str) -> str | None:
+    """What is wrong with data of a task without labels: files, the name of a data set, or a shape."""
+    return None if value.startswith("random:") or data_task(value) else wrong_text(value)
 
 
 def wrong_file(value: str) -> str | None:

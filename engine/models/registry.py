@@ -107,6 +107,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
             factory="engine.models.unet:UNet",
             task="segmentation",
+            input="3×8n×8n",
             packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
             schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
         ),

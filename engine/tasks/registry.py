@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like, in
-    a few words. ``reads`` says what the model is given, and
-    ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like in a
+    few words. ``reads`` says what the model is given, and ``memory`` which key of the recipe to lower where memory runs out. ``module``
+    is imported when the task is used."""
 
     name: str
     title: str
@@ -70,11 +70,51 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
-        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
-        TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
-        TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
-        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
-        TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
+        TaskEntry(
+            "fidelity",
+            "fp32's outputs, on inputs without labels",
+            "SQNR",
+            "anything",
+            "",
+            "engine.tasks.fidelity",
+            files="a folder of images or audio, an .npy, .npz or .pt of inputs, or random:3x224x224",
+        ),
+        TaskEntry(
+            "segmentation",
+            "the class of each pixel",
+            "mIoU",
+            "images",
+            "digit-scenes",
+            "engine.tasks.segmentation",
+            files="a folder with images/ and masks/, or in VOC's layout",
+        ),
+        TaskEntry(
+            "multilabel",
+            "which labels hold for an image",
+            "mAP",
+            "images",
+            "digit-attributes",
+            "engine.tasks.multilabel",
+            files="a folder of images with a CSV, a column for each label",
+        ),
+        TaskEntry(
+            "detection",
+            "what is where in an image",
+            "mAP 50:95",
+            "anything",
+            "digit-boxes",
+            "engine.tasks.detection",
+            files="a folder of images with COCO, YOLO or VOC annotations",
+        ),
+        TaskEntry(
+            "regression",
+            "numbers of an item",
+            "MAE",
+            "anything",
+            "diabetes",
+            "engine.tasks.regression",
+            files="a CSV of numbers, or of images and numbers",
+        ),
     )
 }
 
