@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
+from engine.models.torchvision_detectors import DETECTORS
+from engine.models.torchvision_segmentation import SEGMENTERS, Segmenter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +27,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``factory`` is ``module:callable`` and takes the number of classes; ``packaged`` maps a data set's name to the
-    weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``. ``task`` is what it is for, and ``others``
-    are further tasks that it takes; ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the
-    training that it takes by the data's name, ``""`` for any other."""
+    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
+    a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
+    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``, ``segmenter`` what it knows of those for
+    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
+    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -37,6 +39,7 @@ class ModelEntry:
     shape: tuple[int, int, int] | None = None
     packaged: Mapping[str, str] = field(default_factory=dict)
     published: Published | None = None
+    segmenter: Segmenter | None = None
     task: str = "classification"
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -56,8 +59,8 @@ class ModelEntry:
             from engine.models import torchvision_build
 
             return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
-        module, _, attribute = self.factory.partition(":")
-        model = getattr(import_module(module), attribute)(classes)
+        module, attribute, *name = self.factory.split(":")
+        model = getattr(import_module(module), attribute)(classes, *name)
         return model
 
     def weights_for(self, data: str) -> Path | None:
@@ -80,6 +83,18 @@ _OF_IMAGES = ("multilabel", "regression")
 
 def _of_torchvision(published: Published) -> ModelEntry:
     return ModelEntry(published.name, published.description, "", published=published, others=_OF_IMAGES)
+
+
+def _segmenter(known: Segmenter) -> ModelEntry:
+    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
+    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", schedule=fields)
+
+
+def _detector(name: str, description: str) -> ModelEntry:
+    # Networks of this depth at a rate that they bear from random weights.
+    schedule = {"epochs": 20, "batch": 8, "lr": 0.0003, "optimizer": "adamw"}
+    return ModelEntry(name, description, f"engine.models.torchvision_detectors:build:{name}", task="detection", schedule={"": schedule})
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -128,7 +143,9 @@ ENTRIES: dict[str, ModelEntry] = {
             packaged={"digit-boxes": "tiny-detector-digit-boxes.safetensors"},
             schedule={"": {"epochs": 24, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
+        *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),
+        *(_detector(name, description) for name, description in DETECTORS.items()),
     )
 }
 

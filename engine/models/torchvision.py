@@ -72,11 +72,16 @@ class Published:
 
     def cached(self) -> Path | None:
         """The file of these weights in torch hub's cache, or None."""
-        for path in matching(checkpoints(), f"{self.file}-", ".pth"):
-            # Other weights of the same network differ in the hash at the end of the name, and by some bytes.
-            if abs(path.stat().st_size / _MIB - self.mib) < 0.0011:
-                return path
-        return None
+        return cached_file(self.file, self.mib)
+
+
+def cached_file(start: str, mib: float) -> Path | None:
+    """The file in torch hub's cache whose name begins with ``start`` and that has ``mib`` times 2**20 bytes, or None."""
+    for path in matching(checkpoints(), f"{start}-", ".pth"):
+        # Other weights of the same network differ in the hash at the end of the name, and by some bytes.
+        if abs(path.stat().st_size / _MIB - mib) < 0.0011:
+            return path
+    return None
 
 
 def checkpoints() -> Path:

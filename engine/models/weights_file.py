@@ -25,7 +25,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
 # Left in a model by profilers (thop), and by torch's AveragedModel.
 _COUNTERS = ("total_ops", "total_params")
 _AVERAGED = "n_averaged"
-AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 
 
 @dataclass(frozen=True)

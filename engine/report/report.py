@@ -159,7 +159,25 @@ def _export_row(e: dict[str, Any], metric: Metric | None) -> tuple[str, ...]:
 
 def _coverage(d: dict[str, Any]) -> list[str]:
     found = d.get("coverage")
-    return [f"{found['text']}.", ""] if found else []
+    return [f"{found['text']}.", "", *_islands(d, found)] if found else []
+
+
+def _islands(d: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Each island of a model whose root could not be traced, and what runs between them."""
+    if not found.get("islands"):
+        return []
+    total = found["macs_total"] or 1
+    rows = [
+        (x["path"], x["kind"], str(x["calls"]), f"{x['integer_layers']} of {x['layers']}", f"{100 * x['macs'] / total:.1f} %",
+         f"{100 * x['macs_integer'] / total:.1f} %", f"{100 * x['time_share']:.1f} %")
+        for x in found["islands"]
+    ]  # fmt: skip
+    between = found["between"]
+    names = ", ".join(x["path"] or x["kind"] for x in between["macs"][:3]) or "Python"
+    outside = sum(x["macs"] for x in between["macs"])
+    rows.append((f"between: {names}", "", "", "", f"{100 * outside / total:.1f} %", "", f"{100 * between['time_share']:.1f} %"))
+    heads = ("island", "kind", "calls", "layers on integers", "multiply-adds", "on integers", "fp32 time")
+    return [*table(heads, rows), *([f"The root is Python: {d['graph']['root']}.", ""] if d["graph"].get("root") else [])]
 
 
 def _layers(d: dict[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ REPORT: Shape = {
     "graph": {
         "nodes": WHOLE, "blocks": WHOLE, "trace_delta": NUMBER, "fused": [_PAIR], "refused": [_PAIR], "fuse_delta": NUMBER, "order": TEXT,
         "later": [TEXT], "untraced": [{"path": TEXT, "kind": TEXT, "reason": TEXT, "where": TEXT}],
+        "islands": [TEXT], "root": TEXT,
     },
     "layers": [LAYER], "baseline": FORM, "ptq": FORM, "qat": FORM, "verdict": VERDICT, "exports": [_EXPORT], "runtimes": [_EXPORT],
     "operations": [{"operation": TEXT, "count": WHOLE, "reason": TEXT}],

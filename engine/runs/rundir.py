@@ -22,7 +22,7 @@ from engine.events.pictures import NAME as CHANGED
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.plain_text import one_line
-from engine.reading import MB, read_json
+from engine.reading import MB, read_json, regular
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
@@ -79,6 +79,8 @@ class RunDir:
             if not resumed:
                 self._set_aside()
             self.state("running")
+            if resumed and os.path.lexists(path / "events.jsonl"):
+                regular(path / "events.jsonl")
             self._events = (path / "events.jsonl").open("a" if resumed else "w", encoding="utf-8")
             self.written.append("events.jsonl")
         except (OSError, EngineError) as error:

@@ -138,7 +138,9 @@ class Task(ABC):
 
     ``distribution`` says that the last axis of the first output holds the logits of a distribution, which distillation softens;
     with ``divergence`` its distance from fp32's distribution is measured too. ``stepwise`` says that outputs are also made token by
-    token over a cache: exported files are then compared and timed (``time_steps``) that way too.
+    token over a cache: exported files are then compared and timed (``time_steps``) that way too. ``sensitive`` names
+    outputs of which a small change shows in the answers (``box or score output``): the proposal measures the layers that give them, and
+    keeps them in 8 bits or in float; empty where an ``argmax`` or a mean hides small changes.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Task(ABC):
     distribution: ClassVar[bool] = False
     divergence: ClassVar[bool] = False
     stepwise: ClassVar[bool] = False
+    sensitive: ClassVar[str] = ""
     not_finite: str = "check the weights and the data"
     doubt: str = ""
     """What the data cannot tell whatever is measured on them, as part of a sentence; empty for data as they are met in use."""
@@ -161,8 +164,8 @@ class Task(ABC):
 
     @staticmethod
     def of(
-        train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
-        unit: str = "", higher_is_better: bool | None = None,
+        train: Any, validation: Any = None, test: Any = None, *, metric: Any = None, loss: Any = None, name: str = "own",
+        item: str = "item", unit: str = "", higher_is_better: bool | None = None,
     ) -> Task:  # fmt: skip
         """A task of one's own.
 
@@ -173,6 +176,8 @@ class Task(ABC):
 
         ``metric`` is a function ``(outputs, targets) -> number`` over a whole split, an object with ``update``, ``compute`` and
         ``reset`` as torchmetrics has, or a dict of several, of which the first decides. ``unit`` "%" marks a part (0..1).
+        Without a metric the model is judged against fp32 alone, by the SQNR of its outputs; a batch may then be a tensor, or a list of
+        one, without targets.
         ``loss`` is a function ``(outputs, targets) -> tensor`` of one batch; without it training distils from fp32.
         Raises UsageError for a loader that can be read once alone.
 

@@ -48,6 +48,17 @@ class Classification(Task):
     def count(self, split: Split, limit: int | None = None) -> int:
         return self.images.count(split, limit)
 
+    def calibration_batches(self, *, batch: int, limit: int, device: str = "cpu") -> Iterator[Batch]:
+        for x, y in self.images.calibration_batches(batch, limit, device):
+            yield Batch((x,), targets=y, count=len(x))
+
+    def calibration_count(self, limit: int) -> int:
+        return self.images.calibration_count(limit)
+
+    @property
+    def calibration_name(self) -> str:
+        return "training images" if self.images.calibration is None else "images without labels"
+
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         if not isinstance(raw, Tensor):
             raise EngineError(f"the model returns {type(raw).__name__}, not one tensor of logits: wrap it in a factory that does")
@@ -76,7 +87,7 @@ class Classification(Task):
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
         images = self.images
         return {
-            "name": images.name, "calibration": images.count("train", calibration), "train": images.count("train"),
+            "name": images.name, "calibration": images.calibration_count(calibration), "train": images.count("train"),
             "validation": images.count("validation"), "test": images.count("test", limit),
             "mean": list(images.mean), "std": list(images.std),
             **({"transform": str(images.transform)} if images.transform else {}),

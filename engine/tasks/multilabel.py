@@ -96,7 +96,7 @@ class Ranking:
 
     def chance(self) -> float:
         """The mAP of an answer that is the same for all images: the mean part of images for which a label holds."""
-        return float(_held(self._both[1]))
+        return float(self._both[1].double().mean())
 
     def difference_error(self, reference: Ranking) -> float | None:
         """The standard error of the difference in mAP."""
@@ -107,13 +107,8 @@ class Ranking:
         return float(difference[torch.isfinite(difference)].std())
 
 
-def _held(targets: Tensor) -> Tensor:
-    parts = targets.double().mean(0)
-    return parts[parts > 0].mean()
-
-
 def mean_average_precision(outputs: Tensor, targets: Tensor) -> float:
-    """The mean over labels of the average precision, of outputs and labels (N, labels); labels that hold for no image do not count."""
+    """The mean over labels of the average precision, of outputs and labels (N, labels): 0 of a label that holds for no image."""
     from torchmetrics.functional.classification import multilabel_average_precision
 
     if outputs.shape[1] == 1:
@@ -130,13 +125,15 @@ def resampled_precision(outputs: Tensor, targets: Tensor, resamples: int = RESAM
     """The mean average precision of items drawn with replacement, (resamples,)."""
     times = draws(len(outputs), resamples)
     rows = max(1, _AT_ONCE // len(outputs))
-    return torch.cat([weighted_precision(outputs, targets, part) for part in times.split(rows)])
+    return torch.cat([weighted_precision(outputs, targets, part) for part in torch.split(times, rows)])
 
 
 def weighted_precision(outputs: Tensor, targets: Tensor, times: Tensor) -> Tensor:
-    """The mean average precision where each item counts as often as ``times`` (R, N) say, (R,)."""
+    """The mean average precision where each item counts as often as ``times`` (R, N) say, (R,). A label that holds for no item of a
+    resample does not count there."""
     found = []
-    for scores, holds in zip(outputs.T, targets.double().T, strict=True):
+    held = targets.sum(0) > 0
+    for scores, holds in zip(outputs.T[held], targets.double().T[held], strict=True):
         order = scores.argsort(descending=True)
         ranked, weights = scores[order], times[:, order]
         # Items of equal scores come together: precision is taken after the last of them.
@@ -147,7 +144,9 @@ def weighted_precision(outputs: Tensor, targets: Tensor, times: Tensor) -> Tenso
         gained = torch.diff(right, dim=1, prepend=right.new_zeros(len(right), 1))
         # Nothing drawn yet: neither precision nor gain.
         found.append((precision.nan_to_num(0.0) * gained).sum(1) / right[:, -1])
-    return torch.stack(found, 1).nanmean(1)
+    if not found:
+        return times.new_zeros(len(times))
+    return torch.stack(found, 1).nanmean(1) * held.double().mean()
 
 
 def _f1(sums: Tensor) -> Tensor:

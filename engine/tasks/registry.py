@@ -15,17 +15,35 @@ from engine.data.registry import ENTRIES as DATA
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
 from engine.models.registry import ENTRIES as MODELS
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.models.text_registry import task_of_folder
 
 if TYPE_CHECKING:
     from engine.events.cancellation import StopToken
     from engine.recipe.recipe import Recipe
 
 
+_FILES = {
+    "classification": "a folder of images, DIR/CLASS/*",
+    "causal-lm": "a text file, or a folder of them",
+    "fidelity": "a folder of images or audio, an .npy, .npz or .pt of inputs, or random:3x224x224",
+    "segmentation": "a folder with images/ and masks/, or in VOC's layout",
+    "multilabel": "a folder of images with a CSV, a column for each label",
+    "detection": "a folder of images with COCO, YOLO or VOC annotations",
+    "regression": "a CSV of numbers, or of images and numbers",
+    "text-classification": "a CSV, JSONL or parquet file with a text and a label a row",
+    "pair-classification": "a CSV, JSONL or parquet file with two texts and a label a row",
+    "token-classification": "a JSONL or parquet file with words and their tags a row",
+    "embeddings": "a text a line, or a file with pairs of texts",
+    "seq2seq": "a CSV, JSONL or parquet file with a text and what becomes of it a row",
+}
+"""What one's own data look like, by task."""
+
+
 @dataclass(frozen=True)
 class TaskEntry:
-    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like in a
-    few words. ``reads`` says what the model is given, and ``memory`` which key of the recipe to lower where memory runs out. ``module``
-    is imported when the task is used."""
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named. ``reads`` says what the model
+    is given, and ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
 
     name: str
     title: str
@@ -34,7 +52,11 @@ class TaskEntry:
     data: str
     module: str
     memory: str = "data.batch"
-    files: str = ""
+
+    @property
+    def files(self) -> str:
+        """What one's own data look like."""
+        return _FILES.get(self.name, "")
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with the task's own data where none was named, and with whatever else the task takes."""
@@ -70,51 +92,22 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry(
             "causal-lm", "the next token of a text", "perplexity", "text", "python-docs", "engine.tasks.causal_lm_loading", "data.context"
         ),
+        TaskEntry("fidelity", "fp32's outputs, on inputs without labels", "SQNR", "anything", "", "engine.tasks.fidelity"),
+        TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
+        TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
+        TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
         TaskEntry(
-            "fidelity",
-            "fp32's outputs, on inputs without labels",
-            "SQNR",
-            "anything",
-            "",
-            "engine.tasks.fidelity",
-            files="a folder of images or audio, an .npy, .npz or .pt of inputs, or random:3x224x224",
+            "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
         ),
         TaskEntry(
-            "segmentation",
-            "the class of each pixel",
-            "mIoU",
-            "images",
-            "digit-scenes",
-            "engine.tasks.segmentation",
-            files="a folder with images/ and masks/, or in VOC's layout",
+            "pair-classification", "what two texts are to each other", "accuracy", "anything", "", "engine.tasks.pair_classification"
         ),
         TaskEntry(
-            "multilabel",
-            "which labels hold for an image",
-            "mAP",
-            "images",
-            "digit-attributes",
-            "engine.tasks.multilabel",
-            files="a folder of images with a CSV, a column for each label",
+            "token-classification", "the tag of each word of a text", "accuracy", "anything", "", "engine.tasks.token_classification"
         ),
-        TaskEntry(
-            "detection",
-            "what is where in an image",
-            "mAP 50:95",
-            "anything",
-            "digit-boxes",
-            "engine.tasks.detection",
-            files="a folder of images with COCO, YOLO or VOC annotations",
-        ),
-        TaskEntry(
-            "regression",
-            "numbers of an item",
-            "MAE",
-            "anything",
-            "diabetes",
-            "engine.tasks.regression",
-            files="a CSV of numbers, or of images and numbers",
-        ),
+        TaskEntry("embeddings", "vectors of texts", "cosine", "anything", "python-paragraphs", "engine.tasks.embeddings"),
+        TaskEntry("seq2seq", "a text made of a text", "loss", "anything", "reversed-digits", "engine.tasks.seq2seq"),
+        TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
 
@@ -135,4 +128,8 @@ def task_of(model: str, task: str | None = None) -> TaskEntry:
         return OWN if ":" in task else find(task)
     if model in MODELS:
         return find(MODELS[model].task)
+    if model in TEXT_MODELS:
+        return find(TEXT_MODELS[model].task)
+    if (found := task_of_folder(model)) in TASKS:
+        return TASKS[str(found)]
     return TASKS["causal-lm" if is_language(model) else "classification"]

@@ -77,7 +77,7 @@ class Segmentation(items.ItemTask):
 
     def _named(self, classes: Tensor) -> str:
         """The classes of pixels in words, those with the most pixels first, without the first class where there are others."""
-        numbers, counts = classes.unique(return_counts=True)
+        numbers, counts = torch.unique(classes, return_counts=True)
         order = [number for number in numbers[counts.argsort(descending=True)].tolist() if number or len(numbers) == 1]
         labels = self.items.labels
         names = [labels[number] if number < len(labels) else str(number) for number in order]
@@ -88,9 +88,9 @@ def logits_of(raw: Any) -> Tensor | None:
     """The logits among raw outputs: by the names that torchvision (``out``) and transformers (``logits``) give them, else the first
     tensor of floats."""
     if isinstance(raw, Mapping):
-        named = next((raw[key] for key in ("out", "logits") if isinstance(raw.get(key), Tensor)), None)
-        if named is not None:
-            return named
+        for value in (raw.get("out"), raw.get("logits")):
+            if isinstance(value, Tensor):
+                return value
     leaves = torch.utils._pytree.tree_leaves(raw)
     return next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
 
