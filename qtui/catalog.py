@@ -52,6 +52,7 @@ class Model:
     metric: str = "accuracy"
     input: str = ""
     others: tuple[str, ...] = ()
+    of_torchvision: bool = False
 
     def where(self, data: str | Place) -> str:
         """Where the weights for ``data`` come from, in words."""
@@ -177,9 +178,9 @@ def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str
     torchvision's."""
     own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model or "/" in run.model)))
     listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
-    first = [model for model in listed.values() if model.published is None]
+    first = [model for model in listed.values() if not model.of_torchvision]
     language = (_language(entry) for entry in LANGUAGE.values())
-    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.published is not None))
+    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.of_torchvision))
 
 
 def _registered(entry: ModelEntry, data: str) -> Model:
@@ -197,6 +198,7 @@ def _registered(entry: ModelEntry, data: str) -> Model:
         entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
         frozenset(packaged), published=published, cached=published is not None and published.cached() is not None,
         task=entry.task, metric=metric, input=entry.input, others=entry.others,
+        of_torchvision=not entry.packaged,
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ _FILES = {
     "regression": "a CSV of numbers, or of images and numbers",
     "text-classification": "a CSV, JSONL or parquet file with a text and a label a row",
     "pair-classification": "a CSV, JSONL or parquet file with two texts and a label a row",
-    "token-classification": "a JSONL or parquet file with words and their tags a row",
-    "embeddings": "a text a line, or a file with pairs of texts",
+    "token-classification": "a CoNLL file, or JSON lines with words and their tags",
+    "embeddings": "a text a line, or a CSV, JSONL or parquet file, pairs of texts with a score too",
     "seq2seq": "a CSV, JSONL or parquet file with a text and what becomes of it a row",
 }
 """What one's own data look like, by task."""
