@@ -128,6 +128,7 @@ ENTRIES: dict[str, ModelEntry] = {
             factory="engine.models.unet:UNet",
             input="images",
             task="segmentation",
+            input="3×8n×8n",
             packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
             schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
         ),
