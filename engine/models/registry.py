@@ -126,7 +126,6 @@ ENTRIES: dict[str, ModelEntry] = {
             name="unet",
             description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
             factory="engine.models.unet:UNet",
-            input="images",
             task="segmentation",
             input="3×8n×8n",
             packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
