@@ -150,6 +150,8 @@ def _index(at: At) -> str:
     """Gather for each index in turn: they may be tensors that vary along dimensions of their own, in order, as of a window."""
     x, indices = at.args[:2]
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if any(isinstance(size, Batch) for _, index in given for size in index.shape):
+        return _index_of_items(at, given)
     shape = np.broadcast_shapes(*(tuple(index.shape) for _, index in given))
     rank = len(shape)
     varying = [[d for d in range(rank) if index.constant is not None and _size(index, d, rank) == shape[d] > 1] for _, index in given]
@@ -165,6 +167,17 @@ def _index(at: At) -> str:
         name = at.node("Gather", name, at.graph.constant(own.to(torch.int64)), axis=axis + shift)
         shift += own.dim() - 1
     return at.graph.reshape(name, at.shape, at.hint)
+
+
+def _index_of_items(at: At, given: Sequence[tuple[int, Value]]) -> str:
+    """Indices of the first dimensions that vary with the items, as the places of the items themselves do: one place a row."""
+    if [axis for axis, _ in given] != list(range(len(given))) or any(index.kind == torch.bool for _, index in given):
+        raise ValueError("an index that depends on the images")
+    rank = max(len(index.shape) for _, index in given)
+    shape = at.graph.shape(at.shape[:rank], f"{at.hint}_places")
+    last = at.graph.constant([-1])
+    columns = [at.node("Unsqueeze", at.node("Expand", at.cast(index, torch.int64), shape), last) for _, index in given]
+    return at.node("GatherND", at.args[0], at.graph.node("Concat", columns, at.hint, axis=-1))
 
 
 def _size(index: Value, place: int, rank: int) -> int:

@@ -137,7 +137,7 @@ class IslandsLowering(GraphLowering):
 
     def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:
         run, part, task = self.run, self.run.recipe.data, self.subject.task
-        specs, total = plan.specs(), task.count("train", part.calibration)
+        specs, total = plan.specs(), task.calibration_count(part.calibration)
         if total == 0:
             raise EngineError(
                 f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
@@ -158,7 +158,7 @@ class IslandsLowering(GraphLowering):
         }
         model, watch = WithForwards(root, forwards), Watch(observed, self.layout) if run.attended else None
         ticker, due = Ticker("calibrate", total, task.unit, clock=run.stop.clock), Every(0.25, run.stop.clock)
-        for batch in task.batches("train", batch=part.batch, limit=part.calibration, device=self.subject.device):
+        for batch in task.calibration_batches(batch=part.batch, limit=part.calibration, device=self.subject.device):
             run.stop.check()
             with torch.inference_mode():
                 batch = batch.laid_out()
