@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from engine.tasks.base import Task
 
 
+_IN_HAND = "quantize(model=…, task=engine.Task.of(train=loader, metric=…), out=…)"
+
+
 def quantize(
     recipe: Recipe | None = None, out: str | Path | None = None, *, model: nn.Module | None = None, task: Task | None = None, **fields: Any
 ) -> Report:
@@ -28,6 +32,7 @@ def quantize(
     >>> report = quantize(Recipe.make(model="simplecnn"), "out")  # doctest: +SKIP
     >>> report = quantize(model=net, task=Task.of(loader, metric=accuracy), out="out", preset="w8a8")  # doctest: +SKIP
     """
+    _check_kinds(recipe, model, fields)
     if out is None:
         raise UsageError("quantize needs a folder: give out=")
     if (recipe is None) == (model is None) or (model is None) != (task is None):
@@ -45,3 +50,19 @@ def quantize(
         except StopIteration as end:
             report: Report = end.value
             return report
+
+
+def _check_kinds(recipe: object, model: object, fields: Mapping[str, object]) -> None:
+    """Raises UsageError for what was given in another's place."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        if callable(getattr(recipe, "forward", None)):
+            raise UsageError(f"the first argument is a model, {type(recipe).__name__}: give it with what measures it, {_IN_HAND}")
+        named = "a name goes into a recipe: quantize(Recipe.make(model=…), out)" if isinstance(recipe, str) else f"or {_IN_HAND}"
+        raise UsageError(f"the first argument is no recipe but {type(recipe).__name__}: {named}")
+    if model is not None and not callable(getattr(model, "forward", None)):
+        raise UsageError(
+            f"model is no nn.Module but {type(model).__name__}: a name goes into a recipe, quantize(Recipe.make(model=…), out)"
+        )
+    data = fields.get("data")
+    if data is not None and not isinstance(data, Mapping) and hasattr(data, "__iter__") and not isinstance(data, str):
+        raise UsageError(f"data is a {type(data).__name__}: a loader goes into the task, {_IN_HAND}")

@@ -33,6 +33,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return content
 
 
+def regular(path: Path) -> None:
+    """Raises OSError for what is missing or no regular file: to be asked before a library opens it by its name."""
+    _check(os.stat(path), path, None)
+
+
 def read_json(path: Path, limit: int) -> Any:
     """The value of a JSON file in UTF-8. Raises OSError as ``read_bytes``, and ValueError for what is no JSON, is nested deeper than
     ``DEEPEST`` levels, or holds a number that is not finite or no float can hold."""
@@ -64,12 +69,12 @@ def check_depth(value: Any) -> None:
     raise ValueError("nested too deeply")
 
 
-def _check(found: os.stat_result, path: Path, limit: int) -> None:
+def _check(found: os.stat_result, path: Path, limit: int | None) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    if found.st_size > limit:
+    if limit is not None and found.st_size > limit:
         raise _too_large(path, limit)
 
 

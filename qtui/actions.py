@@ -155,6 +155,7 @@ def _report() -> tuple[Action, ...]:
         Action("stop", ("s",), "stop export", "Stop the export within a batch; files that are finished stay.", where, 0, reasons.no_export),
         Action("view", ("v",), "runtimes", "Change between the layers and the latency per runtime.", where, 3, reasons.no_report),
         Action("samples", ("w",), "words", "What fp32 and the quantized language model write after the same words, side by side.", where, 0, reasons.no_samples),
+        Action("changed", ("i",), "changed items", "The items that the quantized model answers otherwise than fp32, those that lost most first.", where, 0, reasons.no_changes),
         Action("files", ("f",), "files", "The run's files and exports.", where, 4, reasons.no_report),
         Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 5),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
 from engine.planning.legality import legalize
+from engine.recipe.number_formats import NUMBER_FORMATS, format_entry
 from engine.recipe.presets import DYNAMIC
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
 
@@ -73,14 +74,26 @@ def _narrower(order: Sequence[int], bits: int) -> int:
     return next((wide for wide in order if wide < bits), order[0])
 
 
-def _next_weights(row: LayerRow, spec: LayerSpec) -> int | None:
-    return _narrower(WEIGHT_BITS, spec.weights.bits) if spec.weights else None
+def _next_weights(row: LayerRow, spec: LayerSpec) -> int | str | None:
+    """Fewer bits, and after the fewest the formats that are no integers, where the layer can have them."""
+    if spec.weights is None:
+        return None
+    formats = [name for name in NUMBER_FORMATS if name in row.capabilities.formats]
+    if spec.weights.format in formats[:-1]:
+        return formats[formats.index(spec.weights.format) + 1]
+    if formats and not spec.weights.format and spec.weights.bits <= WEIGHT_BITS[-1]:
+        return formats[0]
+    return WEIGHT_BITS[0] if spec.weights.format else _narrower(WEIGHT_BITS, spec.weights.bits)
 
 
-def _weights(row: LayerRow, spec: LayerSpec, aim: int, before: Before) -> LayerSpec | str:
+def _weights(row: LayerRow, spec: LayerSpec, aim: int | str, before: Before) -> LayerSpec | str:
     if spec.weights is None:
         return _kept(row)
-    return replace(spec, weights=replace(spec.weights, bits=aim))
+    if isinstance(aim, int):
+        return replace(spec, weights=replace(spec.weights, bits=aim, format=""))
+    if aim not in row.capabilities.formats:
+        return f"{aim} is for matrices of language models: {row.path} has integers"
+    return LayerSpec(WeightSpec.of({**asdict(spec.weights), "format": aim}))
 
 
 def _next_activations(row: LayerRow, spec: LayerSpec) -> Any:
@@ -124,6 +137,8 @@ def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) ->
     if spec.weights is None:
         return _kept(row)
     name, size = aim
+    if own := spec.weights.format and format_entry(spec.weights.format).block:
+        return f"{spec.weights.format} has blocks of {own}: w changes to integers"
     if aim not in schemes(row, spec.weights.bits):
         return no_groups(row, spec) or f"groups of {size} need more inputs: {row.path} has {inputs(row)} for each output"
     return replace(spec, weights=replace(spec.weights, granularity=name, group_size=size or WeightSpec.group_size))

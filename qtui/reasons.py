@@ -119,6 +119,15 @@ def not_measured(state: State) -> str | None:
     return None if state.run.layers else "No layer is measured yet: that comes after the calibration"
 
 
+def no_changes(state: State) -> str | None:
+    if state.run.changed is not None:
+        return None
+    if state.run.report is None:
+        return no_report(state)
+    what = "continues words, which w shows" if state.run.samples else "shows nothing of single items, or was run by an earlier version"
+    return f"This run's task {what}"
+
+
 def no_samples(state: State) -> str | None:
     if state.run.samples:
         return None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.events import event as ev
+from engine.events.replay import from_dict
 from engine.report.measures import FORMS as MEASURED_FORMS
 from engine.report.measures import item_of, values_of
 from qtui import messages as ms
@@ -199,6 +200,8 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
             return replace(run, layers={**run.layers, event.which: event.rows})
         case ev.Samples():
             return replace(run, samples=(*(s for s in run.samples if s.prompt != event.prompt), event))
+        case ev.Changes():
+            return replace(run, changed=event)
         case ev.Judgement():
             return replace(run, judged={**run.judged, event.which: event.verdict})
         case ev.Step() | ev.EpochFinished():
@@ -241,11 +244,13 @@ def _reported(run: Run, report: Mapping[str, Any]) -> Run:
     samples = run.samples or tuple(ev.Samples(str(sample.pop("prompt", "")), sample) for sample in told)
     told_values = report.get("metrics") or {}
     values = {form: values_of(told_values.get(key)) for key, form, _ in MEASURED_FORMS} if isinstance(told_values, Mapping) else {}
+    changed = from_dict({"event": "Changes", **report["changed"]}) if isinstance(report.get("changed"), Mapping) else None
     run = _task_known(run, str(report.get("task") or ""), report.get("measures"), report)
     # A report is the last thing that a run writes, whatever its other files have lost.
     return replace(
         run, report=report, at="report", stages=_all_done(measured), measured={**measured, **run.measured}, layers=layers,
-        samples=samples, values={form: found for form, found in values.items() if found} or run.values,
+        samples=samples, changed=changed if isinstance(changed, ev.Changes) else run.changed,
+        values={form: found for form, found in values.items() if found} or run.values,
         model=run.model or str(report.get("model", "")), data=run.data or str((report.get("data") or {}).get("name", "")),
         environment=run.environment or report.get("environment") or {},
     )  # fmt: skip

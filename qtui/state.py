@@ -63,7 +63,8 @@ class Run:
     """One run as far as it has come. ``measured``, ``layers`` and ``judged`` are by form: baseline, ptq, qat. ``doing`` is the title
     of the engine's own stage that runs, ``phase`` its name, ``part`` which of its
     counts from nothing ``progress`` is. ``samples`` are what a language model's forms write. ``measures`` are the task's metrics, the
-    one that decides first, and ``values`` all of them by form; ``item`` is what is counted, as one and as many."""
+    one that decides first, and ``values`` all of them by form; ``item`` is what is counted, as one and as many; ``changed`` are
+    the items whose answer changed most."""
 
     directory: str = ""
     model: str = ""
@@ -87,6 +88,7 @@ class Run:
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     samples: tuple[ev.Samples, ...] = ()
+    changed: ev.Changes | None = None
     task: str = ""
     measures: tuple[Mapping[str, Any], ...] = ()
     values: Mapping[str, Mapping[str, MetricValue]] = field(default_factory=dict)

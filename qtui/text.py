@@ -65,7 +65,8 @@ def summary(value: float, name: str | Metric | None = None) -> str:
 
 def metric_of_run(run: RunSummary) -> Metric | None:
     """What the figures of a run's summary are of; None where it does not say."""
-    return Metric.from_dict(run.measure) if run.measure and run.measure.get("name") else known(run.metric) if run.metric else None
+    measure, name = getattr(run, "measure", None), getattr(run, "metric", None)
+    return Metric.from_dict(measure) if measure and measure.get("name") else known(name) if name else None
 
 
 def summaries(name: str | Metric | None, before: float, after: float) -> str:

@@ -80,6 +80,18 @@ _KNOWN = (
         "digit-boxes", "scenes of several digits, with their boxes", "BSD-3-Clause", True, 10, (3, 64, 64),
         "engine.data.boxes.digit_boxes", task="detection",
     ),
+    DataEntry(
+        "python-modules", "some 3,000 paragraphs that CPython's modules carry, by module", "PSF-2.0", True, None, None,
+        "engine.data.text.python_modules", task="text-classification",
+    ),
+    DataEntry(
+        "reversed-digits", "4,800 rows of digits in words, to be reversed, made", "MIT", True, None, None,
+        "engine.data.text.reversed_digits", task="seq2seq",
+    ),
+    DataEntry(
+        "python-paragraphs", "the same paragraphs without labels", "PSF-2.0", True, None, None, "engine.data.text.python_paragraphs",
+        task="embeddings",
+    ),
 )  # fmt: skip
 # Who reads one's own files for a task: each has ``load(place: Path, part: DataPart) -> ItemData``.
 READERS: dict[str, str] = {
@@ -87,6 +99,11 @@ READERS: dict[str, str] = {
     "regression": "engine.data.tables.columns",
     "segmentation": "engine.data.masks.folder",
     "detection": "engine.data.boxes.folder",
+    "text-classification": "engine.data.text.labelled",
+    "pair-classification": "engine.data.text.labelled_pairs",
+    "token-classification": "engine.data.text.tagged",
+    "embeddings": "engine.data.text.passages",
+    "seq2seq": "engine.data.text.sources",
 }
 IMAGENET_CLASSES = 1000
 ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
@@ -95,13 +112,14 @@ ENTRIES: dict[str, DataEntry] = {entry.name: entry for entry in _KNOWN}
 def load(
     name_or_dir: str, *, mean: Triple | None = None, std: Triple | None = None, size: int | None = None, folder: str | None = None,
     transform: Transform | None = None, crop: int | None = None, interpolation: Interpolation | None = None, classes: str | None = None,
-    channels: int | None = None,
+    channels: int | None = None, calibration_from: str | None = None,
 ) -> Data:  # fmt: skip
     """Load a data set by registry name, or from a folder: CIFAR-10 where the folder is or holds that, else images by class.
 
     A name wins over a folder of the same name (write ``./digits`` for the folder). ``folder`` is where a named data set
     lies; ``size`` resizes images of a folder to size x size pixels; ``mean`` and ``std``, for pixels in 0..1, replace the
-    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``.
+    data set's own; ``crop``, ``interpolation`` and ``classes`` are those of ``imagefolder.load``. ``calibration_from`` is a folder of
+    images without labels, which calibrate.
     ``transform`` is what a model expects of photographs; data of one size take no notice of it,
     and ``size``, ``mean`` and ``std`` win over it. ``UsageError`` for an unknown name, an option the data set does not take or
     values that cannot normalise; ``EngineError`` for a folder that is missing or does not hold what it should.
@@ -121,6 +139,10 @@ def load(
     prepared: dict[str, Any] = {"transform": transform} if transform is not None and "size" in entry.takes else {}
     prepared |= {option: value for option, value in asked.items() if value is not None}
     data: Data = import_module(entry.module).load(place, size, **prepared)
+    if calibration_from is not None:
+        from engine.data.images.calibration import with_calibration
+
+        data = with_calibration(data, Path(calibration_from).expanduser(), any_size=entry.shape is not None)
     if mean is None and std is None:
         return data
     return data.with_normalization(mean or data.mean, std or data.std)

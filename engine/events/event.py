@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 # Whoever reads events reads their rows: both are had from here.
 from engine.events.rows import Bins as Bins
+from engine.events.rows import ChangeRow as ChangeRow
 from engine.events.rows import LayerRow as LayerRow
 from engine.events.rows import NodeRow as NodeRow
 from engine.events.rows import PairRow as PairRow
@@ -195,6 +196,19 @@ class Samples(Detail):
 
     prompt: str
     texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Changes(Detail):
+    """The items whose answer changed most, the report's ``changed``: of ``items`` on the test split ``changed`` are answered otherwise,
+    ``worse`` and ``better`` by their score. ``rows`` are the first of them by what was lost."""
+
+    which: Literal["ptq", "qat"]
+    items: int
+    changed: int
+    worse: int
+    better: int
+    rows: tuple[ChangeRow, ...] = ()
 
 
 @dataclass(frozen=True)

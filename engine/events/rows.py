@@ -128,3 +128,22 @@ class WeightRow:
     widest: float
     channels: int
     bins: Bins
+
+
+@dataclass(frozen=True)
+class ChangeRow:
+    """An item of the test split that a quantized model answers otherwise: its ``place`` there, what is right, what fp32 and the
+    quantized model say, how good both are (greater is better, None where nothing is right), and its file where it has one."""
+
+    place: int
+    label: str
+    fp32: str
+    quantized: str
+    before: float | None = None
+    after: float | None = None
+    file: str = ""
+
+    @property
+    def lost(self) -> float:
+        """By how much the quantized model is worse."""
+        return 0.0 if self.before is None or self.after is None else self.before - self.after

@@ -27,6 +27,7 @@ from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.models.anatomy import anatomy, linears
+from engine.models.experts import holds_experts
 from engine.numerics.packing import pack
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of
@@ -93,6 +94,8 @@ class Scheme:
 
 def refuses(model: Any, recipe: Recipe, plan: Plan | None) -> str | None:
     """Layers and grids that the format's readers have no form for; without a plan those of the plan that the recipe gives by itself."""
+    if holds_experts(model):
+        return "its readers have experts in one tensor for each block, which it does not hold as integers: give safetensors instead"
     if plan is None:
         other = next((path for path, module in linears(model) if kind_of(module) == "Conv1D"), None)
         if other is not None:

@@ -15,6 +15,7 @@ from engine.export import parity, timing
 from engine.export.base import ExportContext, Runner
 from engine.export.placing import placed, size_of
 from engine.export.registry import Format, find, install
+from engine.reading import regular
 from engine.report.mismatch import DIFFERS, differs, entered
 from engine.tasks.base import Forward, Task
 from engine.tasks.timing import Latency, Timing
@@ -193,11 +194,13 @@ def failed(entry: Format, reason: str) -> Entry:
 
 
 def fingerprint(directory: Path, entry: Format) -> str:
-    """A hash of the format's files, and of the optional ones that are there; of a folder, of all that is in it."""
+    """A hash of the format's files, and of the optional ones that are there; of a folder, of all that is in it. Raises OSError for what
+    is missing or no regular file."""
     digest = hashlib.sha256()
     for name in (*entry.files, *(name for name in entry.optional if (directory / name).is_file())):
         place = directory / name
         for path in sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]:
+            regular(path)
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from engine.export.base import ExportContext, Logits, Runner
 from engine.export.registry import Format
 from engine.lowering.graph.call import results_of
 from engine.numerics.sqnr import sqnr_db
+from engine.reading import regular
 from engine.tasks.base import Batch, Forward, Task
 from engine.tasks.decode_timing import Step
 
@@ -61,6 +62,11 @@ class Parity:
 
 def load(entry: Format, path: Path, context: ExportContext) -> Runner:
     """The file in its runtime. Raises EngineError for one that is damaged, or not an export of the run."""
+    if not path.is_dir():
+        try:
+            regular(path)
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error.strerror}): export it again") from error
     module = entry.module(context.lowering)
     tried(entry, path, getattr(module, "TRIAL", ""))
     found: Runner = module.load(path, context)

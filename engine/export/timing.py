@@ -13,6 +13,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.export.base import Runner
+from engine.report.figures import LATENCY_KEYS
 from engine.tasks.base import Forward, Task
 from engine.tasks.timing import Latency, percentiles
 
@@ -34,7 +35,7 @@ def times(
     found: dict[str, list[Latency]] = {name: [] for name in runners}
     ticker = Ticker(stage, len(task.workloads) * _BLOCKS * len(runners), "timings", clock=stop.clock)
     for done, workload in enumerate(task.workloads, 1):
-        part = next(task.batches("test", batch=workload.batch, limit=workload.batch))
+        part = next(task.compared(batch=workload.batch, limit=workload.batch))
         held = {name: runner.hold(part) for name, runner in runners.items()}
         blocks: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
         end = stop.clock() + seconds * len(runners)
@@ -75,9 +76,8 @@ def fp32_runners(forms: Mapping[str, Forward]) -> dict[str, Runner]:
 
 
 def latencies(times: Times) -> Entry:
-    """An entry's two latencies, of the task's first two workloads."""
-    first, second = (latency.to_dict() for latency in times[:2])
-    return {"latency_ms": first, "latency_batched_ms": second}
+    """An entry's latencies, of the task's first two workloads; none where a task has no second."""
+    return {key: {} for key in LATENCY_KEYS} | dict(zip(LATENCY_KEYS, (one.to_dict() for one in times), strict=False))
 
 
 def rows(entries: Sequence[Entry], task: Task, forms: Mapping[str, Runner], found: Mapping[str, Times]) -> list[Entry]:

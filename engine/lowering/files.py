@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from engine.reading import regular
+
 NAME = "model.safetensors"
 
 
@@ -22,6 +24,7 @@ def lowering_of_file(path: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     try:
+        regular(path)
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))
     except (SafetensorError, OSError, ValueError, RecursionError):

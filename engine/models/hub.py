@@ -12,13 +12,13 @@ _KEPT = (".json", ".txt", ".model")
 _FOLDER = "or give a local folder of the model"
 
 
-def fetch(repo: str) -> Path:
-    """The folder of ``repo`` (OWNER/MODEL) in Hugging Face's cache, downloaded where it is not whole.
+def fetch(repo: str, decoder: bool = True) -> Path:
+    """The folder of ``repo`` (OWNER/MODEL) in Hugging Face's cache, downloaded where it is not whole; ``decoder`` as ``look`` takes it.
 
     Raises EngineError, in one line, without a network, for an id that does not exist, and for one that asks for terms to be
     accepted. Weights in safetensors are taken before PyTorch's own; code is never downloaded.
     """
-    kept = _cached(repo)
+    kept = _cached(repo, decoder)
     if kept is not None:
         return kept
     from huggingface_hub import HfApi, snapshot_download
@@ -40,12 +40,13 @@ def fetch(repo: str) -> Path:
 
 
 def wanted(names: list[str]) -> list[str]:
-    """Of a repository's files those at its top that a decoder needs."""
+    """Of a repository's files those at its top that a model needs, and how sentences are pooled."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")] or [
         n for n in top if n.startswith("pytorch_model") and n.endswith(".bin")
     ]
-    return [*(name for name in top if name.endswith(_KEPT)), *weights]
+    pooling = [name for name in names if name == "1_Pooling/config.json"]
+    return [*(name for name in top if name.endswith(_KEPT)), *weights, *pooling]
 
 
 def be_quiet() -> None:
@@ -57,14 +58,14 @@ def be_quiet() -> None:
     utils.logging.set_verbosity_error()
 
 
-def _cached(repo: str) -> Path | None:
+def _cached(repo: str, decoder: bool) -> Path | None:
     """The snapshot in the cache, None where it is not there or not whole."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         place = Path(snapshot_download(repo, local_files_only=True))
-        found = look(place)
+        found = look(place, decoder)
     except (EngineError, OSError, ValueError, HfHubHTTPError):
         return None
     return place if found.has_tokenizer else None

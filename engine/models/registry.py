@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.models.torchvision import PUBLISHED, Published
+from engine.models.torchvision_detectors import DETECTORS
 from engine.models.torchvision_segmentation import SEGMENTERS, Segmenter
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``factory`` is ``module:callable`` and takes the number of classes, with ``features`` the number of columns too; ``packaged`` maps a
-    data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own networks, which have no ``factory``, ``segmenter`` what it knows of those for
-    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
-    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
+    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name, with ``features`` the
+    number of columns too; ``packaged`` maps a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model
+    takes, None where it takes others too. ``published`` is what torchvision knows of its own classifiers, which have no ``factory``,
+    ``segmenter`` what it knows of those for segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes;
+    ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the training that it takes by the
+    data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -60,9 +62,9 @@ class ModelEntry:
             from engine.models import torchvision_build
 
             return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
-        module, _, attribute = self.factory.partition(":")
+        module, attribute, *name = self.factory.split(":")
         columns = {"features": features} if features and self.features else {}
-        model = getattr(import_module(module), attribute)(classes, **columns)
+        model = getattr(import_module(module), attribute)(classes, *name, **columns)
         return model
 
     def weights_for(self, data: str) -> Path | None:
@@ -88,9 +90,15 @@ def _of_torchvision(published: Published) -> ModelEntry:
 
 
 def _segmenter(known: Segmenter) -> ModelEntry:
-    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    factory = f"engine.models.torchvision_segmentation:build:{known.name}"
     fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
     return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", input="images", schedule=fields)
+
+
+def _detector(name: str, description: str) -> ModelEntry:
+    # Networks of this depth at a rate that they bear from random weights.
+    schedule = {"epochs": 20, "batch": 8, "lr": 0.0003, "optimizer": "adamw"}
+    return ModelEntry(name, description, f"engine.models.torchvision_detectors:build:{name}", task="detection", schedule={"": schedule})
 
 
 ENTRIES: dict[str, ModelEntry] = {
@@ -143,6 +151,7 @@ ENTRIES: dict[str, ModelEntry] = {
         ),
         *map(_segmenter, SEGMENTERS),
         *map(_of_torchvision, PUBLISHED),
+        *(_detector(name, description) for name, description in DETECTORS.items()),
     )
 }
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
-from engine.reading import MB, read_json
+from engine.reading import MB, read_json, regular
 
 # Either file alone, or the pair, is a tokenizer that transformers reads.
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
+_TOKENIZERS = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",), ("vocab.txt",),
+    ("sentencepiece.bpe.model",), ("source.spm", "target.spm", "vocab.json"),
+)  # fmt: skip
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 AGAIN = "copy or download it again"
+_OPENED = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 # An index of weights has a line for each tensor.
 _LARGEST = 64 * MB
@@ -32,18 +36,33 @@ class Folder:
     has_tokenizer: bool
 
 
-def look(path: Path) -> Folder:
-    """Judge ``path`` by its files. Raises EngineError, in one line, for a folder that is no model, a shard that is missing or not
-    whole, a model that is quantized already, and a config that asks for code of its own."""
+def look(path: Path, decoder: bool = True) -> Folder:
+    """Judge ``path`` by its files; with ``decoder`` it must be a model that predicts the next token.
+
+    Raises EngineError, in one line, for a folder that is no model, a shard that is missing or not whole, a model that is quantized
+    already, and a config that asks for code of its own."""
     if not path.is_dir():
         raise EngineError(f"{path} {'is a file' if path.exists() else 'does not exist'}: give the folder of a language model")
     config = _json(path / "config.json", path)
+    _readable(path)
     weights = _weights(path)
     for file in weights:
         if file.suffix == ".safetensors":
             whole_safetensors(file)
-    _decoder(path, config)
+    _loadable(path, config)
+    if decoder:
+        _decoder(path, config)
     return Folder(path, config, weights, any(all((path / name).is_file() for name in names) for names in _TOKENIZERS))
+
+
+def _readable(folder: Path) -> None:
+    """Raises EngineError for a file that transformers would open by its name and wait for, or never come to the end of."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _OPENED and not file.is_dir():
+            try:
+                regular(file)
+            except OSError as error:
+                raise EngineError(f"{file} cannot be read ({error.strerror}): {AGAIN}") from error
 
 
 def _json(file: Path, folder: Path) -> dict[str, Any]:
@@ -104,7 +123,8 @@ def _plausible(path: Path, config: dict[str, Any]) -> None:
                 raise EngineError(f"{path / 'config.json'} asks for {asked:.3g} layers ({key}), more than any model has: {AGAIN}")
 
 
-def _decoder(path: Path, config: dict[str, Any]) -> None:
+def _loadable(path: Path, config: dict[str, Any]) -> None:
+    """Raises EngineError for a config that names no kind of model, one that is quantized already, or none that could be."""
     _plausible(path, config)
     kind = config.get("model_type")
     if config.get("quantization_config"):
@@ -113,6 +133,10 @@ def _decoder(path: Path, config: dict[str, Any]) -> None:
         raise EngineError(f"{path} is quantized already ({method}): give the model in fp32 or 16 bits that it was made from")
     if not isinstance(kind, str):
         raise EngineError(f"{path / 'config.json'} names no model_type: give a folder that save_pretrained wrote")
+
+
+def _decoder(path: Path, config: dict[str, Any]) -> None:
+    """Raises EngineError for a model that is no decoder."""
     made_of = config.get("architectures") or []
     made_of = made_of if isinstance(made_of, list) else [made_of]
     if made_of and not any(str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in made_of):

@@ -68,7 +68,7 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
         raise EngineError(f"{place} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): add it, or give data of token ids")
     with quiet():
         model = _model(found)
-        tokenizer = _tokenizer(found) if found.has_tokenizer else None
+        tokenizer = tokenizer_of(found) if found.has_tokenizer else None
         context = context_of(model.config)
         check_decoder(model, place, context)
     notes = () if tokenizer is None else check_vocabulary(tokenizer, model, place)
@@ -139,7 +139,8 @@ def _read(path: Path) -> tuple[Any, Any]:
     return model, info
 
 
-def _tokenizer(found: Folder) -> Any:
+def tokenizer_of(found: Folder) -> Any:
+    """The tokenizer of a folder, one of transformers. Raises EngineError where it cannot be read."""
     from transformers import AutoTokenizer
 
     try:

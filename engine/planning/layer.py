@@ -16,6 +16,14 @@ def no_kernel(spec: LayerSpec) -> str:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What a task says of the outputs that a layer gives (``box or score output``), and the SQNR in dB that 8 bits alone leave of them."""
+
+    what: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
 class Layer:
     """One module that holds parameters.
 
@@ -23,7 +31,8 @@ class Layer:
     ...), ``params_share`` and ``time_share`` its parts (0..1) of the model's parameters and of its fp32 time. ``capabilities`` are
     what can be had of it, and ``obstacle`` says why nothing can, whatever is asked. ``folds_into`` names the layer that takes it in
     where that one computes on integers; ``tied`` an earlier layer whose matrix it shares. Rules of a recipe are for ``ruled`` layers
-    alone. ``pace`` is its speed alone on this machine, and ``kernel`` names what would compute it as a spec says.
+    alone. ``output`` is for layers that give outputs which the task calls sensitive. ``pace`` is its speed alone on this machine, and
+    ``kernel`` names what would compute it as a spec says.
     """
 
     path: str
@@ -38,6 +47,7 @@ class Layer:
     folds_into: str | None = None
     tied: str | None = None
     ruled: bool = True
+    output: Output | None = None
     pace: Pace = UNTIMED
     kernel: Callable[[LayerSpec], str] = field(default=no_kernel, compare=False)
 

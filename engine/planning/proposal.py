@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
-from engine.planning.layer import Layer
+from engine.planning.layer import Layer, Output
 from engine.recipe.capabilities import Role
 from engine.recipe.presets import DYNAMIC, INT8, PRESETS
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 
 _SMALL = 4096
+# About 3 % of what such an output is: more moves boxes and reorders scores.
+LEAST_OF_OUTPUT = 30.0
 _EIGHT = PRESETS["w8a8"]
 Proposal = tuple[LayerSpec, str]
 
 
 def propose(layer: Layer, paths: Sequence[str]) -> Proposal:
     """Spec and reason for one layer; ``paths`` are those of all layers that can be quantized, in the model's order."""
+    if layer.output is not None and layer.quantizable:
+        return _output(layer, layer.output)
     return _BY_ROLE[layer.capabilities.role](layer, paths)
 
 
@@ -42,6 +46,13 @@ def _linear(layer: Layer, paths: Sequence[str]) -> Proposal:
 
 def _last(layer: Layer) -> Proposal:
     return _EIGHT, f"last layer: its errors go straight into the scores; {_holds(layer)}, so 8 bits cost nothing"
+
+
+def _output(layer: Layer, output: Output) -> Proposal:
+    left = f"8 bits alone leave it {output.sqnr_db:.0f} dB from fp32"
+    if output.sqnr_db < LEAST_OF_OUTPUT:
+        return FP32, f"{output.what}: {left}, less than {LEAST_OF_OUTPUT:.0f} dB, so it stays in float; {_holds(layer)}"
+    return _EIGHT, f"{output.what}: {left}; fewer would show in every answer, and it has only {_holds(layer)}"
 
 
 def _matrix(layer: Layer, paths: Sequence[str]) -> Proposal:

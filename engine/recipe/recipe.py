@@ -124,7 +124,7 @@ class DataPart(_Part):
 
     def of_images(self) -> dict[str, Any]:
         """What ``engine.data.registry.load`` takes of it."""
-        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels")
+        names = ("mean", "std", "size", "crop", "interpolation", "classes", "channels", "calibration_from")
         return {name: getattr(self, name) for name in names}
 
 
@@ -270,6 +270,11 @@ class Recipe(_Part):
     @classmethod
     def make(cls, **fields: Any) -> Recipe:
         """A recipe from keywords; ``data``, ``qat`` and each of ``rules`` may be mappings. Raises ``UsageError``, without a line."""
+        data = fields.get("data")
+        if hasattr(data, "__iter__") and not isinstance(data, str | Mapping | BaseModel):
+            raise UsageError(
+                f"data is a {type(data).__name__}: a recipe names data; a loader goes into engine.Task.of(train=loader, metric=…)"
+            )
         try:
             return cls.model_validate(fields)
         except ValidationError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import EngineError, one_line
 from engine.plain_text import escaped_json
 from engine.reading import MB, read_json
+from engine.report.changed import section as changed
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
 from engine.report.markdown import number, table
 from engine.report.measures import all_metrics, metrics_of
@@ -40,7 +41,7 @@ class Report:
     def to_markdown(self) -> str:
         d = self.data
         parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
+        parts += [*_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
@@ -158,7 +159,25 @@ def _export_row(e: dict[str, Any], metric: Metric | None) -> tuple[str, ...]:
 
 def _coverage(d: dict[str, Any]) -> list[str]:
     found = d.get("coverage")
-    return [f"{found['text']}.", ""] if found else []
+    return [f"{found['text']}.", "", *_islands(d, found)] if found else []
+
+
+def _islands(d: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Each island of a model whose root could not be traced, and what runs between them."""
+    if not found.get("islands"):
+        return []
+    total = found["macs_total"] or 1
+    rows = [
+        (x["path"], x["kind"], str(x["calls"]), f"{x['integer_layers']} of {x['layers']}", f"{100 * x['macs'] / total:.1f} %",
+         f"{100 * x['macs_integer'] / total:.1f} %", f"{100 * x['time_share']:.1f} %")
+        for x in found["islands"]
+    ]  # fmt: skip
+    between = found["between"]
+    names = ", ".join(x["path"] or x["kind"] for x in between["macs"][:3]) or "Python"
+    outside = sum(x["macs"] for x in between["macs"])
+    rows.append((f"between: {names}", "", "", "", f"{100 * outside / total:.1f} %", "", f"{100 * between['time_share']:.1f} %"))
+    heads = ("island", "kind", "calls", "layers on integers", "multiply-adds", "on integers", "fp32 time")
+    return [*table(heads, rows), *([f"The root is Python: {d['graph']['root']}.", ""] if d["graph"].get("root") else [])]
 
 
 def _layers(d: dict[str, Any]) -> list[str]:

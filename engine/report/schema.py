@@ -47,10 +47,17 @@ REPORT: Shape = {
     "graph": {
         "nodes": WHOLE, "blocks": WHOLE, "trace_delta": NUMBER, "fused": [_PAIR], "refused": [_PAIR], "fuse_delta": NUMBER, "order": TEXT,
         "later": [TEXT], "untraced": [{"path": TEXT, "kind": TEXT, "reason": TEXT, "where": TEXT}],
+        "islands": [TEXT], "root": TEXT,
     },
     "layers": [LAYER], "baseline": FORM, "ptq": FORM, "qat": FORM, "verdict": VERDICT, "exports": [_EXPORT], "runtimes": [_EXPORT],
     "operations": [{"operation": TEXT, "count": WHOLE, "reason": TEXT}],
     "orders": [{"order": TEXT, "run": TEXT, "ptq": NUMBER, "ptq_mse": NUMBER, "qat": NUMBER, "qat_mse": NUMBER, "chosen": TEXT}],
+    "changed": {
+        "which": TEXT, "items": WHOLE, "changed": WHOLE, "worse": WHOLE, "better": WHOLE,
+        "rows": [{
+            "place": WHOLE, "label": TEXT, "fp32": TEXT, "quantized": TEXT, "before": NUMBER, "after": NUMBER, "file": TEXT,
+        }],
+    },
     "order_key": TEXT, "task": TEXT, "measures": [MEASURE], "items": ITEMS,
 }  # fmt: skip
 _RULE = {"match": TEXT, "weights": {}, "activations": {}, "keep": TEXT}

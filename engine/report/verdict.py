@@ -178,6 +178,9 @@ def _facts(
 
 def times(ratio: float, more: str, less: str) -> str:
     """``7.2× smaller``, ``1.3× larger``; within a tenth a ratio of noisy figures says nothing."""
+    if ratio <= 0:
+        # Ratios are kept to two decimals.
+        return f"over 200× {less}"
     if 1 / 1.1 < ratio < 1.1:
         return f"about as {'fast as' if more == 'faster' else 'large as'} fp32"
     return f"{ratio:.1f}× {more}" if ratio > 1 else f"{1 / ratio:.1f}× {less}"

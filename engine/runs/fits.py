@@ -19,6 +19,8 @@ def check(recipe: Recipe, reads: str) -> None:
     """``reads`` is what the model is given: images, text, or anything.
 
     Raises UsageError for the first word that such a model has no use for."""
+    if recipe.data.rate is not None and reads != "anything":
+        raise UsageError(f"data.rate is for audio, and {recipe.model} reads {reads}: leave it out")
     words = {"text": _of_images, "images": _of_text}.get(reads)
     found = next(words(recipe), None) if words else None
     if found:
@@ -31,6 +33,7 @@ def _of_images(recipe: Recipe) -> Iterator[str]:
         "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
         "data.mean": part.mean, "data.std": part.std, "data.size": part.size,
         "data.crop": part.crop, "data.interpolation": part.interpolation, "data.classes": part.classes,
+        "data.calibration_from": part.calibration_from,
         "data.batch": part.batch != _DATA.batch,
         "qat.freeze_bn": qat.freeze_bn != _QAT.freeze_bn,
     }  # fmt: skip

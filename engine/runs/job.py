@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 
 from engine.events.cancellation import StopToken
-from engine.events.event import Finished, Judgement, Layers, Measured, Notice
+from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
+from engine.events.pictures import NAME as CHANGED
+from engine.events.pictures import to_json
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
@@ -86,6 +88,9 @@ class Job(Work):
         layers = self._layer_results(which, plan, chosen.quantized)
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
+        changed = self._changed(which, chosen)
+        if changed is not None:
+            yield changed
         self.where.write(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
@@ -96,7 +101,8 @@ class Job(Work):
             "qat": training.to_dict() if training else None, "verdict": found.to_dict(), **exported,
             "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
-            **({"samples": samples} if samples else {}), **lowering.details(plan, statistics, chosen.quantized),
+            **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
+            **lowering.details(plan, statistics, chosen.quantized),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
@@ -144,6 +150,15 @@ class Job(Work):
             self._samples[which] = yield from self.task.describe(models, self.stop)
         return self._samples[which]
 
+    def _changed(self, which: Which, form: Form) -> Changes | None:
+        """The items whose answer changed most, with their pictures in the run's folder."""
+        found = form.changes
+        if found is None:
+            return None
+        if found.pictures:
+            self.where.write(CHANGED, to_json(found.pictures))
+        return Changes(which, found.items, found.changed, found.worse, found.better, found.rows)
+
     def _judge(
         self, which: Which, plan: Plan, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None
     ) -> Run[None]:
@@ -180,6 +195,10 @@ class Job(Work):
 def values_of(figures: FormFigures) -> dict[str, Any]:
     """All of the task's metrics of a form, for the report's ``metrics``."""
     return {name: value.to_dict() for name, value in figures.metrics.items()}
+
+
+def _without_name(event: Event) -> dict[str, Any]:
+    return {key: value for key, value in event.to_dict().items() if key != "event"}
 
 
 def _told(baseline: BaselineFigures, ptq: QuantizedFigures) -> Iterator[Measured]:

@@ -12,6 +12,7 @@ from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, QuantizedFigures, speedups
 from engine.report.verdict import Quality
 from engine.tasks.base import Split, Task, forward_of
+from engine.tasks.changes import Changes, Watch
 from engine.tasks.evaluate import REFERENCE, SplitResult, evaluate
 from engine.tasks.timing import Latency, Timing
 
@@ -21,11 +22,12 @@ _THIS, _EARLIER = "quantized", "PTQ"
 
 @dataclass(frozen=True)
 class Form:
-    """A quantized model with its figures, and its quality by split."""
+    """A quantized model with its figures, its quality by split, and the test items that it answers otherwise than fp32."""
 
     quantized: Quantized
     figures: QuantizedFigures
     quality: Mapping[str, Quality]
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ def measure(
 ) -> Generator[Event, None, Measured]:  # fmt: skip
     """``seconds`` is the time that quantization took. Raises EngineError for outputs that are not finite, Cancelled on stop."""
     found: dict[str, Mapping[str, SplitResult]] = {}
+    watch = Watch(task)
     for split in DECIDING:
         found[split] = yield from evaluate(
             task, {_THIS: forward_of(quantized.model)}, forward_of(baseline.reference), split, batch=recipe.data.batch, stop=stop,
-            limit=recipe.data.limit if split == "test" else None,
+            limit=recipe.data.limit if split == "test" else None, watch={_THIS: watch} if split == "test" else None,
         )  # fmt: skip
     for told in getattr(quantized.model, "unplanned", ()):
         yield Notice(told, "warning")
@@ -70,7 +73,7 @@ def measure(
         task.metric.name, reference.value, reference.first.interval, baseline.size_bytes, kernel, _times(task, fp32),
         reference.metrics, {**baseline.details, **reference.details, **timings[kernel].details},
     )  # fmt: skip
-    form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality)
+    form = Form(quantized, _timed(task, figures, timings[_THIS], fp32), quality, watch.changes())
     again = replace(earlier, figures=_timed(task, earlier.figures, timings[_EARLIER], fp32)) if earlier else None
     return Measured(form, before, again)
 

@@ -19,6 +19,7 @@ from engine.kernels.probe import probe
 from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
@@ -184,6 +185,16 @@ def train(
     the model; where it is not classification ``data`` None is its own. Raises UsageError or EngineError.
     """
     entry_of_task = task_of(model, task)
+    if model in TEXT_MODELS:
+        from engine.training import text_minis
+
+        text_minis.check(model, data)
+        where = pick_device(device)
+        return (
+            yield from text_minis.train_mini(
+                model, out or Path(model), stop=stop or StopToken(), epochs=epochs, seed=seed, command=command, device=where
+            )
+        )
     if entry_of_task.reads == "text":
         return (yield from _train_language(model, data, out, epochs, seed, device, command, stop or StopToken()))
     if is_custom(model):

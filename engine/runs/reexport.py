@@ -112,7 +112,10 @@ def _earlier(directory: Path, report: Mapping[str, Any]) -> list[Mapping[str, An
 
 
 def _same(directory: Path, entry: Mapping[str, Any]) -> bool:
-    return entry.get("sha256") in (None, fingerprint(directory, FORMATS[entry["format"]]))
+    try:
+        return entry.get("sha256") in (None, fingerprint(directory, FORMATS[entry["format"]]))
+    except OSError:
+        return False  # Something else stands in the file's place.
 
 
 def _readable(directory: Path, entry: Mapping[str, Any]) -> bool:

@@ -18,15 +18,16 @@ from typing import Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events.event import Event, Failed, Progress, Ranges
+from engine.events.pictures import NAME as CHANGED
 from engine.export.registry import FORMATS
 from engine.paths import save, unwritable
 from engine.plain_text import one_line
-from engine.reading import MB, read_json
+from engine.reading import MB, read_json, regular
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
 _EXPORTS = tuple(dict.fromkeys(name for entry in FORMATS.values() for name in entry.files))
-_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", *_EXPORTS, "checkpoints", "traceback.txt")
+_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", CHANGED, *_EXPORTS, "checkpoints", "traceback.txt")
 
 # Characters of a folder's name behind its time: systems take 255.
 _LONGEST = 120
@@ -78,6 +79,8 @@ class RunDir:
             if not resumed:
                 self._set_aside()
             self.state("running")
+            if resumed and os.path.lexists(path / "events.jsonl"):
+                regular(path / "events.jsonl")
             self._events = (path / "events.jsonl").open("a" if resumed else "w", encoding="utf-8")
             self.written.append("events.jsonl")
         except (OSError, EngineError) as error:

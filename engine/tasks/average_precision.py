@@ -24,6 +24,14 @@ RESAMPLES = 100
 Array = npt.NDArray[Any]
 
 
+def require() -> None:
+    """Raises EngineError where pycocotools is not installed."""
+    try:
+        import pycocotools.cocoeval  # noqa: F401
+    except ImportError:
+        raise EngineError(PACKAGE) from None
+
+
 @dataclass(frozen=True)
 class _Class:
     """Detections of one class on all images, best first: ``image`` (D,) is where each was found, ``hit`` and ``miss`` (T, D) whether it
@@ -41,10 +49,7 @@ class AveragePrecision:
     The areas of objects play no part. An object with ``iscrowd`` counts neither for nor against. Raises EngineError without pycocotools."""
 
     def __init__(self, classes: int) -> None:
-        try:
-            import pycocotools.cocoeval  # noqa: F401
-        except ImportError:
-            raise EngineError(PACKAGE) from None
+        require()
         self._classes = classes
         self._found: list[Detections] = []
         self._targets: list[Mapping[str, Tensor]] = []
@@ -168,7 +173,7 @@ def _by_class(judge: Any, images: int) -> list[_Class]:
 
 
 def _objects(targets: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for image, one in enumerate(targets):
         crowds = one["iscrowd"].tolist() if "iscrowd" in one else [0] * len(one["labels"])
         for box, label, crowd in zip(one["boxes"].double().tolist(), one["labels"].tolist(), crowds, strict=True):
@@ -177,7 +182,7 @@ def _objects(targets: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Any]]:
 
 
 def _answers(found: Sequence[Detections]) -> list[dict[str, Any]]:
-    answers = []
+    answers: list[dict[str, Any]] = []
     for image, one in enumerate(found):
         for box, score, label in zip(one.boxes.double().tolist(), one.scores.double().tolist(), one.labels.tolist(), strict=True):
             answers.append(_entry(len(answers), image, box, label) | {"score": score, "iscrowd": 0})

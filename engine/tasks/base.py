@@ -138,7 +138,9 @@ class Task(ABC):
 
     ``distribution`` says that the last axis of the first output holds the logits of a distribution, which distillation softens;
     with ``divergence`` its distance from fp32's distribution is measured too. ``stepwise`` says that outputs are also made token by
-    token over a cache: exported files are then compared and timed (``time_steps``) that way too.
+    token over a cache: exported files are then compared and timed (``time_steps``) that way too. ``sensitive`` names
+    outputs of which a small change shows in the answers (``box or score output``): the proposal measures the layers that give them, and
+    keeps them in 8 bits or in float; empty where an ``argmax`` or a mean hides small changes.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Task(ABC):
     distribution: ClassVar[bool] = False
     divergence: ClassVar[bool] = False
     stepwise: ClassVar[bool] = False
+    sensitive: ClassVar[str] = ""
     not_finite: str = "check the weights and the data"
     doubt: str = ""
     """What the data cannot tell whatever is measured on them, as part of a sentence; empty for data as they are met in use."""
@@ -161,8 +164,8 @@ class Task(ABC):
 
     @staticmethod
     def of(
-        train: Any, validation: Any = None, test: Any = None, *, metric: Any, loss: Any = None, name: str = "own", item: str = "item",
-        unit: str = "", higher_is_better: bool | None = None,
+        train: Any, validation: Any = None, test: Any = None, *, metric: Any = None, loss: Any = None, name: str = "own",
+        item: str = "item", unit: str = "", higher_is_better: bool | None = None,
     ) -> Task:  # fmt: skip
         """A task of one's own.
 
@@ -173,6 +176,8 @@ class Task(ABC):
 
         ``metric`` is a function ``(outputs, targets) -> number`` over a whole split, an object with ``update``, ``compute`` and
         ``reset`` as torchmetrics has, or a dict of several, of which the first decides. ``unit`` "%" marks a part (0..1).
+        Without a metric the model is judged against fp32 alone, by the SQNR of its outputs; a batch may then be a tensor, or a list of
+        one, without targets.
         ``loss`` is a function ``(outputs, targets) -> tensor`` of one batch; without it training distils from fp32.
         Raises UsageError for a loader that can be read once alone.
 
@@ -276,6 +281,17 @@ class Task(ABC):
     def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
         """What the raw outputs say of each item of ``batch``, in order; empty where there is nothing to be shown of single items."""
         return ()
+
+    def picture(self, batch: Batch, index: int) -> Tensor | None:
+        """The item at ``index`` of ``batch`` as an image uint8 (3, H, W) for a person to look at; None where it is none. What was
+        normalized is stretched to the range of the item's own values."""
+        image = next((x for x in batch.args if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)), None)
+        if image is None:
+            return None
+        pixels = image[index].detach().float().cpu()
+        low, high = pixels.min(), pixels.max()
+        spread = ((pixels - low) / (high - low).clamp_min(1e-9) * 255).round().clamp(0, 255).nan_to_num()
+        return spread.expand(3, -1, -1).to(torch.uint8)
 
     def describe(self, models: Mapping[str, Any], stop: StopToken) -> Generator[Event, None, list[dict[str, Any]]]:
         """What a person looks at beside the figures, for the report's ``samples``."""

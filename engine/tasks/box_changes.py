@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from engine.tasks.base import ItemAnswer
 from engine.tasks.detections import Detections
 
 SAME = 0.5
@@ -16,12 +17,12 @@ SAME = 0.5
 class BoxChange:
     """One box that only one of two models finds (``gained`` by the second, ``lost`` from the first), or that both find with different
     classes (``relabelled``). ``box`` is (x1, y1, x2, y2) in pixels; ``label`` and ``score`` are the second model's, of a lost box the
-    first's; ``before`` is the first model's class of a relabelled box."""
+    first's, the score None where it is not known; ``before`` is the first model's class of a relabelled box."""
 
     kind: str
     box: tuple[float, float, float, float]
     label: int
-    score: float
+    score: float | None
     before: int | None = None
 
 
@@ -45,6 +46,15 @@ def box_changes(before: Detections, after: Detections, overlap: float = SAME) ->
     gained = [_change("gained", after, j) for j in new if j not in {j for _, j in turned}]
     relabelled = [_change("relabelled", after, j, int(before.labels[i])) for i, j in turned]
     return (*_best_first(lost), *_best_first(gained), *_best_first(relabelled))
+
+
+def answer_changes(before: ItemAnswer, after: ItemAnswer, overlap: float = SAME) -> tuple[BoxChange, ...]:
+    """``box_changes`` of two models' answers to one item, whose boxes are best first; empty where one of them has no boxes."""
+    if before.boxes is None or before.classes is None or after.boxes is None or after.classes is None:
+        return ()
+    first = Detections(before.boxes, torch.zeros(len(before.boxes)), before.classes)
+    second = Detections(after.boxes, torch.zeros(len(after.boxes)), after.classes)
+    return tuple(replace(change, score=None) for change in box_changes(first, second, overlap))
 
 
 def agreeing(mine: Detections, other: Detections, overlap: float = SAME) -> float:
@@ -90,4 +100,4 @@ def _change(kind: str, one: Detections, place: int, before: int | None = None) -
 
 
 def _best_first(found: list[BoxChange]) -> list[BoxChange]:
-    return sorted(found, key=lambda change: -change.score)
+    return sorted(found, key=lambda change: -(change.score or 0.0))

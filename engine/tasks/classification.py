@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.recipe.recipe import Recipe
 from engine.tasks import image_models
-from engine.tasks.base import Batch, Split, Task
+from engine.tasks.base import Batch, ItemAnswer, Split, Task
 from engine.tasks.fitting import check, first_images, transform_of
 from engine.tasks.metrics import ACCURACY, MetricValue, wilson
 from engine.tasks.subject import Subject, fingerprint
@@ -48,6 +48,17 @@ class Classification(Task):
     def count(self, split: Split, limit: int | None = None) -> int:
         return self.images.count(split, limit)
 
+    def calibration_batches(self, *, batch: int, limit: int, device: str = "cpu") -> Iterator[Batch]:
+        for x, y in self.images.calibration_batches(batch, limit, device):
+            yield Batch((x,), targets=y, count=len(x))
+
+    def calibration_count(self, limit: int) -> int:
+        return self.images.calibration_count(limit)
+
+    @property
+    def calibration_name(self) -> str:
+        return "training images" if self.images.calibration is None else "images without labels"
+
     def outputs(self, raw: Any) -> tuple[Tensor, ...]:
         if not isinstance(raw, Tensor):
             raise EngineError(f"the model returns {type(raw).__name__}, not one tensor of logits: wrap it in a factory that does")
@@ -55,6 +66,17 @@ class Classification(Task):
 
     def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
         return outputs[0].argmax(1)
+
+    def item_answers(self, raw: Any, batch: Batch) -> Sequence[ItemAnswer]:
+        names = self.images.classes
+        pairs = zip(raw.argmax(1).tolist(), batch.targets.tolist(), strict=True)
+        return [ItemAnswer(names[found], names[label], float(found == label)) for found, label in pairs]
+
+    def picture(self, batch: Batch, index: int) -> Tensor | None:
+        pixels = batch.args[0][index].detach().float().cpu()
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.images.mean, self.images.std))
+        shown: Tensor = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return shown
 
     def evaluator(self) -> Top1:
         return Top1()
@@ -65,7 +87,7 @@ class Classification(Task):
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
         images = self.images
         return {
-            "name": images.name, "calibration": images.count("train", calibration), "train": images.count("train"),
+            "name": images.name, "calibration": images.calibration_count(calibration), "train": images.count("train"),
             "validation": images.count("validation"), "test": images.count("test", limit),
             "mean": list(images.mean), "std": list(images.std),
             **({"transform": str(images.transform)} if images.transform else {}),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.data.items import ItemData
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import detection_loss, items
+from engine.tasks import average_precision, detection_loss, image_items, items
 from engine.tasks.average_precision import MAP, MAP_50, AveragePrecision
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.box_changes import agreeing
 from engine.tasks.detections import Detections, Images, detections, recognized
-from engine.tasks.metrics import METRICS, MetricValue
+from engine.tasks.metrics import METRICS
 from engine.tasks.subject import Subject
 
 # What a person takes for an answer.
@@ -30,11 +33,45 @@ class Detection(items.ItemTask):
 
     name, item, unit, plural = "detection", "image", "img", "images"
     metrics = (METRICS[MAP], METRICS[MAP_50])
+    sensitive = "box or score output"
 
     def __init__(self, items: ItemData) -> None:
         super().__init__(items)
+        self._losses_inside, self._more = False, ""
         height, width = items.about["size"]
         self.images = Images(height, width, items.outputs)
+
+    def prepare(self, model: nn.Module) -> None:
+        """torchvision's detectors scale images themselves, to 800 pixels if nothing is said: the data have done that."""
+        transform: Any = getattr(model, "transform", None)
+        if hasattr(transform, "min_size") and getattr(transform, "fixed_size", None) is None:
+            side = max(self.images.height, self.images.width)
+            transform.min_size, transform.max_size = (min(self.images.height, self.images.width),), side
+        heads = getattr(model, "roi_heads", None)
+        more = [what for what in ("mask", "keypoint") if getattr(heads, f"{what}_predictor", None) is not None]
+        self._more = more[0] if more else ""
+
+    def begin_training(self, model: nn.Module) -> Callable[[], None]:
+        """A model that gives its losses itself, as torchvision's do, is given the targets too."""
+        self._losses_inside = "targets" in inspect.signature(model.forward).parameters
+
+        def end() -> None:
+            self._losses_inside = False
+
+        return end
+
+    def training_batches(self, *, batch: int, limit: int, seed: int, device: str = "cpu") -> Iterator[Batch]:
+        """With the targets as torchvision's detectors take them, where a baseline of one is trained. Raises EngineError for a model whose
+        losses need more than boxes."""
+        for part in super().training_batches(batch=batch, limit=limit, seed=seed, device=device):
+            if not self._losses_inside:
+                yield part
+                continue
+            if self._more:
+                raise EngineError(
+                    f"the model learns {self._more}s too, and boxes are all that the data have: give its weights by --weights"
+                )
+            yield replace(part, kwargs={**part.kwargs, "targets": [_counted_from_1(one) for one in part.targets]})
 
     def evaluator(self) -> Precision:
         return Precision(self.images)
@@ -46,7 +83,10 @@ class Detection(items.ItemTask):
         return form.compared(parts, self.images)
 
     def loss(self, raw: Any, targets: Any) -> Tensor | None:
-        """Of cells' scores and boxes; None for other forms, which training distils from fp32."""
+        """Of cells' scores and boxes, or the sum of the losses that a model gives itself; None for other forms, which training distils
+        from fp32."""
+        if isinstance(raw, Mapping) and raw and all(isinstance(one, Tensor) and one.dim() == 0 for one in raw.values()):
+            return torch.stack([*raw.values()]).sum()
         form, parts = recognized(raw, self.images)
         return detection_loss.loss(parts, targets, self.images) if form.name == "cells" else None
 
@@ -79,8 +119,11 @@ class Precision(AveragePrecision):
     def update(self, raw: Any, targets: Any) -> None:
         super().update(detections(raw, self._images), targets)
 
-    def compute(self) -> Mapping[str, MetricValue]:
-        return super().compute()
+
+def _counted_from_1(one: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A target without crowds, with labels beside the background's 0."""
+    kept = one["iscrowd"] == 0
+    return {"boxes": one["boxes"][kept], "labels": one["labels"][kept] + 1}
 
 
 def _shown(one: Detections) -> Detections:
@@ -89,10 +132,12 @@ def _shown(one: Detections) -> Detections:
 
 
 def alone(recipe: Recipe) -> Detection:
-    """The task on the recipe's data, without the model."""
+    """The task on the recipe's data, without the model. Raises EngineError without pycocotools."""
+    # Before any work: the metric comes last.
+    average_precision.require()
     return Detection(items.data_of(recipe, Detection.name))
 
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the data that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    return (yield from items.load_subject(alone(recipe), recipe, device))
+    return (yield from image_items.load_subject(alone, recipe, device))

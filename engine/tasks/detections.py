@@ -172,8 +172,8 @@ _MAP = 32
 def _maps(found: Any, images: Images) -> tuple[Tensor, ...]:
     """Lists of boxes of any length as a tensor (N, classes, 32, 32) that changes little where they do: each box lays its score on the
     part of every cell that it covers, and the highest counts. Boxes in another order are the same, and one that is gained or lost leaves
-    its whole score as the difference."""
-    return (torch.stack([_map(one, images) for one in _of_list(found, images)]),)
+    its whole score as the difference. No gradient comes through: what was suppressed would have none."""
+    return (torch.stack([_map(one, images) for one in _of_list(found, images)]).detach(),)
 
 
 def _map(one: Detections, images: Images) -> Tensor:

@@ -16,6 +16,7 @@ from engine.events.event import Event
 from engine.events.progress import Ticker
 from engine.numerics.sqnr import sqnr_db
 from engine.tasks.base import Forward, Split, Task
+from engine.tasks.changes import Watch
 from engine.tasks.metrics import MetricValue
 
 REFERENCE = "reference"
@@ -66,9 +67,10 @@ class SplitResult:
 
 def evaluate(
     task: Task, forms: Mapping[str, Forward], reference: Forward, split: Split, *, batch: int, stop: StopToken,
-    limit: int | None = None, device: str = "cpu", stage: str = "evaluate",
+    limit: int | None = None, device: str = "cpu", stage: str = "evaluate", watch: Mapping[str, Watch] | None = None,
 ) -> Generator[Event, None, dict[str, SplitResult]]:  # fmt: skip
-    """Judge each of ``forms``, and the fp32 ``reference`` as ``"reference"``, in one pass over a split.
+    """Judge each of ``forms``, and the fp32 ``reference`` as ``"reference"``, in one pass over a split. ``watch`` takes in, by form,
+    which items are answered otherwise than by fp32.
 
     Raises EngineError for fp32 outputs that are not finite, and as the task's evaluator does; Cancelled on stop.
     """
@@ -87,6 +89,8 @@ def evaluate(
             for name, evaluator in evaluators.items():
                 found = raw if name == REFERENCE else forms[name](part)
                 evaluator.update(found, task.held_against(raw, part.targets))
+                if watch and name in watch:
+                    watch[name].add(part, raw, found)
                 sums[name].add(expected, expected if name == REFERENCE else task.scored(task.outputs(found), part.targets))
                 stop.check()
             count += part.count

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from engine.data.items import ItemData
+from engine.data.items import ItemData, SomeItems, kind_of
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
@@ -23,7 +24,8 @@ from engine.tasks.metrics import AGREEMENT, LARGEST_ERROR, SQNR, Metric, MetricV
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject
 
-DEFAULT_THRESHOLD = "sqnr:30"
+# Errors of a hundredth of the outputs' energy: what 8 bits keep of most networks, and training is not begun for less.
+DEFAULT_THRESHOLD = "sqnr:20"
 # Items of the larger timed batch, where the data have as many of one size.
 _BATCHED = 64
 
@@ -49,6 +51,26 @@ class Fidelity(items.ItemTask):
 
     def evaluator(self) -> Distances:
         return Distances()
+
+    def compared(self, *, batch: int, limit: int | None = None) -> Iterator[Batch]:
+        """The test items of the size that files are written for, that of the first training item; without any, the training items."""
+        for found, count in self._comparable.batches("test", batch, limit=limit):
+            yield items.batch_of(found, count)
+
+    def compared_count(self, limit: int | None = None) -> int:
+        return self._comparable.count("test", limit)
+
+    @property
+    def _comparable(self) -> ItemData:
+        """The data with such items for test."""
+        data, wanted = self.items, kind_of(self.items.train, 0)
+        if wanted is None:
+            return data
+        for split in (data.test, data.train):
+            places = tuple(i for i in range(len(split)) if kind_of(split, i) == wanted)
+            if places:
+                return replace(data, test=SomeItems(split, places))
+        return data
 
     def tried_on(self, model: nn.Module, name: str) -> Batch:
         """The first training batch, once ``model`` has taken it; the metrics and the timed batches are then those of the model and the
@@ -167,6 +189,11 @@ def settled(recipe: Recipe) -> Recipe:
             "fidelity needs inputs: give --data with a file of arrays (.npz, .npy, .pt, .safetensors), a folder of images, of audio or of "
             "such files, the name of a data set, or random:SHAPE such as random:3x224x224"
         )
+    return with_threshold(recipe)
+
+
+def with_threshold(recipe: Recipe) -> Recipe:
+    """With ``DEFAULT_THRESHOLD`` where none was asked for. Raises UsageError for a threshold on a metric of labels."""
     if not recipe.threshold.startswith("drop:"):
         return recipe
     if "threshold" in recipe.model_fields_set:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +13,14 @@ from engine.errors import EngineError, one_line
 from engine.models import custom
 from engine.models.registry import ModelEntry, find
 from engine.models.transform import Transform
+from engine.models.vision_models import is_vision
+from engine.models.vision_models import transform_of as vision_transform
 
 
 def transform_of(model: str) -> Transform | None:
     """What the model expects of photographs; None where it does not say. Raises UsageError for an unknown name."""
+    if is_vision(model):
+        return vision_transform(model)
     published = None if custom.is_custom(model) else find(model).published
     return published.transform if published else None
 
@@ -44,7 +50,7 @@ def check(model: nn.Module, example: Tensor, data: Data, name: str) -> None:
             text = one_line(error, 160)
             if other := _other_precision(model):
                 raise EngineError(f"{name} holds {other}, and the images are float32: return model.float() from its factory") from error
-            raise EngineError(f"{name} does not take images of {_size(data.shape)} ({text}): {_resize(data)}") from error
+            raise EngineError(f"{name} does not take images of {_size(data.shape)} ({text}): {_advice(model, data, text)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EngineError(f"{name} returns {shape}, not logits of shape (N, classes): wrap it in a factory that does")
@@ -58,6 +64,19 @@ def _other_precision(model: nn.Module) -> str:
     """A parameter that is a number of another width than float32, with its type; empty where there is none."""
     found = next(((path, p) for path, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     return f"{found[0]} in {str(found[1].dtype).removeprefix('torch.')}" if found else ""
+
+
+def _advice(model: nn.Module, data: Data, text: str) -> str:
+    """What helps a model that fails on the images with ``text``."""
+    named = inspect.signature(model.forward).parameters.values()
+    needed = [p.name for p in named if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(needed) > 1:
+        return f"it takes {', '.join(needed)}: give a task of your own that yields them (--task FILE:FACTORY)"
+    first = next(((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and "channels" in text and first[1].in_channels != data.shape[0]:
+        path, layer = first
+        return f"{path} takes {layer.in_channels} channels and the images have {data.shape[0]}: convert them in the factory's forward"
+    return _resize(data)
 
 
 def _size(shape: tuple[int, ...]) -> str:

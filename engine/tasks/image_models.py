@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from engine.data import registry as data_registry
 from engine.data.images.base import Data
 from engine.errors import EngineError, UsageError
-from engine.models import custom
+from engine.models import custom, vision_models
 from engine.models.cached import cached_weights, recorded_stem
 from engine.models.registry import ModelEntry, Stem, find
 from engine.models.weights_file import fill, load_into, load_state, read_checkpoint
@@ -25,6 +25,8 @@ def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     """The model in eval mode, where its weights come from, and its stem where it has more than one."""
     if custom.is_custom(recipe.model):
         model, weights, stem = _custom(recipe, data)
+    elif vision_models.is_vision(recipe.model):
+        model, weights, stem = _of_transformers(recipe, data)
     else:
         model, weights, stem = _listed(find(recipe.model), recipe, data)
     model.eval().requires_grad_(False)
@@ -53,6 +55,12 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
         return model, "as its factory gives them", None
     found = load_into(model, Path(recipe.weights), recipe.model, data.name)
     return model, f"from {recipe.weights}{found.said}", None
+
+
+def _of_transformers(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
+    if recipe.weights or recipe.stem != "auto":
+        raise UsageError(f"{recipe.model} brings its weights and its stem: leave --weights and --stem out")
+    return vision_models.load_vision(recipe.model, data.classes, data_registry.is_imagenet(data.classes)), "from its folder", None
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:

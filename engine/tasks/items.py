@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.items import ItemData, Items
-from engine.errors import EngineError, one_line
+from engine.errors import EngineError, UsageError, one_line
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.models.cached import cached_weights
@@ -64,6 +64,9 @@ class ItemTask(Task):
     def check(self, outputs: tuple[Tensor, ...], batch: Batch, name: str) -> None:
         """Raises EngineError where the outputs of the model ``name`` on ``batch`` are not what the task measures."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """Set up ``model`` for the data, before it is tried: what belongs to the data and to no weights."""
+
     def settled(self, recipe: Recipe) -> Recipe:
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(self.found))}) if self.found else recipe
 
@@ -87,6 +90,8 @@ def batch_of(items: Items, count: int) -> Batch:
 
 def data_of(recipe: Recipe, task: str) -> ItemData:
     """The data of ``task`` that ``recipe`` names. Raises UsageError or EngineError in one line."""
+    if recipe.data.calibration_from is not None:
+        raise UsageError(f"data.calibration_from is for classification, and the task is {task}: leave it out")
     return data_registry.items(recipe.data, task)
 
 
@@ -111,6 +116,7 @@ def subject_of(
 
 def tried(model: nn.Module, task: ItemTask, name: str) -> Batch:
     """The first training batch, once ``model`` has taken it. Raises EngineError in one line for a model that does not."""
+    task.prepare(model)
     batch = next(task.batches("train", batch=_FIRST, limit=_FIRST), None)
     if batch is None:
         raise EngineError(f"the training split of {task.items.name} holds no {task.plural}: use other data")

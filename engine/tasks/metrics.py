@@ -188,6 +188,11 @@ PIXEL_ACCURACY = Metric("pixel accuracy", "%", bounds=(0.0, 1.0))
 DICE = Metric("Dice", "%", bounds=(0.0, 1.0))
 MAP = Metric("mAP", "%", bounds=(0.0, 1.0))
 F1 = Metric("F1", "%", bounds=(0.0, 1.0))
+MATTHEWS = Metric("Matthews", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
+COSINE = Metric("cosine", bounds=(-1.0, 1.0), digits=".5f")
+SPEARMAN = Metric("Spearman", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
+LOSS = Metric("loss", "nats", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+EXACT = Metric("exact match", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
 METRICS = {
     metric.name: metric
@@ -196,6 +201,7 @@ METRICS = {
         SQNR, LARGEST_ERROR, AGREEMENT,
         MIOU, PIXEL_ACCURACY, DICE, MAP, F1,
         BOX_MAP, BOX_MAP_50,
+        MATTHEWS, COSINE, SPEARMAN, LOSS, EXACT,
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import custom
 from engine.recipe.recipe import Recipe
+from engine.tasks import fidelity
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
 from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
@@ -79,7 +80,7 @@ class OwnTask(Task):
     def _read(self, split: Split, seed: int | None) -> Iterator[Batch]:
         source, number, found = self._sources[split], 0, 0
         for raw in _passes(source.loader, split, seed):
-            part = self._checked(_batch(raw, split, number), split, number)
+            part = self._checked(self._read_batch(raw, split, number), split, number)
             number, whole = number + 1, part.count
             if source.parts is not None and source.by_item:
                 part = part.items([i for i in range(whole) if (found + i) % PARTS in source.parts])
@@ -90,6 +91,9 @@ class OwnTask(Task):
                 yield part
         if number == 0:
             raise EngineError(f"the {split} loader of the task {self.name} gives no batch: it is empty, or was read before and is used up")
+
+    def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
+        return _batch(raw, split, number)
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
@@ -174,6 +178,47 @@ class OwnTask(Task):
         values = evaluator.compute(intervals=False)
         self.metrics = tuple(next((m for m in self.metrics if m.name == name), Metric(name)) for name in values)
         self.loss(raw, part.targets)
+        self.workloads = (batched(1), batched(part.count)) if part.count > 1 else (batched(1),)
+        return part
+
+
+class UnlabelledTask(OwnTask):
+    """A task without a metric: judged against fp32 alone, as fidelity is. Batches may be inputs alone."""
+
+    judged_by_fp32: ClassVar[bool] = True
+
+    def __init__(
+        self, sources: Mapping[Split, _Source], metrics: Mapping[str, Any], loss: None, options: Mapping[str, Any], notes: Sequence[str]
+    ) -> None:
+        super().__init__(sources, metrics, loss, options, notes)
+        self.metrics = fidelity.metrics_of(False)
+
+    def held_against(self, reference: Any, targets: Any) -> Any:
+        return reference
+
+    def answers(self, outputs: tuple[Tensor, ...]) -> Tensor | None:
+        return fidelity.largest(outputs)
+
+    def evaluator(self) -> Any:
+        return fidelity.Distances()
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        return fidelity.with_threshold(recipe)
+
+    def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
+        if isinstance(raw, Tensor):
+            raw = (raw, None)
+        elif isinstance(raw, list | tuple) and len(raw) == 1:
+            raw = (raw[0], None)
+        return _batch(raw, split, number)
+
+    def tried(self, model: nn.Module, what: str) -> Batch:
+        part = next(self._read("train", 0))
+        with torch.no_grad():
+            found = self.outputs(user_code.called(what, model, *part.args, **part.kwargs))
+        if not all(torch.isfinite(x).all() for x in found):
+            raise EngineError(f"{what} gives NaN or infinity on the first batch: check its weights and the data")
+        self.metrics = fidelity.metrics_of(fidelity.largest(found) is not None)
         self.workloads = (batched(1), batched(part.count)) if part.count > 1 else (batched(1),)
         return part
 
@@ -276,6 +321,11 @@ def of(
             raise UsageError(
                 f"{split} can be read once alone ({type(loader).__name__}): give the function that makes it, a list, or a DataLoader"
             )
+    if metric is None:
+        if loss is not None:
+            raise UsageError("a task without a metric is judged against fp32 and distils from it: leave loss out, or give a metric")
+        sources, notes = _split(train, validation, test)
+        return UnlabelledTask(sources, {}, None, {"name": name, "item": item}, notes)
     metrics = dict(metric) if isinstance(metric, Mapping) and not _is_object(metric) else {_name_of(metric): metric}
     if not metrics or not all(callable(one) or _is_object(one) for one in metrics.values()):
         raise UsageError(

@@ -15,6 +15,8 @@ from engine.data.registry import ENTRIES as DATA
 from engine.errors import UsageError, nearest
 from engine.models.language_registry import is_language
 from engine.models.registry import ENTRIES as MODELS
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.models.text_registry import task_of_folder
 
 if TYPE_CHECKING:
     from engine.events.cancellation import StopToken
@@ -74,6 +76,17 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("segmentation", "the class of each pixel", "mIoU", "images", "digit-scenes", "engine.tasks.segmentation"),
         TaskEntry("multilabel", "which labels hold for an image", "mAP", "images", "digit-attributes", "engine.tasks.multilabel"),
         TaskEntry("detection", "what is where in an image", "mAP 50:95", "anything", "digit-boxes", "engine.tasks.detection"),
+        TaskEntry(
+            "text-classification", "which label a text has", "accuracy", "anything", "python-modules", "engine.tasks.text_classification"
+        ),
+        TaskEntry(
+            "pair-classification", "what two texts are to each other", "accuracy", "anything", "", "engine.tasks.pair_classification"
+        ),
+        TaskEntry(
+            "token-classification", "the tag of each word of a text", "accuracy", "anything", "", "engine.tasks.token_classification"
+        ),
+        TaskEntry("embeddings", "vectors of texts", "cosine", "anything", "python-paragraphs", "engine.tasks.embeddings"),
+        TaskEntry("seq2seq", "a text made of a text", "loss", "anything", "reversed-digits", "engine.tasks.seq2seq"),
         TaskEntry("regression", "numbers of an item", "MAE", "anything", "diabetes", "engine.tasks.regression"),
     )
 }
@@ -95,4 +108,8 @@ def task_of(model: str, task: str | None = None) -> TaskEntry:
         return OWN if ":" in task else find(task)
     if model in MODELS:
         return find(MODELS[model].task)
+    if model in TEXT_MODELS:
+        return find(TEXT_MODELS[model].task)
+    if (found := task_of_folder(model)) in TASKS:
+        return TASKS[str(found)]
     return TASKS["causal-lm" if is_language(model) else "classification"]

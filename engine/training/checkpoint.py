@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.paths import save
+from engine.reading import regular
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -26,6 +27,7 @@ def read(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
     if path is None or not path.exists():
         return None
     try:
+        regular(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state) if state.get("fingerprint") == fingerprint else None
     except Exception as error:

@@ -218,6 +218,12 @@ class ReportScreen(StageScreen):
         files = self._run_files(self.state, again=True)
         self.app.push_screen(Reading("this run", files_panel(self.state.run, files), hint="↑↓ scroll   esc back"))
 
+    def do_changed(self) -> None:
+        from qtui.screens.changed import Changed
+
+        if (found := self.state.run.changed) is not None:
+            self.app.push_screen(Changed(self.state.run, found))
+
     def label(self, action: Action) -> str:
         return "layers" if action.id == "view" and self.on_runtimes else super().label(action)
 

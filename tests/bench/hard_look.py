@@ -11,6 +11,7 @@ Exit code 1 where there is a find.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -41,12 +42,14 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "networks": Kind("random graphs: native, simulation, ONNX Runtime", "hard_look_networks:look", 0.4, 120),
-    "decoders": Kind("transformers' families, tiny", "hard_look_decoders:look", 0.25, 300),
-    "files": Kind("damaged files, by the command line", "hard_look_files:look", 0.15, 60),
-    "app": Kind("damaged runs, in the app", "hard_look_files:look_in_the_app", 0.1, 60),
-    "kills": Kind("killed at random moments, then resumed", "hard_look_kills:look", 0.1, 600),
+    "networks": Kind("random graphs: native, simulation, ONNX Runtime", "hard_look_networks:look", 0.4, 300),
+    "decoders": Kind("transformers' families, tiny", "hard_look_decoders:look", 0.25, 600),
+    "files": Kind("damaged files, by the command line", "hard_look_files:look", 0.15, 300),
+    "app": Kind("damaged runs, in the app", "hard_look_files:look_in_the_app", 0.1, 300),
+    "kills": Kind("killed at random moments, then resumed", "hard_look_kills:look", 0.1, 1800),
 }
+# Seconds that a process may take before its first case.
+_BEGINNING = 900.0
 # What is counted beside what is fine: not what this looks for.
 EXPECTED = ("fine", "refused", "export refused", "export alarm", "not built")
 
@@ -61,7 +64,7 @@ class Case:
 
 
 def work(kind: str, first: int) -> int:
-    """Cases from a seed on, a line of JSON for each, until nobody reads them."""
+    """Cases from a seed on: for each line that is read one, and a line of JSON."""
     for folder in (HERE, *(HERE.parent / name for name in TESTS)):
         sys.path.insert(0, str(folder))
     sys.path.insert(0, str(HERE.parents[1]))
@@ -70,12 +73,15 @@ def work(kind: str, first: int) -> int:
 
     torch.set_num_threads(1)
     module, _, name = KINDS[kind].place.partition(":")
-    look = getattr(importlib.import_module(module), name)
+    found = importlib.import_module(module)
+    look = getattr(found, name)
     # What a case prints is not what this process answers.
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
     os.dup2(2, 1)
+    # What every case begins with is no part of a case's time.
+    getattr(found, "prepare", lambda: None)()
     seed = first
-    while True:
+    for _ in sys.stdin:
         start = time.monotonic()
         print(f"{kind}:{seed}", file=answers, flush=True)
         try:
@@ -85,6 +91,7 @@ def work(kind: str, first: int) -> int:
         case = Case(kind, seed, outcome, text[:4000], round(time.monotonic() - start, 2))
         print(json.dumps(asdict(case)), file=answers, flush=True)
         seed += 1
+    return 0
 
 
 class Worker:
@@ -96,14 +103,18 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         # In a session of its own: children of a case end with it.
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.PIPE, env=environment, start_new_session=True
         )
 
     def next(self, seconds: float) -> Case:
         """The next case; one that hung or crashed ends the process."""
-        start = time.monotonic()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+        start, left = time.monotonic(), max(seconds, _BEGINNING)
         while True:
-            line = self._line(start + seconds - time.monotonic())
+            line = self._line(start + left - time.monotonic())
             if line is None:
                 took = time.monotonic() - start
                 code = self._process.poll()
@@ -114,6 +125,7 @@ class Worker:
                 case = Case(**json.loads(line))
                 self.seed = case.seed + 1
                 return case
+            start, left = time.monotonic(), seconds
 
     def _line(self, seconds: float) -> bytes | None:
         assert self._process.stdout is not None
@@ -144,26 +156,27 @@ def look(kinds: Sequence[str], minutes: float, seed: int, state: Path) -> list[C
     known = read(state)
     following = {kind: max([seed, *(case.seed + 1 for case in known if case.kind == kind)]) for kind in kinds}
     spent = dict.fromkeys(kinds, 0.0)
-    total = sum(KINDS[kind].share for kind in kinds)
     print("first seeds: " + ", ".join(f"{kind} {following[kind]}" for kind in kinds), flush=True)
     found: list[Case] = []
+    workers: dict[str, Worker] = {}
     end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end:
-        kind = min(kinds, key=lambda k: spent[k] / KINDS[k].share)
-        slot = min(end, time.monotonic() + max(60 * minutes * KINDS[kind].share / total / 4, 30.0))
-        worker, start = Worker(kind, following[kind]), time.monotonic()
-        try:
-            while time.monotonic() < slot and worker.alive:
-                case = worker.next(KINDS[kind].seconds)
-                following[kind] = case.seed + 1
-                found.append(case)
-                with state.open("a") as file:
-                    file.write(json.dumps(asdict(case)) + "\n")
-                if case.outcome not in EXPECTED:
-                    print(f"{case.kind}:{case.seed} {case.outcome} ({case.seconds:.1f} s): {case.text[:1500]}", flush=True)
-        finally:
+    try:
+        while time.monotonic() < end:
+            kind = min(kinds, key=lambda k: spent[k] / KINDS[k].share)
+            start = time.monotonic()
+            if kind not in workers or not workers[kind].alive:
+                workers[kind] = Worker(kind, following[kind])
+            case = workers[kind].next(KINDS[kind].seconds)
+            spent[kind] += time.monotonic() - start
+            following[kind] = case.seed + 1
+            found.append(case)
+            with state.open("a") as file:
+                file.write(json.dumps(asdict(case)) + "\n")
+            if case.outcome not in EXPECTED:
+                print(f"{case.kind}:{case.seed} {case.outcome} ({case.seconds:.1f} s): {case.text[:1500]}", flush=True)
+    finally:
+        for worker in workers.values():
             worker.close()
-        spent[kind] += time.monotonic() - start
     return found
 
 

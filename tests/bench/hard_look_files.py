@@ -56,6 +56,10 @@ def whole() -> Path:
     return place
 
 
+def prepare() -> None:
+    whole()
+
+
 def _weights(place: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -97,7 +101,7 @@ def _bytes(r: random.Random, path: Path) -> str:
     elif how == "empty":
         content = bytearray()
     elif how == "twice":
-        content += content
+        content += bytes(content)
     else:
         content = bytearray(r.randbytes(200))
     path.write_bytes(content)

@@ -476,7 +476,7 @@ def onnx_apart(native: Any, network: nn.Module, images: Tensor) -> str:
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     session = onnxruntime.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
     given = {session.get_inputs()[0].name: images.contiguous().numpy()}
-    found = dict(zip(kept.values(), session.run(list(kept.values()), given), strict=True))
+    found = dict(zip(kept.values(), session.run(list(kept.values()), given) if kept else (), strict=True))
     values: dict[str, Any] = dict(zip(program.input_names, (images,), strict=True))
     for step, run in program.functions():
         mine = run(*[x.clone() if isinstance(x := values[name], Tensor) else x for name in step.inputs])
@@ -484,6 +484,8 @@ def onnx_apart(native: Any, network: nn.Module, images: Tensor) -> str:
         if step.output not in kept or not isinstance(mine, Tensor):
             continue
         other = torch.from_numpy(found[kept[step.output]].copy())
+        # A linear layer's further dimensions are rows there.
+        other = other.reshape(mine.shape) if step.op == "layer" and other.numel() == mine.numel() else other
         what = f"{step.op} {step.attrs.get('path', step.output)}"
         if other.dtype != mine.dtype or other.shape != mine.shape:
             if mine.dtype == torch.uint8 or other.numel() != mine.numel():

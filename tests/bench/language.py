@@ -35,7 +35,9 @@ from engine.data.text.encoded import load_text
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.models.transformers_load import load_language
+from engine.numerics.formats import FORMATS
 from engine.numerics.scheme import WeightScheme, int_scheme
+from engine.recipe.number_formats import NUMBER_FORMATS
 
 MAIN = ("nearest", "mse", "hqq", "awq", "gptq", "awq+gptq", "gptq+")
 FULL: dict[str, tuple[str, ...]] = {
@@ -49,6 +51,11 @@ FULL: dict[str, tuple[str, ...]] = {
     "w3g64": MAIN,
     "w3g64s": ("nearest", "gptq", "gptq+"),
     "w3g32": ("nearest", "gptq"),
+    "fp8_e4m3": ("nearest",),
+    "mxfp6_e2m3": ("nearest", "gptq+"),
+    "mxfp4": ("nearest", "mse", "gptq", "gptq+"),
+    "nvfp4": ("nearest", "mse", "gptq", "gptq+"),
+    "nf4g64": ("nearest", "gptq", "gptq+"),
 }
 QUICK: dict[str, tuple[str, ...]] = {"w8": ("nearest",), "w4g64": ("nearest", "gptq"), "w3g64": ("nearest", "gptq")}
 TUNED = ("w4g64s", "w3g64")
@@ -66,10 +73,14 @@ class Width:
 
 
 def width(text: str) -> Width:
-    """``w4g64`` is 4 bits, affine, in groups of 64; an ``s`` at the end is symmetric; without ``g`` per channel and symmetric."""
+    """``w4g64`` is 4 bits, affine, in groups of 64; an ``s`` at the end is symmetric; without ``g`` per channel and symmetric. A number
+    format stands for itself, with ``g64`` behind it where it has no blocks of its own."""
+    name, _, group = text.rpartition("g") if re.fullmatch(r".+g\d+", text) else (text, "", "0")
+    if name in NUMBER_FORMATS:
+        return Width(WeightScheme(FORMATS[name], FORMATS[name].block or int(group)), False)
     match = re.fullmatch(r"w([2-8])(a8)?(?:g(\d+)(s?))?", text)
     if match is None:
-        sys.exit(f"{text} is no width: write w8, w8a8, w4g64 or w4g64s")
+        sys.exit(f"{text} is no width: write w8, w8a8, w4g64, w4g64s, or a number format such as nvfp4")
     return Width(int_scheme(int(match[1]), int(match[3] or 0), match[3] is None or match[4] == "s"), match[2] is not None)
 
 

@@ -26,14 +26,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-BATCHES, BATCH = 5, 4
+BATCHES, BATCH = 10, 1
+# What every child would import by itself, for seconds each time.
+PRELOADED = ["torchvision", "timm", "transformers", "torch._dynamo", "torch.export", "torch.utils.flop_counter", "onnx", "engine.api"]
 TIMM = {
     "resnet10t": 64, "resnetv2_50x1_bit": 64, "seresnext26d_32x4d": 64, "res2net50_14w_8s": 64, "regnety_002": 64, "regnetx_002": 64,
     "efficientnet_b0": 64, "tf_efficientnetv2_b0": 64, "mobilenetv3_small_050": 64, "mobilenetv4_conv_small": 64, "mnasnet_small": 64,
     "ghostnet_100": 64, "rexnet_100": 64, "repvgg_a0": 64, "mobileone_s0": 64, "convnext_atto": 64, "convnextv2_atto": 64,
-    "edgenext_xx_small": 64, "levit_128s": 224, "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224,
-    "swin_tiny_patch4_window7_224": 224, "xcit_nano_12_p16_224": 224, "coatnet_nano_rw_224": 224, "pit_ti_224": 224, "poolformer_s12": 64,
-    "pvt_v2_b0": 64, "mobilevit_xxs": 64, "mixer_s32_224": 224, "gmlp_ti16_224": 224, "resmlp_12_224": 224, "hrnet_w18_small": 64,
+    "edgenext_xx_small": 64, "levit_128s": 224, "vit_tiny_patch16_224": 96, "deit_tiny_patch16_224": 96,
+    "swin_tiny_patch4_window7_224": 224, "xcit_nano_12_p16_224": 96, "coatnet_nano_rw_224": 224, "pit_ti_224": 224, "poolformer_s12": 64,
+    "pvt_v2_b0": 64, "mobilevit_xxs": 64, "mixer_s32_224": 96, "gmlp_ti16_224": 96, "resmlp_12_224": 96, "hrnet_w18_small": 64,
     "densenet121": 64, "cspresnet50": 64, "ese_vovnet19b_dw": 64, "eca_nfnet_l0": 64, "fastvit_t8": 64, "repvit_m0_9": 64,
 }  # fmt: skip
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
@@ -81,7 +83,11 @@ def _timm(name: str, side: int) -> Case:
     def model() -> Any:
         import timm
 
-        return timm.create_model(name, pretrained=False, num_classes=10)
+        # Transformers know their size; convolutional networks take any, and not the word.
+        for options in ({"img_size": side}, {}):
+            with contextlib.suppress(TypeError):
+                return timm.create_model(name, pretrained=False, num_classes=10, **options)
+        raise TypeError(f"timm makes no {name}")
 
     return Case(model, lambda: ((_images(side),), {}))
 
@@ -218,8 +224,13 @@ def settle(model: Any, batches: list[Given]) -> None:
         norm.momentum = None
         norm.reset_running_stats()
         norm.train()
+    several = batches
+    if all(isinstance(x, torch.Tensor) for args, kwargs in batches for x in (*args, *kwargs.values())):
+        # A norm over a single place of a single item has no variance.
+        args = tuple(torch.cat(column) for column in zip(*(args for args, _ in batches), strict=True))
+        several = [(args, {key: torch.cat([kwargs[key] for _, kwargs in batches]) for key in batches[0][1]})]
     with torch.no_grad(), contextlib.suppress(Exception):
-        for args, kwargs in batches:
+        for args, kwargs in several:
             model(*args, **kwargs)
     for norm in norms:
         norm.momentum = 0.1
@@ -243,8 +254,8 @@ def row(name: str, place: str) -> dict[str, Any]:
     try:
         case = cases()[name]
         model = case.model().eval()
-        given = [case.inputs() for _ in range(BATCHES * 2)]
-        settle(model, given[:3])
+        given = [case.inputs() for _ in range(BATCHES)]
+        settle(model, given)
         with torch.no_grad():
             batches = [Batch(args, kwargs, first(model(*args, **kwargs)), BATCH) for args, kwargs in given]
         task = engine.Task.of(batches[:6], batches[6:8], batches[8:], metric=cosine, higher_is_better=True)
@@ -326,7 +337,7 @@ def main() -> int:
     args = parser.parse_args()
     done = {found["name"]: found for found in json.loads(args.json.read_text())} if args.json and args.json.exists() else {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision", "timm", "transformers", "engine.api"])
+    context.set_forkserver_preload(PRELOADED)
     names = [name for name in cases() if any(fnmatchcase(name, glob) for glob in args.names)]
     rows = []
     for name in names:

@@ -12,9 +12,10 @@ from engine.algorithms import registry
 from engine.events.event import LayerRow, Planned
 from engine.planning.legality import NO_KERNEL
 from engine.recipe.capabilities import BLOCK
+from engine.recipe.number_formats import NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import HISTORY, Draft
-from qtui.edits import EDITS, WEIGHT_BITS
+from qtui.edits import EDITS, WEIGHT_BITS, Before
 from qtui.strategy_rules import exactly, fields_of, resolve, rules_of
 
 W8A8 = LayerSpec(WeightSpec(), ActivationSpec())
@@ -249,3 +250,17 @@ def test_all_blocks_are_those_whose_modules_differ_in_their_numbers() -> None:
     assert draft.mark_alike(["layer1.0.conv1"]).marked == {"layer1.0.conv1", "layer2.1.conv1"}
     assert draft.mark_alike(["block2.denselayer12.conv2"]).marked == {"block1.denselayer5.conv2", "block2.denselayer12.conv2"}
     assert draft.mark_alike(["fc1"]).marked == {"fc1"}
+
+
+def test_after_the_fewest_bits_come_the_formats_that_are_no_integers_where_a_layer_can_have_them() -> None:
+    decoder = replace(ROWS[0], capabilities=BLOCK)
+    spec, seen = LayerSpec(WeightSpec(8)), []
+    edit = EDITS["weights"]
+    for _ in range(len(WEIGHT_BITS) + len(NUMBER_FORMATS)):
+        found = edit.apply(decoder, spec, edit.aim(decoder, spec), Before(spec, ActivationSpec()))
+        assert isinstance(found, LayerSpec) and found.weights is not None
+        spec = found
+        seen.append(found.weights.format or found.weights.bits)
+    assert seen == [*WEIGHT_BITS[1:], *NUMBER_FORMATS, WEIGHT_BITS[0]]
+    asked = edit.apply(ROWS[0], LayerSpec(WeightSpec(8)), "nvfp4", Before(spec, ActivationSpec()))
+    assert isinstance(asked, str) and "language models" in asked

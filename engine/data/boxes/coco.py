@@ -38,10 +38,8 @@ def find(place: Path) -> dict[SplitName, Path] | None:
                 by_split.setdefault(split, file)
     if by_split:
         return by_split
-    return {"train": files[0]} if len(files) == 1 else _too_many(files) if files else None
-
-
-def _too_many(files: list[Path]) -> None:
+    if len(files) < 2:
+        return {"train": files[0]} if files else None
     names = ", ".join(file.name for file in files[:3])
     raise EngineError(
         f"{files[0].parent} holds {len(files)} JSON files ({names} …): name them by split (train, val, test), or give one file"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -38,12 +38,17 @@ def load(part: Any) -> ItemData:
     for option in ("size", "crop", "interpolation", "classes"):
         if getattr(part, option, None) is not None:
             raise UsageError(f"data set digit-boxes takes no {option} (data.{option} is {getattr(part, option)}): leave it out")
-    scans = digits.load()
-    splits = {name: _scenes(scans.split(name), count, _SEEDS[name]) for name, count in SCENES.items()}
+    splits = _splits()
     return ItemData(
         "digit-boxes", splits["train"], splits["validation"], splits["test"], outputs=10, labels=tuple("0123456789"),
         about={"size": [SIDE, SIDE]}, augment=Shifted(4),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _splits() -> Mapping[SplitName, MemoryImages]:
+    scans = digits.load()
+    return {name: _scenes(scans.split(name), count, _SEEDS[name]) for name, count in SCENES.items()}
 
 
 def _scenes(scans: Split, count: int, seed: int) -> MemoryImages:
@@ -91,8 +96,8 @@ def _bilinear(before: int, after: int) -> Array:
 
 def _around(ink: Array) -> Box:
     """The box around what is written."""
-    rows = (ink > _INK).any(1).nonzero()[0]
-    columns = (ink > _INK).any(0).nonzero()[0]
+    rows = np.flatnonzero((ink > _INK).any(axis=1))
+    columns = np.flatnonzero((ink > _INK).any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.data.boxes.base import Target, target
 from engine.data.images.image_files import opened, orientation, told_size
+from engine.data.images.preparation import normalized
 from engine.data.items import Items, SplitName
 from engine.errors import EngineError
 from engine.models.transform import Interpolation, Triple
@@ -83,6 +84,7 @@ class Letterbox:
     interpolation: Interpolation = "bilinear"
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
+    channels: int = 3
 
     def scaled(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Left and top of an image of this size in the square, and its width and height there."""
@@ -91,13 +93,14 @@ class Letterbox:
         return (self.side - across) // 2, (self.side - down) // 2, across, down
 
     def image(self, image: Image.Image) -> Tensor:
-        """uint8 (3, side, side)."""
+        """uint8 (channels, side, side)."""
         left, top, across, down = self.scaled(image.width, image.height)
         square = Image.new("RGB", (self.side, self.side), (GREY, GREY, GREY))
         square.paste(
             image if image.size == (across, down) else image.resize((across, down), _INTERPOLATIONS[self.interpolation]), (left, top)
         )
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        pixels = np.array(square if self.channels == 3 else square.convert("L"))
+        return torch.from_numpy(pixels).view(self.side, self.side, self.channels).permute(2, 0, 1)
 
     def boxes(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes of an image of this size where they lie in the square."""
@@ -106,9 +109,8 @@ class Letterbox:
         return boxes * scale + torch.tensor([left, top, left, top])
 
     def normalized(self, images: Tensor) -> Tensor:
-        """float32 from uint8 (N, 3, side, side)."""
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return images.float().div_(255).sub_(mean).div_(std)
+        """float32 from uint8 (N, channels, side, side)."""
+        return normalized(images, self.mean, self.std)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +124,10 @@ class FileImages:
         return len(self.rows)
 
     def read(self, places: Sequence[int]) -> Items:
-        """Images float32 (N, 3, side, side) and a target for each. Raises EngineError for a file that cannot be decoded."""
+        """Images float32 (N, channels, side, side) and a target for each. Raises EngineError for a file that cannot be decoded."""
         rows = [self.rows[place] for place in places]
         found = [self._read(row) for row in rows]
-        images = torch.stack([image for image, _ in found]) if found else torch.empty(0, 3, self.letterbox.side, self.letterbox.side)
+        images = torch.stack([image for image, _ in found])
         return Items(self.letterbox.normalized(images), [one for _, one in found])
 
     def _read(self, row: Row) -> tuple[Tensor, Target]:

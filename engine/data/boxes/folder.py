@@ -21,7 +21,7 @@ LARGEST = 640
 
 
 def load(place: Path, part: Any) -> ItemData:
-    """Images float32 (N, 3, S, S) in 0..1 (less ``data.mean``, by ``data.std``, where these are given), and a target for each.
+    """Images float32 (N, channels, S, S) in 0..1 (less ``data.mean``, by ``data.std``, where these are given), and a target for each.
 
     Images keep their proportions: the longer side becomes ``data.size`` pixels, or that of the first image, 640 at most, rounded up to a
     multiple of 32; the rest of the square is grey. Splits that the data do not tell are taken from the training images. Raises UsageError
@@ -30,7 +30,9 @@ def load(place: Path, part: Any) -> ItemData:
         raise UsageError(f"data.crop {part.crop}: boxes belong to whole images: leave it out, or give --size")
     found = read(place, _names(part.classes) if part.classes is not None else None)
     side, note = _side(found, part.size)
-    letterbox = Letterbox(side, part.interpolation or "bilinear", part.mean or (0.0, 0.0, 0.0), part.std or (1.0, 1.0, 1.0))
+    letterbox = Letterbox(
+        side, part.interpolation or "bilinear", part.mean or (0.0, 0.0, 0.0), part.std or (1.0, 1.0, 1.0), part.channels or 3
+    )
     given: dict[SplitName, ItemSplit] = {split: FileImages(rows, letterbox) for split, rows in found.rows.items()}
     splits, origin = completed(given if "train" in given else {"train": next(iter(given.values()))}, "images", str(place))
     if "train" not in given:

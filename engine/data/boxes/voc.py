@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
 from engine.data.boxes.files import Annotated, Box, Object, Passed, Row, row, under
@@ -83,7 +84,7 @@ def parsed(path: Path) -> Element:
     root = Element("")
     open_elements = [root]
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object) -> Any:
         raise EngineError(f"{path} declares a document type: annotations need none, take it out")
 
     def start(name: str, _: dict[str, str]) -> None:

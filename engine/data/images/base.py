@@ -82,6 +82,7 @@ class Data:
     a mirrored image keeps its class and ``pad`` by how many pixels a training image may be shifted. Splits are stored
     with their classes mixed, so the first images of any of them are a fair sample of it. ``transform`` is what images
     of a folder went through, None where they come as they are; ``notes`` say what of the folder is used for what, or not at all.
+    ``calibration`` are images without labels that calibrate, None where the first training images do.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Data:
     pad: int
     transform: Transform | None = None
     notes: tuple[str, ...] = ()
+    calibration: Split | None = None
 
     def split(self, name: SplitName) -> Split:
         """The split of that name; ``UsageError`` for any other name."""
@@ -128,10 +130,24 @@ class Data:
         by up to ``pad`` pixels and mirrors if ``flip``, repeatably for a ``seed`` (0 where none is given). One batch at
         a time is held. ``UsageError`` when ``batch`` or ``limit`` is under 1; ``EngineError`` when an image cannot be read.
         """
+        return self._batches(self.split(split), batch, self.count(split, limit), seed, augment, torch.device(device))
+
+    def calibration_batches(self, batch: int, limit: int, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """The images that calibrate, the first ``limit`` of them, as ``batches`` gives them; without labels these are 0."""
+        if self.calibration is None:
+            return self.batches("train", batch, limit=limit, device=device)
+        return self._batches(self.calibration, batch, self.calibration_count(limit), None, False, torch.device(device))
+
+    def calibration_count(self, limit: int) -> int:
+        """How many images ``calibration_batches`` gives."""
+        return self.count("train", limit) if self.calibration is None else min(len(self.calibration), limit)
+
+    def _batches(
+        self, split: Split, batch: int, total: int, seed: int | None, augment: bool, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if batch < 1:
             raise UsageError(f"batch size {batch} for {self.name} makes no batches: give at least 1")
-        total = self.count(split, limit)
-        return self._read(self.split(split), batch, total, seed, augment, torch.device(device))
+        return self._read(split, batch, total, seed, augment, device)
 
     def _read(
         self, split: Split, batch: int, total: int, seed: int | None, augment: bool, device: torch.device

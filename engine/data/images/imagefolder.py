@@ -224,6 +224,12 @@ def _find(top: Path) -> Found:
     return Found(listing, others, below)
 
 
+def list_images(folder: Path) -> list[str]:
+    """The paths of the images in ``folder`` and in the folders below it, in order."""
+    own, deeper = _list_images(folder, Counter())
+    return sorted(own + deeper)
+
+
 def _list_images(folder: Path, others: Counter[str]) -> tuple[list[str], list[str]]:
     """The images of a folder, and those of the folders below it; what is neither is counted by its suffix."""
     own: list[str] = []

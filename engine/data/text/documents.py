@@ -75,10 +75,15 @@ def _topics() -> Iterator[Document]:
 def _modules() -> Iterator[Document]:
     library = Path(sysconfig.get_path("stdlib"))
     for path in list(python_sources())[1:]:
-        tree = _parse(path)
-        if tree is not None:
+        if text := docstrings_of(path):
             name = ".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
-            yield Document(name, "\n\n".join(_docstrings(tree)))
+            yield Document(name, text)
+
+
+def docstrings_of(path: Path) -> str:
+    """All docstrings of a source file, an empty line between them; empty where this Python does not read it."""
+    tree = _parse(path)
+    return "" if tree is None else "\n\n".join(_docstrings(tree))
 
 
 def _parse(path: Path) -> ast.Module | None:

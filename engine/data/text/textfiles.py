@@ -26,6 +26,11 @@ def read_file(path: Path) -> Document:
         content = path.read_bytes()
     except OSError as error:
         raise EngineError(f"text {path} cannot be read ({error.strerror or error}): check the path and its permissions") from error
+    return Document(path.name, decoded(path, content).replace("\r\n", "\n"))
+
+
+def decoded(path: Path, content: bytes) -> str:
+    """The text of a file's content. Raises EngineError, in one line, where it is empty, binary, or not in UTF-8."""
     if not content.strip():
         raise EngineError(f"text {path} is empty: give a file with text in it")
     for mark, encoding in _MARKS.items():
@@ -36,11 +41,16 @@ def read_file(path: Path) -> Document:
     if controls > 0.001 * min(len(content), 65536):
         raise EngineError(f"{path} is not text, it holds binary data: give a text file in UTF-8")
     try:
-        return Document(path.name, content.decode("utf-8-sig").replace("\r\n", "\n"))
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EngineError(
-            f"text {path} is not UTF-8 (byte 0x{content[error.start]:02x} at {error.start:,}): convert it, for example with iconv -t utf-8"
-        ) from error
+        place = f"byte 0x{content[error.start]:02x} at {error.start:,}{_line(content, error.start)}"
+        raise EngineError(f"text {path} is not UTF-8 ({place}): convert it, for example with iconv -t utf-8") from error
+
+
+def _line(content: bytes, at: int) -> str:
+    """The line of a byte, where there is more than one."""
+    line = content.count(b"\n", 0, at) + 1
+    return f", line {line:,}" if line > 1 else ""
 
 
 def read_folder(folder: Path) -> tuple[Document, ...]:

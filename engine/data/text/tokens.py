@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 
 
-def train_bpe(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE as GPT-2's (Radford et al. 2019), a ``tokenizers.Tokenizer`` of ``vocabulary`` tokens; the last is END."""
+def train_bpe(texts: Iterable[str], vocabulary: int, special: Sequence[str] = (END,)) -> Any:
+    """A byte-level BPE as GPT-2's (Radford et al. 2019), a ``tokenizers.Tokenizer`` of ``vocabulary`` tokens; the last are ``special``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer: Any = Tokenizer(models.BPE())
@@ -23,10 +23,10 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, special_tokens=[]
+        vocab_size=vocabulary - len(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, special_tokens=[]
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([END])
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 

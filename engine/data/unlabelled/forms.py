@@ -55,6 +55,8 @@ def forms(part: DataPart, transform: Transform | None = None) -> tuple[ItemData,
 
     ``transform`` is what the model expects of photographs. Raises UsageError for a name that is not known or options that have no
     effect, EngineError for files that are missing or cannot be read."""
+    if part.calibration_from is not None:
+        raise UsageError("data.calibration_from is for data with labels: --data takes the folder of inputs without them itself")
     if is_random(part.name):
         _no_options(part, "random inputs")
         return (random_inputs.load(part.name),)
@@ -123,7 +125,7 @@ def _images(place: Path, found: Found, part: DataPart, transform: Transform | No
         split = {name: images.ImageItems(paths, look) for name, paths in found.splits.items()}
         said = [str(look), *found.notes, *images.notes(found.paths)]
         if shape is None and len(sizes := {split["train"].kind(i) for i in range(len(split["train"]))}) > 1:
-            said.append(f"images of {len(sizes)} sizes, each batch of one: --size gives all the same")
+            said.append(f"images of {len(sizes)} sizes, each batch of one; exported files take one size alone: --size gives all the same")
         about: dict[str, Any] = {"mean": list(mean), "std": list(std), **({"transform": str(shape)} if shape else {})}
         yield data_of_parts(_name(place), split, notes=said, about=about)
 

@@ -1,23 +1,27 @@
 """Steps in floating point as ONNX: whatever way an operation was called, torch reduces it to its ``aten`` form, and that has
 one translation (``aten_ops``).
 
-A step is traced for two numbers of images; what differs between the two is the batch.
+A step is traced for two numbers of images, and two lengths of sequences; what differs between the two is open.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
 from engine.errors import EngineError, one_line
-from engine.export.onnx.graph import Batch, Graph, Value, dims
+from engine.export.onnx.aten_types import common
+from engine.export.onnx.graph import Batch, Complex, Graph, Sizes, Value, dims, dtype_name
 
 BATCHES = (2, 3)
 _INSTEAD = "export without onnx and openvino, or as pt2"
@@ -26,7 +30,8 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class At:
-    """One ``aten`` call: its arguments with a ``Value`` for each tensor, and the shape of its (first) result."""
+    """One ``aten`` call, ``name``: its arguments with a ``Value`` for each tensor, and the shape of its (first) result. ``kind`` is the
+    type of the numbers beside its tensors, ``result`` that of what it gives."""
 
     graph: Graph
     args: tuple[Any, ...]
@@ -34,6 +39,14 @@ class At:
     shape: tuple[Any, ...]
     hint: str
     shapes: tuple[Any, ...] = ()
+    name: str = ""
+    target: Any = None
+    kind: torch.dtype = torch.float32
+    result: torch.dtype = torch.float32
+
+    def on(self, *args: Any) -> At:
+        """The same call on other arguments."""
+        return replace(self, args=args)
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
@@ -42,7 +55,16 @@ class At:
         """The name of a tensor or a number."""
         if isinstance(given, Value):
             return self.graph.read(given)
-        return self.graph.constant(float(given))
+        return self.graph.constant(torch.tensor(given, dtype=self.kind))
+
+    def cast(self, given: Any, kind: torch.dtype) -> Any:
+        """``given``, a value or a number, with elements of another type."""
+        if not isinstance(given, Value):
+            return given if kind.is_floating_point else self.graph.constant(np.array(given, dtype_name(kind)))
+        if given.kind == kind:
+            return given
+        code = self.graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_name(kind)))
+        return Value(self.node("Cast", given, to=code), given.shape, None, kind)
 
     def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """A node of this call; ``inputs`` are names, values or numbers."""
@@ -60,7 +82,7 @@ def translate(
     of a constant that is in the graph already. Raises EngineError naming ``path`` for what has no ONNX form.
     """
     small, large = (_traced(run, [pair[i] for pair in pairs]) for i in (0, 1))
-    given = [leaf for leaf in _pytree.tree_leaves(list(values)) if isinstance(leaf, Value)]
+    given = [leaf for leaf in _pytree.tree_leaves(list(values)) if isinstance(leaf, Value | Complex)]
     if [n.target for n in small.graph.nodes if n.op == "call_function"] != [n.target for n in large.graph.nodes if n.op == "call_function"]:
         raise EngineError(f"{path} does other things with another number of images: it cannot be exported")
     try:
@@ -84,11 +106,23 @@ def _traced(run: Callable[..., Any], arguments: list[Any]) -> fx.GraphModule:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        # oneDNN's recurrent layers are one operation without an ONNX form; torch's own are made of ordinary ones.
+        with torch.no_grad(), _without_onednn():
             traced: fx.GraphModule = make_fx(body, _simpler())(*[flat[place] for place in places])
+            # Results that nobody reads, as the places of maxima.
+            traced.graph.eliminate_dead_code()
             return traced
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Some builds of torch warn of Intel's GPUs where oneDNN's flags are touched.
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @cache
@@ -115,7 +149,7 @@ class _Translation:
         self.graph, self.traced, self.hint, self.path, self.known = graph, traced, hint, path, known
         self.env: dict[fx.Node, Any] = {}
 
-    def run(self, given: list[Value], others: list[fx.Node]) -> Any:
+    def run(self, given: list[Value | Complex], others: list[fx.Node]) -> Any:
         """``others`` are the nodes of the same graph at the larger batch."""
         left = iter(given)
         for node, other in zip(self.traced.graph.nodes, others, strict=True):
@@ -139,28 +173,41 @@ class _Translation:
         )
 
     def _call(self, node: fx.Node, other: fx.Node) -> Any:
+        from engine.export.onnx.aten_numbers import COMPLEX
         from engine.export.onnx.aten_ops import OPS
 
         args: Any = fx.map_arg(node.args, self.env.__getitem__)
         kwargs: Any = fx.map_arg(node.kwargs, self.env.__getitem__)
         target: Any = node.target
-        shapes = _shapes(node.meta.get("val"), other.meta.get("val"))
+        shapes = _shapes(node.meta.get("val"), other.meta.get("val"), self.graph.sizes)
         leaves = _pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Value)]
         if target is operator.getitem:
-            # Second results, such as the places of maxima, have no value; nothing reads them.
-            return args[0][args[1]] if args[1] < len(args[0]) else None
+            return args[0][args[1]]
         if all(t.constant is not None for t in tensors) and not any(isinstance(s, Batch) for shape in shapes for s in shape):
             return self._folded(node, args, kwargs)
         name = _name(target)
-        build = OPS.get(name)
+        build, kinds = OPS.get(name), _kinds(node.meta.get("val"))
+        at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes, name, target, result=[*kinds, torch.float32][0])
+        if name in COMPLEX or at.result.is_complex or any(isinstance(leaf, Complex) for leaf in leaves):
+            return self._of_complex(at, build)
         if build is None:
             raise EngineError(f"{self.path} uses {name}, which has no ONNX form here: {_INSTEAD}")
-        at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes)
-        made, kinds = build(at), _kinds(node.meta.get("val"))
+        alike, named, kind = common(self.graph, name, node, args, kwargs, self.hint)
+        made = build(replace(at, args=alike, kwargs=named, kind=kind))
         if not isinstance(made, tuple):
             return Value(made, at.shape, None, kinds[0])
         return tuple(Value(name, shape, None, kind) for name, shape, kind in zip(made, shapes, kinds, strict=False))
+
+    @staticmethod
+    def _of_complex(at: At, build: Callable[[At], Any] | None) -> Any:
+        from engine.export.onnx.aten_numbers import MOVES, of_complex
+
+        if at.name in MOVES and build is not None:
+            x = at.args[0]
+            return Complex(*(Value(build(at.on(part, *at.args[1:])), at.shape) for part in (x.real, x.imag)))
+        made = of_complex(at)
+        return made if isinstance(made, Complex) else Value(made, at.shape)
 
     def _folded(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of a call that reads constants alone."""
@@ -178,8 +225,8 @@ def _kinds(made: Any) -> list[torch.dtype]:
     return [one.dtype for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
 
 
-def _shapes(small: Any, large: Any) -> tuple[Any, ...]:
+def _shapes(small: Any, large: Any, sizes: Sequence[Sizes]) -> tuple[Any, ...]:
     """The shapes of a call's result, or of each of its results."""
     if isinstance(small, tuple | list):
-        return tuple(dims(a.shape, b.shape, BATCHES) for a, b in zip(small, large, strict=True) if isinstance(a, Tensor))
-    return (dims(small.shape, large.shape, BATCHES),) if isinstance(small, Tensor) else ()
+        return tuple(dims(a.shape, b.shape, *sizes) for a, b in zip(small, large, strict=True) if isinstance(a, Tensor))
+    return (dims(small.shape, large.shape, *sizes),) if isinstance(small, Tensor) else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,26 @@ _END = 2**62
 
 def _compare(op: str, negated: bool = False) -> Build:
     def build(at: At) -> str:
-        made = at.node(op, at.args[0], at.args[1])
+        kind = _common(at.args[:2])
+        made = at.node(op, *(at.cast(given, kind) for given in at.args[:2]))
         return at.node("Not", made) if negated else made
 
     return build
 
 
+def _common(given: Sequence[Any]) -> torch.dtype:
+    """The type that two operands, values or numbers, are compared in."""
+    kinds = [one.kind for one in given if isinstance(one, Value)]
+    if any(isinstance(one, float) for one in given):
+        kinds.append(torch.float32)
+    found = kinds[0]
+    for kind in kinds[1:]:
+        found = torch.promote_types(found, kind)
+    return found
+
+
 def _truncated(at: At, number: str) -> str:
     return at.node("Mul", at.node("Sign", number), at.node("Floor", at.node("Abs", number)))
-
-
-def _div(at: At) -> str:
-    made = at.node("Div", at.args[0], at.args[1])
-    mode = at.kwargs.get("rounding_mode")
-    return made if mode is None else at.node("Floor", made) if mode == "floor" else _truncated(at, made)
 
 
 def _axes(at: At, given: Any) -> list[int]:
@@ -92,11 +99,24 @@ def _var(at: At) -> str:
 
 
 def _max(at: At) -> Any:
-    """Of two tensors, or along an axis; the places of the maxima have no form here."""
+    """Of two tensors, or along an axis with the places of the maxima."""
     if len(at.args) > 1 and isinstance(at.args[1], Value):
         return at.node("Max", at.args[0], at.args[1])
     made = _reduce("ReduceMax")(at)
-    return (made,) if len(at.shapes) > 1 else made
+    if len(at.shapes) < 2:
+        return made
+    axis, keep = at.args[1] % len(at.args[0].shape), int(bool(at.arg(2, "keepdim", False)))
+    return made, at.node("ArgMax", at.args[0], axis=axis, keepdims=keep)
+
+
+def _arange(at: At) -> str:
+    """The places of the images: what does not depend on their number is a constant."""
+    if len(at.args) != 1:
+        raise ValueError("a range over the images that does not count them")
+    count = at.node("Squeeze", at.graph.shape(at.shape, f"{at.hint}_count"))
+    zero, one = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
+    made = at.node("Range", zero, count, one)
+    return at.read(at.cast(Value(made, at.shape, None, torch.int64), at.result))
 
 
 def _flip(at: At) -> str:
@@ -121,7 +141,7 @@ def _repeat(at: At) -> str:
 def _times(out: Dim, size: Dim) -> Dim:
     """How often ``size`` fits in ``out``."""
     if isinstance(out, Batch):
-        return out.times // size.times if isinstance(size, Batch) else Batch(out.times // size)
+        return out.times // size.times if isinstance(size, Batch) else replace(out, times=out.times // size)
     assert isinstance(size, int)
     return out // size
 
@@ -188,14 +208,15 @@ MORE: dict[str, Build] = {
     "eq": _compare("Equal"), "ne": _compare("Equal", negated=True),
     "bitwise_not": lambda at: at.node("Not", at.args[0]), "logical_not": lambda at: at.node("Not", at.args[0]),
     "bitwise_and": _compare("And"), "logical_and": _compare("And"), "bitwise_or": _compare("Or"), "logical_or": _compare("Or"),
-    "div": _div, "trunc": lambda at: _truncated(at, at.read(at.args[0])),
+    "trunc": lambda at: _truncated(at, at.read(at.args[0])),
     "rsqrt": lambda at: at.node("Reciprocal", at.node("Sqrt", at.args[0])),
     "log1p": lambda at: at.node("Log", at.node("Add", at.args[0], 1.0)),
     "expm1": lambda at: at.node("Sub", at.node("Exp", at.args[0]), 1.0),
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"), "amin": _reduce("ReduceMin"),
     "prod": _reduce("ReduceProd"), "logsumexp": _reduce("ReduceLogSumExp"), "linalg_vector_norm": _norm, "var": _var, "max": _max,
     "cumsum": lambda at: at.node("CumSum", at.args[0], at.graph.constant(np.array(at.args[1] % len(at.shape), np.int64))),
-    "flip": _flip, "repeat": _repeat, "index": _index, "index_select": _index_select,
+    "gather": lambda at: at.node("GatherElements", at.args[0], at.args[2], axis=at.args[1] % len(at.shape)),
+    "arange": _arange, "flip": _flip, "repeat": _repeat, "index": _index, "index_select": _index_select,
     "reflection_pad1d": _pad_with("reflect"), "reflection_pad2d": _pad_with("reflect"),
     "replication_pad1d": _pad_with("edge"), "replication_pad2d": _pad_with("edge"), "adaptive_max_pool2d": _adaptive_max,
 }  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from engine.export.onnx.aten import At
 from engine.export.onnx.aten_layers import LAYERS
 from engine.export.onnx.aten_more import MORE
+from engine.export.onnx.aten_numbers import NUMBERS, by_matrices, by_places
 from engine.export.onnx.graph import Batch, Value
 
 Build = Callable[[At], Any]
@@ -26,22 +27,15 @@ def _same(at: At) -> str:
     return at.read(at.args[0])
 
 
-def _copied(at: At) -> str:
-    if at.kwargs.get("dtype") not in (None, torch.float32):
-        raise ValueError(f"numbers as {at.kwargs['dtype']}")
-    return at.read(_as_number(at, at.args[0]))
-
-
-def _as_number(at: At, given: Any) -> Any:
-    """A truth value as 0 or 1, where it is computed with."""
-    if not isinstance(given, Value) or given.kind != torch.bool:
-        return given
-    return Value(at.node("Cast", given, to=at.graph.onnx.TensorProto.FLOAT), given.shape)
+# What arithmetic is on truth values.
+_OF_TRUTH = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
 
 
 def _binary(op: str) -> Build:
     def build(at: At) -> str:
-        left, right = (_as_number(at, given) for given in at.args[:2])
+        left, right = at.args[:2]
+        if at.kind == torch.bool and op in _OF_TRUTH:
+            return at.node(_OF_TRUTH[op], left, right)
         alpha = at.kwargs.get("alpha", 1)
         return at.node(op, left, right if alpha == 1 else at.node("Mul", right, alpha))
 
@@ -80,13 +74,6 @@ def _silu(at: At) -> str:
 
 def _reshape(at: At) -> str:
     return at.graph.reshape(at.read(at.args[0]), at.shape, at.hint)
-
-
-def _as_strided(at: At) -> str:
-    """torch's way to name another order in memory."""
-    if at.args[0].shape != at.shape:
-        raise ValueError("a view by strides")
-    return at.read(at.args[0])
 
 
 def _permuted(at: At, order: list[int]) -> str:
@@ -130,6 +117,10 @@ def _cut(at: At, axis: int, start: int, end: int, step: int = 1) -> str:
 def _slice(at: At) -> str:
     end = at.arg(3, "end")
     start, axis = at.arg(2, "start") or 0, at.arg(1, "dim", 0) % len(at.shape)
+    if isinstance(at.shape[axis], Batch) and not isinstance(at.args[0].shape[axis], Batch) and start == 0:
+        return at.node(
+            "Slice", at.args[0], at.graph.constant([0]), at.graph.shape([at.shape[axis]], f"{at.hint}_end"), at.graph.constant([axis])
+        )
     if isinstance(at.args[0].shape[axis], Batch) and not (start == 0 and (end is None or end >= 2**31)):
         raise ValueError("a part of the batch")
     return _cut(at, axis, start, 2**62 if end is None else end, at.arg(4, "step", 1))
@@ -156,13 +147,6 @@ def _unbind(at: At) -> tuple[str, ...]:
 
 def _softmax(op: str) -> Build:
     return lambda at: at.node(op, at.args[0], axis=at.arg(1, "dim"))
-
-
-def _addmm(at: At) -> str:
-    bias, a, b = at.args[:3]
-    if at.kwargs.get("beta", 1) != 1 or at.kwargs.get("alpha", 1) != 1:
-        raise ValueError("a scaled product")
-    return at.node("Gemm", a, b, bias)
 
 
 def _attention(at: At) -> tuple[str, ...]:
@@ -209,7 +193,15 @@ def _roll(at: At) -> str:
 
 
 def _resize(mode: str, **attributes: Any) -> Build:
+    exactly = by_places(2) if mode == "nearest" else by_matrices(2)
+
     def build(at: At) -> str:
+        # A scale that was given is not always that of the sizes, and the nearest value of another than whole scale is one that
+        # rounding chooses.
+        scales, pairs = at.args[2 if mode == "nearest" else 3 :], list(zip(at.args[0].shape[-2:], at.shape[-2:], strict=True))
+        given = any(scale and scale * size != out for scale, (size, out) in zip(scales, pairs, strict=False))
+        if given or (mode == "nearest" and any(out % size for size, out in pairs)):
+            return str(exactly(at))
         sizes = at.graph.shape(at.shape, f"{at.hint}_sizes")
         kind = attributes.get("coordinate_transformation_mode")
         if mode != "nearest":
@@ -225,14 +217,6 @@ def _where(at: At) -> str:
 
 def _masked_fill(at: At) -> str:
     return at.node("Where", at.args[1], at.args[2], at.args[0])
-
-
-def _full(value: float | None) -> Build:
-    def build(at: At) -> str:
-        number = at.args[1] if value is None else value
-        return at.node("Expand", float(number), at.graph.shape(at.shape, f"{at.hint}_shape"))
-
-    return build
 
 
 def _embedding(at: At) -> str:
@@ -269,17 +253,16 @@ _BINARY = {
     )
 }  # fmt: skip
 OPS: dict[str, Build] = {
-    **LAYERS, **MORE, **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
+    **LAYERS, **MORE, **NUMBERS, **_LIKE, **_RESHAPES, **_UNARY, **_BINARY,
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": _silu, "gelu": _gelu, "relu6": _clip(0.0, 6.0),
     "hardtanh": _clip(-1.0, 1.0), "clamp": _clip(-math.inf, math.inf), "clamp_min": lambda at: at.node("Clip", at.args[0], at.args[1]),
     "leaky_relu": lambda at: at.node("LeakyRelu", at.args[0], alpha=float(at.arg(1, "negative_slope", 0.01))),
     "elu": lambda at: at.node("Elu", at.args[0], alpha=float(at.arg(1, "alpha", 1.0))), "rsub": _rsub,
-    "as_strided": _as_strided, "_to_copy": _copied,
     "permute": _permute, "transpose": _transpose, "t": _t, "expand": _expand, "cat": _cat, "stack": _stack, "slice": _slice,
     "select": _select, "split": _split, "split_with_sizes": _split, "chunk": _split, "unbind": _unbind,
-    "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"), "addmm": _addmm,
+    "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"),
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
-    "masked_fill": _masked_fill, "zeros": _full(0.0), "ones": _full(1.0), "full": _full(None), "embedding": _embedding,
+    "masked_fill": _masked_fill, "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
     "upsample_nearest2d": _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     "upsample_bilinear2d": _resize("linear"), "upsample_bicubic2d": _resize("cubic", cubic_coeff_a=-0.75),

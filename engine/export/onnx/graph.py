@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,23 +19,33 @@ INPUT, OUTPUT = "images", "logits"
 
 @dataclass(frozen=True)
 class Batch:
-    """A dimension of ``times`` the number of images."""
+    """A dimension of ``times`` the product of the open sizes ``of``: 0 is the number of images, the others are lengths of sequences."""
 
     times: int = 1
+    of: tuple[int, ...] = (0,)
 
 
 Dim = int | Batch
+Sizes = tuple[int, int]
+"""An open size in the two examples that a step is traced on."""
 
 
-def dims(small: Sequence[int], large: Sequence[int], batches: tuple[int, int]) -> tuple[Dim, ...]:
-    """The shape for any number of images, from those at two. Raises ValueError for one that is not a multiple of it."""
-    found: list[Dim] = []
-    for a, b in zip(small, large, strict=True):
-        times, rest = divmod(b - a, batches[1] - batches[0])
-        if rest or (times and times * batches[0] != a):
-            raise ValueError(f"a size of {a} for {batches[0]} images and {b} for {batches[1]}")
-        found.append(Batch(times) if times else a)
-    return tuple(found)
+def dims(small: Sequence[int], large: Sequence[int], *sizes: Sizes) -> tuple[Dim, ...]:
+    """The shape for any number of images, and sequences of any length, from those in two examples; ``sizes`` are the open ones, the
+    number of images first. Raises ValueError for one that is no multiple of them."""
+    return tuple(_dim(a, b, sizes) for a, b in zip(small, large, strict=True))
+
+
+def _dim(a: int, b: int, sizes: Sequence[Sizes]) -> Dim:
+    if a == b:
+        return a
+    for count in range(1, len(sizes) + 1):
+        for some in combinations(range(len(sizes)), count):
+            first, second = (math.prod(sizes[i][which] for i in some) for which in (0, 1))
+            times, rest = divmod(a, first)
+            if not rest and times and times * second == b:
+                return Batch(times, some)
+    raise ValueError(f"a size of {a} for {sizes[0][0]} images and {b} for {sizes[0][1]}")
 
 
 @dataclass(frozen=True)
@@ -47,20 +59,36 @@ class Value:
     kind: torch.dtype = torch.float32
 
 
+@dataclass(frozen=True)
+class Complex:
+    """A tensor of complex numbers, as two of real ones."""
+
+    real: Value
+    imag: Value
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.real.shape
+
+
 class Graph:
     """Collects nodes in order. Names are made unique; equal constants are stored once. ``counted`` is an input whose size tells the
-    number of items, of each of which it holds ``pixels`` numbers; ``taken`` are the names of inputs and outputs."""
+    number of items, of each of which it holds ``pixels`` numbers; ``taken`` are the names of inputs and outputs. ``sizes`` are the open
+    sizes in both examples, the number of items first; ``lengths`` name an input (N, length) for each of the others."""
 
-    def __init__(self, pixels: int = 1, counted: str = INPUT, taken: Sequence[str] = (INPUT, OUTPUT)) -> None:
+    def __init__(
+        self, pixels: int = 1, counted: str = INPUT, taken: Sequence[str] = (INPUT, OUTPUT), sizes: Sequence[Sizes] = ((2, 3),),
+        lengths: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         import onnx
 
-        self.pixels, self.counted = pixels, counted
+        self.pixels, self.counted, self.sizes, self.lengths = pixels, counted, tuple(sizes), tuple(lengths)
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self._taken: set[str] = set(taken)
         self._known: dict[tuple[Any, ...], str] = {}
-        self._batch: str | None = None
+        self._open: dict[int, str] = {}
 
     def name(self, hint: str) -> str:
         base = hint.replace(":q", "_q").replace(":f", "_f")
@@ -104,18 +132,28 @@ class Graph:
         """A tensor that holds ``shape``."""
         if not any(isinstance(size, Batch) for size in shape):
             return self.constant(np.array(shape, np.int64), hint)
-        if self._batch is None:
+        parts = []
+        for size in shape:
+            if not isinstance(size, Batch):
+                parts.append(self.constant([size]))
+                continue
+            part = self._size_of(size.of[0])
+            for which in size.of[1:]:
+                part = self.node("Mul", [part, self._size_of(which)], hint)
+            parts.append(part if size.times == 1 else self.node("Mul", [part, self.constant([size.times])], hint))
+        return self.node("Concat", parts, hint, axis=0)
+
+    def _size_of(self, which: int) -> str:
+        """A tensor of one number, an open size."""
+        if which not in self._open and self.lengths:
+            shape = self.node("Shape", [self.lengths[which - 1] if which else self.counted], "shape")
+            self._open[which] = self.node("Gather", [shape, self.constant([min(which, 1)])], "length" if which else "batch")
+        elif which not in self._open:
             # By the count of elements: OpenVINO reads a Shape off whichever value has as many images, and where that is what a
             # convolution gives before it is rounded, it adds the first channel's bias to all channels.
             count = self.node("Size", [self.counted], "size")
-            self._batch = self.node("Div", [count, self.constant([self.pixels])], "batch")
-        parts = []
-        for size in shape:
-            if isinstance(size, Batch):
-                parts.append(self._batch if size.times == 1 else self.node("Mul", [self._batch, self.constant([size.times])], hint))
-            else:
-                parts.append(self.constant([size]))
-        return self.node("Concat", parts, hint, axis=0)
+            self._open[which] = self.node("Div", [count, self.constant([self.pixels])], "batch")
+        return self._open[which]
 
     def reshape(self, name: str, shape: Sequence[Dim], hint: str) -> str:
         """``name`` in another shape of as many elements."""
@@ -141,8 +179,11 @@ class Graph:
 
 
 def _size(size: Dim) -> int | str:
-    """An ONNX dimension: what is as many as the items is ``batch``."""
-    return size if not isinstance(size, Batch) else "batch" if size.times == 1 else f"batch_{size.times}"
+    """An ONNX dimension: what is as many as the items is ``batch``, a length of sequences ``length``."""
+    if not isinstance(size, Batch):
+        return size
+    names = "_".join("batch" if which == 0 else f"length{which if which > 1 else ''}" for which in size.of)
+    return names if size.times == 1 else f"{names}_{size.times}"
 
 
 def _array(value: Any) -> Any:

@@ -16,10 +16,11 @@ from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext
 from engine.export.onnx import weights as onnx_weights
 from engine.export.onnx.aten import BATCHES, translate
-from engine.export.onnx.graph import Batch, Dim, Graph, Value, dims
+from engine.export.onnx.graph import Batch, Dim, Graph, Sizes, Value, dims
 from engine.lowering.graph import calls
 from engine.lowering.graph.program import Step, grid_from
 from engine.lowering.graph.runtime import Function, QuantizedModel
+from engine.lowering.graph.sequences import Length, open_lengths
 from engine.numerics.qparams import QParams
 
 # Where a grid has fewer levels than a byte, its bound is drawn on integers, or on numbers before they are rounded.
@@ -41,9 +42,13 @@ class Written:
 def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -> Written:
     """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
     ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form."""
-    small, large = (model.values(*context.items(0, count)) for count in BATCHES)
     program = model.program
-    call, shapes = program.call, [dims(a.shape, b.shape, BATCHES) for a, b in zip(*(context.items(0, n) for n in BATCHES), strict=True)]
+    call = program.call
+    some = open_lengths(call, context.tensors) if call is not None else ()
+    examples = [_example(context, count, some, which) for which, count in enumerate(BATCHES)]
+    sizes = (BATCHES, *(_both(length.size, i) for i, length in enumerate(some)))
+    small, large = (model.values(*tensors) for tensors in examples)
+    shapes = [dims(a.shape, b.shape, *sizes) for a, b in zip(*examples, strict=True)]
     names: tuple[str, ...] = ("images",)
     returned: tuple[str, ...] = ("logits",)
     if call is not None:
@@ -54,8 +59,23 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -
         raise EngineError(f"the input {wrong[0]} has a type that has no ONNX form here: give it as float32, int64, int32 or bool")
     inputs = tuple(Value(name, shape, None, x.dtype) for name, shape, x in zip(names, shapes, context.tensors, strict=True))
     counted = next((i for i, shape in enumerate(shapes) if shape and isinstance(shape[0], Batch)), 0)
-    graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned))
+    lengths = [names[length.places[0]] for length in some]
+    graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned), sizes, lengths)
     return _Writer(model, small, large, bound, graph).run(inputs, returned)
+
+
+def _both(size: int, which: int) -> tuple[int, int]:
+    """A length in the small and in the large example: other parts of each other for each of several lengths."""
+    return size - 1 - which, size
+
+
+def _example(context: ExportContext, count: int, some: Sequence[Length], which: int) -> tuple[Tensor, ...]:
+    """The inputs for ``count`` items, their sequences as long as the ``which``-th example has them."""
+    tensors = list(context.items(0, count))
+    for i, length in enumerate(some):
+        for place in length.places:
+            tensors[place] = tensors[place][:, : _both(length.size, i)[which]].contiguous()
+    return tuple(tensors)
 
 
 class _Writer:
@@ -89,7 +109,7 @@ class _Writer:
         write(step, function)
 
     def _shape(self, name: str) -> tuple[Dim, ...]:
-        return dims(self.small[name].shape, self.large[name].shape, BATCHES)
+        return dims(self.small[name].shape, self.large[name].shape, *self.graph.sizes)
 
     def _float(self, name: str) -> Any:
         """A value to compute with: integers are dequantized, once."""
@@ -212,7 +232,7 @@ class _Writer:
         x, hint = self.values[step.inputs[0]], step.attrs["layer"]
         name = x.name
         if len(x.shape) != 2:
-            rows = _rows(self.small[step.inputs[0]], self.large[step.inputs[0]])
+            rows = _rows(self.small[step.inputs[0]], self.large[step.inputs[0]], self.graph.sizes)
             name = self.graph.reshape(name, (rows, x.shape[-1]), hint)
         made = self.graph.node("DequantizeLinear", [name, *self._scale(source)], hint)
         made = self.graph.node("Gemm", [made, *inputs], hint, transB=1)
@@ -276,6 +296,6 @@ def _number(value: Any) -> Any:
     return (value.float() if value.dtype == torch.uint8 else value.clone()).contiguous()
 
 
-def _rows(small: Tensor, large: Tensor) -> Dim:
+def _rows(small: Tensor, large: Tensor, sizes: Sequence[Sizes]) -> Dim:
     width = small.shape[-1]
-    return dims((small.numel() // width,), (large.numel() // width,), BATCHES)[0]
+    return dims((small.numel() // width,), (large.numel() // width,), *sizes)[0]

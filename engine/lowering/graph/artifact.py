@@ -86,7 +86,7 @@ def content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("qtui", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
         raise EngineError(f"{path} is not a whole safetensors file ({one_line(error, 120)}): copy it again") from error
     if isinstance(header, dict) and header.get("kind") == "decoder":
         raise EngineError(f"{path} holds a language model: load it with engine.load_quantized")

@@ -51,7 +51,7 @@ def assigned(whole: Any, rank: int, place: Any, value: Any) -> Any:
         return _by_slices(whole, _per_dimension(parts, rank), value)
     if len(parts) == 1 and _is_mask(parts[0]):
         return _by_mask(whole, rank, parts[0], value)
-    if all(isinstance(part, Tensor) and not _is_mask(part) for part in parts):
+    if all(_is_tensor(part) and not _is_mask(part) for part in parts):
         return torch.index_put(whole, parts, _like(whole[place], value))
     raise TraceError("assigns to a part of a tensor by an index that a graph cannot hold")
 
@@ -80,20 +80,25 @@ def _by_slices(whole: Any, parts: list[tuple[int, Any]], value: Any) -> Any:
 
 
 def _by_mask(whole: Any, rank: int, mask: Any, value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dim():
+    if _is_tensor(value) and value.dim():
         raise TraceError("assigns as many values as a mask is true")
     for _ in range(rank - mask.dim()):
         mask = mask.unsqueeze(-1)
-    return torch.where(mask, value, whole) if isinstance(value, Tensor) else torch.masked_fill(whole, mask, value)
+    return torch.where(mask, value, whole) if _is_tensor(value) else torch.masked_fill(whole, mask, value)
+
+
+def _is_tensor(part: Any) -> bool:
+    """A tensor, or what stands for one in a trace."""
+    return isinstance(part, Tensor) or isinstance((getattr(part, "known", None) or (None,))[0], Tensor)
 
 
 def _is_mask(part: Any) -> bool:
-    return isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)
+    return _is_tensor(part) and part.dtype in (torch.bool, torch.uint8)
 
 
 def _like(part: Any, value: Any) -> Any:
     """``value`` in the shape and type of ``part``."""
-    if not isinstance(value, Tensor):
+    if not _is_tensor(value):
         return torch.full_like(part, value)
     value = value if value.dtype == part.dtype else value.to(part.dtype)
     return torch.broadcast_to(value, part.shape) if _shape(value) != _shape(part) else value

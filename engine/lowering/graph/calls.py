@@ -40,13 +40,10 @@ def _by_name() -> dict[str, Callable[..., Any]]:
     """torch's own list of functions on tensors: it holds nothing that opens files or imports."""
     known = torch.overrides.get_overridable_functions()
     found: dict[str, Callable[..., Any]] = {f"operator.{name}": getattr(operator, name) for name in _OPERATORS}
-    for prefix, space in (("torch", torch), ("F", F)):
-        listed = [
-            getattr(function, "__name__", "")
-            for function in known[space]
-            if getattr(space, getattr(function, "__name__", ""), 0) is function
-        ]
-        found.update({f"{prefix}.{name}": getattr(space, name) for name in (*listed, *_MORE[prefix]) if hasattr(space, name)})
+    for prefix, space in (("torch", torch), ("F", F), ("fft", torch.fft)):
+        names = {function: getattr(function, "__name__", "").removeprefix(f"{prefix}_") for function in known[space]}
+        listed = [name for function, name in names.items() if getattr(space, name, 0) is function]
+        found.update({f"{prefix}.{name}": getattr(space, name) for name in (*listed, *_MORE.get(prefix, ())) if hasattr(space, name)})
     return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -43,11 +44,26 @@ class _Counting(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         unfused = torch.backends.mkldnn.flags(enabled=False) if _recurs(module_of(n)) else nullcontext()
-        with unfused, FlopCounterMode(display=False) as counter:
+        with unfused, FlopCounterMode(display=False, custom_mapping=_more()) as counter:
             value = super().run_node(n)
         if counter.get_total_flops():
             self.found.append(Cost(n.name, _name(n), counter.get_total_flops() // 2))
         return value
+
+
+def _more() -> dict[Any, Callable[..., int]]:
+    """Operations that torch's counter passes over, with two operations for each multiply-add as it counts them."""
+    aten = torch.ops.aten
+    found: dict[Any, Callable[..., int]] = {
+        aten.mv: lambda matrix, vector, *_, **__: 2 * math.prod(matrix),
+        aten.addmv: lambda start, matrix, vector, *_, **__: 2 * math.prod(matrix),
+        aten.dot: lambda a, b, *_, **__: 2 * math.prod(a),
+        # (N, in1), (out, in1, in2) and (N, in2), each with axes of size one.
+        aten._trilinear: lambda a, weight, b, *_, **__: 2 * a[0] * math.prod(weight),
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):
+        found[torch.ops.torchvision.deform_conv2d] = lambda x, weight, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(weight[1:])
+    return found
 
 
 def _recurs(module: nn.Module | None) -> bool:

@@ -13,7 +13,7 @@ from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.kinds import BATCH_NORMS, kind, module_of
 from engine.lowering.graph.subpixel import type_name
 from engine.planning import planner
-from engine.planning.layer import Layer
+from engine.planning.layer import Layer, Output
 from engine.planning.layer_speed import UNTIMED, Pace
 from engine.planning.legality import NO_KERNEL, NOT_FOLDED
 from engine.planning.plan import Plan
@@ -30,17 +30,22 @@ def plan(
     rules: Sequence[Rule] = (),
     time_share: Mapping[str, float] | None = None,
     paces: Mapping[str, Pace] | None = None,
+    outputs: Mapping[str, Output] | None = None,
     others: Sequence[Layer] = (),
 ) -> Plan:
     """The plan of ``gm``, and of ``others`` outside of it, on ``machine``. Its rows do not know their ``kernel``: that takes the layout
     of the whole plan."""
-    return planner.plan((*layers(gm, time_share, paces), *others), preset, rules, machine.activation_bits)
+    return planner.plan((*layers(gm, time_share, paces, outputs), *others), preset, rules, machine.activation_bits)
 
 
-def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, paces: Mapping[str, Pace] | None = None) -> tuple[Layer, ...]:
+def layers(
+    gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, paces: Mapping[str, Pace] | None = None,
+    outputs: Mapping[str, Output] | None = None,
+) -> tuple[Layer, ...]:  # fmt: skip
     """Every module of ``gm`` that holds parameters, in the order of its first call.
 
-    ``time_share`` maps node names to their part (0..1) of the fp32 time, ``paces`` layers to their speed here.
+    ``time_share`` maps node names to their part (0..1) of the fp32 time, ``paces`` layers to their speed here, and ``outputs`` those that
+    give outputs to what is known of these.
     """
     total = sum(p.numel() for p in gm.parameters()) or 1
     pairs = find_pairs(gm)
@@ -57,7 +62,7 @@ def layers(gm: fx.GraphModule, time_share: Mapping[str, float] | None = None, pa
         obstacle = why_not(module) if capabilities.role != "none" else None if path in folded else _no_kernel(path, module, refused)
         found.append(Layer(
             path, type_name(module), node.name, params, _weight_shape(module), capabilities, params / total, share, obstacle,
-            folded.get(path), pace=(paces or {}).get(path, UNTIMED),
+            folded.get(path), output=(outputs or {}).get(path), pace=(paces or {}).get(path, UNTIMED),
         ))  # fmt: skip
     return tuple(found)
 

@@ -25,11 +25,12 @@ from engine.lowering.graph.fuse import find_pairs
 from engine.lowering.graph.fuse import fuse as fold
 from engine.lowering.graph.layer_noise import layer_sqnr
 from engine.lowering.graph.layers import layers
+from engine.lowering.graph.output_noise import outputs
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
 from engine.numerics.qparams import QParams
 from engine.planning import planner
-from engine.planning.layer import Layer
+from engine.planning.layer import Layer, Output
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
 from engine.recipe.changes import with_fold_later, with_slower
@@ -73,6 +74,7 @@ class GraphLowering(Lowering):
         self.kernels = kernels_for(run.machine)
         self.example = subject.example
         self._speeds: Paces | None = None
+        self._sensitive: Mapping[str, Output] | None = None
 
     def capture(self) -> Steps[None]:
         run = self.run
@@ -123,7 +125,18 @@ class GraphLowering(Lowering):
         return Baseline(fp32_forms(self.folded), self._size)
 
     def layers(self) -> Sequence[Layer]:
-        return layers(self.gm, self.traced.profile.shares, self._speeds.layers if self._speeds else None)
+        return layers(self.gm, self.traced.profile.shares, self._speeds.layers if self._speeds else None, self._outputs())
+
+    def _outputs(self) -> Mapping[str, Output]:
+        """The layers that give outputs which the task calls sensitive; measured once."""
+        what = self._of_outputs()
+        if self._sensitive is None:
+            self._sensitive = outputs(self.gm, what, self.example, self.run.machine.activation_bits) if what else {}
+        return self._sensitive
+
+    def _of_outputs(self) -> str:
+        """What the outputs of the graph are, where the task calls them sensitive; else empty."""
+        return self.subject.task.sensitive
 
     def plan(self) -> Generator[Event, None, Plan]:
         run, profile = self.run, self.traced.profile
@@ -132,8 +145,9 @@ class GraphLowering(Lowering):
             proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
             self._speeds = yield from timed
-        paces = self._speeds.layers
-        steps = plan(self.gm, run.machine, self.kernels, run.recipe, profile.shares, self._size, again, paces, self._others())
+        paces, outside = self._speeds.layers, self._others()
+        shares, size, sensitive = profile.shares, self._size, self._outputs()
+        steps = plan(self.gm, run.machine, self.kernels, run.recipe, shares, size, again, paces, sensitive, outside)
         found, self.layout = yield from steps
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,13 +27,17 @@ class Autocast:
 @contextmanager
 def recording(proxy: type[fx.Proxy]) -> Iterator[None]:
     """Sizes that depend on the batch are taken by tensors that do not, by the functions that make tensors, by functions that
-    TorchScript has compiled (their Python source is traced), and by einops (whose table of tensor types knows ``proxy``)."""
+    TorchScript has compiled (their Python source is traced), and by einops (whose table of tensor types knows ``proxy``). transformers
+    takes a mask (N, 1, T, T) that was made before for one."""
     with ExitStack() as stack:
         for name in _METHODS:
             stack.enter_context(_replaced(Tensor, name, _method(name)))
         for name in _FACTORIES:
             stack.enter_context(_replaced(torch, name, _factory(getattr(torch, name))))
         stack.enter_context(_replaced(torch.jit.ScriptFunction, "__call__", _scripted(torch.jit.ScriptFunction.__call__)))
+        masks = sys.modules.get("transformers.masking_utils")
+        if masks is not None and hasattr(masks, "_preprocess_mask_arguments"):
+            stack.enter_context(_replaced(masks, "_preprocess_mask_arguments", _given_mask(masks._preprocess_mask_arguments)))
         einops = sys.modules.get("einops._backends")
         known = getattr(einops, "_type2backend", None)
         if einops is not None and isinstance(known, dict):
@@ -72,7 +77,7 @@ def _standing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Proxy | None:
     """The first of the arguments that stands for a value; torch itself finds it in lists of sizes, and not beside them."""
     parts = (*args, *kwargs.values())
     nested = [inner for part in parts if isinstance(part, tuple | list) for inner in part]
-    return next((part for part in (*parts, *nested) if issubclass(type(part), fx.Proxy)), None)
+    return next((part for part in (*parts, *nested) if isinstance(part, fx.Proxy)), None)
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -103,3 +108,20 @@ def _scripted(plain: Callable[..., Any]) -> Callable[..., Any]:
         return plain(self, *args, **kwargs) if source is None or _standing(args, kwargs) is None else source(*args, **kwargs)
 
     return call
+
+
+def _given_mask(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A mask of four dimensions is asked for by its type there, which what stands for one does not have."""
+    bound = inspect.signature(plain)
+
+    @wraps(plain)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        given = bound.bind(*args, **kwargs)
+        mask = given.arguments.get("attention_mask")
+        if _standing((mask,), {}) is None or mask.dim() != 4:
+            return plain(*args, **kwargs)
+        given.arguments["attention_mask"] = torch.empty(1, 1, 1, 1)
+        found = plain(*given.args, **given.kwargs)
+        return (found[0], mask, *found[2:])
+
+    return prepared

@@ -17,7 +17,7 @@ from engine.lowering.graph.kinds import module_of
 from engine.lowering.graph.layers import plan as make_plan
 from engine.lowering.graph.layout import Layout, Unit, arrange
 from engine.numerics.qparams import QParams
-from engine.planning.layer import Layer
+from engine.planning.layer import Layer, Output
 from engine.planning.layer_speed import Pace
 from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
@@ -25,12 +25,13 @@ from engine.recipe.recipe import Recipe
 
 def plan(
     gm: fx.GraphModule, machine: Machine, kernels: Sequence[Kernel], recipe: Recipe, time_share: Mapping[str, float], fp32_bytes: int,
-    again: bool = False, paces: Mapping[str, Pace] | None = None, others: Sequence[Layer] = (),
+    again: bool = False, paces: Mapping[str, Pace] | None = None, outputs: Mapping[str, Output] | None = None,
+    others: Sequence[Layer] = (),
 ) -> Generator[Event, None, tuple[Plan, Layout]]:  # fmt: skip
     """The plan of ``gm`` and its layout. ``kernels`` are tried in order; ``fp32_bytes`` is the size of the folded fp32 model
-    as a file. ``again`` leaves out what was said of the machine before. ``paces`` are what ``timing`` found, ``others`` layers that are
-    not in ``gm``."""
-    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share, paces, others)
+    as a file. ``again`` leaves out what was said of the machine before. ``paces`` are what ``timing`` found, ``outputs`` the layers that
+    give outputs which the task calls sensitive, ``others`` layers that are not in ``gm``."""
+    made = make_plan(gm, machine, recipe.preset, recipe.layer_rules(), time_share, paces, outputs, others)
     layout = arrange(gm, made.specs())
     labels = _labels(gm, layout, kernels)
     made = replace(made, layers=tuple(replace(layer, kernel=_kernel(layer, labels)) for layer in made.layers))

@@ -126,15 +126,6 @@ class SizedProxy(fx.Proxy):
                 return self._agreed(lambda value: getattr(value, k))
         return super().__getattr__(k)
 
-    @property
-    def __class__(self) -> type:
-        """``isinstance(x, Tensor)`` is asked by many a forward."""
-        return Tensor if self._is_tensor() else SizedProxy
-
-    @__class__.setter
-    def __class__(self, kind: type) -> None:
-        raise TypeError("a proxy stays what it is")
-
     def new_zeros(self, *sizes: Any, **options: Any) -> Any:
         return self._new("new_zeros", sizes, options)
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from engine.errors import EngineError, one_line
 from engine.lowering.base import NotWhole
+from engine.lowering.graph import sequences
 from engine.lowering.graph.assignment import OUT_OF_PLACE, changed
 from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
 from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
@@ -76,10 +77,6 @@ class ShapeTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return SizedProxy(node, self)
 
-    def create_arg(self, a: Any) -> Any:
-        # What stands for a tensor says that it is one; fx would look for it among the constants.
-        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
-
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         if kind == "call_function" and is_foreign(target):
             if does_nothing(target, args, kwargs):
@@ -135,7 +132,7 @@ class ShapeTracer(fx.Tracer):
     def _parts(self, value: Any) -> Any:
         """``value`` with what stands for a tuple, a list or a dict taken apart."""
         proxy: Any = value
-        if not issubclass(type(value), SizedProxy):
+        if not isinstance(value, SizedProxy):
             given: Any = value
         elif not value.known or isinstance(value.known[0], Tensor):
             return value
@@ -175,6 +172,9 @@ class ShapeTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
+            return forward(*args, **kwargs)
+        if not any(part is m for part in self.root.modules()) and not m.state_dict():
+            # Made in the forward itself, as an activation by its name: it is what it computes.
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         last = next(iter(reversed(self.graph.nodes)), None)
@@ -297,9 +297,13 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
         finally:
             # fx leaves the constants that it meets on the model.
             _forget(model, own)
+        call = _finished(tracer, traced.module.graph)
         if tracer.reading.compared or (tracer.reading.read and _differs(model, traced, tracer)):
-            hold(traced.module.graph)
-        keep(traced.module.graph, _finished(tracer, traced.module.graph))
+            free = _of_any_length(model, traced, tracer)
+            traced = free or traced
+            if free is None:
+                hold(traced.module.graph)
+        keep(traced.module.graph, call)
         return replace(traced, autocast=autocast.used)
 
 
@@ -393,6 +397,26 @@ def _differs(model: nn.Module, traced: Traced, tracer: ShapeTracer) -> bool:
     return not taken
 
 
+def _of_any_length(model: nn.Module, traced: Traced, tracer: ShapeTracer) -> Traced | None:
+    """The graph for token sequences of every length; None where its lengths stay those of the example."""
+    call, (example, second) = tracer.call, tracer.examples
+    some = sequences.lengths(call, tracer.inputs[0])
+    own, recorded = set(vars(model)), []
+    try:
+        for sizes in sequences.others(some):
+            first, other = (sequences.resized(call, given, some, sizes) for given in (example, second))
+            _returned(model, first)
+            recorded.append(_record(model, ShapeTracer(call, (first, other)), other).module)
+        module = sequences.freed(sequences.copied(traced.module), recorded, some) if some else None
+    except Exception:
+        return None
+    finally:
+        _forget(model, own)
+    if module is None or not sequences.serves(module.eval(), lambda given: _returned(model, given), call, example, some):
+        return None
+    return replace(traced, module=module)
+
+
 def _other(value: Any, which: int) -> Any:
     """A tensor of zeros in the ``which``-th of the other sizes: all but the batch and the channels, of integers all but the batch."""
     if not isinstance(value, Tensor):
@@ -413,7 +437,10 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str 
     module.recompile()
     module.eval()
     expected = _returned(root, example)
-    delta = largest_difference(module(*(x.clone() for x in tracer.call.flatten(*example))), expected)
+    found = module(*(x.clone() for x in tracer.call.flatten(*example)))
+    if len(results_of(found)) != len(results_of(expected)):
+        raise TraceError("it returns another number of tensors for another number of items")
+    delta = largest_difference(found, expected)
     if delta > 1e-4 * max(1.0, largest(expected)):
         raise TraceError(f"the traced graph differs from the model by {delta:.3g}: its forward changes values that were read before")
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}

@@ -112,6 +112,10 @@ class IslandsLowering(GraphLowering):
     def baseline(self) -> Baseline:
         return Baseline(_forms(self.subject.model, self.union, self.folded), self._size)
 
+    def _of_outputs(self) -> str:
+        what = super()._of_outputs()
+        return f"result that the model's own forward reads: a {what} is made of it" if what else ""
+
     def _others(self) -> Sequence[Layer]:
         """The modules with parameters that are in no island."""
         total = sum(p.numel() for p in self.subject.model.parameters()) or 1

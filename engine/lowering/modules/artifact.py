@@ -82,14 +82,15 @@ def buffers(model: Any) -> Tensors:
 
 @torch.no_grad()
 def _decoder(about: Mapping[str, Any], tensors: Tensors) -> QuantizedDecoder:
-    shape = skeleton(about["config"], len(tensors))
+    separate = about.get("experts") == "separate"
+    shape = skeleton(about["config"], len(tensors), separate)
     matrices = _matrices(about["matrices"], tensors)
     rest = {name.removeprefix("rest/"): tensor for name, tensor in tensors.items() if name.startswith("rest/")}
     kept = {name.removeprefix("buffer/"): tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
     if len(rest) + len(kept) != len(tensors):
         raise ValueError("it holds tensors of no part of the model")
     _check(QuantizedDecoder(shape, matrices), rest, kept)
-    twin = empty(about["config"])
+    twin = empty(about["config"], separate)
     for path, held in matrices.items():
         if held.tied is None:
             weight_of(twin.get_submodule(path)).copy_(held.weight.dequantize())

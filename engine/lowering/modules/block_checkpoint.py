@@ -17,6 +17,7 @@ from engine.lowering.modules.block_linears import Linear
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.numerics.qtensor import QTensor, from_tensors
 from engine.paths import save as save_file
+from engine.reading import regular
 
 
 def write_block(
@@ -43,6 +44,7 @@ def read_block(
     if not path.exists():
         return None
     try:
+        regular(path)
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("fingerprint") != fingerprint:
@@ -57,7 +59,7 @@ def read_block(
                 held.copy_(tensors[f"block/{name}"])
         for name, weight in done.items():
             by_name[name].write(weight.dequantize().to(by_name[name].held.device))
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise EngineError(f"{path} is damaged: delete it, and its block is quantized again") from error
     return done, told
 
@@ -67,6 +69,7 @@ def of_others(paths: Sequence[Path], fingerprint: str) -> int:
     found = 0
     for path in paths:
         try:
+            regular(path)
             with safe_open(path, "pt") as file:
                 found += (file.metadata() or {}).get("fingerprint") != fingerprint
         except (SafetensorError, OSError):

@@ -151,7 +151,8 @@ def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event,
         yield from _one_group(place, group, before, folded, done, ticker)
     for linear in wanted:
         if linear.name not in done:
-            yield from _one_group(place, Group((linear,)), None, folded, done, ticker, reached=False)
+            # An expert that the first batch did not choose: a later one may.
+            yield from _one_group(place, Group((linear,), once=False), before, folded, done, ticker)
     return done
 
 
@@ -162,10 +163,9 @@ def _one_group(
     folded: dict[str, str],
     done: dict[str, QTensor],
     ticker: Ticker,
-    reached: bool = True,
 ) -> Generator[Event, None, None]:
     asked = place.asked(group)
-    needed = reached and any(place.tasks[linear.name].how.needs_inputs for linear in asked)
+    needed = any(place.tasks[linear.name].how.needs_inputs for linear in asked)
     judged = any(place.tasks[linear.name].how.judged for linear in asked)
     inputs = place.inputs_of(group, before, judged) if needed else None
     for linear in asked:

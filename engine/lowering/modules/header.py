@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.models.experts import has_separate_experts
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
@@ -25,6 +26,7 @@ def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, A
     return {
         "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
         "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
+        **({"experts": "separate"} if has_separate_experts(decoder.twin) else {}),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
 from engine.lowering.modules.weight_rows import weight_rows
 from engine.models.anatomy import Anatomy, anatomy
+from engine.models.experts import is_expert, separate_experts
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
@@ -42,6 +43,7 @@ from engine.training.trainable import TrainingContext
 # Windows for ranges that are shown; what the methods and static grids need they take from all of them.
 OBSERVED = 32
 BLOCKS = "checkpoints/blocks"
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class ModulesLowering(Lowering):
     training_question = "Fine-tune on rounded weights"
     conversion = "Rounding block by block"
     conversion_of_trained = "Rounding what was trained"
+    unseen: tuple[str, ...] = ()
 
     def __init__(self, subject: Subject, run: RunContext) -> None:
         super().__init__(subject, run)
@@ -69,6 +72,7 @@ class ModulesLowering(Lowering):
         self.machine = seen_from(run.machine, subject.device)
         # The baseline is the best fp32 form.
         fuse_activations(self.model)
+        separate_experts(self.model)
         self.parts: Anatomy = anatomy(self.model)
 
     def capture(self) -> Steps[None]:
@@ -131,8 +135,14 @@ class ModulesLowering(Lowering):
             row.path: row.actual.activations or ActivationSpec(8)
             for row in plan.layers if row.capabilities.rounds_inputs
         }  # fmt: skip
-        steps = observe(self.model, specs, self.windows[:OBSERVED], self.task.windows_at_once, self.run.stop, counting=attended)
-        return (yield from steps)
+        windows = self.windows[:OBSERVED]
+        seen = yield from observe(self.model, specs, windows, self.task.windows_at_once, self.run.stop, counting=attended)
+        self.unseen = unseen(specs, seen)
+        if self.unseen:
+            many = len({path.rpartition(".")[0] for path in specs if is_expert(path)})
+            named = ", ".join(self.unseen[:_NAMED]) + (" …" if len(self.unseen) > _NAMED else "")
+            yield Notice(f"{len(self.unseen)} of {many} experts saw no token of {len(windows)} calibration windows: {named}", "warning")
+        return seen
 
     def convert(self, plan: Plan, statistics: Any) -> Generator[Event, None, Quantized]:
         checkpoints = self.run.directory / BLOCKS
@@ -212,7 +222,14 @@ class ModulesLowering(Lowering):
         }  # fmt: skip
 
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
-        return {"activations": _channels(statistics)}
+        return {"activations": _channels(statistics), **({"unseen_experts": list(self.unseen)} if self.unseen else {})}
+
+
+def unseen(layers: Iterable[str], seen: Mapping[str, Inputs]) -> tuple[str, ...]:
+    """The experts, by their paths, of whose ``layers`` none was reached by calibration."""
+    experts = dict.fromkeys(path.rpartition(".")[0] for path in layers if is_expert(path))
+    known = {path.rpartition(".")[0] for path in seen}
+    return tuple(path for path in experts if path not in known)
 
 
 def _channels(inputs: Mapping[str, Inputs]) -> list[dict[str, Any]]:

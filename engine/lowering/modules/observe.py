@@ -16,6 +16,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Bins, Event, RangeRow, Ranges
 from engine.events.progress import Every, Ticker
 from engine.lowering.graph.ranges import BINS, ends
+from engine.models.experts import is_expert
 from engine.numerics.histogram import Histogram
 from engine.numerics.observers import RangeObserver, observer, settled
 from engine.numerics.qparams import QParams, affine
@@ -77,7 +78,8 @@ def observe(
     model: Any, layers: Mapping[str, ActivationSpec], windows: Sequence[Tensor], batch: int, stop: StopToken, counting: bool,
 ) -> Generator[Event, None, dict[str, Inputs]]:  # fmt: skip
     """Run ``windows`` of token ids, 1-D each, through ``model`` and look at what enters ``layers`` (module paths); with ``counting``
-    also ``Ranges`` on the way, in windows. Raises EngineError for inputs that are not finite, Cancelled on stop."""
+    also ``Ranges`` on the way, in windows. Experts that no token reached are left out. Raises EngineError for another layer that
+    nothing reached and for inputs that are not finite, Cancelled on stop."""
     seen = {path: Inputs(spec, counting) for path, spec in layers.items()}
     current: dict[str, Tensor | None] = {"keep": None}
     hooks = [model.get_submodule(path).register_forward_pre_hook(_look(seen[path], current)) for path in layers]
@@ -99,6 +101,7 @@ def observe(
     finally:
         for hook in hooks:
             hook.remove()
+    seen = {path: found for path, found in seen.items() if found.largest is not None or not is_expert(path)}
     for path, found in seen.items():
         if found.largest is None:
             raise EngineError(f"no calibration text reached {path}: keep it in fp32, or calibrate on more text")
@@ -107,6 +110,19 @@ def observe(
     if counting:
         yield Ranges(done, len(windows), rows(seen), final=True)
     return seen
+
+
+def reached(seen: Mapping[str, Inputs], path: str) -> Inputs:
+    """What enters ``path``; of an expert that no token reached, what enters that of its block with the widest range. Raises
+    EngineError where none was reached."""
+    if path in seen:
+        return seen[path]
+    before, _, after = path.partition(".experts.")
+    name = after.partition(".")[2]
+    others = [found for other, found in seen.items() if other.startswith(f"{before}.experts.") and other.endswith(f".{name}")]
+    if not others:
+        raise EngineError(f"no calibration text reached {path} or another expert beside it: calibrate on more text")
+    return max(others, key=lambda found: found.high - found.low)
 
 
 def batches(windows: Sequence[Tensor], batch: int) -> Generator[tuple[Tensor, Tensor | None], None, None]:

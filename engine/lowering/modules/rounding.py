@@ -16,7 +16,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow
 from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import Batch, capture
-from engine.lowering.modules.observe import batches, observe
+from engine.lowering.modules.observe import batches, observe, reached
 from engine.lowering.modules.progress import MatrixQuantized, noted
 from engine.lowering.modules.quantized import QuantizedDecoder, duplicate
 from engine.lowering.modules.trained_noise import noises
@@ -72,7 +72,9 @@ def retuned(
     found = yield from noises(original, before, told, model, weights, windows, batch, stop)
     matrices = {
         path: replace(
-            matrix, weight=weights.get(path, matrix.weight).to("cpu"), grid=seen[path].grid(path) if path in seen else matrix.grid
+            matrix,
+            weight=weights.get(path, matrix.weight).to("cpu"),
+            grid=reached(seen, path).grid(path) if path in static else matrix.grid,
         )
         for path, matrix in before.matrices.items()
     }
@@ -117,7 +119,7 @@ def _grids(
     if not static:
         return {}
     seen = yield from observe(twin, static, windows, batch, stop, counting=False)
-    return {path: it.grid(path) for path, it in seen.items()}
+    return {path: reached(seen, path).grid(path) for path in static}
 
 
 def _matrices(wanted: Mapping[str, LayerRow], weights: Mapping[str, QTensor], grids: Mapping[str, Any]) -> dict[str, QuantizedMatrix]:

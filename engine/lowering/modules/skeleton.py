@@ -9,13 +9,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from engine.errors import EngineError
+from engine.models.experts import separate_experts
 
 _DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_",
                     "orthogonal_", "_no_grad_normal_", "_no_grad_uniform_", "_no_grad_trunc_normal_"})  # fmt: skip
 
 
-def skeleton(config: Mapping[str, Any], tensors: int) -> Any:
-    """The model that ``config`` describes, on the meta device: shapes without memory. ``tensors`` is how many a file holds.
+def skeleton(config: Mapping[str, Any], tensors: int, separate: bool = False) -> Any:
+    """The model that ``config`` describes, on the meta device: shapes without memory. ``tensors`` is how many a file holds; with
+    ``separate`` experts are layers of their own.
 
     Raises EngineError for a configuration that transformers cannot read, that asks for code of its own, that is of no decoder, or
     that describes more layers than there are tensors.
@@ -25,13 +27,19 @@ def skeleton(config: Mapping[str, Any], tensors: int) -> Any:
     if not isinstance(depth, int) or not 0 < depth <= tensors:
         raise EngineError(f"its configuration has {depth} blocks and the file {tensors} tensors: the file is damaged; copy it again")
     with torch.device("meta"):
-        return _made(settings)
+        return _parted(_made(settings), separate)
 
 
-def empty(config: Mapping[str, Any]) -> Any:
+def empty(config: Mapping[str, Any], separate: bool = False) -> Any:
     """The same model in memory, in float32 and eval mode; its parameters hold whatever was there, its buffers what they are to."""
     with _Undrawn():
-        return _made(_settings(config)).eval()
+        return _parted(_made(_settings(config)).eval(), separate)
+
+
+def _parted(model: Any, separate: bool) -> Any:
+    if separate:
+        separate_experts(model)
+    return model
 
 
 def _settings(config: Mapping[str, Any]) -> Any:

@@ -112,6 +112,11 @@ def test_images_are_scaled_to_a_multiple_of_32(tmp_path: Path) -> None:
     assert torch.allclose(_all(data)[0][1]["boxes"][1], torch.tensor([60.0, 20 + 32, 120, 60 + 32]), atol=1e-3)
 
 
+def test_grey_images_keep_one_channel(tmp_path: Path) -> None:
+    data = load(yolo(tmp_path / "data"), channels=1)
+    assert data.train.read([0]).inputs.shape == (1, 1, 64, 64)
+
+
 def test_a_letterbox_moves_a_box_with_what_is_in_it() -> None:
     picture = np.zeros((50, 200, 3), dtype=np.uint8)
     picture[10:40, 120:180] = 255

@@ -115,7 +115,7 @@ def deformable(s, y):
 def on_its_kind(s, y):
     if y.is_cuda or y.device.type == "cuda" or y.dtype != torch.float32:
         return y * 5
-    assert isinstance(y, torch.Tensor) and torch.is_floating_point(y) and y.device == y.data.device
+    assert torch.is_floating_point(y) and y.device == y.data.device
     with torch.amp.autocast(device_type=y.device.type, enabled=False):
         return y.data * 1
 
@@ -155,6 +155,7 @@ FORMS = {
     "torch.ops": lambda s, y: torch.ops.aten.relu.default(y) + torch.ops.aten.sigmoid(y),
     "questions of type and device": on_its_kind,
     "a state of zeros": recurrent,
+    "a module made in forward": lambda s, y: nn.GELU()(y) + nn.Sequential(nn.Hardswish(), nn.Sigmoid())(y),
 }  # fmt: skip
 
 
@@ -205,7 +206,6 @@ def test_it_is_stored_and_near_fp32_on_integers(form, tmp_path):
     with warnings.catch_warnings(action="ignore"):
         again = load_network(tmp_path)
     torch.testing.assert_close(again(images[:5]), converted(images[:5]), rtol=1e-3, atol=1e-3)
-    return warnings.catch_warnings(action="ignore")
 
 
 def test_autocast_inside_of_forward_is_left_out_and_said():

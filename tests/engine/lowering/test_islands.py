@@ -172,7 +172,7 @@ def test_a_run_comes_to_its_verdict_with_every_layer_of_the_islands_on_integers(
 
 
 def test_the_report_names_the_islands_and_what_runs_between_them(run):
-    _, _, report = run
+    _, place, report = run
     covered = report["coverage"]
     assert [(one["path"], one["calls"]) for one in covered["islands"]] == [("stem", 1), ("head", 2)]
     # 3·16·9 and 16·16·9 for 256 places; 16·16·9 and 16·5 for 256 and for 64.
@@ -181,6 +181,9 @@ def test_the_report_names_the_islands_and_what_runs_between_them(run):
     assert sum(one["time_share"] for one in covered["islands"]) + covered["between"]["time_share"] == pytest.approx(1, abs=0.01)
     assert "control flow" in report["graph"]["root"]
     assert report["graph"]["islands"] == ["stem", "head"]
+    told = (place / "report.md").read_text()
+    assert "| head | Sequential | 2 | 2 of 2 |" in told
+    assert "| between: Python |" in told
 
 
 def test_a_format_of_one_graph_is_refused_in_a_line(run):

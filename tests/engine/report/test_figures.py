@@ -16,7 +16,7 @@ from engine.kernels.probe import KERNELS, Machine
 from engine.lowering.modules import lowering
 from engine.lowering.modules.runtime import Placement
 from engine.recipe.recipe import Recipe, Threshold
-from engine.report.verdict import verdict
+from engine.report.verdict import times, verdict
 from engine.runs.measuring import Measured, measure
 from engine.tasks.decode_timing import Speed
 from engine.tasks.forms_timing import timing_of
@@ -88,3 +88,7 @@ def test_what_runs_is_named_with_its_speed(measured: Any, label: str, stored: bo
     assert not entry["simulated"] and entry["kernel"] == kernel and entry["speedup"] == {"decode": 2.0, "prefill": 2.0}
     assert "2.0× faster at one token after the other, 2.0× faster at reading" in said(of)
     assert ("1 layer is stored in few bits and computed in fp32 here" in said(of)) is stored
+
+
+def test_a_ratio_that_was_rounded_to_nothing_is_said_and_not_divided_by() -> None:
+    assert times(0.0, "faster", "slower") == "over 200× slower" and times(0.01, "faster", "slower") == "100.0× slower"

@@ -20,8 +20,11 @@ from engine.events.event import Graph, Layers, Notice, Planned, Ranges, Samples,
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.table import look
 from engine.models.anatomy import anatomy
+from engine.planning.legality import legalize
+from engine.recipe.capabilities import CONVOLUTION
 from engine.recipe.decisions import Strategy
-from engine.recipe.spec import FP32, Rule
+from engine.recipe.presets import asked as preset_of
+from engine.recipe.spec import FP32, LayerSpec, Rule, WeightSpec
 from engine.tasks.decode_timing import Speed
 
 
@@ -225,6 +228,7 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
         recipe(place, model=str(tmp_path / "bare"), data={"name": str(tmp_path / "ids.json"), "calibration": 8}), tmp_path / "run"
     )
     assert outcome.error is None
+    assert any("every second one is for test, and of the others every eighth for validation" in e.text for e in outcome.of(Notice))
     assert outcome.data["baseline"]["perplexity"]["protocol"] == "sequences" and outcome.data["baseline"]["perplexity"]["stride"] is None
 
 
@@ -286,3 +290,45 @@ def test_blocks_that_were_kept_for_another_recipe_are_told_of(place: Path, tmp_p
     assert again.error is None and not any(event.kept for event in again.of(MatrixQuantized))
     told = [event.text for event in again.of(Notice) if event.level == "warning"]
     assert "1 of 2 blocks were kept for another recipe, model or text: rounded again" in told
+
+
+@pytest.mark.parametrize("preset", ["fp8", "mxfp4", "nvfp4"])
+def test_floats_of_few_bits_are_stored_reported_and_read_back(place: Path, tmp_path: Path, preset: str) -> None:
+    outcome = driving.drive(recipe(place, preset=preset, threshold="drop:0.2"), tmp_path / "run")
+    assert outcome.error is None
+    report = outcome.data
+    name = {"fp8": "fp8_e4m3"}.get(preset, preset)
+    rows = {row["name"]: row for row in report["layers"]}
+    row = rows["transformer.h.0.attn.c_attn"]
+    assert row["actual"].startswith(name) and row["kernel"] == f"torch fp32, {name} stored" and row["sqnr_db"] > 8
+    assert "stored in few bits and computed in fp32 here" in report["verdict"]["text"]
+    assert report["ptq"]["size_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    (export,) = report["exports"]
+    # The same weights; a matrix that lies the other way round in memory is summed in another order.
+    assert export["parity"]["max_abs"] < 1e-5
+    assert Recipe.load(tmp_path / "run" / "recipe.yaml").preset == preset
+
+
+def test_a_format_by_rule_is_trained_and_converted_to_the_same_numbers(place: Path, tmp_path: Path) -> None:
+    rules = [
+        {"match": "*.c_fc", "weights": {"format": "nvfp4", "method": "gptq"}},
+        {"match": "*.c_proj", "weights": {"format": "mxfp6_e2m3"}},
+    ]
+    asked = recipe(place, rules=rules, qat={"mode": "always", "epochs": 1}, threshold="drop:0.2")
+    outcome = driving.drive(asked, tmp_path / "run")
+    assert outcome.error is None
+    rows = {row["name"]: row["actual"] for row in outcome.data["layers"]}
+    assert rows["transformer.h.1.mlp.c_fc"] == "nvfp4 gptq, fp32 activations"
+    assert rows["transformer.h.0.mlp.c_proj"] == "mxfp6_e2m3, fp32 activations"
+    back: Any = load_quantized(tmp_path / "run")
+    assert torch.isfinite(back(torch.arange(20)[None])).all()
+    (export,) = outcome.data["exports"]
+    assert export["parity"]["max_abs"] < 1e-5
+
+
+def test_a_network_on_images_has_integers_where_a_format_is_asked() -> None:
+    spec = LayerSpec(WeightSpec.of({"format": "nvfp4"}))
+    found, why = legalize(spec, CONVOLUTION, 8)
+    assert str(found.weights) == "w4 per-group 16" and why == "nvfp4 is for matrices of language models: integers of 4 bits"
+    with pytest.raises(UsageError, match="preset nvfp4 is for language models"):
+        preset_of("nvfp4", "convolution")

@@ -1,0 +1,79 @@
+"""Texts as the token ids that a model reads: what the tasks on text share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from engine.data.items import ItemData, Items, ItemSplit
+from engine.errors import UsageError
+from engine.models.text_models import LONGEST, TextModel
+from engine.recipe.recipe import Recipe
+
+# Texts of the test split that are looked at for those that are cut.
+_LOOKED_AT = 2000
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """``tokenizer`` is one of transformers; texts are cut at ``context`` tokens. ``types`` says that the model tells the two texts of a
+    pair apart by token types."""
+
+    tokenizer: Any
+    context: int
+    types: bool = False
+
+    def __call__(self, texts: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
+        """Token ids and mask (N, longest), int64."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        found = self.tokenizer(
+            *columns, padding=True, truncation=True, max_length=self.context, return_tensors="pt", return_attention_mask=True,
+            return_token_type_ids=self.types and len(columns) > 1,
+        )  # fmt: skip
+        return {name: found[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in found}
+
+    def length(self, texts: tuple[str, ...]) -> int:
+        """Tokens of a text, or of a pair, uncut."""
+        return len(self.tokenizer(*texts, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTexts:
+    """A split of texts as a model reads them; ``targets`` makes what the outputs are held against, given the encoded batch."""
+
+    rows: ItemSplit
+    encoder: Encoder
+    targets: Callable[[Sequence[Any]], Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, places: Sequence[int]) -> Items:
+        texts, wanted = self.rows.read(places)
+        return Items(self.encoder(texts), self.targets(wanted))
+
+
+def encoder_of(language: TextModel, recipe: Recipe) -> Encoder:
+    """Raises UsageError for a ``data.context`` that the model does not read."""
+    asked = recipe.data.context
+    if asked is not None and not 4 <= asked <= language.context:
+        raise UsageError(f"data.context is {asked}: {language.name} reads 4 to {language.context:,} tokens")
+    types = int(getattr(language.model.config, "type_vocab_size", 0) or 0) > 1
+    return Encoder(language.tokenizer, asked or min(language.context, LONGEST), types)
+
+
+def encoded(items: ItemData, encoder: Encoder, targets: Callable[[Sequence[Any]], Any], about: Mapping[str, Any]) -> ItemData:
+    """``items``, whose inputs are texts, as a model reads them."""
+    splits = {name: EncodedTexts(split, encoder, targets) for name, split in _splits(items).items()}
+    looked = range(min(len(items.test), _LOOKED_AT))
+    cut = sum(encoder.length(texts) > encoder.context for texts in items.test.read(list(looked)).inputs)
+    notes = (*items.notes, *([f"{cut:,} of {len(looked):,} test texts are cut at {encoder.context} tokens"] if cut else []))
+    about = {**items.about, "context": encoder.context, **about}
+    return replace(items, **splits, notes=notes, about=about)
+
+
+def _splits(items: ItemData) -> dict[str, ItemSplit]:
+    return {"train": items.train, "validation": items.validation, "test": items.test}
