@@ -29,10 +29,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 class ModelEntry:
     """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name, with ``features`` the
     number of columns too; ``packaged`` maps a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model
-    takes, None where it takes others too.
-    ``published`` is what torchvision knows of its own classifiers, which have no ``factory``, ``segmenter`` what it knows of those for
-    segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
-    image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
+    takes, None where it takes others too. ``published`` is what torchvision knows of its own classifiers, which have no ``factory``,
+    ``segmenter`` what it knows of those for segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes;
+    ``input`` says in a few words what is no image of one ``shape``; ``schedule`` are the fields of the training that it takes by the
+    data's name, ``""`` for any other."""
 
     name: str
     description: str
@@ -90,7 +90,7 @@ def _of_torchvision(published: Published) -> ModelEntry:
 
 
 def _segmenter(known: Segmenter) -> ModelEntry:
-    factory = f"engine.models.torchvision_segmentation:{known.name}"
+    factory = f"engine.models.torchvision_segmentation:build:{known.name}"
     fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
     return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", input="images", schedule=fields)
 

@@ -7,7 +7,6 @@ A test holds the table against the torchvision that is installed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +45,9 @@ SEGMENTERS = (
 )  # fmt: skip
 
 
-def build(name: str, classes: int) -> nn.Module:
+def build(classes: int, name: str) -> nn.Module:
     """The network with random weights; it returns a dict with the logits (N, classes, H, W) as ``out``."""
     from torchvision.models import get_model_builder
 
     model: nn.Module = get_model_builder(name)(weights=None, weights_backbone=None, num_classes=classes)
     return model
-
-
-fcn_resnet50, fcn_resnet101 = partial(build, "fcn_resnet50"), partial(build, "fcn_resnet101")
-deeplabv3_resnet50, deeplabv3_resnet101 = partial(build, "deeplabv3_resnet50"), partial(build, "deeplabv3_resnet101")
-deeplabv3_mobilenet_v3_large = partial(build, "deeplabv3_mobilenet_v3_large")
-lraspp_mobilenet_v3_large = partial(build, "lraspp_mobilenet_v3_large")

@@ -62,7 +62,7 @@ def export(
     runners = yield from exports(names, context, where.path, test, run.stop, entries)
     known = Known(baseline.to_dict(), chosen.figures.to_dict())
     found = {"exports": entries, "runtimes": (yield from timed(entries, runners, test, run.stop, known))}
-    if sentence := fastest(found):
+    if sentence := fastest({**found, "workloads": [workload.to_dict() for workload in subject.task.workloads]}):
         yield Notice(sentence)
     return found
 
