@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.tasks.base import Task
 
 
+_NAMED = "quantize(Recipe.make(model=…), out)"
 _IN_HAND = "quantize(model=…, task=engine.Task.of(train=loader, metric=…), out=…)"
 
 
@@ -57,12 +58,10 @@ def _check_kinds(recipe: object, model: object, fields: Mapping[str, object]) ->
     if recipe is not None and not isinstance(recipe, Recipe):
         if callable(getattr(recipe, "forward", None)):
             raise UsageError(f"the first argument is a model, {type(recipe).__name__}: give it with what measures it, {_IN_HAND}")
-        named = "a name goes into a recipe: quantize(Recipe.make(model=…), out)" if isinstance(recipe, str) else f"or {_IN_HAND}"
+        named = f"a name goes into a recipe: {_NAMED}" if isinstance(recipe, str) else f"or {_IN_HAND}"
         raise UsageError(f"the first argument is no recipe but {type(recipe).__name__}: {named}")
     if model is not None and not callable(getattr(model, "forward", None)):
-        raise UsageError(
-            f"model is no nn.Module but {type(model).__name__}: a name goes into a recipe, quantize(Recipe.make(model=…), out)"
-        )
+        raise UsageError(f"model is no nn.Module but {type(model).__name__}: a name goes into a recipe, {_NAMED}")
     data = fields.get("data")
     if data is not None and not isinstance(data, Mapping) and hasattr(data, "__iter__") and not isinstance(data, str):
         raise UsageError(f"data is a {type(data).__name__}: a loader goes into the task, {_IN_HAND}")

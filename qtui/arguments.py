@@ -19,7 +19,8 @@ _MODEL = "a name, package.module:factory, path/file.py:factory, or a language mo
 _TASK = "what is measured: a name of `qtui tasks`, or your own as path/task.py:factory (default: what belongs to the model)"
 _DATA = (
     "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text; for the task "
-    "fidelity any inputs without labels: a file of arrays, a folder of images, arrays or audio, or random:3x224x224"
+    "segmentation a folder with images/ and masks/, for multilabel and regression a CSV file; "
+    "for fidelity any inputs without labels: a file of arrays, a folder of images, arrays or audio, or random:3x224x224"
 )
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
 _FORMATS = choices()

@@ -52,6 +52,7 @@ class Model:
     metric: str = "accuracy"
     input: str = ""
     others: tuple[str, ...] = ()
+    of_torchvision: bool = False
 
     def where(self, data: str | Place) -> str:
         """Where the weights for ``data`` come from, in words."""
@@ -119,12 +120,15 @@ class Choice:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
         task = task_name(self.model, self.task)
         data, text = data_for(self.data, task), task == TEXT
-        asked: dict[str, Any] = {"model": self.model, "data": {"name": data}, "device": self.device, "threshold": self.threshold}
+        asked: dict[str, Any] = {"model": self.model, **({"data": {"name": data}} if data else {}), "device": self.device}
+        if self.recipe or self.threshold != DEFAULT_THRESHOLD:
+            # Without a word of it a task takes its own.
+            asked["threshold"] = self.threshold
         if text:
             # The processor computes decoders; a GPU may have been chosen for another model.
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
-        named = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
-        given = {name: value for name, value in named if value}
+        further = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
+        given = {name: value for name, value in further if value}
         return {**asked, **given}
 
     def with_model(self, name: str) -> Choice:
@@ -168,7 +172,7 @@ def reads_text(model: str) -> bool:
 def data_for(data: str, task: str) -> str:
     """What a model is run on where a person has chosen ``data``: the data set of another task is no choice for ``task``."""
     found = data_task(data)
-    return data if found in (None, task) or task not in TASKS else default_data(task)
+    return data if found in (None, task) or not default_data(task) or task not in TASKS else default_data(task)
 
 
 def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str = "digits") -> tuple[Model, ...]:
@@ -176,9 +180,9 @@ def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str
     torchvision's."""
     own = dict.fromkeys((*given, *(run.model for run in runs if ":" in run.model or "/" in run.model)))
     listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
-    first = [model for model in listed.values() if model.published is None]
+    first = [model for model in listed.values() if not model.of_torchvision]
     language = (_language(entry) for entry in LANGUAGE.values())
-    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.published is not None))
+    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.of_torchvision))
 
 
 def _registered(entry: ModelEntry, data: str) -> Model:
@@ -196,6 +200,7 @@ def _registered(entry: ModelEntry, data: str) -> Model:
         entry.name, entry.description, entry.shape, size.params if size else params, size.bytes if size else weighs, files, accuracy,
         frozenset(packaged), published=published, cached=published is not None and published.cached() is not None,
         task=entry.task, metric=metric, input=entry.input, others=entry.others,
+        of_torchvision=not entry.packaged,
     )  # fmt: skip
 
 
@@ -246,7 +251,7 @@ def reads_files(task: str) -> bool:
     """Whether a task reads files of one's own."""
     from engine.data.registry import READERS
 
-    return task in ("classification", TEXT) or task in READERS
+    return task in ("classification", TEXT) or task in READERS or not default_data(task)
 
 
 def task_options() -> tuple[tuple[str, str], ...]:
@@ -312,6 +317,11 @@ def wrong_folder(value: str) -> str | None:
 
 def wrong_text(value: str) -> str | None:
     return None if Path(value).expanduser().exists() else f"there is no file or folder {text.plain(value)}"
+
+
+def wrong_inputs(value: str) -> str | None:
+    """What is wrong with data of a task without labels: files, the name of a data set, or a shape."""
+    return None if value.startswith("random:") or data_task(value) else wrong_text(value)
 
 
 def wrong_file(value: str) -> str | None:

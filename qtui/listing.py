@@ -28,9 +28,9 @@ def models(args: Namespace) -> int:
     from engine.models.language_registry import ENTRIES as LANGUAGE
     from engine.models.registry import ENTRIES
 
-    rows_of = {name: model_row(entry) for name, entry in ENTRIES.items() if entry.published is None}
+    rows_of = {name: model_row(entry) for name, entry in ENTRIES.items() if entry.packaged}
     rows_of |= {name: language_row(entry) for name, entry in LANGUAGE.items()}
-    rows_of |= {name: model_row(entry) for name, entry in ENTRIES.items() if entry.published is not None}
+    rows_of |= {name: model_row(entry) for name, entry in ENTRIES.items() if not entry.packaged}
     found = [row for name, row in rows_of.items() if fnmatchcase(name, args.filter or "*")]
     if args.json:
         return print_json(found)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, UsageError
+from engine.errors import UsageError
 from qtui import text
 from qtui.listing import print_json, print_table
 
@@ -39,11 +39,7 @@ def show(args: Namespace) -> int:
 
     directory = find_run(args.run)
     report = Report.load(directory)
-    try:
-        told = report.to_json() if args.json else text.plain(report.to_markdown().rstrip("\n"))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        place = directory / "report.json"
-        raise EngineError(f"{place} lacks figures or holds odd ones ({text.one_line(error)}): run it again, or see --json") from error
+    told = report.to_json() if args.json else text.plain(report.shown(directory).rstrip("\n"))
     print(told, flush=True)
     return 0
 

@@ -109,3 +109,15 @@ def program_runner(
     the runner takes batches and gives what the model returns."""
     model = context.model
     return Runner(label, lambda batch: hold(model.inputs_of(batch)), lambda held: model.rebuilt(call(held)), kernel)
+
+
+def of_one_item(context: ExportContext) -> str:
+    """What is to be said of results that have another number of dimensions for one item, as ``squeeze()`` without a dimension gives:
+    a file has one rank. Empty where there are none."""
+    model = context.model
+    one, two = (model.values(*context.items(0, count)) for count in (1, 2))
+    for name in model.program.results:
+        alone, shape = tuple(one[name].shape), tuple(two[name].shape)
+        if len(alone) != len(shape):
+            return f"for one item the model returns {alone} and this file {(1, *shape[1:])}: squeeze() drops the batch there"
+    return ""

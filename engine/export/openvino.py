@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner, program_runner
+from engine.export.base import ExportContext, Runner, of_one_item, program_runner
 from engine.export.onnx.file import build, check_ranks, hold
 from engine.export.placing import in_a_child
 
@@ -44,7 +44,7 @@ def write(context: ExportContext, path: Path) -> str:
         raise EngineError(f"OpenVINO does not write {context.name} ({error})") from error
     finally:
         between.unlink(missing_ok=True)
-    return ""
+    return of_one_item(context)
 
 
 def load(path: Path, context: ExportContext) -> Runner:

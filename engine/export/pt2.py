@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner, program_runner
+from engine.export.base import ExportContext, Runner, of_one_item, program_runner
 from engine.kernels.base import IntegerLayer
 from engine.kernels.simulate import Simulate
 from engine.lowering.graph.call import results_of
@@ -127,7 +127,7 @@ def write(context: ExportContext, path: Path) -> str:
     except Exception as error:
         raise EngineError(f"torch.export does not take {context.name} ({type(error).__name__}: {one_line(error, 160)})") from error
     path.write_bytes(content.getbuffer())
-    return ""
+    return of_one_item(context)
 
 
 def load(path: Path, context: ExportContext) -> Runner:

@@ -27,8 +27,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name; ``packaged`` maps
-    a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model takes, None where it takes others too.
+    """``factory`` is ``module:callable``, or ``module:callable:name``, and takes the number of classes, and the name, with ``features`` the
+    number of columns too; ``packaged`` maps a data set's name to the weights file that ships for it; ``shape`` is the (C, H, W) the model
+    takes, None where it takes others too.
     ``published`` is what torchvision knows of its own classifiers, which have no ``factory``, ``segmenter`` what it knows of those for
     segmentation. ``task`` is what it is for, and ``others`` are further tasks that it takes; ``input`` says in a few words what is no
     image of one ``shape``; ``schedule`` are the fields of the training that it takes by the data's name, ``""`` for any other."""
@@ -44,6 +45,7 @@ class ModelEntry:
     others: tuple[str, ...] = ()
     schedule: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     input: str = ""
+    features: bool = False
 
     def fits(self, task: str) -> None:
         """Raises UsageError where the model is for another task."""
@@ -52,15 +54,17 @@ class ModelEntry:
                 f"{self.name} is for {self.task}, and the task is {task}: use another model, or your own as path/file.py:factory"
             )
 
-    def build(self, classes: int, side: int | None = None, stem: Stem = "imagenet") -> nn.Module:
-        """The network with random weights, for ``classes`` and images of ``side`` pixels. Raises UsageError for what it does not take."""
+    def build(self, classes: int, side: int | None = None, stem: Stem = "imagenet", features: int | None = None) -> nn.Module:
+        """The network with random weights, for ``classes`` and images of ``side`` pixels, or rows of ``features`` numbers. Raises
+        UsageError for what it does not take."""
         model: nn.Module
         if self.published is not None:
             from engine.models import torchvision_build
 
             return torchvision_build.build(self.published, classes, side or self.published.transform.size, stem == "small")
         module, attribute, *name = self.factory.split(":")
-        model = getattr(import_module(module), attribute)(classes, *name)
+        columns = {"features": features} if features and self.features else {}
+        model = getattr(import_module(module), attribute)(classes, *name, **columns)
         return model
 
     def weights_for(self, data: str) -> Path | None:
@@ -88,7 +92,7 @@ def _of_torchvision(published: Published) -> ModelEntry:
 def _segmenter(known: Segmenter) -> ModelEntry:
     factory = f"engine.models.torchvision_segmentation:{known.name}"
     fields = {"": {"epochs": 30, "batch": 8, "lr": 0.001, "optimizer": "adamw"}}
-    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", schedule=fields)
+    return ModelEntry(known.name, known.description, factory, segmenter=known, task="segmentation", input="images", schedule=fields)
 
 
 def _detector(name: str, description: str) -> ModelEntry:
@@ -110,10 +114,11 @@ ENTRIES: dict[str, ModelEntry] = {
         ),
         ModelEntry(
             name="mlp",
-            description="three linear layers, for ten numbers a row",
+            description="three linear layers, for rows of numbers of any scale",
             factory="engine.models.mlp:MLP",
             task="regression",
-            input="10 numbers",
+            input="numbers",
+            features=True,
             packaged={"diabetes": "mlp-diabetes.safetensors"},
             schedule={"": {"epochs": 60, "batch": 32, "lr": 0.003, "optimizer": "adamw"}},
         ),
@@ -122,6 +127,7 @@ ENTRIES: dict[str, ModelEntry] = {
             description="a small U-Net: convolutions down and transposed ones up, joined at each resolution",
             factory="engine.models.unet:UNet",
             task="segmentation",
+            input="3×8n×8n",
             packaged={"digit-scenes": "unet-digit-scenes.safetensors"},
             schedule={"": {"epochs": 20, "batch": 16, "lr": 0.003, "optimizer": "adamw"}},
         ),
@@ -129,6 +135,7 @@ ENTRIES: dict[str, ModelEntry] = {
             name="tinycnn",
             description="four convolutions with batch normalization, one linear layer over their average",
             factory="engine.models.tinycnn:TinyCNN",
+            input="images",
             task="multilabel",
             others=("regression",),
             packaged={"digit-attributes": "tinycnn-digit-attributes.safetensors", "digit-ink": "tinycnn-digit-ink.safetensors"},

@@ -271,10 +271,8 @@ class Recipe(_Part):
     def make(cls, **fields: Any) -> Recipe:
         """A recipe from keywords; ``data``, ``qat`` and each of ``rules`` may be mappings. Raises ``UsageError``, without a line."""
         data = fields.get("data")
-        if hasattr(data, "__iter__") and not isinstance(data, str | Mapping | BaseModel):
-            raise UsageError(
-                f"data is a {type(data).__name__}: a recipe names data; a loader goes into engine.Task.of(train=loader, metric=…)"
-            )
+        if hasattr(data, "__iter__") and not isinstance(data, str | list | tuple | Mapping | BaseModel):
+            raise UsageError(f"data is a {type(data).__name__}: a loader goes into a task, engine.Task.of(train=loader, metric=…)")
         try:
             return cls.model_validate(fields)
         except ValidationError as error:

@@ -14,6 +14,9 @@ LEAST_SQNR_DB = 6.0
 # 30 dB of the outputs. So a file that is further from the measured model than that is from fp32, and than a tenth of the outputs,
 # computes something else; between both it is said.
 OTHER_DB, STEP_DB = 20.0, 30.0
+# Two models that round the same values by themselves, each as far from fp32, are that much further from one another: a network of few
+# bits and channels, in which one value on the other step is much, gets there.
+_INDEPENDENT_DB = 10 * math.log10(2)
 # Other roundings do not lower the noise by half an amplitude: what is that much nearer to fp32 lacks an error of the measured model.
 _NEARER_DB, _QUIET_DB = 6.0, 40.0
 # Standard errors of a proportion: few answers tell little.
@@ -75,7 +78,7 @@ def _apart(parity: Any) -> bool:
     if _nearer(parity):
         return False
     agreement, noise, native = (parity.get(key) for key in ("agreement", "sqnr_db", "native_sqnr_db"))
-    least = max(LEAST_SQNR_DB, min(native, OTHER_DB)) if _known(native) else LEAST_SQNR_DB
+    least = max(LEAST_SQNR_DB, min(native - _INDEPENDENT_DB, OTHER_DB)) if _known(native) else LEAST_SQNR_DB
     # Not "below": what is not a number is no agreement.
     return (_known(agreement) and not agreement + _slack(agreement, parity.get("compared")) >= LEAST_AGREEMENT) or (
         _known(noise) and not noise >= least

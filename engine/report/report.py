@@ -49,6 +49,14 @@ class Report:
             parts += ["", "## Folding before or after quantization", "", *_orders(d)]
         return "\n".join(parts) + "\n"
 
+    def shown(self, directory: Path) -> str:
+        """``to_markdown`` of a report that was read from ``directory``. Raises EngineError where parts of it are missing or odd."""
+        try:
+            return self.to_markdown()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+            said = f"{directory / 'report.json'} lacks figures or holds odd ones ({one_line(error)})"
+            raise EngineError(f"{said}: run it again, or see `qtui show {directory} --json`") from error
+
     @classmethod
     def load(cls, directory: Path) -> Report:
         """Raises EngineError when the folder holds no finished report."""

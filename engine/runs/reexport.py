@@ -38,6 +38,8 @@ def export(directory: Path, names: Sequence[str], stop: StopToken, overwrite: bo
     if not names:
         raise UsageError(f"no format is named: give some of {', '.join(FORMATS)}")
     report, recipe = Report.load(directory), Recipe.load(directory / "recipe.yaml")
+    # Its tables are written again in the end: what they lack is told before the work.
+    report.shown(directory)
     # Reports of earlier versions do not name the lowering; the file itself does.
     lowering = report.data.get("lowering")
     lowering = lowering if isinstance(lowering, str) and lowering in _lowerings() else lowering_of_file(directory / NAME)

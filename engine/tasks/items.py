@@ -146,7 +146,7 @@ def build(recipe: Recipe, task: str, items: ItemData) -> tuple[nn.Module, str]:
         return model, f"from {recipe.weights}{found.said}"
     entry = find(recipe.model)
     entry.fits(task)
-    model = entry.build(items.outputs)
+    model = entry.build(items.outputs, features=items.about.get("features"))
     file, words = _weights(entry, recipe, items)
     state = read_checkpoint(file)
     load_state(model, state.tensors, file, entry.name, items.name)

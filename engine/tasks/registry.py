@@ -23,11 +23,27 @@ if TYPE_CHECKING:
     from engine.recipe.recipe import Recipe
 
 
+_FILES = {
+    "classification": "a folder of images, DIR/CLASS/*",
+    "causal-lm": "a text file, or a folder of them",
+    "fidelity": "a folder of images or audio, an .npy, .npz or .pt of inputs, or random:3x224x224",
+    "segmentation": "a folder with images/ and masks/, or in VOC's layout",
+    "multilabel": "a folder of images with a CSV, a column for each label",
+    "detection": "a folder of images with COCO, YOLO or VOC annotations",
+    "regression": "a CSV of numbers, or of images and numbers",
+    "text-classification": "a CSV, JSONL or parquet file with a text and a label a row",
+    "pair-classification": "a CSV, JSONL or parquet file with two texts and a label a row",
+    "token-classification": "a CoNLL file, or JSON lines with words and their tags",
+    "embeddings": "a text a line, or a CSV, JSONL or parquet file, pairs of texts with a score too",
+    "seq2seq": "a CSV, JSONL or parquet file with a text and what becomes of it a row",
+}
+"""What one's own data look like, by task."""
+
+
 @dataclass(frozen=True)
 class TaskEntry:
-    """``metric`` is what decides, ``data`` the data that a run takes where none is named, ``files`` what one's own data look like, in
-    a few words. ``reads`` says what the model is given, and
-    ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
+    """``metric`` is what decides, ``data`` the data that a run takes where none is named. ``reads`` says what the model
+    is given, and ``memory`` which key of the recipe to lower where memory runs out. ``module`` is imported when the task is used."""
 
     name: str
     title: str
@@ -36,7 +52,11 @@ class TaskEntry:
     data: str
     module: str
     memory: str = "data.batch"
-    files: str = ""
+
+    @property
+    def files(self) -> str:
+        """What one's own data look like."""
+        return _FILES.get(self.name, "")
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with the task's own data where none was named, and with whatever else the task takes."""

@@ -13,6 +13,7 @@ from engine.data.items import ItemData, targets_of
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
+from engine.models.mlp import MLP
 from engine.recipe.recipe import Recipe
 from engine.tasks import image_items, items
 from engine.tasks.base import Batch, ItemAnswer
@@ -40,7 +41,11 @@ class Regression(items.ItemTask):
         return F.smooth_l1_loss(raw / spread, targets / spread)
 
     def begin_training(self, model: nn.Module) -> Callable[[], None]:
-        """The last linear layer answers in units of the targets' spread around their mean, until both go into its weights."""
+        """The last linear layer answers in units of the targets' spread around their mean, until both go into its weights; a model that
+        brings its features to one scale is shown them."""
+        if isinstance(model, MLP):
+            train = self.items.train
+            model.standardize(train.read(range(len(train))).inputs)
         columns = self.items.outputs
         heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == columns]
         if not heads:

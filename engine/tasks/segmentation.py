@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.masks.mask_files import IGNORED
+from engine.data.registry import ENTRIES as DATA
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
@@ -23,6 +24,8 @@ from engine.tasks.subject import Subject
 # Of the loss of an auxiliary head, which only training has (Zhao et al. 2017, arXiv:1612.01105, section 3.3).
 _AUXILIARY = 0.4
 _NAMED = 4
+# Images of one's own, of which a network may keep a hundred channels at full resolution.
+_BATCH = 8
 
 
 class Segmentation(items.ItemTask):
@@ -196,8 +199,16 @@ def _mean_ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the task's data and what the model takes, where nothing was said."""
-    return image_items.settled(recipe, Segmentation.name)
+    """The recipe with the task's data, what the model takes, and batches that fit into memory, where nothing was said."""
+    recipe = image_items.settled(recipe, Segmentation.name)
+    if recipe.data.name in DATA:
+        return recipe
+    if "batch" not in recipe.data.model_fields_set:
+        recipe = image_items.with_data(recipe, {"batch": _BATCH})
+    if "batch" not in recipe.qat.model_fields_set:
+        qat = type(recipe.qat).model_validate({**recipe.qat.model_dump(exclude_unset=True), "batch": _BATCH})
+        recipe = recipe.model_copy(update={"qat": qat})
+    return recipe
 
 
 def alone(recipe: Recipe) -> Segmentation:

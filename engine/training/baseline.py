@@ -91,7 +91,7 @@ def train_items(
 ) -> Generator[Event, None, Baseline]:
     """Train a model of the list on the items of ``task``; see ``train_on``."""
     torch.manual_seed(schedule.seed)
-    model = entry.build(task.items.outputs)
+    model = entry.build(task.items.outputs, features=task.items.about.get("features"))
     tried(model.eval(), task, entry.name)
     _hasten(model)
     end = task.begin_training(model)

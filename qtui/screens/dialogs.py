@@ -208,7 +208,7 @@ class Pick(Panel[str | None]):
 
     def on_mount(self) -> None:
         grid = self.query_one(Grid)
-        grid.styles.height = min(len(self._options), 12)
+        grid.styles.height = min(len(self._options) + 1, 14)
         grid.show((Column("text", "", grow=1, cut="end"),), [Row(value, (text,)) for value, text in self._options])
         grid.move_to(self._current)
         self.query_one(Input).focus()

@@ -47,6 +47,9 @@ class Asking(StageScreen):
         if task != "classification":
             own = (FOLDER, f"a path    {TASKS[task].files or 'to your own files or folder'}")
         options = [*catalog.data_sets(task), *([own] if catalog.reads_files(task) else [])]
+        if options == [own]:
+            self._data(FOLDER)
+            return
         self.choose("data", options, catalog.data_for(self.choice.data, task), self._data)
 
     def _measured_by(self) -> str:
@@ -58,7 +61,8 @@ class Asking(StageScreen):
         if value == FOLDER and task != "classification":
             words = TASKS[task].files
             about = f"Your own data for {task}{f': {words}' if words else ', a file or a folder'}:"
-            self.ask("data", about, "", catalog.wrong_text, self._folder)
+            check = catalog.wrong_text if catalog.default_data(task) else catalog.wrong_inputs
+            self.ask("data", about, "", check, self._folder)
         elif value == FOLDER:
             self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder)
         elif value:
@@ -111,7 +115,7 @@ class Asking(StageScreen):
         changed = replace(self.choice, task=task)
         asked = task in TASKS and task != self.choice.task
         self._changed(replace(changed, data=self._data_of(self.choice, changed)))
-        if asked and len(catalog.data_sets(task)) + catalog.reads_files(task) > 1:
+        if asked and catalog.reads_files(task):
             # One's own model has seldom been made for the data of the list.
             self.do_data()
 

@@ -51,8 +51,8 @@ def model_rows(models: Sequence[Model], data: str | Place, wanted: str = "") -> 
     names = short_names({model.name for model in models})
     own = Row(OWN, ("your own …", "", "", "file.py:factory"), role="dim")
     return (
-        *(_model(model, names[model.name], here) for model in held if model.published is None), own,
-        *(_model(model, names[model.name], here) for model in held if model.published is not None),
+        *(_model(model, names[model.name], here) for model in held if not model.of_torchvision), own,
+        *(_model(model, names[model.name], here) for model in held if model.of_torchvision),
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Models of many families from trace to verdict and ONNX, with random weights on random inputs.
 
-    uv run python tests/bench/model_matrix.py [GLOB …] [--seconds LIMIT] [--json FILE] [--markdown]
+    uv run python tests/bench/model_matrix.py [GLOB …] [--seconds LIMIT] [--json FILE] [--write FILE]
 
 Each model runs in a child process under a time limit, through ``engine.quantize(model=…, task=…)``. One line a model: the lowering
 that took it, its islands, the part of its multiply-adds on integers, the SQNR of its outputs, ONNX (compared with what was measured)
 or why not, seconds, and the error where there is one. At the end the tracebacks and the median of the part on integers. With
-``--json`` what FILE holds already is not run again. Exit code 1 where a model ends in a traceback. Networks of random weights amplify
+``--json`` what came to a verdict is not run again. Exit code 1 where a model ends in a traceback. Networks of random weights amplify
 noise: a trained one keeps more. What a detection model of random weights finds is decided by differences smaller than any noise.
 """
 
@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- bench:models -->", "<!-- /bench:models -->"
 BATCHES, BATCH = 10, 1
 # What every child would import by itself, for seconds each time.
 PRELOADED = ["torchvision", "timm", "transformers", "torch._dynamo", "torch.export", "torch.utils.flop_counter", "onnx", "engine.api"]
@@ -328,34 +329,46 @@ def _child(sender: Any, name: str, place: str) -> None:
     sender.send(row(name, place))
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    shares = [found["share"] for found in rows if not found["error"]]
+    tracebacks = [found["name"] for found in rows if found["traceback"]]
+    islands = sum(found.get("lowering") == "islands" for found in rows)
+    median = f"{100 * statistics.median(shares):.1f} %" if shares else "none"
+    return (
+        f"{len(shares)} of {len(rows)} models came to a verdict, {islands} of them in islands; {len(tracebacks)} tracebacks "
+        f"{' '.join(tracebacks)}; median part of the multiply-adds on integers: {median}"
+    )
+
+
+def write(place: Path, text: str) -> None:
+    """Put ``text`` between the markers of a file."""
+    before, _, rest = place.read_text().partition(BEGIN)
+    place.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="GLOB", default=["*"])
     parser.add_argument("--seconds", type=float, default=240, metavar="LIMIT")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="print the table of README.md at the end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures here, and do not run again what came to a verdict")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
     args = parser.parse_args()
-    done = {found["name"]: found for found in json.loads(args.json.read_text())} if args.json and args.json.exists() else {}
+    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    done = {found["name"]: found for found in known if not found["error"]}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    names = [name for name in cases() if any(fnmatchcase(name, glob) for glob in args.names)]
     rows = []
-    for name in names:
-        found = done.get(name) or limited(context, name, args.seconds)
-        rows.append(found)
-        done[name] = found
-        print(line(found), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(list(done.values()), indent=1))
-    shares = [found["share"] for found in rows if not found["error"]]
-    tracebacks = [found["name"] for found in rows if found["traceback"]]
-    if args.markdown:
-        print(table(rows))
-    if shares:
-        islands, median = sum(found.get("lowering") == "islands" for found in rows), 100 * statistics.median(shares)
-        print(f"{len(shares)} of {len(rows)} models came to a verdict, {islands} of them in islands")
-        print(f"median part of multiply-adds on integers {median:.1f} %; {len(tracebacks)} tracebacks {' '.join(tracebacks)}")
-    return 1 if tracebacks else 0
+    for name in cases():
+        if any(fnmatchcase(name, glob) for glob in args.names):
+            done[name] = found = done.get(name) or limited(context, name, args.seconds)
+            rows.append(found)
+            print(line(found), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(list(done.values()), indent=1))
+    print(summary(rows))
+    if args.write:
+        write(args.write, f"{summary(rows)}\n\n{table(rows)}")
+    return 1 if any(found["traceback"] for found in rows) else 0
 
 
 if __name__ == "__main__":

@@ -21,4 +21,7 @@ def load(part: Any) -> ItemData:
     inputs = torch.from_numpy(np.asarray(features, dtype=np.float32)) * len(features) ** 0.5
     whole = MemoryItems(Items(inputs, torch.from_numpy(np.asarray(targets, dtype=np.float32))[:, None]))
     splits = {name: SomeItems(whole, places) for name, places in divided(len(whole), SPLIT_SEED).items()}
-    return ItemData("diabetes", splits["train"], splits["validation"], splits["test"], outputs=1, labels=("progression",))
+    return ItemData(
+        "diabetes", splits["train"], splits["validation"], splits["test"], outputs=1, labels=("progression",),
+        about={"features": inputs.shape[1]},
+    )  # fmt: skip

@@ -64,7 +64,7 @@ def labelled(place: Path, pairs: bool) -> ItemData:
 
 def in_splits(name: str, rows: Mapping[SplitName, Sequence[Row]], notes: Sequence[str]) -> ItemData:
     """Rows as data in three splits; those that are missing are drawn from the training split, and a note says so."""
-    found, notes = three(rows, notes)
+    found, notes = three(name, rows, notes)
     labels = sorted({row.label for part in found.values() for row in part})
     if len(labels) < 2:
         raise EngineError(f"{name} has {'one label' if labels else 'no labels'}: a classification tells two or more apart")
@@ -79,7 +79,7 @@ def in_splits(name: str, rows: Mapping[SplitName, Sequence[Row]], notes: Sequenc
     )
 
 
-def three(rows: Mapping[SplitName, Sequence[Any]], notes: Sequence[str]) -> tuple[dict[SplitName, list[Any]], list[str]]:
+def three(name: str, rows: Mapping[SplitName, Sequence[Any]], notes: Sequence[str]) -> tuple[dict[SplitName, list[Any]], list[str]]:
     """The three splits of what is given in one, two or three of them, and the notes with how they were made."""
     found: dict[SplitName, list[Any]] = {split: list(rows.get(split, ())) for split in SPLIT_NAMES}
     said = list(notes)
@@ -91,6 +91,8 @@ def three(rows: Mapping[SplitName, Sequence[Any]], notes: Sequence[str]) -> tupl
         source: SplitName = "test" if found["test"] else "validation"
         found = {"train": found[source], "validation": [], "test": []}
         missing = ["validation", "test"]
+    if len(found["train"]) < 3:
+        raise EngineError(f"{name} has {len(found['train'])} rows, which cannot be divided into three splits: give three or more")
     places = divided(len(found["train"]), SPLIT_SEED, *((0.2, 0.1) if "test" in missing else (0.1, 0.1)))
     whole = found["train"]
     kept = [i for split in SPLIT_NAMES if split == "train" or split not in missing for i in places[split]]

@@ -50,7 +50,7 @@ def load(place: Path, part: Any) -> ItemData:
 
 def in_splits(name: str, groups: Mapping[SplitName, Sequence[tuple[Passage, ...]]], notes: Sequence[str]) -> ItemData:
     """Texts alone, or pairs of them, as data in three splits."""
-    found, notes = three(groups, notes)
+    found, notes = three(name, groups, notes)
     splits = {split: Passages(tuple(passage for group in part for passage in group)) for split, part in found.items()}
     return ItemData(name, splits["train"], splits["validation"], splits["test"], outputs=0, notes=tuple(notes))
 

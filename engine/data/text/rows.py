@@ -162,10 +162,10 @@ def _parquet(path: Path) -> Table:
 
 
 TEXTS = ("text", "sentence", "content", "document", "review", "comment", "tweet", "body", "utterance")
-LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "y")
+LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent")
 PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"), ("text_a", "text_b"),
-    ("question", "sentence"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("source", "target"), ("a", "b"),
+    ("question", "sentence"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("source", "target"),
 )  # fmt: skip
 SCORES = ("score", "similarity", "similarity_score", "stars", "relatedness")
 SOURCES = (

@@ -47,7 +47,7 @@ def load(place: Path, part: Any) -> ItemData:
 
 def in_splits(name: str, rows: Mapping[SplitName, Sequence[Pair]], notes: Sequence[str]) -> ItemData:
     """Pairs as data in three splits."""
-    found, notes = three(rows, notes)
+    found, notes = three(name, rows, notes)
     splits = {split: Pairs(tuple(part)) for split, part in found.items()}
     return ItemData(name, splits["train"], splits["validation"], splits["test"], outputs=0, notes=tuple(notes))
 

@@ -51,7 +51,7 @@ def load(place: Path, part: Any) -> ItemData:
 
 def in_splits(name: str, rows: Mapping[SplitName, Sequence[Sentence]], notes: Sequence[str]) -> ItemData:
     """Sentences as data in three splits."""
-    found, notes = three(rows, notes)
+    found, notes = three(name, rows, notes)
     labels = tuple(sorted({tag for part in found.values() for sentence in part for tag in sentence.tags}))
     if len(labels) < 2:
         raise EngineError(f"{name} has {'one tag' if labels else 'no tags'}: a classification tells two or more apart")

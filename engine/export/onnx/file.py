@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner, program_runner
+from engine.export.base import ExportContext, Runner, of_one_item, program_runner
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
@@ -29,7 +29,7 @@ def write(context: ExportContext, path: Path) -> str:
     """Every convolution ends in integers here, also those that torch's kernels add to another value before they round: ONNX
     Runtime has integer convolutions of no other form."""
     path.write_bytes(build(split(context), context, "integers").SerializeToString())
-    return ""
+    return of_one_item(context)
 
 
 def build(model: QuantizedModel, context: ExportContext, bound: Bound) -> Any:

@@ -18,6 +18,7 @@ from engine.export.onnx import weights as onnx_weights
 from engine.export.onnx.aten import BATCHES, translate
 from engine.export.onnx.graph import Batch, Dim, Graph, Sizes, Value, dims
 from engine.lowering.graph import calls
+from engine.lowering.graph.binding import whole_mean
 from engine.lowering.graph.program import Step, grid_from
 from engine.lowering.graph.runtime import Function, QuantizedModel
 from engine.lowering.graph.sequences import Length, open_lengths
@@ -26,6 +27,8 @@ from engine.numerics.qparams import QParams
 # Where a grid has fewer levels than a byte, its bound is drawn on integers, or on numbers before they are rounded.
 Bound = Literal["integers", "numbers"]
 _SLACK = 1 + 1e-6
+# ONNX Runtime's integer mean stops where a step of the sum is 256 steps of the result: means of what a normalization has centred.
+_WIDEST = 128.0
 _KINDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -199,6 +202,9 @@ class _Writer:
 
     def _op_average(self, step: Step, _: Function) -> None:
         average = self.model.call(step)
+        drops, places = whole_mean(step), self.small[step.inputs[0]].shape[2:].numel()
+        if drops is not None and _grid(step, "input").scale >= _WIDEST * places * _grid(step, "output").scale:
+            average = partial(_mean_by_sum, keepdim=not drops, places=places)
         self._quantized(step, self.graph.read(self._translated(step, average)), _grid(step, "output"))
 
     def _op_sum(self, step: Step, _: Function) -> None:
@@ -273,6 +279,11 @@ def _around(x: Tensor, pads: Sequence[int]) -> Tensor:
             start = max(0, -before)
             x = x.narrow(dim, start, x.shape[dim] - start - max(0, -after))
     return x
+
+
+def _mean_by_sum(x: Tensor, keepdim: bool, places: int) -> Tensor:
+    """The mean over height and width as what no runtime makes one integer operation of."""
+    return x.sum((2, 3), keepdim=keepdim) * (1.0 / places)
 
 
 def _path(step: Step) -> str:

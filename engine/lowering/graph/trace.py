@@ -28,7 +28,7 @@ from engine.lowering.graph.operations import of_namespace
 from engine.lowering.graph.patched import recording, without_autocast
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
 from engine.lowering.graph.sizes import Reading, hold, other_sizes, plain, signature
-from engine.tasks.base import Batch
+from engine.tasks.base import Batch, one_each
 from engine.tasks.outputs import normalized
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -73,6 +73,7 @@ class ShapeTracer(fx.Tracer):
         self._leaves: set[str] = set()
         self._parameters: dict[str, Any] = {}
         self._evaluating = False
+        self._own: frozenset[int] = frozenset()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return SizedProxy(node, self)
@@ -173,7 +174,8 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._evaluating:
             return forward(*args, **kwargs)
-        if not any(part is m for part in self.root.modules()) and not m.state_dict():
+        self._own = self._own or frozenset(map(id, self.root.modules()))
+        if id(m) not in self._own and not m.state_dict():
             # Made in the forward itself, as an activation by its name: it is what it computes.
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
@@ -257,8 +259,9 @@ def trace(model: nn.Module, example: Batch | Tensor) -> Traced:
     except NotWhole:
         raise
     except (EngineError, ValueError, IndexError, TypeError) as error:
-        said = f"the inputs of {type(model).__name__} are no tensors of other numbers of items: {_reason(error)}"
-        raise NotWhole(said) from error
+        lists = any(isinstance(value, list) and one_each(value) for value in (*batch.args, *batch.kwargs.values()))
+        why = "it takes lists of items, whose number a graph cannot leave open" if lists else _reason(error)
+        raise NotWhole(f"{type(model).__name__} cannot be traced: {why}", why) from error
     with torch.no_grad(), without_autocast() as autocast:
         try:
             expected = _returned(model, copies[0])

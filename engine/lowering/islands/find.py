@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,20 @@ def recorded(root: nn.Module, example: Batch, paths: list[str]) -> dict[str, lis
     return found
 
 
+def called_with(root: nn.Module, example: Batch, islands: tuple[Island, ...]) -> tuple[Island, ...]:
+    """``islands`` with the inputs of their calls in a forward on another ``example``; those that are not called there keep theirs."""
+    calls = recorded(root, example, [island.path for island in islands])
+
+    def inputs(island: Island) -> tuple[tuple[Tensor, ...], ...]:
+        found: list[tuple[Tensor, ...]] = []
+        for args, kwargs in calls.get(island.path, []):
+            with suppress(EngineError):
+                found.append(island.call.flatten(args, kwargs))
+        return tuple(one for one in found if all(x.numel() for x in one)) or island.calls
+
+    return tuple(replace(island, calls=inputs(island)) for island in islands)
+
+
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
@@ -122,11 +136,12 @@ def _island(root: nn.Module, path: str, calls: list[Arguments]) -> Island | str:
     """The module at ``path`` as an island, or why it is none."""
     if not calls:
         return "it is not called as a module"
-    leaves = [leaf for leaf in tree_leaves(calls[0]) if isinstance(leaf, Tensor)]
+    filled = next((call for call in calls if all(x.numel() for x in tree_leaves(call) if isinstance(x, Tensor))), calls[0])
+    leaves = [leaf for leaf in tree_leaves(filled) if isinstance(leaf, Tensor)]
     if not any(leaf.is_floating_point() and leaf.numel() for leaf in leaves):
         return "it is called without a tensor of numbers"
     module, count = root.get_submodule(path), _items(leaves)
-    args, kwargs = calls[0]
+    args, kwargs = filled
     example = Batch(args, kwargs, count=count)
     try:
         traced = trace_graph(_at(root, path), example)

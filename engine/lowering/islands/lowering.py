@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import UntracedModule
 from engine.lowering.graph.tracing import TracedModel, graph_rows, graph_table
 from engine.lowering.islands import artifact, coverage, train
-from engine.lowering.islands.find import Found, find, parameters_outside
+from engine.lowering.islands.find import Found, called_with, find, parameters_outside
 from engine.lowering.islands.model import IslandsModel, QuantizedIsland
 from engine.lowering.islands.observe import ObservedIslands
 from engine.lowering.islands.union import Part, Union, union
@@ -79,10 +79,12 @@ class IslandsLowering(GraphLowering):
 
     def _islands(self) -> Generator[Event, None, TracedModel]:
         root, stop = self.subject.model, self.run.stop
-        self.item = _item(root, self.subject.example)
-        found = find(root, self.item, stop)
+        # Two items tell what is theirs from what is the same for all; what is measured is of one.
+        self.item = _items(root, self.subject.example, 1)
+        found = find(root, _items(root, self.subject.example, 2), stop)
         if not found.islands:
             raise self.refused or EngineError(f"no part of {type(root).__name__} with layers can be traced: nothing can be quantized")
+        found = replace(found, islands=called_with(root, self.item, found.islands))
         self.union = union(found.islands)
         self.measured_parts = coverage.profile(root, found.islands, self.item)
         yield Notice(_said(root, self.refused, found), "warning")
@@ -272,15 +274,15 @@ def _seen(noise: Noise, inputs: tuple[torch.Tensor, ...]) -> None:
     noise.add(laid_out(inputs))
 
 
-def _item(root: nn.Module, example: Batch) -> Batch:
-    """One item of ``example``, or all of it where the model takes no other number of items."""
-    one = example.first(1)
+def _items(root: nn.Module, example: Batch, count: int) -> Batch:
+    """The first items of ``example``, or all of it where the model takes no other number of items."""
+    few = example.first(count)
     try:
         with torch.no_grad():
-            root(*one.args, **one.kwargs)
+            root(*few.args, **few.kwargs)
     except Exception:
         return example
-    return one
+    return few
 
 
 def _size(root: nn.Module) -> int:

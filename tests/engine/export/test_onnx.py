@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nets
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.export.base import ExportContext
@@ -111,6 +113,31 @@ def test_weights_are_stored_once() -> None:
     given = nets.quantized(nets.Attention)
     sizes = Counter(tuple(tensor.dims) for tensor in build(given.model, given, "integers").graph.initializer)
     assert sizes[16, 16] == 4 and max(math.prod(dims) for dims in sizes) == 16 * 3 * 4 * 4
+
+
+class Centred(nn.Module):
+    """The mean of what a normalization has centred: its grid is far finer than that of the values."""
+
+    def __init__(self, whole: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last, self.whole = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.InstanceNorm2d(4),
+            nn.Conv2d(4, 5, 1, bias=False),
+            whole,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.whole(self.norm(self.conv(x)))).flatten(1)
+
+
+@pytest.mark.parametrize("whole", [lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: x.mean((2, 3), keepdim=True)])
+def test_the_mean_of_centred_values_runs(whole: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    given = nets.quantized(lambda: Centred(whole))
+    write(given, tmp_path / "model.onnx")
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    # What is centred has no mean.
+    assert load(tmp_path / "model.onnx", given).run(Batch((x,))).abs().max() < 1e-5
 
 
 def test_an_unknown_operation_is_named_with_its_layer() -> None:

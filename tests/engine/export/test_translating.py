@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.export.onnx import file as onnx
 from engine.export.onnx.aten import BATCHES, translate
 from engine.export.onnx.graph import Batch, Graph, Value, dims
 
@@ -136,3 +139,18 @@ def test_onnx_runtime_computes_what_torch_does(name: str) -> None:
         (got,) = session.run(None, {"images": x.numpy()})
         assert got.shape == tuple(wanted.shape)
         np.testing.assert_allclose(got, wanted.numpy(), atol=2e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-5)
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).mean((2, 3))).squeeze()
+
+
+def test_a_result_of_another_rank_for_one_item_is_said(tmp_path: Path) -> None:
+    said = onnx.write(nets.quantized(Squeezed), tmp_path / "model.onnx")
+    assert said == "for one item the model returns (5,) and this file (1, 5): squeeze() drops the batch there"
+    assert onnx.write(nets.quantized(nets.Residual), tmp_path / "model.onnx") == ""

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as pixels
 
 from engine.data import registry as data_registry
 from engine.data.images.base import Subset
-from engine.data.images.image_files import _fit
+from engine.data.images.image_files import fitted
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.models import torchvision_build, weights_file
@@ -208,7 +208,7 @@ def test_a_file_in_the_cache_is_known_by_its_size(tmp_path: Path, monkeypatch: p
 def test_photographs_are_prepared_as_the_weights_expect(published: Published, shape: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8))
     transform = published.transform
-    got = pixels.to_tensor(_fit(image, transform))
+    got = pixels.to_tensor(fitted(image, transform))
     got = pixels.normalize(got, transform.mean, transform.std)
     assert torch.equal(got, tv.get_model_weights(published.name).DEFAULT.transforms()(image))
 

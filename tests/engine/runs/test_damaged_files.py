@@ -132,6 +132,17 @@ def test_no_wrong_type_in_a_report_is_a_traceback(run_folder: Path, wrong: str, 
         assert 1 <= len(ends) <= 2 and all(line.startswith("error: ") for line in ends)
 
 
+@pytest.mark.parametrize("key", ["size_bytes", "kernel", "metric"])
+def test_a_report_that_lacks_a_figure_is_told_before_an_export(run_folder: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = {name: value for name, value in FORM.items() if name != key}
+    (run_folder / "report.json").write_text(before := json.dumps({**WHOLE, "baseline": baseline}))
+    for command in (["show", str(run_folder)], ["export", str(run_folder), "--to", "onnx"]):
+        assert dispatch(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and "lacks figures or holds odd ones" in line
+    assert (run_folder / "report.json").read_text() == before
+
+
 def test_the_part_of_a_report_that_is_damaged_is_named(run_folder: Path) -> None:
     (run_folder / "report.json").write_text(json.dumps({**WHOLE, "verdict": {"met": []}}))
     with pytest.raises(EngineError, match=r"damaged \(verdict.met is a list, not true or false\)"):

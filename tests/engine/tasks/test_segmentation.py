@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from driving import untimed
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torch import Tensor, nn
@@ -166,9 +167,9 @@ def test_a_model_of_ones_own_and_a_folder_of_masks_are_enough(tmp_path: Path, ch
         classes = (bright > 127) * 255 if outputs == 1 else bright // 86
         Image.fromarray(classes.astype(np.uint8)).save(tmp_path / "scans" / "masks" / f"{number}.png")
     recipe = Recipe.make(model=f"{tmp_path / 'unet.py'}:make", task="segmentation", data={"name": str(tmp_path / "scans")})
-    report = engine.quantize(recipe, tmp_path / "run").data
+    with untimed():
+        report = engine.quantize(recipe, tmp_path / "run").data
     assert report["metrics"]["fp32"]["mIoU"]["value"] > 0
-    whole = {layer["name"]: layer["reason"] for layer in report["layers"] if "fp32" in layer["kernel"]}
-    assert len(report["layers"]) == 8 and set(whole) <= {"up"} and all(whole.values())
+    assert len(report["layers"]) == 8 and not [layer["name"] for layer in report["layers"] if "fp32" in layer["kernel"]]
     written = Recipe.load(tmp_path / "run" / "recipe.yaml")
     assert written.data.channels == (1 if channels == 1 else None)

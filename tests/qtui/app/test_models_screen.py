@@ -18,6 +18,7 @@ from engine.models import language_registry as language
 from engine.models.registry import ENTRIES
 from engine.models.size import file_size
 from engine.runs.rundir import RunSummary
+from engine.tasks.registry import TASKS
 from qtui import catalog
 from qtui.catalog import Choice
 from qtui.drawing.columns import arrange
@@ -285,6 +286,49 @@ def test_your_own_model_by_keyboard(runs: Path, tmp_path: Path) -> None:
 
     drive(engine, script)
     assert engine.calls[0][1]["model"] == f"{tmp_path}/net.py:make"
+
+
+def test_a_model_of_ones_own_with_a_task_of_the_list_and_a_folder_by_keys_alone(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet.py").write_text("def make(): ...")
+    (tmp_path / "scans" / "images").mkdir(parents=True)
+    engine = ScriptedEngine(runs)
+
+    async def script(driver: Driver) -> None:
+        await driver.press("o")
+        await driver.fill(f"{tmp_path}/unet.py:make")
+        await driver.pilot.pause()
+        assert all(f"{name} " in driver.text for name in TASKS), "every task is in the list"
+        await driver.fill("segm")
+        await driver.press("end", "enter")
+        await driver.fill(str(tmp_path / "scans"))
+        assert screen(driver).choice.task == "segmentation" and "a task segmentation" in driver.text and "mIoU" in driver.text
+        # The cursor passes over others: each task keeps its data.
+        await driver.press("up", "down")
+        await driver.pilot.pause()
+        assert screen(driver).choice.data == str(tmp_path / "scans")
+        await driver.press("n")
+        await driver.until(lambda state: state.asking)
+
+    drive(engine, script)
+    asked = engine.calls[0][1]
+    assert (asked["task"], asked["data"]) == ("segmentation", {"name": str(tmp_path / "scans")})
+
+
+def test_a_model_of_another_task_has_the_data_and_the_metric_of_that_task(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        models = screen(driver).query_one("#models", Grid)
+        models.move_to("mlp")
+        await driver.pilot.pause()
+        assert screen(driver).choice.data == "diabetes" and "MAE" in driver.text and "MAE at most 0.5 % higher" in driver.text
+        await driver.press("d")
+        await driver.pilot.pause()
+        assert "diabetes" in driver.text and "a CSV of numbers" in driver.text and "cifar10" not in driver.text
+        await driver.press("escape")
+        models.move_to("simplecnn")
+        await driver.pilot.pause()
+        assert screen(driver).choice.data == "digits"
+
+    drive(ScriptedEngine(runs), script)
 
 
 def test_a_recipe_file_fills_the_choices(runs: Path, tmp_path: Path) -> None:
