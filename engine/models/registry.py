@@ -177,5 +177,5 @@ def _near(name: str) -> str:
     from engine.models.language_registry import ENTRIES as LANGUAGE
 
     hint = nearest(name.lower(), [*ENTRIES, *LANGUAGE])
-    own = ", ".join((*(entry.name for entry in ENTRIES.values() if entry.published is None), *LANGUAGE))
+    own = ", ".join((*(entry.name for entry in ENTRIES.values() if entry.published is None and entry.name not in DETECTORS), *LANGUAGE))
     return f"known: {own} and torchvision's classifiers, which `qtui models` lists" if hint.startswith("known:") else hint
