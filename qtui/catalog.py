@@ -182,7 +182,12 @@ def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str
     listed = {entry.name: _registered(entry, data) for entry in ENTRIES.values()}
     first = [model for model in listed.values() if not model.of_torchvision]
     language = (_language(entry) for entry in LANGUAGE.values())
-    return (*first, *language, *(_own(name) for name in own), *(model for model in listed.values() if model.of_torchvision))
+    return (
+        *first,
+        *language,
+        *(_own(name) for name in own),
+        *sorted((model for model in listed.values() if model.of_torchvision), key=lambda model: model.published is None),
+    )
 
 
 def _registered(entry: ModelEntry, data: str) -> Model:

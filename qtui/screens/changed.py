@@ -55,6 +55,8 @@ def sentence(run: Run, row: ChangeRow) -> str:
     item, label = run.item[0], text.one_line(row.label)
     where = f"{item} {row.place}" + (f" ({text.one_line(row.file, 60)})" if row.file else "")
     right = f"{where} is {label}" if label else where
+    if row.fp32 == row.quantized and not row.lost:
+        return f"{right}: both say {text.one_line(row.fp32)}, and what they draw differs."
     verdict = "worse" if row.lost > 0 else "better" if row.lost < 0 else "neither better nor worse"
     return f"{right}: fp32 says {text.one_line(row.fp32)}, the quantized model {text.one_line(row.quantized)}, which is {verdict}."
 
