@@ -56,9 +56,9 @@ def test_labels_are_found_by_name_by_case_and_by_number() -> None:
 
 
 def _reviews(folder: Path, file: Path, count: int = 120) -> Path:
-    rows = folders.texts(count)
+    rows = folders.texts(2 * count)
     with file.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([("text", "label"), *zip(rows, folders.answered(folder, rows), strict=True)])
+        csv.writer(out).writerows([("text", "label"), *((rows[i], label) for i, label in folders.answered(folder, rows))])
     return file
 
 
@@ -71,7 +71,7 @@ def test_a_folder_of_ones_own_runs_on_integers_at_every_length_and_its_onnx_file
     report = engine.quantize(recipe, tmp_path / "run").data
     assert report["metrics"]["fp32"]["accuracy"]["value"] == 1.0
     assert report["metrics"]["ptq"]["accuracy"]["value"] >= 0.95
-    kernels = {layer["path"]: layer["kernel"] for layer in report["layers"]}
+    kernels = {layer["name"]: layer["kernel"] for layer in report["layers"]}
     linear = [path for path in kernels if path.endswith(("query", "key", "value", "dense", "classifier"))]
     assert len(linear) == 14 and all("fp32" not in kernels[path] for path in linear)
 
@@ -102,10 +102,10 @@ def test_a_folder_of_ones_own_runs_on_integers_at_every_length_and_its_onnx_file
 
 
 def test_pairs_are_told_apart_by_their_token_types(tmp_path: Path) -> None:
-    folder = folders.bert(tmp_path / "model", labels=("no", "yes", "maybe"))
-    first, second = folders.texts(60, seed=1), folders.texts(60, seed=2)
-    labels = folders.answered(folder, first, second)
-    rows = [{"premise": a, "hypothesis": b, "label": c} for a, b, c in zip(first, second, labels, strict=True)]
+    folder = folders.bert(tmp_path / "model", labels=("no", "yes"), pairs=True)
+    first, second = folders.texts(120, seed=1), folders.texts(120, seed=2)
+    answers = folders.answered(folder, first, second)
+    rows = [{"premise": first[i], "hypothesis": second[i], "label": label} for i, label in answers]
     data = folders.jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = Recipe.make(model=str(folder), task="pair-classification", data={"name": str(data)}, preset="w8a8", qat={"mode": "never"})
     report = engine.quantize(recipe, tmp_path / "run").data
