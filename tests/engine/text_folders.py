@@ -34,7 +34,9 @@ WORDS = [
     "is",
     "was",
 ]
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 def tokenizer() -> Any:
