@@ -94,7 +94,7 @@ def texts(count: int, seed: int = 0, least: int = 2, most: int = 14) -> list[str
 def answered(folder: Path, rows: list[str], second: list[str] | None = None) -> list[tuple[int, str]]:
     """Of half of the rows, those that the model of ``folder`` is surest of, the place and the label that it gives, by transformers alone
     and one text at a time; as many of each label."""
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     words = transformers.AutoTokenizer.from_pretrained(folder)
     found: dict[str, list[tuple[float, int]]] = {}
     for i, text in enumerate(rows):
@@ -102,6 +102,7 @@ def answered(folder: Path, rows: list[str], second: list[str] | None = None) -> 
             logits = model(**words(text, *([second[i]] if second else []), return_tensors="pt")).logits[0]
         most, next_most = logits.topk(2).values.tolist()
         found.setdefault(model.config.id2label[int(logits.argmax())], []).append((next_most - most, i))
+    found = {label: some for label, some in found.items() if len(some) > 5}
     count = min(len(rows) // 2 // len(found), *(len(some) for some in found.values()))
     return sorted((i, label) for label, some in found.items() for _, i in sorted(some)[:count])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 import engine
 from engine.errors import EngineError
+from engine.models.registry import WEIGHTS
 from engine.recipe.recipe import Recipe
 from engine.tasks.registry import task_of
 from engine.tasks.text_classification import LabelCounts, _counts, _f1, _matthews, label_metrics, label_places
@@ -113,7 +115,8 @@ def test_the_small_bert_that_ships_loses_less_than_a_point_on_integers(tmp_path:
 
 
 def test_pairs_are_told_apart_by_their_token_types(tmp_path: Path) -> None:
-    folder = folders.bert(tmp_path / "model", labels=("no", "yes"), pairs=True)
+    folder = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "bert-mini", folder)
     first, second = folders.texts(120, seed=1), folders.texts(120, seed=2)
     answers = folders.answered(folder, first, second)
     rows = [{"premise": first[i], "hypothesis": second[i], "label": label} for i, label in answers]
@@ -121,7 +124,7 @@ def test_pairs_are_told_apart_by_their_token_types(tmp_path: Path) -> None:
     recipe = Recipe.make(model=str(folder), task="pair-classification", data={"name": str(data)}, preset="w8a8", qat={"mode": "never"})
     report = engine.quantize(recipe, tmp_path / "run").data
     assert report["metrics"]["fp32"]["accuracy"]["value"] == 1.0
-    assert report["ptq"]["error"]["sqnr_db"] > 10
+    assert report["ptq"]["error"]["sqnr_db"] > 20
 
 
 def test_a_model_without_a_head_and_a_label_that_is_not_its_own_are_told_in_one_line(tmp_path: Path) -> None:
