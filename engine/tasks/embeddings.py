@@ -145,7 +145,7 @@ def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> tuple[Embe
     """The task on ``items``, whose inputs are texts, and the module that it measures."""
     module = Embedding(language.model, pooling_of(language.path)).eval().requires_grad_(False)
     encoder = encoder_of(language, recipe)
-    splits = {name: EncodedPassages(items.split(name), encoder, module) for name in ("train", "validation", "test")}  # type: ignore[arg-type]
+    splits = {name: EncodedPassages(items.split(name), encoder, module) for name in ("train", "validation", "test")}
     about = {**items.about, "context": encoder.context, "pooling": module.pooling}
     read = replace(items, **splits, about=about)  # type: ignore[arg-type]
     scored = len(items.test) > 1 and items.test.read([0]).targets[0].score is not None

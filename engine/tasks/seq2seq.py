@@ -152,7 +152,7 @@ def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> Seq2Seq:
         raise EngineError(f"{language.name} does not say with which token its texts begin: add decoder_start_token_id to its config.json")
     encoder = replace(encoder_of(language, recipe), types=False)
     splits = {
-        name: EncodedPairs(items.split(name), encoder, int(start), int(language.tokenizer.pad_token_id))  # type: ignore[arg-type]
+        name: EncodedPairs(items.split(name), encoder, int(start), int(language.tokenizer.pad_token_id))
         for name in ("train", "validation", "test")
     }
     read = replace(items, **splits, about={**items.about, "context": encoder.context})  # type: ignore[arg-type]

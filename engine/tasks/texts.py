@@ -67,13 +67,9 @@ def encoder_of(language: TextModel, recipe: Recipe) -> Encoder:
 
 def encoded(items: ItemData, encoder: Encoder, targets: Callable[[Sequence[Any]], Any], about: Mapping[str, Any]) -> ItemData:
     """``items``, whose inputs are texts, as a model reads them."""
-    splits = {name: EncodedTexts(split, encoder, targets) for name, split in _splits(items).items()}
+    train, validation, test = (EncodedTexts(split, encoder, targets) for split in (items.train, items.validation, items.test))
     looked = range(min(len(items.test), _LOOKED_AT))
     cut = sum(encoder.length(texts) > encoder.context for texts in items.test.read(list(looked)).inputs)
     notes = (*items.notes, *([f"{cut:,} of {len(looked):,} test texts are cut at {encoder.context} tokens"] if cut else []))
     about = {**items.about, "context": encoder.context, **about}
-    return replace(items, **splits, notes=notes, about=about)
-
-
-def _splits(items: ItemData) -> dict[str, ItemSplit]:
-    return {"train": items.train, "validation": items.validation, "test": items.test}
+    return replace(items, train=train, validation=validation, test=test, notes=notes, about=about)

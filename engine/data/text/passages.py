@@ -41,7 +41,7 @@ def load(place: Path, part: Any) -> ItemData:
     """A text file of one text a line; a table with a column of texts, or with two and a score. Raises EngineError, in one line with the
     file and the line, for what cannot be read."""
     notes: list[str] = []
-    files = split_files(place) if place.is_dir() else {"train": place}
+    files: dict[SplitName, Path] | None = split_files(place) if place.is_dir() else {"train": place}
     if files is None:
         raise EngineError(f"{place} holds no table ({', '.join(SUFFIXES)}): give one, or a text file of one text a line")
     groups = {split: _groups(path, notes) for split, path in files.items()}
@@ -67,14 +67,15 @@ def _groups(path: Path, notes: list[str]) -> list[tuple[Passage, ...]]:
         return _pairs(table, pair, score, notes)
     columns = pair or ((named(table.columns, TEXTS) or table.columns[0]),)
     cells = zip(*(table.column(name) for name in columns), strict=True)
-    found = [(Passage(str(cell)),) for row in cells for cell in row if cell is not None and str(cell).strip()]
+    found: list[tuple[Passage, ...]] = [(Passage(str(cell)),) for row in cells for cell in row if cell is not None and str(cell).strip()]
     if not found:
         raise EngineError(f"{path} has no texts in the column {columns[0]!a}: name the column of texts text")
     return found
 
 
 def _pairs(table: Table, pair: tuple[str, str], score: str, notes: list[str]) -> list[tuple[Passage, ...]]:
-    found, lacking = [], []
+    found: list[tuple[Passage, ...]] = []
+    lacking: list[int] = []
     for i, (first, second, value) in enumerate(zip(*(table.column(name) for name in (*pair, score)), strict=True)):
         if any(cell is None or str(cell).strip() == "" for cell in (first, second, value)):
             lacking.append(i)

@@ -16,7 +16,9 @@ _LEAST, _MOST = 2, 7
 
 def load(part: Any) -> ItemData:
     """Two to seven digits each, none of a split in another."""
-    draw, seen, rows = random.Random(SEED), set(), []
+    draw = random.Random(SEED)
+    seen: set[tuple[str, ...]] = set()
+    rows: list[Pair] = []
     while len(rows) < sum(COUNTS.values()):
         digits = tuple(draw.choice(WORDS) for _ in range(draw.randint(_LEAST, _MOST)))
         if digits not in seen:

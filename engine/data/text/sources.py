@@ -39,7 +39,7 @@ def load(place: Path, part: Any) -> ItemData:
     """A table of two columns, by their names or as they come. Raises EngineError, in one line with the file and the line, for what cannot
     be read."""
     notes: list[str] = []
-    files = split_files(place) if place.is_dir() else {"train": place}
+    files: dict[SplitName, Path] | None = split_files(place) if place.is_dir() else {"train": place}
     if files is None:
         raise EngineError(f"{place} holds no table ({', '.join(SUFFIXES)}): give one with a column of sources and one of targets")
     return in_splits(str(place), {split: _pairs(path, notes) for split, path in files.items()}, notes)

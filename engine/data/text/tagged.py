@@ -45,7 +45,7 @@ class Sentences:
 
 def load(place: Path, part: Any) -> ItemData:
     """Raises EngineError, in one line with the file and the line, for what cannot be read."""
-    files = _files(place) if place.is_dir() else {"train": place}
+    files: dict[SplitName, Path] = _files(place) if place.is_dir() else {"train": place}
     return in_splits(str(place), {split: _sentences(path) for split, path in files.items()}, [])
 
 

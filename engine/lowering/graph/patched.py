@@ -117,8 +117,8 @@ def _given_mask(plain: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(plain)
     def prepared(*args: Any, **kwargs: Any) -> Any:
         given = bound.bind(*args, **kwargs)
-        mask: Any = given.arguments.get("attention_mask")
-        if _standing((mask,), {}) is None or mask.dim() != 4:
+        mask = given.arguments.get("attention_mask")
+        if mask is None or _standing((mask,), {}) is None or mask.dim() != 4:
             return plain(*args, **kwargs)
         given.arguments["attention_mask"] = torch.empty(1, 1, 1, 1)
         found = plain(*given.args, **given.kwargs)
