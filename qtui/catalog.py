@@ -15,6 +15,8 @@ from engine.models.language_registry import ENTRIES as LANGUAGE
 from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ENTRIES, ModelEntry
 from engine.models.size import file_size
+from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.models.text_registry import TextEntry
 from engine.models.torchvision import Published
 from engine.reading import MB, read_json
 from engine.tasks.registry import TASKS, TaskEntry, task_of
@@ -184,6 +186,7 @@ def models(runs: Sequence[RunSummary] = (), given: Sequence[str] = (), data: str
     language = (_language(entry) for entry in LANGUAGE.values())
     return (
         *first,
+        *(_of_text(entry) for entry in TEXT_MODELS.values()),
         *language,
         *(_own(name) for name in own),
         *sorted((model for model in listed.values() if model.of_torchvision), key=lambda model: model.published is None),
@@ -206,6 +209,17 @@ def _registered(entry: ModelEntry, data: str) -> Model:
         frozenset(packaged), published=published, cached=published is not None and published.cached() is not None,
         task=entry.task, metric=metric, input=entry.input, others=entry.others,
         of_torchvision=not entry.packaged,
+    )  # fmt: skip
+
+
+def _of_text(entry: TextEntry) -> Model:
+    size = file_size(entry.weights) if entry.place else None
+    metric = TASKS[entry.task].metric
+    value = entry.recorded(metric)
+    return Model(
+        entry.name, entry.description, None, size.params if size else None, size.bytes if size else None,
+        {entry.data: entry.weights} if size else {}, {} if value is None else {entry.data: value}, frozenset({entry.data} if size else ()),
+        task=entry.task, metric=metric, input="text", others=entry.others,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from engine.models.cached import cached_for
 from engine.models.language_registry import LanguageEntry
 from engine.models.registry import ModelEntry
 from engine.models.size import file_size
+from engine.models.text_registry import TextEntry
 from engine.plain_text import escaped_json
 from engine.tasks.registry import TASKS
 from qtui import text
@@ -27,8 +28,10 @@ def models(args: Namespace) -> int:
     """The registry's models, with the weights that ship and how well they do."""
     from engine.models.language_registry import ENTRIES as LANGUAGE
     from engine.models.registry import ENTRIES
+    from engine.models.text_registry import ENTRIES as TEXT_MODELS
 
     rows_of = {name: model_row(entry) for name, entry in ENTRIES.items() if entry.packaged}
+    rows_of |= {name: text_row(entry) for name, entry in TEXT_MODELS.items()}
     rows_of |= {name: language_row(entry) for name, entry in LANGUAGE.items()}
     rows_of |= {name: model_row(entry) for name, entry in ENTRIES.items() if not entry.packaged}
     found = [row for name, row in rows_of.items() if fnmatchcase(name, args.filter or "*")]
@@ -67,6 +70,25 @@ def model_row(entry: ModelEntry) -> dict[str, Any]:
         "metric": metric,
         "weights": {**{data: recorded(files[data], metric) for data in order}, **of_torchvision},
         "where": {**{data: "package" if data in packaged else "cache" for data in order}, **state},
+    }
+
+
+def text_row(entry: TextEntry) -> dict[str, Any]:
+    """A model on text that is no decoder, as ``model_row`` gives one."""
+    size = file_size(entry.weights) if entry.place else None
+    metric = TASKS[entry.task].metric
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "shape": None,
+        "params": size.params if size else None,
+        "bytes": size.bytes if size else None,
+        "size": None,
+        "task": entry.task,
+        "input": "text",
+        "metric": metric,
+        "weights": {entry.data: entry.recorded(metric)} if size else {},
+        "where": {entry.data: "package"} if size else {},
     }
 
 

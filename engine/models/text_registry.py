@@ -41,9 +41,21 @@ class TextEntry:
     others: tuple[str, ...] = ()
 
     @property
+    def weights(self) -> Path:
+        """The file of its weights in the package; it may not be there."""
+        return WEIGHTS / self.folder / "model.safetensors"
+
+    def recorded(self, metric: str) -> float | None:
+        """The ``metric`` on the test split of ``data``, as it was written when the model was trained; None where there is no record."""
+        try:
+            return float(read_json(WEIGHTS / self.folder / "record.json", MB)[f"test_{metric}"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
     def place(self) -> Path | None:
         """The model's folder in the package, None where it is not there."""
-        return found if ((found := WEIGHTS / self.folder) / "model.safetensors").is_file() else None
+        return self.weights.parent if self.weights.is_file() else None
 
 
 ENTRIES: dict[str, TextEntry] = {

@@ -191,7 +191,8 @@ F1 = Metric("F1", "%", bounds=(0.0, 1.0))
 MATTHEWS = Metric("Matthews", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
 COSINE = Metric("cosine", bounds=(-1.0, 1.0), digits=".5f")
 SPEARMAN = Metric("Spearman", bounds=(-1.0, 1.0), chance=0.0, digits=".4f")
-LOSS = Metric("loss", "nats", higher_is_better=False, relative=True, bounds=(0.0, math.inf))
+# A difference in nats is the part by which the perplexity rises, as a language model's is compared.
+LOSS = Metric("loss", "nats", higher_is_better=False, bounds=(0.0, math.inf), digits=".4f")
 EXACT = Metric("exact match", "%", bounds=(0.0, 1.0))
 # What figures of the registry's tasks are shown by, wherever a name and a value have come alone.
 METRICS = {
