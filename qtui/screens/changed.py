@@ -13,8 +13,8 @@ from engine.events.event import ChangeRow, Changes
 from engine.events.pictures import Picture, read
 from engine.report.changed import counted
 from qtui import text
-from qtui.drawing.pixels import Pixels, pixels
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.pixels import Pixels, pixels
 from qtui.screens.dialogs import Panel
 from qtui.state import Run
 from qtui.widgets.table import Grid

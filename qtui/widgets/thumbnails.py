@@ -11,8 +11,8 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
-from qtui.drawing.pixels import Pixels, cells, fitted, shades
 from qtui.drawing.text import end
+from qtui.pixels import Pixels, cells, fitted, shades
 from qtui.terminal import depth
 
 _GAP = 2

@@ -13,7 +13,7 @@ from scripted_engine import ScriptedEngine
 from snapshots import check_svg, check_text
 
 from engine.events.pictures import NAME, SIDE, Box, Look, Picture, read, to_json
-from qtui.drawing.pixels import CLASSES, Pixels, cells, fitted, pixels, shades
+from qtui.pixels import CLASSES, Pixels, cells, fitted, pixels, shades
 from qtui.screens.changed import Changed
 from qtui.widgets.table import Grid
 from qtui.widgets.thumbnails import Thumbnails
