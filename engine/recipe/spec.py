@@ -42,6 +42,8 @@ class WeightSpec:
             entry = format_entry(named["format"])
             named |= {"bits": entry.bits, "symmetric": True}
             named |= {"granularity": "per-group", "group_size": entry.block} if entry.block else {}
+        elif "format" in named:
+            named["format"] = ""
         return named
 
     @classmethod

@@ -27,9 +27,9 @@ _DECODER_TEXTS: Mapping[str, str] = {
     "w4a8": "4-bit weights, activations as in default",
     "w4": "4-bit weights alone, computed in floats",
     "w3": "3-bit weights alone: may need training",
-    "fp8": "weights in FP8, computed in floats here",
-    "mxfp4": "weights in MXFP4 by GPTQ, computed in floats here",
-    "nvfp4": "weights in NVFP4 by GPTQ, computed in floats here",
+    "fp8": "FP8 weights alone, computed in floats",
+    "mxfp4": "MXFP4 weights alone, computed in floats",
+    "nvfp4": "NVFP4 weights alone, computed in floats",
 }
 
 
