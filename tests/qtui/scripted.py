@@ -38,6 +38,9 @@ class Report:
     def to_markdown(self) -> str:
         return "# a report\n"
 
+    def shown(self, directory: Path) -> str:
+        return self.to_markdown()
+
     @classmethod
     def load(cls, directory: Path) -> Report:
         if not (directory / "report.json").exists():

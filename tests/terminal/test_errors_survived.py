@@ -63,9 +63,9 @@ def choose(terminal: PtyTerminal, key: str, title: str, text: str, then: str) ->
     terminal.wait_for(f"╭─ {title} ─")
     terminal.press(text, "enter")
     if key == "o":
-        terminal.wait_for("╭─ your own task ─")
+        terminal.wait_for("╭─ task ─")
         terminal.press("enter")
-        title = "your own task"
+        title = "task"
     terminal.wait_for(lambda t: f"╭─ {title} ─" not in t.text and then in t.text)
 
 

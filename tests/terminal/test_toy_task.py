@@ -66,9 +66,9 @@ def test_a_task_goes_through_every_screen_of_the_app(place: Place) -> None:
         app.press("o")
         app.wait_for("your own model")
         app.press("net.py:make\r")
-        app.wait_for("your own task")
+        app.wait_for("╭─ task ─")
         app.press("toy\r")
-        app.wait_for("measures it")
+        app.wait_for(lambda t: "╭─ task ─" not in t.text and "MAE" in t.text)
         for key, seen in (("enter", asks("╭─ Graph")), ("n", PLAN), ("n", MEASURED), ("n", lambda t: reported(t.lines))):
             app.press(key)
             app.wait_for(seen, LONG)
