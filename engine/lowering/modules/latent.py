@@ -71,6 +71,7 @@ class Latent(nn.Module):
 
 def _stored(place: Tensor, growth: Tensor, start: QTensor) -> QTensor:
     wanted = WeightQParams.of(start).step * growth.exp()
-    grid = WeightQParams.stored(start.scheme, wanted.clamp_(SMALLEST, LARGEST))
+    # A step that is no number any more shows in the loss, which the training looks at.
+    grid = WeightQParams.stored(start.scheme, wanted.nan_to_num_(nan=LARGEST).clamp_(SMALLEST, LARGEST))
     codes = start.format.encode(start.format.round(place))
     return replace(start, codes=codes, scale=grid.scale, tensor_scale=grid.tensor_scale)

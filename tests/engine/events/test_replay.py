@@ -49,6 +49,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.Weights((ev.WeightRow("fc", -1.0, 1.0, -0.5, 0.5, 0.1, 1.0, 10, BINS),)),
     ev.Layers("qat", ({"name": "fc", "sqnr_db": None, "own_sqnr_db": 40.5},)),
     ev.Samples("to be", {"fp32": "or not", "quantized": "or not to"}),
+    ev.Changes("ptq", 360, 2, 1, 1, (ev.ChangeRow(17, "cat", "cat", "dog", 1.0),)),
     ev.Judgement("ptq", {"chosen": "ptq", "met": True}),
     ev.Step("qat", 1, 3, 10, 30, None, 0.01),
 )

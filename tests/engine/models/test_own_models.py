@@ -11,7 +11,7 @@ from typing import Any
 import driving
 import pytest
 import torch
-from driving import TINY, drive
+from driving import TINY, Outcome, drive
 from safetensors.torch import save_file
 
 import engine
@@ -379,10 +379,14 @@ def make():
 """
 
 
-def one_sentence(tmp_path: Path, layer: str = "Linear(8, 10)", assign: str = "pass", to: str = "") -> str:
+def ended(tmp_path: Path, layer: str = "Linear(8, 10)", assign: str = "pass", to: str = "") -> Outcome:
     source = HEAD + WIDTHS.replace("LAYER(10)", layer).replace("ASSIGN", assign).replace("TYPE", to)
     (tmp_path / "mine.py").write_text(source)
-    outcome = drive(Recipe.make(model=f"{tmp_path / 'mine.py'}:make", data={"limit": 32}, qat={"mode": "never"}), tmp_path / "run")
+    return drive(Recipe.make(model=f"{tmp_path / 'mine.py'}:make", data={"limit": 32}, qat={"mode": "never"}), tmp_path / "run")
+
+
+def one_sentence(tmp_path: Path, **parts: str) -> str:
+    outcome = ended(tmp_path, **parts)
     said = str(outcome.error)
     assert isinstance(outcome.error, EngineError) and "\n" not in said
     return said
@@ -400,9 +404,14 @@ def test_a_lazy_layer_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert "fc.weight has no shape yet (LazyLinear is a lazy layer): give the layer its sizes, or call the model" in said
 
 
-def test_an_assignment_to_a_part_of_a_tensor_is_told_without_names_of_this_program(tmp_path: Path) -> None:
-    said = one_sentence(tmp_path, assign="y[:, :4] = y[:, :4] * 2")
-    assert "changes a part of a tensor in place" in said and "mine.py:11" in said and "Proxy" not in said
+def test_an_assignment_to_a_part_of_a_tensor_is_traced(tmp_path: Path) -> None:
+    outcome = ended(tmp_path, assign="y[:, :4] = y[:, :4] * 2")
+    assert outcome.error is None and outcome.data["lowering"] == "graph"
+
+
+def test_what_draws_into_a_part_of_a_tensor_is_told_without_names_of_this_program(tmp_path: Path) -> None:
+    said = one_sentence(tmp_path, assign="y[:, :4].uniform_()")
+    assert "its forward draws random numbers" in said and "Proxy" not in said
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.abort()", "sys.exit(0)"])

@@ -225,7 +225,8 @@ def test_events_are_strict_json_without_ticks(tmp_path: Path) -> None:
     where.event(Notice("line\nbreak é"))
     where.close()
     lines = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[0]) == {"event": "Measured", "which": "ptq", "figures": {"sqnr_db": None, "list": [None, 1.5], "pair": [1, 2]}}
+    figures = {"sqnr_db": None, "list": [None, 1.5], "pair": [1, 2]}
+    assert json.loads(lines[0]) == {"event": "Measured", "which": "ptq", "figures": figures, "metrics": {}}
     assert [json.loads(line)["event"] for line in lines] == ["Measured", "Notice"]
     assert json.loads(lines[1])["text"] == "line\nbreak é"
 
