@@ -67,6 +67,9 @@ def row(name: str, case: Case, found: dict[str, Any] | str) -> str:
     integers = sum(layer["kernel"] is not None and "fp32" not in layer["kernel"] for layer in layers)
     export = next((entry for entry in found["exports"] if entry["format"] == "onnx"), {})
     written = "" if export.get("value") is None else metric.shown(export["value"])
+    if metric.name == "perplexity":
+        # That of the first windows alone, which are compared.
+        written = f"{written}, {export['parity']['sqnr_db']:.1f} dB to native" if export.get("parity") else ""
     old, new = (math.inf if form["value"] is None else form["value"] for form in (before, after))
     drop = "" if metric.against_fp32 else f"{100 * _drop(metric, old, new):.2f} %"
     size = before["size_bytes"] / after["size_bytes"]
