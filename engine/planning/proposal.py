@@ -11,6 +11,9 @@ from engine.recipe.presets import DYNAMIC, INT8, PRESETS
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
 
 _SMALL = 4096
+# A linear layer that is most of a small network takes four bits well; where it is one of many, as in a transformer, all of them in four
+# bits add up to more than rounding to nearest bears.
+_LARGE_SHARE = 0.1
 # About 3 % of what such an output is: more moves boxes and reorders scores.
 LEAST_OF_OUTPUT = 30.0
 _EIGHT = PRESETS["w8a8"]
@@ -38,6 +41,8 @@ def _linear(layer: Layer, paths: Sequence[str]) -> Proposal:
     weights = prod(layer.weight_shape)
     if weights < _SMALL:
         return _EIGHT, f"linear with only {_holds(layer)}: four bits would save {weights // 2} bytes"
+    if layer.params_share < _LARGE_SHARE:
+        return _EIGHT, f"linear with {_holds(layer)}, one of many: four bits in each of them would add up"
     smaller = f"linear with {_holds(layer)}: four bits halve it again"
     if layer.weight_shape[1] >= 64:
         return LayerSpec(WeightSpec(4, "per-group", 32, "mse"), ActivationSpec(8)), f"{smaller}, groups of 32 keep large weights apart"
