@@ -15,16 +15,15 @@ from engine.data.items import ItemData, Items, ItemSplit
 from engine.data.text.passages import Passage
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice
-from engine.models.text_models import TextModel, WithMask, load_text_model, pooling_of
+from engine.events.event import Event
+from engine.models.text_models import TextModel, WithMask, pooling_of
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import COSINE, SPEARMAN, MetricValue
 from engine.tasks.subject import Subject
-from engine.tasks.text_classification import refuse
-from engine.tasks.texts import Encoder, encoder_of
+from engine.tasks.texts import Encoder, encoder_of, load_text
 
 Pooling = Literal["mean", "cls"]
 # The standard error of Spearman's correlation after Fisher's transformation is this by the root of the pairs less three (Fieller, Hartley
@@ -141,23 +140,17 @@ def _scores(passages: Sequence[Passage]) -> Tensor:
     return torch.tensor([math.nan if one.score is None else one.score for one in passages], dtype=torch.float64)
 
 
-def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> tuple[Embeddings, nn.Module]:
-    """The task on ``items``, whose inputs are texts, and the module that it measures."""
+def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> tuple[nn.Module, Embeddings]:
+    """The module that is measured, and the task on ``items``, whose inputs are texts."""
     module = Embedding(language.model, pooling_of(language.path)).eval().requires_grad_(False)
     encoder = encoder_of(language, recipe)
     splits = {name: EncodedPassages(items.split(name), encoder, module) for name in ("train", "validation", "test")}
     about = {**items.about, "context": encoder.context, "pooling": module.pooling}
     read = replace(items, **splits, about=about)  # type: ignore[arg-type]
     scored = len(items.test) > 1 and items.test.read([0]).targets[0].score is not None
-    return Embeddings(read, scored), module
+    return module, Embeddings(read, scored)
 
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the texts that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    refuse(recipe)
-    torch.manual_seed(recipe.seed)
-    language = load_text_model(recipe.model, "encoder", Embeddings.name)
-    task, module = task_for(language, item_tasks.data_of(recipe, Embeddings.name), recipe)
-    for note in language.notes:
-        yield Notice(f"{recipe.model}: {note}", "warning")
-    return (yield from item_tasks.subject_of(module, task, recipe.model, f"from the {language.source}", device))
+    return (yield from load_text(recipe, device, "encoder", Embeddings.name, task_for))

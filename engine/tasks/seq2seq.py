@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from engine.data.items import ItemData, Items, ItemSplit
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice
-from engine.models.text_models import TextModel, load_text_model
+from engine.events.event import Event
+from engine.models.text_models import TextModel
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import EXACT, LOSS, MetricValue, wilson
 from engine.tasks.subject import Subject
-from engine.tasks.text_classification import refuse
-from engine.tasks.texts import Encoder, encoder_of
+from engine.tasks.texts import Encoder, encoder_of, load_text
 
 NOTHING = -100
 """The target beyond the end of a text."""
@@ -161,10 +160,9 @@ def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> Seq2Seq:
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the pairs that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    refuse(recipe)
-    torch.manual_seed(recipe.seed)
-    language = load_text_model(recipe.model, "seq2seq", Seq2Seq.name)
-    task = task_for(language, item_tasks.data_of(recipe, Seq2Seq.name), recipe)
-    for note in language.notes:
-        yield Notice(f"{recipe.model}: {note}", "warning")
-    return (yield from item_tasks.subject_of(Seq2SeqLogits(language.model), task, recipe.model, f"from the {language.source}", device))
+    return (yield from load_text(recipe, device, "seq2seq", Seq2Seq.name, made))
+
+
+def made(language: TextModel, items: ItemData, recipe: Recipe) -> tuple[Seq2SeqLogits, Seq2Seq]:
+    """The model as the task reads it, and the task."""
+    return Seq2SeqLogits(language.model), task_for(language, items, recipe)

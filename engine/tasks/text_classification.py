@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.items import ItemData
-from engine.errors import EngineError, UsageError
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice
-from engine.models import custom
-from engine.models.text_models import Logits, TextModel, load_text_model
+from engine.events.event import Event
+from engine.models.text_models import Logits, TextModel
 from engine.plain_text import one_line
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
@@ -24,7 +23,7 @@ from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import ACCURACY, F1, MATTHEWS, MetricValue, wilson
 from engine.tasks.subject import Subject
-from engine.tasks.texts import Encoder, encoded, encoder_of
+from engine.tasks.texts import Encoder, encoded, encoder_of, load_text
 
 
 class TextClassification(item_tasks.ItemTask):
@@ -195,20 +194,8 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
 
 def load_kind(recipe: Recipe, device: str, kind: type[TextClassification]) -> Generator[Event, None, Subject]:
     """The ``Subject`` of a task with labels."""
-    refuse(recipe)
-    torch.manual_seed(recipe.seed)
-    language = load_text_model(recipe.model, "sequence", kind.name)
-    task = task_for(language, item_tasks.data_of(recipe, kind.name), recipe, kind)
-    for note in language.notes:
-        yield Notice(f"{recipe.model}: {note}", "warning")
-    return (yield from item_tasks.subject_of(Logits(language.model), task, recipe.model, f"from the {language.source}", device))
 
+    def made(language: TextModel, items: ItemData, asked: Recipe) -> tuple[Logits, TextClassification]:
+        return Logits(language.model), task_for(language, items, asked, kind)
 
-def refuse(recipe: Recipe) -> None:
-    """Raises UsageError for what a model of transformers has no use for."""
-    if custom.is_custom(recipe.model):
-        raise UsageError(
-            f"{recipe.model} is a factory, which brings no tokenizer: give a folder as save_pretrained writes it, or your own task"
-        )
-    if recipe.weights:
-        raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")
+    return (yield from load_text(recipe, device, "sequence", kind.name, made))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from engine.data.items import ItemData, Items, ItemSplit
 from engine.errors import UsageError
-from engine.models.text_models import LONGEST, TextModel
+from engine.events.event import Event, Notice
+from engine.models import custom
+from engine.models.text_models import LONGEST, Head, TextModel, load_text_model
 from engine.recipe.recipe import Recipe
+from engine.tasks.items import ItemTask, data_of, subject_of
+from engine.tasks.subject import Subject
 
 # Texts of the test split that are looked at for those that are cut.
 _LOOKED_AT = 2000
@@ -73,3 +78,29 @@ def encoded(items: ItemData, encoder: Encoder, targets: Callable[[Sequence[Any]]
     notes = (*items.notes, *([f"{cut:,} of {len(looked):,} test texts are cut at {encoder.context} tokens"] if cut else []))
     about = {**items.about, "context": encoder.context, **about}
     return replace(items, train=train, validation=validation, test=test, notes=notes, about=about)
+
+
+Made = Callable[[TextModel, ItemData, Recipe], tuple[nn.Module, ItemTask]]
+"""Of a model and the data of its task the module that is measured, and the task."""
+
+
+def load_text(recipe: Recipe, device: str, head: Head, task: str, make: Made) -> Generator[Event, None, Subject]:
+    """The ``Subject`` of ``task`` on texts; ``head`` as in ``load_text_model``. Raises UsageError for what a model of transformers has no
+    use for, and UsageError or EngineError in one line for what does not fit."""
+    refuse(recipe)
+    torch.manual_seed(recipe.seed)
+    language = load_text_model(recipe.model, head, task)
+    module, made = make(language, data_of(recipe, task), recipe)
+    for note in language.notes:
+        yield Notice(f"{recipe.model}: {note}", "warning")
+    return (yield from subject_of(module, made, recipe.model, f"from the {language.source}", device))
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raises UsageError for what a model of transformers has no use for."""
+    if custom.is_custom(recipe.model):
+        raise UsageError(
+            f"{recipe.model} is a factory, which brings no tokenizer: give a folder as save_pretrained writes it, or your own task"
+        )
+    if recipe.weights:
+        raise UsageError(f"{recipe.model} brings its weights: leave --weights out, and give a folder as the model for others")

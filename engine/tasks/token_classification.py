@@ -14,16 +14,16 @@ from torch import Tensor
 from engine.data.items import ItemData, Items, ItemSplit
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice
-from engine.models.text_models import Logits, TextModel, load_text_model
+from engine.events.event import Event
+from engine.models.text_models import Logits, TextModel
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import paired_error
 from engine.tasks.metrics import ACCURACY, F1, MATTHEWS, MetricValue
 from engine.tasks.subject import Subject
-from engine.tasks.text_classification import label_metrics, label_places, refuse
-from engine.tasks.texts import encoder_of
+from engine.tasks.text_classification import label_metrics, label_places
+from engine.tasks.texts import encoder_of, load_text
 
 NOTHING = -100
 """The target of a token that no word begins with: special tokens, the rest of a word, and padding."""
@@ -148,10 +148,9 @@ def task_for(language: TextModel, items: ItemData, recipe: Recipe) -> TokenClass
 
 def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None, Subject]:
     """The model and the sentences that ``recipe`` names. Raises UsageError or EngineError in one line for what does not fit."""
-    refuse(recipe)
-    torch.manual_seed(recipe.seed)
-    language = load_text_model(recipe.model, "token", TokenClassification.name)
-    task = task_for(language, item_tasks.data_of(recipe, TokenClassification.name), recipe)
-    for note in language.notes:
-        yield Notice(f"{recipe.model}: {note}", "warning")
-    return (yield from item_tasks.subject_of(Logits(language.model), task, recipe.model, f"from the {language.source}", device))
+    return (yield from load_text(recipe, device, "token", TokenClassification.name, made))
+
+
+def made(language: TextModel, items: ItemData, recipe: Recipe) -> tuple[Logits, TokenClassification]:
+    """The model as the task reads it, and the task."""
+    return Logits(language.model), task_for(language, items, recipe)
