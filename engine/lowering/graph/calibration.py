@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from torch import fx
 
@@ -18,7 +18,7 @@ from engine.lowering.graph.observe import Observed, Reader
 from engine.lowering.graph.ranges import Watch
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
-from engine.tasks.base import Task
+from engine.tasks.base import Batch, Task
 
 _CACHED = 3 * 2**23  # bytes; an allocator fetches blocks of 32 MiB from the system anew each time
 _LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
@@ -30,28 +30,45 @@ def calibrate(
 ) -> Generator[Event, None, Mapping[str, QParams]]:  # fmt: skip
     """The grid of each value class, from the first ``items`` of the training split; with ``attended`` also ``Ranges``. ``readers``
     are given what each layer node reads in the fp32 graph."""
+    total = calibration_count(task, items)
+    graph = channels_last(copy.deepcopy(gm), device)
+    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch, readers=readers)
+    watch = Watch(observed, layout) if attended else None
+    batches = task.calibration_batches(batch=batch, limit=items, device=device)
+
+    def observe(part: Batch) -> None:
+        observed.batch(*inputs_of(gm, part), count=part.count)
+
+    yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=stop.clock), stop)
+    grids = observed.grids()
+    if watch:
+        yield Ranges(watch.seen, total, watch.last(grids), final=True)
+    return grids
+
+
+def calibration_count(task: Task, items: int) -> int:
+    """How many items calibrate. Raises EngineError where there are none."""
     total = task.calibration_count(items)
     if total == 0:
         raise EngineError(
             f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
         )
-    graph = channels_last(copy.deepcopy(gm), device)
-    observed = Observed(graph, layout, counting=attended, at_once=cached(graph) if device == "cpu" else batch, readers=readers)
-    watch = Watch(observed, layout) if attended else None
+    return total
+
+
+def observing(
+    batches: Iterator[Batch], observe: Callable[[Batch], None], watch: Watch | None, ticker: Ticker, stop: StopToken
+) -> Generator[Event, None, None]:
+    """``observe`` each of ``batches``; ``watch`` tells the ranges on the way."""
     due = Every(0.25, stop.clock)
-    ticker = Ticker("calibrate", total, task.unit, clock=stop.clock)
-    for part in task.calibration_batches(batch=batch, limit=items, device=device):
+    for part in batches:
         stop.check()
-        observed.batch(*inputs_of(gm, part), count=part.count)
+        observe(part)
         if watch:
             watch.batch(part.count)
             if due():
-                yield Ranges(watch.seen, total, watch.look(_LOOK))
+                yield Ranges(watch.seen, ticker.total, watch.look(_LOOK))
         yield from ticker.advance(part.count)
-    grids = observed.grids()
-    if watch:
-        yield Ranges(watch.seen, total, watch.last(grids), final=True)
-    return grids
 
 
 def cached(gm: fx.GraphModule) -> int:

@@ -75,9 +75,25 @@ def train(
     prepared = Prepared(start.graph, start.layout, start.grids, start.weights)
     channels_last(prepared.model, context.device)
     student, teacher = structured(prepared.model), structured(channels_last(copy.deepcopy(start.teacher), context.device))
-    # Without live normalization a few large gradients throw a deep network off for good.
-    schedule = ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
+    schedule = schedule_of(part, seed)
     trained = FakeQuantized(prepared, student, task, distilling(task, teacher, part.distill, threshold), part.freeze_bn * part.epochs)
+    batches, judge = TaskBatches(task, schedule, context.device), closest(task, student, teacher, threshold, schedule, context)
+    fitted = yield from fit(trained, batches, judge, schedule, context)
+    student.load_state_dict(fitted.best)
+    graph = prepared.graph()
+    return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
+
+
+def schedule_of(part: QatPart, seed: int) -> ItemSchedule:
+    """What a recipe asks of QAT. Without live normalization a few large gradients throw a deep network off for good."""
+    return ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
+
+
+def closest(
+    task: Task, student: nn.Module, teacher: nn.Module, threshold: Threshold, schedule: ItemSchedule, context: TrainingContext
+) -> Judge:
+    """``student`` on the validation split, by the quantity that ``threshold`` is about, and then by how near its outputs are to those of
+    ``teacher``."""
 
     def measure() -> Generator[Event, None, Judged]:
         forms, batch = {"qat": forward_of(student.eval())}, schedule.batch * 4
@@ -86,14 +102,9 @@ def train(
         result = (yield from steps)["qat"]
         close = result.closeness
         score = {"drop": task.metric.rank(result.value), "agreement": close.agreement}.get(threshold.metric)
-        # Equal answers are told apart by how near the outputs are to fp32's.
         return Judged(result.value, (close.sqnr_db if score is None else score, close.sqnr_db))
 
-    batches, judge = TaskBatches(task, schedule, context.device), Judge(measure, task.metric.name)
-    fitted = yield from fit(trained, batches, judge, schedule, context)
-    student.load_state_dict(fitted.best)
-    graph = prepared.graph()
-    return Trained(graph, prepared.grids(), prepared.weights(graph), fitted)
+    return Judge(measure, task.metric.name)
 
 
 def distilling(task: Task, teacher: nn.Module, distill: float, threshold: Threshold) -> Loss:

@@ -17,10 +17,11 @@ from torch import fx, nn
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Ranges, Table, Weights
-from engine.events.progress import Every, Ticker
+from engine.events.progress import Ticker
 from engine.lowering.base import Baseline, NotWhole, Quantized, Reopened, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.graph import conversion, summary
+from engine.lowering.graph.calibration import calibration_count, observing
 from engine.lowering.graph.convert import convert as convert_graph
 from engine.lowering.graph.kinds import module_of
 from engine.lowering.graph.layer_noise import LayerNoise, Noise
@@ -47,7 +48,6 @@ from engine.tasks.base import Batch, Task
 from engine.tasks.subject import Subject
 from engine.training.trainable import TrainingContext
 
-_LOOK = 0.02  # seconds of every quarter of a second for clips that are costly to find
 _NOISE_ITEMS = 64
 _OUTSIDE = "outside of the islands, in the model's own forward: fp32"
 
@@ -137,11 +137,7 @@ class IslandsLowering(GraphLowering):
 
     def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:
         run, part, task = self.run, self.run.recipe.data, self.subject.task
-        specs, total = plan.specs(), task.calibration_count(part.calibration)
-        if total == 0:
-            raise EngineError(
-                f"the calibration set is empty: data.calibration must be 1 or more and the training split must hold {task.plural}"
-            )
+        specs, total = plan.specs(), calibration_count(task, part.calibration)
         if run.attended:
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
@@ -157,18 +153,15 @@ class IslandsLowering(GraphLowering):
             for number, p in enumerate(parts)
         }
         model, watch = WithForwards(root, forwards), Watch(observed, self.layout) if run.attended else None
-        ticker, due = Ticker("calibrate", total, task.unit, clock=run.stop.clock), Every(0.25, run.stop.clock)
-        for batch in task.calibration_batches(batch=part.batch, limit=part.calibration, device=self.subject.device):
-            run.stop.check()
+        batches = task.calibration_batches(batch=part.batch, limit=part.calibration, device=self.subject.device)
+
+        def observe(batch: Batch) -> None:
             with torch.inference_mode():
                 batch = batch.laid_out()
                 model(*batch.args, **batch.kwargs)
             observed.settle()
-            if watch:
-                watch.batch(batch.count)
-                if due():
-                    yield Ranges(watch.seen, total, watch.look(_LOOK))
-            yield from ticker.advance(batch.count)
+
+        yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=run.stop.clock), run.stop)
         grids = observed.grids()
         if watch:
             yield Ranges(watch.seen, total, watch.last(grids), final=True)

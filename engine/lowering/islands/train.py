@@ -15,18 +15,17 @@ from torch import Tensor, fx, nn
 from engine.events.event import Event, Notice
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.prepare import Prepared
-from engine.lowering.graph.qat import distilling
+from engine.lowering.graph.qat import closest, distilling, schedule_of
 from engine.lowering.islands.union import Part
 from engine.lowering.islands.within import IslandForward, WatchingForward, WithForwards
 from engine.models.memory import channels_last, laid_out
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.recipe.recipe import QatPart, Threshold
-from engine.tasks.base import Batch, Task, forward_of
-from engine.tasks.evaluate import evaluate
+from engine.tasks.base import Batch, Task
 from engine.training.loop import fit
-from engine.training.task_model import ItemSchedule, TaskBatches, TaskModel
-from engine.training.trainable import Fitted, Judge, Judged, TrainingContext
+from engine.training.task_model import TaskBatches, TaskModel
+from engine.training.trainable import Fitted, TrainingContext
 
 
 @dataclass(frozen=True)
@@ -122,24 +121,14 @@ def train(
     for island in prepared:
         channels_last(island.model, context.device)
     student = _Student(root, start, prepared)
-    schedule = ItemSchedule(epochs=part.epochs, batch=part.batch, lr=part.lr, weight_decay=1e-4, seed=seed, clip=1.0)
+    schedule = schedule_of(part, seed)
     loss = distilling(task, root, part.distill, threshold)
     trained = _FakeQuantized(student, parts, prepared, task, loss, part.freeze_bn * part.epochs)
     if reason := _no_gradient(trained, task, schedule.batch, context.device):
         trained.each = True
         yield Notice(f"each island is trained by itself on what fp32's is given: {reason}")
 
-    def measure() -> Generator[Event, None, Judged]:
-        forms, stop = {"qat": forward_of(student.eval())}, context.stop
-        steps = evaluate(
-            task, forms, forward_of(root), "validation", batch=schedule.batch * 4, stop=stop, device=context.device, stage=context.stage
-        )
-        result = (yield from steps)["qat"]
-        close = result.closeness
-        score = {"drop": task.metric.rank(result.value), "agreement": close.agreement}.get(threshold.metric)
-        return Judged(result.value, (close.sqnr_db if score is None else score, close.sqnr_db))
-
-    batches, judge = TaskBatches(task, schedule, context.device), Judge(measure, task.metric.name)
+    batches, judge = TaskBatches(task, schedule, context.device), closest(task, student, root, threshold, schedule, context)
     fitted = yield from fit(trained, batches, judge, schedule, context)
     student.load_state_dict(fitted.best)
     graphs = tuple(island.graph() for island in prepared)
