@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree
 
 from engine.errors import EngineError, one_line
-from engine.export.onnx.aten_types import common
+from engine.export.onnx.aten_types import cast, common
 from engine.export.onnx.graph import Batch, Complex, Graph, Sizes, Value, dims, dtype_name
 
 BATCHES = (2, 3)
@@ -61,10 +61,7 @@ class At:
         """``given``, a value or a number, with elements of another type."""
         if not isinstance(given, Value):
             return given if kind.is_floating_point else self.graph.constant(np.array(given, dtype_name(kind)))
-        if given.kind == kind:
-            return given
-        code = self.graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_name(kind)))
-        return Value(self.node("Cast", given, to=code), given.shape, None, kind)
+        return cast(self.graph, given, kind, self.hint)
 
     def node(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """A node of this call; ``inputs`` are names, values or numbers."""

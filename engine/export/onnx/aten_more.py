@@ -19,22 +19,10 @@ _END = 2**62
 
 def _compare(op: str, negated: bool = False) -> Build:
     def build(at: At) -> str:
-        kind = _common(at.args[:2])
-        made = at.node(op, *(at.cast(given, kind) for given in at.args[:2]))
+        made = at.node(op, *at.args[:2])
         return at.node("Not", made) if negated else made
 
     return build
-
-
-def _common(given: Sequence[Any]) -> torch.dtype:
-    """The type that two operands, values or numbers, are compared in."""
-    kinds = [one.kind for one in given if isinstance(one, Value)]
-    if any(isinstance(one, float) for one in given):
-        kinds.append(torch.float32)
-    found = kinds[0]
-    for kind in kinds[1:]:
-        found = torch.promote_types(found, kind)
-    return found
 
 
 def _truncated(at: At, number: str) -> str:

@@ -14,7 +14,7 @@ from engine.export.onnx.graph import Graph, Value
 _ALIKE = frozenset((
     "add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "remainder", "fmod", "lerp", "addcmul", "addcdiv", "where",
     "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "cat", "stack", "clamp", "clamp_min", "clamp_max", "sum", "prod", "cumsum", "mean",
-    "mm", "bmm", "matmul", "atan2", "floor_divide",
+    "mm", "bmm", "matmul", "atan2", "floor_divide", "bitwise_and", "bitwise_or", "logical_and", "logical_or",
 ))  # fmt: skip
 _MASKED = {"where": 0, "masked_fill": 1}
 _KINDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
