@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.models.registry import Stem
+from engine.models.registry import ModelEntry, Stem
 from engine.models.size import notes
 from engine.paths import cache_dir, matching
 from engine.reading import MB, read_json
@@ -21,6 +21,17 @@ def cached_weights(model: str, data: str) -> Path:
         place = Path(data).expanduser().resolve()
         name = f"{_plain(place.name)}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
     return _folder() / f"{_plain(model)}-{name}.safetensors"
+
+
+def weights_of(entry: ModelEntry, given: str | None, data: str) -> tuple[Path, str] | None:
+    """The file of a model's weights for ``data`` and where it comes from, in words: the one that is ``given``, the package's, or the one
+    that is kept; None where there is none."""
+    if given:
+        return Path(given), f"from {given}"
+    if packaged := entry.weights_for(data):
+        return packaged, "from the package"
+    kept = cached_weights(entry.name, data)
+    return (kept, "from the cache") if kept.is_file() else None
 
 
 def cached_for(model: str) -> Iterator[tuple[str, Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import user_code
@@ -18,6 +19,17 @@ def is_custom(name: str) -> bool:
 def build(name: str) -> nn.Module:
     """Call the factory that ``name`` names. Raises UsageError when it cannot be found, EngineError when it fails."""
     return checked(user_code.made(name, "model"), name)
+
+
+def build_with(name: str, weights: str | None, data: str) -> tuple[nn.Module, str]:
+    """What the factory gives, with the tensors of the file ``weights`` where there is one, and where its weights come from; ``data`` is
+    named in messages. Raises as ``build`` does, and EngineError for a file that does not fit."""
+    model = build(name)
+    if not weights:
+        return model, "as its factory gives them"
+    from engine.models.weights_file import load_into
+
+    return model, f"from {weights}{load_into(model, Path(weights), name, data).said}"
 
 
 def checked(model: object, name: str) -> nn.Module:

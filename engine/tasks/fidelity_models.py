@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.items import ItemData
 from engine.errors import EngineError
 from engine.models import custom
-from engine.models.cached import cached_weights
+from engine.models.cached import weights_of
 from engine.models.registry import ModelEntry, find
 from engine.models.transform import Transform
 from engine.models.weights_file import fill, load_state, read_checkpoint
@@ -36,23 +34,13 @@ def build(recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:
         model, weights = items.build(recipe, TASK, data)
     else:
         model, weights = _listed(find(recipe.model), recipe, data)
-    image_models.settle(model)
-    broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
-    if broken:
-        raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
+    image_models.settle(model, recipe.model)
     return model, weights
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:
     entry.fits(TASK)
-    known = data_registry.known_as(recipe.data.name)
-    packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)
-    file, words = (
-        (Path(recipe.weights), f"from {recipe.weights}") if recipe.weights
-        else (packaged, "from the package") if packaged
-        else (kept, "from the cache") if kept.is_file()
-        else (None, "from torchvision")
-    )  # fmt: skip
+    file, words = weights_of(entry, recipe.weights, data_registry.known_as(recipe.data.name)) or (None, "from torchvision")
     if file is None and entry.published is None:
         raise EngineError(f"{entry.name} has no weights for {data.name}: give --weights FILE, or data that it has weights for")
     side = _side(data)

@@ -14,9 +14,9 @@ from engine.data import registry as data_registry
 from engine.data.images.base import Data
 from engine.errors import EngineError, UsageError
 from engine.models import custom, vision_models
-from engine.models.cached import cached_weights, recorded_stem
+from engine.models.cached import recorded_stem, weights_of
 from engine.models.registry import ModelEntry, Stem, find
-from engine.models.weights_file import fill, load_into, load_state, read_checkpoint
+from engine.models.weights_file import fill, load_state, read_checkpoint
 from engine.recipe.recipe import Recipe
 from engine.tasks.fitting import fits
 
@@ -29,32 +29,28 @@ def make(recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
         model, weights, stem = _of_transformers(recipe, data)
     else:
         model, weights, stem = _listed(find(recipe.model), recipe, data)
-    model.eval().requires_grad_(False)
-    settle(model)
-    broken = [name for name, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
-    if broken:
-        raise EngineError(f"{recipe.model} holds NaN or infinity in {broken[0]}: use other weights")
+    settle(model.eval(), recipe.model)
     return model, weights, stem
 
 
-def settle(model: nn.Module) -> None:
+def settle(model: nn.Module, name: str) -> None:
     """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
-    they do not change, and a layer can then be quantized as any other."""
+    they do not change, and a layer can then be quantized as any other. Raises EngineError, which names the model ``name``, for weights
+    that are not finite."""
     for module in list(model.modules()):
         held = getattr(module, "parametrizations", None) if is_parametrized(module) else None
-        for name in list(held or ()):
-            remove_parametrizations(module, str(name), leave_parametrized=True)
+        for weight in list(held or ()):
+            remove_parametrizations(module, str(weight), leave_parametrized=True)
     model.requires_grad_(False)
+    broken = [path for path, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    if broken:
+        raise EngineError(f"{name} holds NaN or infinity in {broken[0]}: use other weights")
 
 
 def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
     if recipe.stem != "auto":
         raise UsageError(f"stem is {recipe.stem}, and {recipe.model} is your own factory: leave stem out")
-    model = custom.build(recipe.model)
-    if not recipe.weights:
-        return model, "as its factory gives them", None
-    found = load_into(model, Path(recipe.weights), recipe.model, data.name)
-    return model, f"from {recipe.weights}{found.said}", None
+    return *custom.build_with(recipe.model, recipe.weights, data.name), None
 
 
 def _of_transformers(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
@@ -66,16 +62,9 @@ def _of_transformers(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:
     entry.fits("classification")
     fits(entry, data)
-    known = data_registry.known_as(recipe.data.name)
-    packaged, kept = entry.weights_for(known), cached_weights(entry.name, known)
-    file, words = None, "from torchvision"
-    if recipe.weights:
-        file, words = Path(recipe.weights), f"from {recipe.weights}"
-    elif packaged:
-        file, words = packaged, "from the package"
-    elif kept.is_file():
-        file, words = kept, "from the cache"
-    elif not (entry.published and data_registry.is_imagenet(data.classes)):
+    where = weights_of(entry, recipe.weights, data_registry.known_as(recipe.data.name))
+    file, words = where or (None, "from torchvision")
+    if file is None and not (entry.published and data_registry.is_imagenet(data.classes)):
         raise EngineError(f"{entry.name} has no weights for {data.name} in the package: {_named(data)}{_advice(entry, recipe)}")
     side = data.shape[1]
     found = None if file is None else read_checkpoint(file)

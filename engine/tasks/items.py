@@ -14,10 +14,10 @@ from engine.data.items import ItemData, Items
 from engine.errors import EngineError, UsageError, one_line
 from engine.events.event import Event, Notice
 from engine.models import custom
-from engine.models.cached import cached_weights
+from engine.models.cached import weights_of
 from engine.models.registry import ModelEntry, find
 from engine.models.torchvision_segmentation import CLASSES
-from engine.models.weights_file import load_into, load_state, read_checkpoint
+from engine.models.weights_file import load_state, read_checkpoint
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task, forward_of
 from engine.tasks.subject import Subject, fingerprint
@@ -139,11 +139,7 @@ def build(recipe: Recipe, task: str, items: ItemData) -> tuple[nn.Module, str]:
     """The model that ``recipe`` names for the data of ``task``, and where its weights come from. Raises EngineError where a model of the
     list has no weights for the data."""
     if custom.is_custom(recipe.model):
-        model = custom.build(recipe.model)
-        if not recipe.weights:
-            return model, "as its factory gives them"
-        found = load_into(model, Path(recipe.weights), recipe.model, items.name)
-        return model, f"from {recipe.weights}{found.said}"
+        return custom.build_with(recipe.model, recipe.weights, items.name)
     entry = find(recipe.model)
     entry.fits(task)
     model = entry.build(items.outputs, features=items.about.get("features"))
@@ -154,14 +150,8 @@ def build(recipe: Recipe, task: str, items: ItemData) -> tuple[nn.Module, str]:
 
 
 def _weights(entry: ModelEntry, recipe: Recipe, items: ItemData) -> tuple[Path, str]:
-    known = data_registry.known_as(recipe.data.name)
-    if recipe.weights:
-        return Path(recipe.weights), f"from {recipe.weights}"
-    if packaged := entry.weights_for(known):
-        return packaged, "from the package"
-    kept = cached_weights(entry.name, known)
-    if kept.is_file():
-        return kept, "from the cache"
+    if found := weights_of(entry, recipe.weights, data_registry.known_as(recipe.data.name)):
+        return found
     if entry.segmenter and items.outputs == CLASSES and (published := entry.segmenter.cached()):
         return published, "from torchvision"
     raise EngineError(

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -347,12 +346,7 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     task = user_code.made(recipe.task, "task")
     if not isinstance(task, OwnTask):
         raise EngineError(f"{recipe.task} returned {type(task).__name__}: return engine.Task.of(train=…, metric=…)")
-    model, weights = custom.build(recipe.model), "as its factory gives them"
-    if recipe.weights:
-        from engine.models.weights_file import load_into
-
-        found = load_into(model, Path(recipe.weights), recipe.model, task.name)
-        weights = f"from {recipe.weights}{found.said}"
+    model, weights = custom.build_with(recipe.model, recipe.weights, task.name)
     return (yield from subject_of(model, task, device, weights, recipe.model))
 
 
