@@ -77,6 +77,9 @@ def exports(
 
 def write(entry: Format, context: ExportContext, directory: Path) -> str:
     """Put the format's files into ``directory``; the note of what differs. Raises EngineError as ``placed`` does."""
+    if not entry.holds(context.lowering):
+        # Told before packages are asked for, which would not help.
+        entry.module(context.lowering).write(context, directory / entry.files[0])
     return placed(entry, directory, lambda path: entry.module(context.lowering).write(context, path)) or ""
 
 

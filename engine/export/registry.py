@@ -26,6 +26,9 @@ from typing import Any
 
 from engine.errors import UsageError, nearest
 
+# Writes nothing, and says why there is no one graph to write.
+_NO_GRAPH = "engine.export.islands"
+
 # What the models of each lowering are called where a format is not for them.
 MODELS = {"graph": "networks", "islands": "models that are lowered in islands", "modules": "language models"}
 
@@ -48,6 +51,10 @@ class Format:
         """Those of ``packages`` that are not installed."""
         return tuple(package for package in packages if find_spec(package) is None)
 
+    def holds(self, lowering: str) -> bool:
+        """Whether a file of a model of ``lowering`` can be made at all; where not, the module's ``write`` says why."""
+        return self.lowerings[lowering] != _NO_GRAPH
+
     def module(self, lowering: str) -> Any:
         """The module that writes models of ``lowering``; it is imported now."""
         return import_module(self.lowerings[lowering])
@@ -65,15 +72,15 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "onnx", ("model.onnx",), "ONNX Runtime",
-            {"graph": "engine.export.onnx.file", "islands": "engine.export.islands", "modules": "engine.export.onnx.decoder_file"},
+            {"graph": "engine.export.onnx.file", "islands": _NO_GRAPH, "modules": "engine.export.onnx.decoder_file"},
             ("onnx",), ("onnxruntime",), ("model.onnx.data",),
         ),
         Format(
             "openvino", ("model.xml", "model.bin"), "OpenVINO",
-            {"graph": "engine.export.openvino", "islands": "engine.export.islands"},
+            {"graph": "engine.export.openvino", "islands": _NO_GRAPH},
             ("onnx", "openvino"), ("openvino",),
         ),
-        Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2", "islands": "engine.export.islands"}),
+        Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2", "islands": _NO_GRAPH}),
         Format(
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),
