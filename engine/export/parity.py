@@ -38,7 +38,8 @@ class Parity:
 
     ``value`` is the task's metric of the file itself, with the half-width of its 95 % interval; ``rise``, of a metric that is judged by
     ratios, is by how much it is higher than the measured model's on the same items. ``native_sqnr_db`` is of the measured model against
-    fp32 and ``fp32_sqnr_db`` of the file against fp32, on the first items; None where fp32 was not at hand."""
+    fp32, ``native_agreement`` the part of answers in which these two are the same, and ``fp32_sqnr_db`` of the file against fp32, on
+    the first items; None where fp32 was not at hand."""
 
     max_abs: float
     sqnr_db: float
@@ -49,6 +50,7 @@ class Parity:
     compared: int
     native_sqnr_db: float | None = None
     fp32_sqnr_db: float | None = None
+    native_agreement: float | None = None
 
     def entry(self, task: Task) -> dict[str, Any]:
         """The report's ``parity``."""
@@ -57,6 +59,7 @@ class Parity:
         return {
             "max_abs": self.max_abs, "sqnr_db": self.sqnr_db, "agreement": self.agreement, "compared": self.compared, **beside,
             "native_sqnr_db": self.native_sqnr_db, "fp32_sqnr_db": self.fp32_sqnr_db,
+            "native_agreement": self.native_agreement,
         }  # fmt: skip
 
 
@@ -151,7 +154,7 @@ class _Sums:
     def __init__(self, task: Task) -> None:
         self._task, self._evaluator = task, task.evaluator()
         self.worst = self.signal = self.noise = self.exact = self.native = self.exported = 0.0
-        self.same = self.answered = self.items = 0
+        self.same = self.answered = self.same_native = self.answered_native = self.items = 0
         self.beside = False
 
     def add(self, raw: Any, wanted_raw: Any, exact_raw: Any, part: Batch) -> None:
@@ -167,14 +170,18 @@ class _Sums:
             self.worst = max(self.worst, difference.abs().max().item() if difference.numel() else 0.0)
             self.signal += _energy(expected)
             self.noise += _energy(difference)
+        first, second = task.answers(wanted), task.answers(found)
         if exact_raw is not None:
             self.beside = True
-            for got, expected, exact in zip(found, wanted, task.outputs(exact_raw), strict=True):
+            outputs = task.outputs(exact_raw)
+            for got, expected, exact in zip(found, wanted, outputs, strict=True):
                 true = exact.to(expected.device).double()
                 self.exact += _energy(true)
                 self.native += _energy(expected - true)
                 self.exported += _energy(got.to(true.device) - true)
-        first, second = task.answers(wanted), task.answers(found)
+            if first is not None and (true_answers := task.answers(outputs)) is not None:
+                self.same_native += int((first == true_answers.to(first.device)).sum())
+                self.answered_native += first.numel()
         if first is not None and second is not None:
             self.same += int((first == second.to(first.device)).sum())
             self.answered += first.numel()
@@ -186,7 +193,8 @@ class _Sums:
         beside = (sqnr_db(self.exact, self.native), sqnr_db(self.exact, self.exported)) if self.beside else (None, None)
         agreement = self.same / self.answered if self.answered else None
         noise, rise = sqnr_db(self.signal, self.noise), None if reference is None else found.value - reference
-        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside)
+        native = self.same_native / self.answered_native if self.answered_native else None
+        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside, native)
 
 
 def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:

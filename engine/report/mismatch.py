@@ -79,8 +79,11 @@ def _apart(parity: Any) -> bool:
         return False
     agreement, noise, native = (parity.get(key) for key in ("agreement", "sqnr_db", "native_sqnr_db"))
     least = max(LEAST_SQNR_DB, min(native - _INDEPENDENT_DB, OTHER_DB)) if _known(native) else LEAST_SQNR_DB
+    # Where rounding itself turns that many answers they are near ties, and another rounding turns as many.
+    native_agreement = parity.get("native_agreement")
+    fewest = min(LEAST_AGREEMENT, native_agreement) if _known(native_agreement) else LEAST_AGREEMENT
     # Not "below": what is not a number is no agreement.
-    return (_known(agreement) and not agreement + _slack(agreement, parity.get("compared")) >= LEAST_AGREEMENT) or (
+    return (_known(agreement) and not agreement + _slack(agreement, parity.get("compared")) >= fewest) or (
         _known(noise) and not noise >= least
     )
 

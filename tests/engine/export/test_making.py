@@ -243,6 +243,14 @@ def test_a_file_is_judged_by_its_noise_beside_that_of_the_measured_model(
     assert not apart or f"where the measured model has {native_sqnr_db:.1f} dB to fp32" in entry["reason"]
 
 
+def test_answers_that_are_near_ties_are_no_other_computation() -> None:
+    """Where rounding itself turned a third of the answers, a file that rounds once more may turn as many, and no more."""
+    parity = {"agreement": 0.64, "sqnr_db": 32.4, "native_sqnr_db": 23.4, "fp32_sqnr_db": 26.1, "compared": 4000}
+    assert differs({"parity": parity}) and differs({"parity": parity | {"native_agreement": 0.97}})
+    assert not differs({"parity": parity | {"native_agreement": 0.6}})
+    assert differs({"parity": parity | {"native_agreement": 0.6, "sqnr_db": 7.7}})
+
+
 @pytest.mark.parametrize("answers", ["of fp32", "noisy"])
 def test_equal_answers_do_not_make_an_export_the_measured_model(finished: Path, answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is exact where the measured model is not is an alarm about the latter; a noisy one is another computation."""
