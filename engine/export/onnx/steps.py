@@ -219,22 +219,26 @@ class _Writer:
         offset = self.program.tensors[f"{hint}.bias"] if a["bias"] else None
         scale = onnx_weights.usable_scale(weight, offset, source.scale)
         inputs = [onnx_weights.weights(self.graph, weight, scale, hint)]
-        if offset is not None:
-            inputs.append(onnx_weights.bias(self.graph, offset, scale, source.scale, hint))
+        if offset is not None and (inside := onnx_weights.bias(self.graph, offset, scale, source.scale, hint)) is not None:
+            inputs.append(inside)
+            offset = None
         if a["kind"] == "linear":
-            self._linear(step, inputs, source, out)
+            self._linear(step, inputs, source, out, offset)
             return
         g = a["geometry"]
         made = self.graph.node(
             "Conv", [self.graph.read(self._float(step.inputs[0])), *inputs], hint, kernel_shape=list(weight.codes.shape[2:]),
             strides=list(g["stride"]), pads=[*g["padding"], *g["padding"]], dilations=list(g["dilation"]), group=g["groups"],
         )  # fmt: skip
+        if offset is not None:
+            made = self.graph.node("Add", [made, self.graph.constant(offset.reshape(-1, *[1] * (weight.codes.dim() - 2)))], hint)
         if a["accumulate"]:
             made = self.graph.node("Add", [made, self.graph.read(self._float(step.inputs[1]))], hint)
         self._finish(step, made, out)
 
-    def _linear(self, step: Step, inputs: list[str], source: QParams, out: QParams | None) -> None:
-        """As a product of two matrices; further dimensions are flattened as integers, so that the product stays next to them."""
+    def _linear(self, step: Step, inputs: list[str], source: QParams, out: QParams | None, offset: Tensor | None) -> None:
+        """As a product of two matrices, to which ``offset`` is added; further dimensions are flattened as integers, so that the
+        product stays next to them."""
         x, hint = self.values[step.inputs[0]], step.attrs["layer"]
         name = x.name
         if len(x.shape) != 2:
@@ -242,6 +246,7 @@ class _Writer:
             name = self.graph.reshape(name, (rows, x.shape[-1]), hint)
         made = self.graph.node("DequantizeLinear", [name, *self._scale(source)], hint)
         made = self.graph.node("Gemm", [made, *inputs], hint, transB=1)
+        made = made if offset is None else self.graph.node("Add", [made, self.graph.constant(offset)], hint)
         self._finish(step, made, out)
         if len(x.shape) != 2:
             value = self.values[step.output]

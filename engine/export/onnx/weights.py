@@ -59,12 +59,13 @@ def usable_scale(weight: QTensor, bias: Tensor | None, step: float) -> Tensor:
     return torch.where(empty, torch.maximum(weight.channel_scale, bias.abs() / (step * _LARGEST)), weight.channel_scale)
 
 
-def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) -> str:
-    """A bias in the units of the products, as int32 where it fits, else in float32."""
+def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) -> str | None:
+    """A bias in the units of the products, as int32; None where it does not fit. In float32 it would be added behind the layer:
+    ONNX Runtime rounds a layer's own to int32 too, and cuts off what is beyond."""
     unit = scale.double() * step
     rounded = (values.double() / unit).round()
     if not torch.isfinite(rounded).all() or rounded.abs().max() > _LARGEST:
-        return graph.constant(values, f"{hint}_bias")
+        return None
     name = graph.constant(rounded.to(torch.int32), f"{hint}_bias_integers")
     return dequantized(graph, name, unit.float(), f"{hint}_bias", np.int32)
 

@@ -158,3 +158,25 @@ def test_onnx_runtime_and_openvino_compute_what_the_program_does(operation: str,
         for count in (1, 4):
             x = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
             assert distance(given.model(x), runner.run(Batch((x,)))) > least, name
+
+
+class Tiny(nn.Module):
+    """Layers whose inputs are so small that their biases are beyond 32 bits of the products."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = {"conv": nn.Conv2d(4, 5, 1), "grouped": nn.Conv2d(4, 8, 1, groups=2), "linear": nn.Linear(4, 5)}[kind]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.instance_norm(self.conv(x)).mean((2, 3), keepdim=True)
+        return self.head(x if isinstance(self.head, nn.Conv2d) else x.flatten(1)).flatten(1)
+
+
+@pytest.mark.parametrize("kind", ["conv", "grouped", "linear"])
+def test_a_bias_that_is_far_larger_than_the_products_is_not_lost(kind: str, tmp_path: Path) -> None:
+    given = nets.quantized(lambda: Tiny(kind))
+    for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
+        form.write(given, tmp_path / name)
+        x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        assert distance(given.model(x), form.load(tmp_path / name, given).run(Batch((x,)))) > 25, name
