@@ -194,7 +194,7 @@ class _Sums:
         agreement = self.same / self.answered if self.answered else None
         noise, rise = sqnr_db(self.signal, self.noise), None if reference is None else found.value - reference
         native = self.same_native / self.answered_native if self.answered_native else None
-        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside, native)
+        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside, native_agreement=native)
 
 
 def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:

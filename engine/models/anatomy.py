@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ class Anatomy:
     """A decoder's matrices in the order of its modules. ``blocks`` is the path of the sequence of blocks, ``depth`` their number;
     ``head`` the path of the layer that gives the logits, ``embedding`` that of the tokens' embedding. ``others`` are parameters in
     no matrix, by name with their size: normalization, and ``uncovered`` those of two dimensions and more that no layer here
-    holds (fused experts), which nothing quantizes."""
+    holds (fused experts), which nothing quantizes. ``bypassed`` are the paths of matrices that the model multiplies by past the layers
+    that hold them."""
 
     matrices: tuple[Matrix, ...]
     blocks: str
@@ -48,10 +49,15 @@ class Anatomy:
     embedding: str
     others: dict[str, int]
     uncovered: tuple[str, ...]
+    bypassed: frozenset[str] = frozenset()
 
     @property
     def params(self) -> int:
         return sum(matrix.params for matrix in self.matrices) + sum(self.others.values())
+
+    def without(self, paths: Iterable[str]) -> Anatomy:
+        """The same with the matrices of ``paths`` as ``bypassed``."""
+        return replace(self, bypassed=frozenset(paths))
 
     def in_block(self, number: int) -> tuple[Matrix, ...]:
         return tuple(matrix for matrix in self.matrices if matrix.block == number)

@@ -13,7 +13,7 @@ from engine.data.text.sequences import HALVES
 from engine.errors import UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
-from engine.models.recurrent import refuse_recurrent
+from engine.models.recurrent import refuse_hidden_state
 from engine.models.transformers_load import LanguageModel, load_language
 from engine.recipe.recipe import DataPart, QatPart, Recipe
 from engine.tasks.causal_lm import CausalLM, tokens
@@ -52,7 +52,7 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     torch.manual_seed(recipe.seed)
     name = recipe.data.name
     language = load_language(recipe.model, text=not name.lower().endswith(".json"))
-    refuse_recurrent(language.model, recipe.model)
+    refuse_hidden_state(language.model, recipe.model)
     window = language.window if name.lower().endswith(".json") else _window(recipe, language)
     text = load_text(name, language, stop, window)
     if isinstance(text, SequenceData):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+from engine.models.recurrent import state_of
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,26 @@ class Reread:
     ids: Tensor
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """The state of a recurrent model, and the argument under which it is given back."""
+
+    name: str
+    state: Any
+
+
 def proceed(model: Any, ids: Tensor, past: Any, **options: Any) -> tuple[Tensor, Any]:
     """The logits (N, T, vocabulary) of ``ids`` that follow those of ``past``, and what the next call is to be given as ``past``: the
-    cache, or ``Reread``. ``options`` go to the transformers model."""
+    cache, a recurrent model's ``Remembered`` or ``Reread``. ``options`` go to the transformers model."""
     if isinstance(past, Reread):
         ids, past = torch.cat([past.ids, ids], 1), None
-    out = model(input_ids=ids, past_key_values=past, use_cache=True, **options)
-    cache = getattr(out, "past_key_values", None)
-    return out.logits, Reread(ids) if cache is None else cache
+    name, held = (past.name, past.state) if isinstance(past, Remembered) else ("past_key_values", past)
+    out = model(input_ids=ids, use_cache=True, **({} if held is None else {name: held}), **options)
+    found = state_of(out)
+    if found is None:
+        return out.logits, Reread(ids)
+    name, held = found
+    return out.logits, held if name == "past_key_values" else Remembered(name, held)
 
 
 def continuation(model: Any, ids: Tensor, count: int, *, stop: StopToken, context: int | None = None) -> Iterator[int]:

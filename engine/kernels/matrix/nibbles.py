@@ -78,7 +78,7 @@ class PackedNibbles:
         self._scales = F.pad(scales, (0, 0, 0, lacking)).contiguous().to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu if self._here else nibbles_mm
         y: Tensor = multiply(rows, self._packed, self._size, self._scales)
         y = y[:, : self._out].to(torch.float32)

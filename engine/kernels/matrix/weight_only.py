@@ -90,7 +90,7 @@ class Widened:
     def __call__(self, x: Tensor) -> Tensor:
         rows = F.pad(x.reshape(-1, x.shape[-1]), (0, self._lacking)) if self._lacking else x.reshape(-1, x.shape[-1])
         if self._here and len(rows) <= ROWS:
-            y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self._ones)
+            y = torch.ops.aten._weight_int8pack_mm(rows.to(torch.bfloat16).contiguous(), self.weight, self._ones)
         else:
             y = by_slices(rows.to(self._wide), len(self.weight), self._slice, lambda at: self.weight[at].to(self._wide))
         # Of bfloat16 and float32 the product is float32.

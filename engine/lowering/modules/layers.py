@@ -13,12 +13,13 @@ from engine.models.anatomy import Anatomy, Matrix
 from engine.planning import planner
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
-from engine.recipe.capabilities import of_decoder
+from engine.recipe.capabilities import NOTHING, of_decoder
 from engine.recipe.spec import LayerSpec, Rule
 
 # The words for what computes a matrix, from what it is to become, its kind, its shape (out, in), and whether it is ``plain``.
 Label = Callable[[LayerSpec, Kind, tuple[int, int], bool], str]
 NO_MATRIX = "it holds no matrix"
+BYPASSED = "the model multiplies by its weight past the layer, so that what it reads cannot be seen"
 
 
 def plan(model: Any, parts: Anatomy, preset: str, rules: Sequence[Rule], shares: Mapping[str, float], label: Label) -> Plan:
@@ -50,7 +51,9 @@ def layers(model: Any, parts: Anatomy, shares: Mapping[str, float], label: Label
                 obstacle=NO_MATRIX, ruled=False, kernel=lambda spec: "torch fp32",
             ))  # fmt: skip
         elif path in matrices:
-            found.append(_layer(matrices[path], total, shares, partial(_label, label, matrices[path], is_plain(module))))
+            kernel = partial(_label, label, matrices[path], is_plain(module))
+            layer = _layer(matrices[path], total, shares, kernel)
+            found.append(replace(layer, capabilities=NOTHING, obstacle=BYPASSED) if path in parts.bypassed else layer)
     return tuple(found)
 
 

@@ -29,8 +29,9 @@ from engine.lowering.modules.rounding import retuned, round_decoder
 from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
 from engine.lowering.modules.weight_rows import weight_rows
-from engine.models.anatomy import Anatomy, anatomy
+from engine.models.anatomy import Anatomy
 from engine.models.experts import is_expert, separate_experts
+from engine.models.recurrent import parts_of
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.recipe.spec import ActivationSpec
@@ -73,7 +74,7 @@ class ModulesLowering(Lowering):
         # The baseline is the best fp32 form.
         fuse_activations(self.model)
         separate_experts(self.model)
-        self.parts: Anatomy = anatomy(self.model)
+        self.parts: Anatomy = parts_of(self.model)
 
     def capture(self) -> Steps[None]:
         recipe = self.run.recipe

@@ -221,3 +221,28 @@ def test_inputs_that_no_vector_divides_are_multiplied_right(given: int) -> None:
     for _ in range(20):
         got = Widened(weight, torch.ones(48), None)(x)
         assert (got.double() - exact).abs().max() < 0.01 * exact.abs().max()
+
+
+LAYOUTS = {
+    "turned": lambda x: x.mT.contiguous().mT,
+    "batch inside": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    "a part of longer rows": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "every other row": lambda x: torch.stack([x, x], 2).flatten(1, 2)[:, ::2],
+    "every other value": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+    "one row for all": lambda x: x[:1, :1].expand_as(x),
+}
+FORMS = [(INT8, DYNAMIC), (INT8, STATIC), (INT8, None), (int_scheme(4, 32, False), None), (int_scheme(4, 32, False), DYNAMIC)]
+
+
+@pytest.mark.parametrize("machine", [probe(), BARE], ids=["this machine", "no kernels"])
+@pytest.mark.parametrize(("spec", "activations"), FORMS)
+@pytest.mark.parametrize("rows", [1, 5, ROWS + 1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_product_is_the_same_in_whatever_layout_its_inputs_are(machine, spec, activations, rows, layout):
+    module, _ = built(spec, activations, machine, draw(SHAPE[0], seed=2), QParams(0.03, 90) if activations is STATIC else None)
+    module = module or torch.nn.Linear(64, 96)
+    x = LAYOUTS[layout](draw(2, rows, 64, seed=3))
+    before = x.clone()
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), module(x.contiguous()), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, before)
