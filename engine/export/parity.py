@@ -190,11 +190,11 @@ class _Sums:
 
     def parity(self, reference: float | None) -> Parity:
         found = self._evaluator.compute()[self._task.metric.name]
-        beside = (sqnr_db(self.exact, self.native), sqnr_db(self.exact, self.exported)) if self.beside else (None, None)
+        measured, exported = (sqnr_db(self.exact, noise) if self.beside else None for noise in (self.native, self.exported))
         agreement = self.same / self.answered if self.answered else None
         noise, rise = sqnr_db(self.signal, self.noise), None if reference is None else found.value - reference
         native = self.same_native / self.answered_native if self.answered_native else None
-        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, *beside, native_agreement=native)
+        return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, measured, exported, native)
 
 
 def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
