@@ -125,6 +125,7 @@ def _calibrate() -> tuple[Action, ...]:
     return (
         Action("view", ("v",), "ranges/layers", "Change between the ranges of the calibration and the measured layers.", where, 3, reasons.not_measured),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 5, reasons.not_measured),
+        Action("depth", ("d",), "depth", "Show or hide the chart of the noise along the depth: each layer's own, and what has gathered.", where, 0, reasons.not_measured),
         Action("samples", ("w",), "words", "What fp32 and the quantized language model write after the same words, side by side.", where, 0, reasons.no_samples),
         Action("log_scale", ("y",), "log counts", "Counts of the histograms by their logarithm, or by their square root.", where, 0),
         Action("pause", ("p",), "pause", "Hold the work, or go on with it.", where, 0, reasons.not_running),
@@ -159,6 +160,7 @@ def _report() -> tuple[Action, ...]:
         Action("files", ("f",), "files", "The run's files and exports.", where, 4, reasons.no_report),
         Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 5),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),
+        Action("depth", ("d",), "depth", "Show or hide the chart of the noise along the depth: each layer's own, and what has gathered.", where, 0),
         Action("copy", ("y",), "copy", "Copy the summary to the clipboard, and write it to a file.", where, 0, reasons.no_report),
         Action("edit", ("e",), "edit strategy", "Take this run's strategy and change it: measuring again is a run of its own.", where, 0, reasons.no_plan),
         Action("again", ("t",), "train", "Run again with training, from the same recipe.", where, 0, reasons.cannot_train_again),

@@ -13,8 +13,10 @@ from textual.events import Resize
 from engine.export.registry import install
 from engine.report.runtimes import fastest, paces
 from qtui.actions import Action
+from qtui.drawing.depth import depth_chart
 from qtui.painting import titles
 from qtui.reasons import cannot_export
+from qtui.screens import depth
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.dialogs import Reading, Several
 from qtui.screens.report_exports import (
@@ -36,6 +38,7 @@ from qtui.screens.report_summary import summary
 from qtui.screens.report_words import layer_lines, layer_panel, layer_sentence, paragraph, progress_line, verdict_spans, verdict_title
 from qtui.stage_table import digit
 from qtui.state import State
+from qtui.widgets.chart import Chart
 from qtui.widgets.drawn import Drawn
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from qtui.screens.report_rows import Layer
 
 _HIGH = 36
+# From this width on the chart of the depth is always there. It needs so many rows, and so many for the figures to stay beside it.
+_WITH_DEPTH, _LEAST_FOR_DEPTH, _ROOM_FOR_ALL = 160, 20, 30
 _VERDICT = ((24, 5), (20, 3), (16, 2))
 """Rows of a window, and the lines of the verdict that it shows at most: in a usual one it is read whole."""
 _NO_LAYERS = "No layer is measured yet: that comes after the calibration."
@@ -60,7 +65,7 @@ class ReportScreen(StageScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_harm = False
+        self.by_harm = self.with_depth = False
         self.on_runtimes = False
         self._exporting = self._stopped = False
         self._layers: tuple[Layer, ...] = ()
@@ -76,6 +81,7 @@ class ReportScreen(StageScreen):
         yield Figures(id="figures")
         with Horizontal(id="lower"):
             with Vertical(id="main"):
+                yield Chart(id="depth")
                 yield Grid(id="layers", empty=_NO_LAYERS)
                 yield Grid(id="runtimes", empty=NO_RUNTIMES)
                 yield Drawn(id="about")
@@ -124,7 +130,7 @@ class ReportScreen(StageScreen):
         pane = self.query_one("#verdict", Drawn)
         spans = verdict_spans(state)
         height = self.size.height
-        most = next((most for least, most in _VERDICT if height >= least), 1)
+        most = 1 if self._crowded else next((most for least, most in _VERDICT if height >= least), 1)
         titles(pane, verdict_title(state, self.size.width))
         for role in ("good", "harm"):
             pane.set_class(spans[0][1] == role, f"-{role}")
@@ -136,7 +142,7 @@ class ReportScreen(StageScreen):
     def _show_figures(self, state: State) -> None:
         grid = self.query_one("#figures", Figures)
         rows = figure_rows(state.run)
-        grid.display = bool(rows)
+        grid.display = bool(rows) and not self._crowded
         grid.styles.height = len(rows) + 1
         grid.show(figure_columns(state.run, self.size.width), rows)
 
@@ -149,7 +155,28 @@ class ReportScreen(StageScreen):
             self._begin = False
             grid.move_to(grid.rows[0].key)
         self.query_one(Sentence).keep(self._sentence())
+        self._show_depth()
         self._show_about()
+
+    @property
+    def _has_depth(self) -> bool:
+        wanted = self.with_depth or self.size.width >= _WITH_DEPTH
+        return wanted and not self.on_runtimes and self.size.height >= _LEAST_FOR_DEPTH
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether the chart and the layers leave no room for the figures."""
+        return self._has_depth and self.size.height < _ROOM_FOR_ALL
+
+    def _show_depth(self) -> None:
+        """The layers' noise in the order of the graph, the one under the cursor marked."""
+        chart = self.query_one("#depth", Chart)
+        chart.display = self._has_depth
+        if chart.display:
+            titles(chart, depth.TITLE, depth.LEGEND)
+            row, found = self._under_cursor(), depth.places(self._layers)
+            cursor = depth.index_of(self._layers, str(row.get("name"))) if row else None
+            chart.show(lambda width, height: depth_chart(found, width, height, cursor=cursor, empty=depth.EMPTY))
 
     def _show_about(self) -> None:
         """Where there is room, what Enter would show."""
@@ -195,6 +222,7 @@ class ReportScreen(StageScreen):
     def on_grid_moved(self, event: Grid.Moved) -> None:
         self._told = ""
         self.say(self._sentence())
+        self._show_depth()
         self._show_about()
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
@@ -254,6 +282,14 @@ class ReportScreen(StageScreen):
         self.by_harm = not self.by_harm
         harm = "The layers that add the most noise come first; o orders them as in the graph again."
         self._tell(harm if self.by_harm else "The layers come as in the graph; o puts those that add the most noise first.")
+
+    def do_depth(self) -> None:
+        self._turn(False)
+        self.with_depth = not self.with_depth
+        if self.size.height < _LEAST_FOR_DEPTH:
+            self.explain(f"The chart needs {_LEAST_FOR_DEPTH} lines, and this window has {self.size.height}")
+        elif self.size.width >= _WITH_DEPTH:
+            self.explain("In a window as wide as this the chart is always there")
 
     def do_compare(self) -> None:
         from qtui.screens.compare import CompareScreen

@@ -231,3 +231,18 @@ def test_sizes(runs: Path, size: tuple[int, int]) -> None:
         assert "99.72 → 99.44 % (±0.7)" in driver.text and "fc1" in driver.text and "25.0" in driver.text and "t train" in driver.text
 
     calibrating(runs, script, size)
+
+
+def test_the_noise_along_the_depth_is_shown_and_hidden(runs: Path) -> None:
+    async def script(driver: Driver, gate: Gate) -> None:
+        await driver.press("d")
+        assert not screen(driver).query_one("#depth").display
+        await to_result(driver)
+        await driver.press("d")
+        assert screen(driver).query_one("#depth").display
+        cursor = screen(driver).query_one("#layers", Grid).cursor
+        assert cursor is not None and f"{cursor}  " in driver.text and "dB alone" in driver.text
+        await driver.press("d")
+        assert not screen(driver).query_one("#depth").display
+
+    calibrating(runs, script)

@@ -260,3 +260,35 @@ def test_a_message_cannot_steer_the_terminal() -> None:
     from qtui.screens.panels import problem_panel
 
     assert "\x1b" not in str(problem_panel(Problem("boom \x1b[31m", "", ""))._text)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+def test_the_noise_along_the_depth_has_one_cursor_with_the_table(runs: Path, size: tuple[int, int]) -> None:
+    async def script(driver: Driver) -> None:
+        await opened(driver, write_run(runs, "20260102-030405-simplecnn-digits", told()))
+        chart = driver.app.screen.query_one("#depth")
+        if size[0] < 160:
+            assert not chart.display
+            await driver.press("d")
+        assert chart.display and "Noise along the depth" in driver.text
+        await driver.press("down", "o")
+        cursor = driver.app.screen.query_one("#layers", Grid).cursor
+        name = told()["layers"][int(cursor or 0)]["name"]
+        assert f"▲ {name}" in driver.text or f"{name}  " in driver.text
+        check_text(driver, "report-depth")
+        check_svg(driver, "report-depth")
+        await driver.press("v")
+        assert not chart.display
+        await driver.press("v", "d")
+        assert chart.display is (size[0] >= 160)
+
+    drive(ScriptedEngine(runs), script, size)
+
+
+def test_a_window_that_is_too_low_for_the_depth_says_so(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await opened(driver, write_run(runs, "20260102-030405-simplecnn-digits", told()))
+        await driver.press("d")
+        assert not driver.app.screen.query_one("#depth").display and "needs 20 lines" in driver.text
+
+    drive(ScriptedEngine(runs), script, (80, 18))
