@@ -173,6 +173,8 @@ def _compare() -> tuple[Action, ...]:
     return (
         Action("axis", ("x",), "size/latency", "Compare by size, or by latency: of one image or a batch of 64, of a token or a prompt.", where, 3),
         Action("all", ("a",), "all runs", "Runs of all models and data, or of this model on this data alone.", where, 4),
+        Action("mark", ("space",), "mark", "Mark the run, one of two to be put side by side.", where),
+        Action("pair", ("equals_sign",), "side by side", "Two runs side by side, layer by layer: those marked, or this run and the one under the cursor.", where, 2),
         Action("back", ("escape", "c"), "back", "Go back to the report.", where, 5),
         Action("open", ("enter", "n"), "open ▸", "Open the run under the cursor: its report takes the place of this one.", where, 9, reasons.busy),
     )  # fmt: skip
@@ -202,7 +204,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "apostrophe": "'", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
+    "apostrophe": "'", "equals_sign": "=", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 

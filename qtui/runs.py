@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.reading import read_bytes
 from engine.report.measures import metrics_of
 from engine.report.runtimes import paces
+from engine.report.steadiness import unsteady
 from engine.tasks.metrics import Metric, known
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _RECIPE_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a model: what it is worth and what it costs; times are p50 in milliseconds. None was not measured."""
+    """One form of a model: what it is worth and what it costs; times are p50 in milliseconds. None was not measured. ``steady`` is
+    whether the machine was quiet enough for its times to be held against others."""
 
     value: float | None = None
     interval: float | None = None
@@ -31,6 +33,7 @@ class Form:
     single: float | None = None
     batched: float | None = None
     simulated: bool = False
+    steady: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _form(found: Mapping[str, Any]) -> Form:
     return Form(
         _number(found.get("value")), _number(found.get("interval")), _number(found.get("size_bytes")),
         _number((found.get("latency_ms") or {}).get("p50")), _number((found.get("latency_batched_ms") or {}).get("p50")),
-        bool(found.get("simulated")),
+        bool(found.get("simulated")), not unsteady(found),
     )  # fmt: skip
 
 

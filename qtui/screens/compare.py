@@ -44,6 +44,7 @@ class CompareScreen(StageScreen):
         self._past = Past()
         self._listed: object = None
         self._runs: tuple[PastRun, ...] = ()
+        self._marked: tuple[str, ...] = ()
 
     @property
     def here(self) -> Path:
@@ -78,7 +79,8 @@ class CompareScreen(StageScreen):
         metrics = {one.measured for one in self._runs} or {ACCURACY}
         heads = {one.heads for one in self._runs}
         same = next(iter(heads)) if len(heads) == 1 else None
-        grid.show(rows.columns(self.axis, metrics, self.all_tasks, same), rows.rows(self._runs, self.axis, self.all_tasks, self.here))
+        listed = rows.rows(self._runs, self.axis, self.all_tasks, self.here, self._marked)
+        grid.show(rows.columns(self.axis, metrics, self.all_tasks, same), listed)
         titles(grid, rows.title(self._past, self._runs, self.all_tasks, run.model, run.data))
 
     def _key_of_this(self) -> str:
@@ -90,8 +92,8 @@ class CompareScreen(StageScreen):
 
     def _draw(self) -> None:
         chart, run = self.query_one("#chart", Chart), self._under_cursor()
-        # A perplexity beside an accuracy has no place on one axis.
-        shown = tuple(one for one in self._runs if run is None or one.measured == run.measured)
+        # Runs of another model or other data share neither an axis nor a front.
+        shown = self._runs if run is None else rows.comparable(self._runs, run)
         found = rows.points(shown, self.axis, self.here, rows.key(run) if run else "")
         metric = run.measured if run else ACCURACY
         words = rows.axis_words(self.axis, metric.name)
@@ -154,6 +156,29 @@ class CompareScreen(StageScreen):
     def do_all(self) -> None:
         self.all_tasks = not self.all_tasks
         self._select()
+
+    def do_mark(self) -> None:
+        run = self._under_cursor()
+        if run is None:
+            self.explain(_NONE)
+            return
+        key = rows.key(run)
+        # A third takes the place of the first.
+        self._marked = tuple(one for one in self._marked if one != key) if key in self._marked else (*self._marked[-1:], key)
+        self._select()
+
+    def do_pair(self) -> None:
+        """Those marked; or the one marked, else the run of the report, with the one under the cursor."""
+        from qtui.screens.side_by_side import SideBySide
+
+        by_key = {rows.key(one): one for one in self._past.runs}
+        chosen = [by_key[key] for key in self._marked if key in by_key]
+        if len(chosen) < 2 and (run := self._under_cursor()) is not None:
+            chosen = [*(chosen or [one for one in self._past.runs if rows.is_here(one, self.here)]), run]
+        if len(chosen) < 2 or rows.key(chosen[0]) == rows.key(chosen[1]):
+            self.explain("Two runs are put side by side: mark them with space, or go to another one than this")
+        else:
+            self.app.push_screen(SideBySide(*chosen[:2]))
 
     def do_open(self) -> None:
         run = self._under_cursor()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.report.runtimes import IMAGES, TEXT
+from engine.report.steadiness import ABOUT
 from engine.tasks.metrics import Metric, known
 from qtui.drawing.rows import Cell, Column, Row
 from qtui.drawing.scatter import Point
@@ -29,10 +31,10 @@ def same_task(runs: Sequence[PastRun], model: str, data: str) -> tuple[PastRun, 
 
 
 def cost(form: Form, axis: str) -> float | None:
-    """What a form costs on an axis; a simulated form has no speed."""
+    """What a form costs on an axis; a simulated form has no speed, and times that were not steady are held against none."""
     if axis == "size":
         return None if form.size_bytes is None else form.size_bytes / 1e6
-    return None if form.simulated else form.single if axis == "single" else form.batched
+    return None if form.simulated or not form.steady else form.single if axis == "single" else form.batched
 
 
 def point(run: PastRun, axis: str, marker: str = "", label: str = "", role: str = "") -> Point | None:
@@ -94,9 +96,16 @@ def columns(
     )
 
 
-def rows(runs: Sequence[PastRun], axis: str, all_tasks: bool, here: Path) -> tuple[Row, ...]:
-    best = unbeaten(runs, axis)
-    return tuple(_row(run, axis, all_tasks, is_here(run, here), key(run) in best) for run in runs)
+def comparable(runs: Sequence[PastRun], run: PastRun) -> tuple[PastRun, ...]:
+    """Those of the same model, data and metric as ``run``."""
+    return tuple(one for one in same_task(runs, run.model, run.data) if one.measured == run.measured)
+
+
+def rows(runs: Sequence[PastRun], axis: str, all_tasks: bool, here: Path, marked: Collection[str] = ()) -> tuple[Row, ...]:
+    """One row a run; those of ``marked`` keys stand out. What no other run of its model and data beats is so among those."""
+    best = {key(run) for run in runs if key(run) in unbeaten(comparable(runs, run), axis)}
+    found = (_row(run, axis, all_tasks, is_here(run, here), key(run) in best) for run in runs)
+    return tuple(replace(row, marked=row.key in marked) for row in found)
 
 
 def _row(run: PastRun, axis: str, all_tasks: bool, here: bool, best: bool) -> Row:
@@ -112,12 +121,23 @@ def _row(run: PastRun, axis: str, all_tasks: bool, here: bool, best: bool) -> Ro
             Cell(run.chosen.upper() if run.chosen != "fp32" else "fp32 ✗", "harm" if run.chosen == "fp32" else ""),
             _quality(run, all_tasks),
             Cell(megabytes(form.size_bytes), "accent" if best and axis == "size" else ""),
-            Cell(pace or shown(form.single, "{:.2f}"), "change" if pace else "accent" if best and axis == "single" else ""),
-            Cell(pace or shown(form.batched, "{:.2f}"), "change" if pace else "accent" if best and axis == "batched" else ""),
+            *(
+                Cell(
+                    pace or milliseconds(form, time),
+                    "change" if pace else "dim" if not form.steady else "accent" if best and axis == name else "",
+                )
+                for name, time in (("single", form.single), ("batched", form.batched))
+            ),
         ),
         role="title" if here else "",
         glyph=THIS if here else "●" if best else "○",
     )
+
+
+def milliseconds(form: Form, time: float | None) -> str:
+    """``3.83``, ``~3.83`` where it was not steady."""
+    said = shown(time, "{:.2f}")
+    return f"{ABOUT}{said}" if said and not form.steady else said
 
 
 def _quality(run: PastRun, all_tasks: bool) -> str:
@@ -170,7 +190,9 @@ def sentence(run: PastRun, runs: Sequence[PastRun], axis: str, here: Path) -> st
     about = "This run" if is_here(run, here) else run.directory.name
     about += f" ({strategy(run)}, misses its threshold)" if run.chosen == "fp32" else f" ({strategy(run)})"
     if cost(form, axis) is None or form.value is None:
-        why = "its kernels are simulated, so it has no speed" if form.simulated and axis != "size" else "its figures are missing"
+        why = "its figures are missing"
+        if axis != "size" and (form.simulated or not form.steady):
+            why = "its kernels are simulated, so it has no speed" if form.simulated else "the machine was too busy for steady times"
         return f"{about} is not on the chart: {why}."
     better = "smaller" if axis == "size" else "faster"
     beaten = key(run) not in unbeaten(runs, axis)

@@ -12,7 +12,7 @@ import pytest
 from app_driving import Driver, drive
 from reports import measured, told, write_run
 from scripted_engine import MEASURED, ScriptedEngine
-from snapshots import check_text
+from snapshots import check_svg, check_text
 
 from engine.events import event as ev
 from engine.runs.rundir import list_runs
@@ -21,6 +21,8 @@ from qtui.drawing.rows import Cell
 from qtui.runs import Form, Past, PastRun, past
 from qtui.screens import compare_rows as rows
 from qtui.screens.compare import CompareScreen
+from qtui.screens.side_by_side import SideBySide, pairs, sides, told_apart
+from qtui.screens.side_by_side import rows as pair_rows
 from qtui.state import Run, State
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
@@ -244,3 +246,59 @@ def test_runs_of_language_models_are_headed_by_perplexity_and_tokens() -> None:
     assert heads("accuracy") == ["accuracy %", "size MB", "ms ×1", "ms ×64"]
     assert heads("accuracy", "perplexity")[0] == "value"
     assert rows.axis_words("single", "perplexity") == "ms a token" and rows.axis_words("size", "perplexity") == "size in MB"
+
+
+def layer(name: str, actual: str, own: float | None, ms: float | None = None) -> dict[str, object]:
+    speedup = {"speedup": {"int8_ms": ms, "fp32_ms": 2 * ms}} if ms is not None else {}
+    return {"name": name, "actual": actual, "own_sqnr_db": own, "sqnr_db": own, "kernel": "dnnl", **speedup}
+
+
+def test_layers_that_differ_most_come_first() -> None:
+    eight, four = "w8 per-channel, a8 per-tensor", "w4 per-channel, a8 per-tensor"
+    a = sides([layer("a", eight, 40.0, 0.2), layer("same", eight, 41.0), layer("b", eight, 39.0), layer("bn", "folded", None)], {"a": 1000})
+    b = sides([layer("a", four, 20.0, 0.1), layer("same", eight, 30.0), layer("b", four, 38.0), layer("new", "fp32", None)], {"a": 500})
+    found = pairs(a, b)
+    assert [pair.name for pair in found] == ["a", "b", "new", "same"]
+    assert [found[0].change(what) for what in ("sqnr_db", "size_bytes", "ms")] == [-20.0, -500.0, -0.1]
+    assert found[2].a is None and found[3].change("sqnr_db") == -11.0 and not found[3].differs
+    texts = [[cell.text if isinstance(cell, Cell) else cell for cell in row.cells] for row in pair_rows(found)]
+    assert texts[0] == ["a", "w8 · a8", "w4 · a8", "-20.0", "-0.5", "-0.100"] and texts[2][1:] == ["–", "fp32", "", "", ""]
+
+
+def test_whether_two_runs_can_be_told_apart() -> None:
+    near, far = run("a", 0.990), run("b", 0.995)
+    assert told_apart(near, far) == "B is the better one by less than the intervals: this test cannot tell them apart."
+    assert told_apart(far, run("c", 0.90)) == "A is the better one, beyond both intervals."
+    assert told_apart(near, near) == "Both are worth the same."
+    assert "cannot be compared" in told_apart(near, run("d", 30.0, metric="perplexity"))
+
+
+def test_two_marked_runs_stand_side_by_side(runs: Path) -> None:
+    layers = told()["layers"]
+    changed = [{**layers[0], "actual": "w4 per-channel, a8 per-tensor", "own_sqnr_db": 9.0}, *layers[1:]]
+    for index, found in enumerate((layers, changed, layers)):
+        write_run(runs, f"2026010{index + 1}-030405-simplecnn-digits", told(layers=found))
+
+    async def script(driver: Driver) -> None:
+        await comparing(driver, runs / "20260103-030405-simplecnn-digits")
+        await driver.press("equals_sign")
+        assert isinstance(driver.app.screen, CompareScreen) and "Two runs are put side by side" in driver.text
+        await driver.press("down", "space", "down", "space", "equals_sign")
+        assert isinstance(driver.app.screen, SideBySide)
+        grid = driver.app.screen.query_one("#pairs", Grid)
+        assert grid.cursor == layers[0]["name"] and "Both are worth the same" in driver.text and "in A" in driver.text
+        check_text(driver, "side-by-side")
+        check_svg(driver, "side-by-side")
+        await driver.press("escape")
+        # With one mark the other is the run under the cursor; with none, the run of the report.
+        await driver.press("space", "up", "space", "equals_sign")
+        assert isinstance(driver.app.screen, SideBySide) and "in A" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_times_that_were_not_steady_are_on_no_axis(runs: Path) -> None:
+    write_run(runs, "busy", told(ptq=measured(0.99, 300_000, 0.3, latency_ms={"p50": 0.3, "p95": 3.0, "batch": 1})))
+    (found,) = past(list_runs(runs)).runs
+    assert not found.quantized.steady and rows.cost(found.quantized, "single") is None and rows.cost(found.quantized, "size") == 0.3
+    assert "too busy for steady times" in rows.sentence(found, [found], "single", Path("."))
