@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from engine.events.event import LayerRow, Planned
 from engine.planning.legality import legalize
@@ -126,15 +127,28 @@ class Draft:
     def edit(self, name: EditName, paths: Collection[str], first: str | None = None) -> Outcome:
         """Carry an edit out on layers. ``first`` is the one whose next value all of them get; without it the first that has
         one. A draft without a change comes back as it was, with the reason as the note."""
-        rows = [row for row in self.plan.layers if row.path in set(paths)]
-        able = [row for row in rows if row.editable]
-        if not able:
-            return Outcome(self, note=_cannot(rows))
         edit = EDITS[name]
-        lead = min(able, key=lambda row: (isinstance(self._applied(edit, row, row), str), row.path != first))
+
+        def able_first(row: LayerRow) -> tuple[bool, bool]:
+            return isinstance(self._applied(edit, row, edit.aim(row, self.specs[row.path])), str), row.path != first
+
+        lead = min(self._able(paths), key=able_first, default=None)
+        return self.choose(name, paths, edit.aim(lead, self.specs[lead.path]) if lead else None, lead)
+
+    def _able(self, paths: Collection[str]) -> list[LayerRow]:
+        wanted = set(paths)
+        return [row for row in self.plan.layers if row.path in wanted and row.editable]
+
+    def choose(self, name: EditName, paths: Collection[str], aim: Any, lead: LayerRow | None = None) -> Outcome:
+        """Make of layers what the ``aim`` of an edit says, one of ``EDITS[name].aims``. A draft without a change comes back as it was,
+        with the reason as the note."""
+        able = self._able(paths)
+        if not able:
+            return Outcome(self, note=_cannot([row for row in self.plan.layers if row.path in set(paths)]))
+        edit, lead = EDITS[name], lead or able[0]
         specs, changed, passed = dict(self.specs), [], []
         for row in able:
-            found = self._applied(edit, row, lead)
+            found = self._applied(edit, row, aim)
             if isinstance(found, str):
                 passed.append(found)
             elif found != specs[row.path]:
@@ -207,9 +221,9 @@ class Draft:
     def _moved(self, specs: Mapping[str, LayerSpec], preset: str) -> Draft:
         return replace(self, specs=specs, preset=preset, past=(*self.past, self._now)[-HISTORY:], future=())
 
-    def _applied(self, edit: Edit, row: LayerRow, lead: LayerRow) -> LayerSpec | str:
-        """A layer after an edit whose aim comes from another, or why it stays as it is."""
-        return edit.apply(row, self.specs[row.path], edit.aim(lead, self.specs[lead.path]), self._before(row))
+    def _applied(self, edit: Edit, row: LayerRow, aim: Any) -> LayerSpec | str:
+        """A layer after an edit with that aim, or why it stays as it is."""
+        return edit.apply(row, self.specs[row.path], aim, self._before(row))
 
     def _before(self, row: LayerRow) -> Before:
         """What the layer was when it was last quantized: here, in the plan, as proposed, or 8 bits."""

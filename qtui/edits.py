@@ -4,7 +4,7 @@ alike; what cannot be had of a layer is told in a sentence."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -37,10 +37,12 @@ class Before:
 
 @dataclass(frozen=True)
 class Edit:
-    """``aim`` gives what the first layer becomes next; ``apply`` gives another layer that, or says why not."""
+    """``aim`` gives what the first layer becomes next; ``apply`` gives another layer that, or says why not. ``aims`` are all that a
+    layer can become, by what they are called, for choosing among them; empty where there is nothing to choose."""
 
     aim: Callable[[LayerRow, LayerSpec], Any]
     apply: Callable[[LayerRow, LayerSpec, Any, Before], LayerSpec | str]
+    aims: Callable[[LayerRow, LayerSpec], Mapping[str, Any]] = lambda row, spec: {}
 
 
 def inputs(row: LayerRow) -> int:
@@ -86,6 +88,10 @@ def _next_weights(row: LayerRow, spec: LayerSpec) -> int | str | None:
     return WEIGHT_BITS[0] if spec.weights.format else _narrower(WEIGHT_BITS, spec.weights.bits)
 
 
+def _every_weights(row: LayerRow, spec: LayerSpec) -> dict[str, int | str]:
+    return {**{f"w{bits}": bits for bits in WEIGHT_BITS}, **{name: name for name in NUMBER_FORMATS if name in row.capabilities.formats}}
+
+
 def _weights(row: LayerRow, spec: LayerSpec, aim: int | str, before: Before) -> LayerSpec | str:
     if spec.weights is None:
         return _kept(row)
@@ -106,6 +112,15 @@ def _next_activations(row: LayerRow, spec: LayerSpec) -> Any:
         return ACTIVATION_BITS[0]
     widths = [bits for bits in ACTIVATION_BITS if bits in able.activation_bits]
     return next((bits for bits in widths if bits < spec.activations.bits), None)
+
+
+def _every_activations(row: LayerRow, spec: LayerSpec) -> dict[str, Any]:
+    able = row.capabilities
+    if not able.rounds_inputs:
+        return {}
+    if "dynamic" in able.activations:
+        return {"a8 dynamic": DYNAMIC, "a8": STATIC, "fp32": None}
+    return {**{f"a{bits}": bits for bits in ACTIVATION_BITS if bits in able.activation_bits}, "fp32": None}
 
 
 def _activations(row: LayerRow, spec: LayerSpec, aim: Any, before: Before) -> LayerSpec | str:
@@ -131,6 +146,13 @@ def _next_scheme(row: LayerRow, spec: LayerSpec) -> Scheme | None:
     if current not in order and current[1]:
         return next((scheme for scheme in order if scheme[1] > current[1]), order[0])
     return _after(order, current)
+
+
+def _every_scheme(row: LayerRow, spec: LayerSpec) -> dict[str, Scheme]:
+    if spec.weights is None:
+        return {}
+    called = {"per-tensor": "one scale", "per-channel": "per channel"}
+    return {called.get(scheme[0], f"groups of {scheme[1]}"): scheme for scheme in schemes(row, spec.weights.bits)}
 
 
 def _granularity(row: LayerRow, spec: LayerSpec, aim: Scheme, before: Before) -> LayerSpec | str:
@@ -199,11 +221,15 @@ def _no_activations(row: LayerRow, spec: LayerSpec) -> str:
 
 
 EDITS: dict[EditName, Edit] = {
-    "weights": Edit(_next_weights, _weights),
-    "activations": Edit(_next_activations, _activations),
-    "granularity": Edit(_next_scheme, _granularity),
-    "rounding": Edit(_next_rounding, _rounding),
-    "observer": Edit(lambda row, spec: _after(OBSERVERS, spec.activations.observer) if spec.activations else None, _observer),
+    "weights": Edit(_next_weights, _weights, _every_weights),
+    "activations": Edit(_next_activations, _activations, _every_activations),
+    "granularity": Edit(_next_scheme, _granularity, _every_scheme),
+    "rounding": Edit(_next_rounding, _rounding, lambda row, spec: {name: name for name in row.capabilities.methods}),
+    "observer": Edit(
+        lambda row, spec: _after(OBSERVERS, spec.activations.observer) if spec.activations else None,
+        _observer,
+        lambda row, spec: {name: name for name in OBSERVERS},
+    ),
     "symmetric": Edit(_next_symmetric, _symmetric),
     "keep": Edit(lambda row, spec: spec.weights is not None, _keep),
     "reset": Edit(lambda row, spec: None, _reset),

@@ -17,6 +17,7 @@ from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
 from qtui.screens.base import bindings
+from qtui.screens.picker import Picker
 from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_recipes import Recipes
@@ -180,6 +181,27 @@ class StrategyScreen(EditKeys, Recipes):
             return
         outcome = draft.edit(name, self._aimed(draft), None if entry.module else entry.paths[0])
         self._change(outcome.draft, outcome.note)
+
+    def pick(self, name: EditName) -> None:
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            self.explain("There is no layer under the cursor")
+            return
+        paths, first = self._aimed(draft), None if entry.module else entry.paths[0]
+        panel = Picker(draft, name, paths, first)
+        if not panel.options:
+            # What the plain key says of the same layers is why there is nothing to choose.
+            self.explain(draft.edit(name, paths, first).note or "There is nothing to choose here")
+            return
+
+        def chosen(key: str | None) -> None:
+            # The plan may have been made anew while the panel was open.
+            option = next((option for option in panel.options if option.name == key), None)
+            if option is not None and self._draft is draft:
+                outcome = draft.choose(name, paths, option.aim)
+                self._change(outcome.draft, outcome.note)
+
+        self.app.push_screen(panel, chosen)
 
     def do_mark(self) -> None:
         draft, entry = self._draft, self._entry

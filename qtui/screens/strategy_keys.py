@@ -11,6 +11,22 @@ class EditKeys:
     def edit(self, name: EditName) -> None:
         raise NotImplementedError
 
+    def pick(self, name: EditName) -> None:
+        """Show all that an edit can make of them, to choose from."""
+        raise NotImplementedError
+
+    def do_pick_weights(self) -> None:
+        self.pick("weights")
+
+    def do_pick_activations(self) -> None:
+        self.pick("activations")
+
+    def do_pick_granularity(self) -> None:
+        self.pick("granularity")
+
+    def do_pick_rounding(self) -> None:
+        self.pick("rounding")
+
     def do_weights(self) -> None:
         self.edit("weights")
 

@@ -17,7 +17,9 @@ from engine.recipe.presets import PRESETS
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, Rule
 from qtui.draft import Draft
+from qtui.edits import EditName
 from qtui.screens.dialogs import Choose, Confirm, Prompt, Reading
+from qtui.screens.picker import Picker
 from qtui.state import Job
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
@@ -474,3 +476,60 @@ def test_the_filter_asks_names_alone_and_the_title_counts_what_is_left(runs: Pat
         assert "2 of " in d.text.splitlines()[2] and "fc1" in d.text and "conv1" not in d.text
 
     play(runs, script)
+
+
+def test_a_picker_shows_what_each_choice_makes_and_takes_the_one_under_the_cursor(tmp_path: Path) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("down", "down", "W")
+        assert isinstance(d.app.screen, Picker)
+        listed = {option.name: option for option in d.app.screen.options}
+        assert list(listed) == ["w8", "w6", "w4", "w3", "w2"]
+        grid = d.app.screen.query_one(Grid)
+        assert grid.cursor == next(option.name for option in listed.values() if option.current)
+        snapshots.check_text(d, "strategy-picker")
+        snapshots.check_svg(d, "strategy-picker")
+        before = draft(d)
+        await d.press("escape")
+        assert draft(d) is before
+        await d.press("W")
+        grid = d.app.screen.query_one(Grid)
+        grid.move_to("w3")
+        await d.press("enter")
+        path = next(path for path, spec in draft(d).specs.items() if spec != before.specs[path])
+        assert draft(d).specs[path].weights.bits == 3
+        # What was shown is what it is.
+        assert draft(d).predicted_bytes == listed["w3"].draft.predicted_bytes
+        await d.press("u")
+        assert draft(d).specs == before.specs
+
+    play(tmp_path, script)
+
+
+@pytest.mark.parametrize(("key", "name", "choices"), [("A", "activations", 5), ("C", "granularity", 2), ("R", "rounding", 5)])
+def test_every_picker_lists_what_the_plain_key_goes_through(tmp_path: Path, key: str, name: EditName, choices: int) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("down", "down", "space", "down", "space", key)
+        assert isinstance(d.app.screen, Picker) and "2 layers" in d.text
+        shown = d.app.screen.options
+        assert len(shown) >= choices
+        paths = draft(d).marked
+        seen, now = set(), draft(d)
+        for _ in range(len(shown) + 1):
+            now = now.edit(name, paths).draft
+            seen.add(tuple(now.specs[path] for path in paths))
+        assert seen <= {tuple(option.draft.specs[path] for path in paths) for option in shown} | {
+            tuple(draft(d).specs[path] for path in paths)
+        }
+
+    play(tmp_path, script)
+
+
+def test_a_layer_in_fp32_has_nothing_to_pick(tmp_path: Path) -> None:
+    async def script(d: Driver) -> None:
+        await planned(d)
+        await d.press("down", "down", "f", "C")
+        assert not isinstance(d.app.screen, Picker) and "is kept in fp32" in said(d)
+
+    play(tmp_path, script)
