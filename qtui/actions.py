@@ -52,6 +52,10 @@ def everywhere() -> tuple[Action, ...]:
         Action("halt_run", ("X",), "stop the run", "Stop what is at work or waits for an answer; it is saved, and r on the first screen resumes it.", EVERYWHERE, 0, reasons.nothing_to_stop),
         Action("log", ("L",), "log", "Show or hide what the engine said.", EVERYWHERE),
         Action("machine", ("M",), "machine", "What this machine can run: instructions, kernels, GPUs, optional packages.", EVERYWHERE, 0, reasons.no_machine),
+        Action("sort", ("full_stop",), "sort", "Order the table by its next column, the largest first; after the last as it was. A click on a header does it too.", EVERYWHERE, group="tables"),
+        Action("turn_order", ("comma",), "turn the order", "The smallest first, or the largest again.", EVERYWHERE, group="tables"),
+        Action("copy_row", ("Y",), "copy the row", "Copy the row under the cursor to the clipboard, its cells with tabs between them.", EVERYWHERE, group="tables"),
+        Action("save_table", ("greater_than_sign",), "table as CSV", "Write the table as a CSV file into the run's folder.", EVERYWHERE, group="tables"),
         Action("repaint", ("ctrl+l",), "paint anew", "Paint the whole screen anew, where another program has written on it.", EVERYWHERE),
         Action("theme", ("T",), "theme", "Change between dark, light and colour-blind safe.", EVERYWHERE),
         Action("quit", ("q", "ctrl+q", "ctrl+c"), "quit", "Leave; work that runs is stopped and saved if you say so.", EVERYWHERE),
@@ -72,6 +76,8 @@ def _models() -> tuple[Action, ...]:
         Action("recipe", ("O",), "open recipe", "Start from a recipe file.", where, 0, reasons.busy),
         Action("baseline", ("t",), "train", "Train a baseline for this model on this data.", where, 0, reasons.busy),
         Action("resume", ("r",), "resume", "Go on with the stopped run under the cursor, or the latest one.", where, 4, reasons.cannot_resume),
+        Action("rename_run", ("N",), "rename run", "Give the run under the cursor another name.", where, 0, reasons.busy),
+        Action("delete_run", ("D",), "delete run", "Delete the run under the cursor with all its files; it is asked first.", where, 0, reasons.busy),
         Action("pane", ("tab",), "models/runs", "Change between the models and the runs.", where, 5),
         Action("next", ("n",), "load ▸", "Load the model, trace it and show its graph; on a run: open it.", where, 9, reasons.cannot_start),
     )  # fmt: skip
@@ -208,7 +214,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "apostrophe": "'", "equals_sign": "=", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
+    "apostrophe": "'", "full_stop": ".", "comma": ",", "greater_than_sign": ">", "equals_sign": "=", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 

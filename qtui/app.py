@@ -17,6 +17,7 @@ from qtui.screens import make
 from qtui.screens.base import StageScreen, bound
 from qtui.stage_table import find, ids
 from qtui.state import Stage, State
+from qtui.table_actions import TableActions
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -29,7 +30,7 @@ _FOLLOW = 2.0
 """Seconds from one look at the folder of runs to the next."""
 
 
-class QtuiApp(App[int]):
+class QtuiApp(TableActions, App[int]):
     """``session`` holds the state; the app shows it and passes commands on."""
 
     TITLE = "qtui"

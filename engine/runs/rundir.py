@@ -250,6 +250,11 @@ def _read(directory: Path) -> RunSummary:
     )  # fmt: skip
 
 
+def is_run(directory: Path) -> bool:
+    """Whether the folder is a run's, readable or damaged."""
+    return os.path.lexists(directory / "state.json") and _listed(directory) is not None
+
+
 def is_running(directory: Path) -> bool:
     """Whether the run in that folder is still at work."""
     run = _summary(directory)

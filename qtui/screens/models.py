@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 
+from engine.errors import EngineError
 from qtui import actions, catalog, reasons
 from qtui.actions import Action
 from qtui.catalog import Choice, Model
@@ -239,6 +240,45 @@ class ModelsScreen(Asking):
         if run is not None:
             self.qtui.hold = False
             self.session.resume(run)
+
+    def _picked(self) -> RunSummary | None:
+        """The run under the cursor, where it can be renamed or deleted; else why not is said."""
+        run = self._run()
+        if run is None or not self.on_runs:
+            self.explain("Go to a run first: tab changes to the runs")
+        elif str(run.directory) == self.state.run.directory:
+            self.explain("This run is open here: open another one, or start one, first")
+        else:
+            return run
+        return None
+
+    def do_rename_run(self) -> None:
+        from engine.runs.keeping import rename, wrong_name
+
+        if (run := self._picked()) is not None:
+            place = run.directory
+            self.ask(
+                "rename the run", "Its folder's name, beside the others.", place.name, lambda name: wrong_name(name, place),
+                lambda name: self._kept(lambda: rename(place, name)) if name else None,
+            )  # fmt: skip
+
+    def do_delete_run(self) -> None:
+        from engine.runs.keeping import delete
+
+        if (run := self._picked()) is not None:
+            place = run.directory
+            about = f"{place.name}: {short_name(run.model)} on {short_name(run.data)}, {run.state}."
+            text = f"{about}\nIts folder is deleted with all that is in it."
+            self.confirm("delete the run", text, "delete", "keep", lambda yes: self._kept(lambda: delete(place)) if yes else None)
+
+    def _kept(self, change: Callable[[], object]) -> None:
+        """Carry out a change of the runs' folder and list them again."""
+        try:
+            change()
+        except EngineError as error:
+            self.explain(str(error))
+        self.session.list_runs()
+        self.qtui.refresh_state()
 
     def do_baseline(self) -> None:
         model = self._model()

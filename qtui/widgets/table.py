@@ -16,6 +16,7 @@ from textual.widget import Widget
 from qtui.drawing.columns import Plan
 from qtui.drawing.content import Content
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.drawing.sorting import Order, is_flat, ordered, titled
 from qtui.drawing.spans import Line, plain
 from qtui.drawing.table_lines import header, message, row_line
 from qtui.widgets.roles import component_classes, repaint, strip
@@ -102,6 +103,8 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         self._empty = empty
         self._skipped = 0
         self._plan: Plan | None = None
+        self._order: Order | None = None
+        self._given: tuple[tuple[Column, ...], tuple[Row, ...]] = ((), ())
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -133,7 +136,9 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def show(self, columns: Iterable[Column], rows: Iterable[Row]) -> None:
         """Show these columns and rows. The cursor stays on the row of its key, at its place on the screen; where that row
         is gone it takes the next one that is left. What did not change is not painted again."""
-        columns, rows = tuple(columns), tuple(rows)
+        self._given = columns, rows = tuple(columns), tuple(rows)
+        if self._order is not None:
+            columns, rows = titled(columns, self._order) if is_flat(rows) else columns, ordered(columns, rows, self._order)
         content = self._content
         if columns == content.columns and rows == content.rows:
             return
@@ -150,6 +155,24 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         repaint(self, before if self._width() == width else [], self._visible() or [[]])
         if content.key is not None and content.key != key:
             self.post_message(self.Moved(self, content.key))
+
+    @property
+    def given(self) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+        """The columns and rows as they were handed over, before a person ordered them."""
+        return self._given
+
+    @property
+    def order(self) -> Order | None:
+        """By what a person has ordered the rows; None in the table's own order."""
+        return self._order
+
+    def sort(self, order: Order | None) -> bool:
+        """Order the rows, from now on; False for a tree, whose rows have their places."""
+        if not is_flat(self._given[1]):
+            return False
+        self._order = order
+        self.show(*self._given)
+        return True
 
     def in_view(self) -> frozenset[str]:
         """The keys of the rows that are on the screen."""
@@ -217,6 +240,9 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def on_click(self, event: events.Click) -> None:
         """Move the cursor to the row; a double click chooses it."""
         offset = event.get_content_offset(self)
+        if offset is not None and offset.y < _HEADER:
+            self._click_header(offset.x)
+            return
         index = self._index(offset.y) if offset is not None and offset.y >= _HEADER else -1
         if not self._content.selectable(index):
             return
@@ -224,6 +250,14 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         self._go(index)
         if event.chain == 2:
             self.action_choose()
+
+    def _click_header(self, x: int) -> None:
+        """By this column, the largest first; once more the smallest first, then as the table was."""
+        for place in self._planned().places:
+            if place.x <= x < place.x + place.width:
+                key, now = self.columns[place.index].key, self._order
+                again = now is not None and now.column == key
+                self.sort(Order(key) if not again else Order(key, False) if now is not None and now.descending else None)
 
     def _on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from app_driving import Driver, drive
+from reports import told, write_run
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
@@ -23,6 +24,7 @@ from qtui import catalog
 from qtui.catalog import Choice
 from qtui.drawing.columns import arrange
 from qtui.drawing.rows import measure
+from qtui.screens.dialogs import Confirm
 from qtui.screens.models import ModelsScreen
 from qtui.screens.models_rows import OWN, RUN_COLUMNS, model_rows, model_sentence, run_rows, run_sentence
 from qtui.widgets.table import Grid
@@ -644,5 +646,27 @@ def test_the_list_of_runs_follows_what_other_processes_do(runs: Path) -> None:
                 other.kill()
         await driver.until(lambda state: [run.state for run in state.runs] == ["failed"])
         assert "r resumes" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_runs_are_renamed_and_deleted_when_it_is_agreed_to(runs: Path) -> None:
+    for name in ("one", "two"):
+        write_run(runs, name, told())
+
+    async def script(driver: Driver) -> None:
+        await driver.until(lambda state: len(state.runs) == 2)
+        await driver.press("D")
+        assert "tab changes to the runs" in driver.text
+        await driver.press("tab", "N")
+        await driver.fill("best")
+        await driver.until(lambda state: sorted(run.directory.name for run in state.runs) in (["best", "one"], ["best", "two"]))
+        await driver.press("D")
+        assert isinstance(driver.app.screen, Confirm) and "is deleted with all that is in it" in driver.text
+        await driver.press("n")
+        assert len(list(runs.iterdir())) == 2
+        await driver.press("D", "y")
+        await driver.until(lambda state: len(state.runs) == 1)
+        assert len(list(runs.iterdir())) == 1
 
     drive(ScriptedEngine(runs), script)

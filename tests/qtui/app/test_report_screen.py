@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from reports import FP32_LAYER, told, write_run
 from scripted_engine import MEASURED, Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
+from engine.paths import cache_dir
+from qtui.drawing.rows import cell_at, text_of
+from qtui.drawing.sorting import Order
 from qtui.screens.compare import CompareScreen
 from qtui.screens.dialogs import Reading
 from qtui.screens.report import ReportScreen
@@ -292,3 +296,45 @@ def test_a_window_that_is_too_low_for_the_depth_says_so(runs: Path) -> None:
         assert not driver.app.screen.query_one("#depth").display and "needs 20 lines" in driver.text
 
     drive(ScriptedEngine(runs), script, (80, 18))
+
+
+def test_a_table_is_ordered_by_its_columns_copied_from_and_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    async def script(driver: Driver) -> None:
+        directory = write_run(runs, "20260102-030405-simplecnn-digits", told())
+        await opened(driver, directory)
+        grid = driver.app.screen.query_one("#layers", Grid)
+        own = [row.key for row in grid.rows]
+        params = next(place for place, column in enumerate(grid.columns) if column.key == "params")
+        await driver.press(*["full_stop"] * (params + 1))
+        assert "params % ▾" in driver.text and "By params %, the largest first" in driver.text
+        values = [float(text_of(cell_at(row, params))) for row in grid.rows]
+        assert values == sorted(values, reverse=True)
+        await driver.press("comma")
+        assert [float(text_of(cell_at(row, params))) for row in grid.rows] == sorted(values)
+        monkeypatch.setattr(driver.app._driver, "write", written.append)
+        await driver.press("Y")
+        cursor = next(row for row in grid.rows if row.key == grid.cursor)
+        assert any("\x1b]52;c;" in text for text in written) and "clipboard" in driver.text
+        copied = (cache_dir() / "row.txt").read_text()
+        assert copied.split("\t")[0] == text_of(cell_at(cursor, 0))
+        await driver.press("greater_than_sign")
+        lines = list(csv.reader((directory / "report-layers.csv").read_text().splitlines()))
+        assert lines[0][params] == "params %" and [line[0] for line in lines[1:]] == [text_of(cell_at(row, 0)) for row in grid.rows]
+        await driver.press(*["full_stop"] * (len(grid.columns) - params))
+        assert [row.key for row in grid.rows] == own and "in its own order again" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+def test_a_click_on_a_header_orders_by_it(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await opened(driver, write_run(runs, "20260102-030405-simplecnn-digits", told()))
+        grid = driver.app.screen.query_one("#layers", Grid)
+        header = driver.text.splitlines()[grid.content_region.y]
+        for order in (Order("params"), Order("params", False), None):
+            await driver.pilot.click("#layers", offset=(header.index("params") - grid.region.x, 1))
+            assert grid.order == order
+
+    drive(ScriptedEngine(runs), script)
