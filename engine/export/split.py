@@ -2,6 +2,8 @@
 
 torch's kernels add a residual, or run an activation, before they round; some convolutions leave a float. Here such a convolution
 gets a grid of its own, from the range of its values on training images, and what followed inside the kernel follows as a step.
+A convolution behind which no other layer comes gives the model's outputs: it keeps its float, which a grid would cut off and round,
+and the runtime computes that one layer in floats on the very same integers.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _BATCH = 32
 def split(context: ExportContext) -> QuantizedModel:
     """The model with those convolutions taken apart; the same model where there are none."""
     program = context.model.program
-    apart = [step for step in program.steps if _taken_apart(step)]
+    last = _last(program)
+    apart = [step for step in program.steps if _taken_apart(step) and not (_is_bare(step) and step.output in last)]
     if not apart:
         whole: QuantizedModel = context.model
         return whole
@@ -40,6 +43,21 @@ def split(context: ExportContext) -> QuantizedModel:
 def _taken_apart(step: Step) -> bool:
     a = step.attrs
     return step.op == "layer" and a["kind"] == "conv" and bool(a["accumulate"] or a["output"] is None or a["activation"] not in _INSIDE)
+
+
+def _is_bare(step: Step) -> bool:
+    """Whether nothing but the layer itself is in the kernel, and it leaves a float."""
+    a = step.attrs
+    return a["output"] is None and not a["accumulate"] and a["activation"] == "none"
+
+
+def _last(program: Program) -> frozenset[str]:
+    """The outputs of layers that no other layer reads, also through further steps."""
+    read: set[str] = set()
+    for step in reversed(program.steps):
+        if step.op == "layer" or step.output in read:
+            read.update(step.inputs)
+    return frozenset(step.output for step in program.steps if step.op == "layer" and step.output not in read)
 
 
 def _alone(step: Step, output: Any, name: str) -> Step:

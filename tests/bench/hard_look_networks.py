@@ -483,7 +483,8 @@ def onnx_apart(native: Any, network: nn.Module, images: Tensor) -> str:
     for step, run in program.functions():
         mine = run(*[x.clone() if isinstance(x := values[name], Tensor) else x for name in step.inputs])
         values[step.output] = mine
-        if step.output not in kept or not isinstance(mine, Tensor):
+        # A relu6 between floats is a Clip too: what became of floats shows where they are rounded.
+        if step.output not in kept or not isinstance(mine, Tensor) or mine.is_floating_point():
             continue
         other = torch.from_numpy(found[kept[step.output]].copy())
         # A linear layer's further dimensions are rows there.

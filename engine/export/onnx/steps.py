@@ -219,9 +219,9 @@ class _Writer:
         offset = self.program.tensors[f"{hint}.bias"] if a["bias"] else None
         scale = onnx_weights.usable_scale(weight, offset, source.scale)
         inputs = [onnx_weights.weights(self.graph, weight, scale, hint)]
-        if offset is not None and (inside := onnx_weights.bias(self.graph, offset, scale, source.scale, hint)) is not None:
-            inputs.append(inside)
-            offset = None
+        if offset is not None:
+            inside = onnx_weights.bias(self.graph, offset, scale, source.scale, out.scale if out else None, hint)
+            inputs, offset = ([*inputs, inside], None) if inside is not None else (inputs, offset)
         if a["kind"] == "linear":
             self._linear(step, inputs, source, out, offset)
             return

@@ -12,6 +12,8 @@ from engine.export.onnx.graph import Graph
 from engine.numerics.qtensor import QTensor
 
 _LARGEST = 2**30
+# The part of an output's step that the rounding of a bias may move it by.
+_MOVED = 0.25
 
 
 def weights(graph: Graph, weight: QTensor, scale: Tensor, hint: str, shape: tuple[int, ...] | None = None) -> str:
@@ -59,12 +61,15 @@ def usable_scale(weight: QTensor, bias: Tensor | None, step: float) -> Tensor:
     return torch.where(empty, torch.maximum(weight.channel_scale, bias.abs() / (step * _LARGEST)), weight.channel_scale)
 
 
-def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, hint: str) -> str | None:
-    """A bias in the units of the products, as int32; None where it does not fit. In float32 it would be added behind the layer:
-    ONNX Runtime rounds a layer's own to int32 too, and cuts off what is beyond."""
+def bias(graph: Graph, values: Tensor, scale: Tensor, step: float, out: float | None, hint: str) -> str | None:
+    """A bias in the units of the products, as int32; None where it does not fit, or where those units are so coarse beside the output's
+    step ``out`` that rounding it would move the output. It is then to be added in float32 behind the layer: ONNX Runtime rounds a
+    layer's own to int32 too, and cuts off what is beyond."""
     unit = scale.double() * step
     rounded = (values.double() / unit).round()
     if not torch.isfinite(rounded).all() or rounded.abs().max() > _LARGEST:
+        return None
+    if out is not None and unit.max() / 2 > _MOVED * out and (rounded * unit - values.double()).abs().max() > _MOVED * out:
         return None
     name = graph.constant(rounded.to(torch.int32), f"{hint}_bias_integers")
     return dequantized(graph, name, unit.float(), f"{hint}_bias", np.int32)

@@ -180,3 +180,36 @@ def test_a_bias_that_is_far_larger_than_the_products_is_not_lost(kind: str, tmp_
         form.write(given, tmp_path / name)
         x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         assert distance(given.model(x), form.load(tmp_path / name, given).run(Batch((x,)))) > 25, name
+
+
+class Ends(nn.Module):
+    """Ends in a convolution, whose largest value is far beyond those of most images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.last(F.relu(self.conv(x))), scale_factor=2).amax((2, 3))
+
+
+def test_a_last_convolution_is_neither_rounded_nor_cut_off_in_a_file(tmp_path: Path) -> None:
+    given = nets.quantized(Ends)
+    # Three times what calibration saw: the first layer cuts off, in the file as in the program.
+    x = 3 * torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    for form, name in ((onnx, "model.onnx"), (openvino, "model.xml")):
+        form.write(given, tmp_path / name)
+        # With a grid of eight bits some 35 dB would be left.
+        assert distance(given.model(x), form.load(tmp_path / name, given).run(Batch((x,)))) > 60, name
+
+
+@pytest.mark.parametrize(("unit", "inside"), [(0.1, True), (2.0, False)])
+def test_a_bias_that_the_products_units_would_move_is_added_behind_the_layer(unit: float, inside: bool) -> None:
+    from engine.export.onnx.graph import Graph
+    from engine.export.onnx.weights import bias
+
+    values = torch.tensor([0.31, -0.47])
+    found = bias(Graph("net"), values, torch.full((2,), unit), 1.0, 1.0, "layer")
+    assert (found is not None) is inside
+    # Where the unit is a divisor of the values nothing is moved.
+    assert bias(Graph("net"), torch.tensor([2.0, -4.0]), torch.full((2,), 2.0), 1.0, 1.0, "layer") is not None
