@@ -14,8 +14,10 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Table
 from engine.kernels.probe import Machine
+from engine.lowering import sensitivity
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Sensitivity
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.recipe.threshold import Threshold
@@ -147,6 +149,33 @@ class Lowering(ABC):
         """Write into the recipe what was measured to make the plan, and prepare the model for it; the plan as it is then."""
         yield from ()
         return plan
+
+    def sensitive(self, plan: Plan) -> sensitivity.Subject | None:
+        """The fp32 model and its layers, as ``sensitivity`` takes them; None where there is nothing to estimate."""
+        return None
+
+    def sensitivity(self, plan: Plan) -> Generator[Event, None, Sensitivity]:
+        """What each candidate of each layer of ``plan`` costs alone: estimated on calibration items. Yields Notice, Progress and
+        ``Sensitivities``. Raises Cancelled on stop."""
+        subject = self.sensitive(plan)
+        if subject is None:
+            return Sensitivity((), "noise", 0)
+        run = self.run
+        return (yield from sensitivity.estimate(subject, self.subject.task, run.recipe.data.calibration, run.stop, run.recipe.seed))
+
+    def measured_sensitivity(
+        self, plan: Plan, found: Sensitivity, wanted: Sequence[tuple[str, str]] | None = None
+    ) -> Generator[Event, None, Sensitivity]:
+        """``found`` with what the metric loses on validation, candidate by candidate; ``wanted`` names some as (path, candidate). What
+        was measured is kept in the run's folder, and not measured again. Raises Cancelled within a batch."""
+        subject = self.sensitive(plan)
+        if subject is None:
+            return found
+        run, identity = self.run, f"{self.subject.fingerprint} {self.run.recipe.data.name}"
+        steps = sensitivity.measure(
+            subject, self.subject.task, found, run.directory, run.stop, run.recipe.data.batch, identity, wanted
+        )  # fmt: skip
+        return (yield from steps)
 
     @property
     @abstractmethod
