@@ -66,7 +66,8 @@ class Site:
         if spec.dynamic:
             top = 2 ** (spec.bits - 1) - 1
             scale = x.abs().amax(-1, keepdim=True).clamp_min(_TINY) / top
-            return (x / scale).round_().clamp_(-top, top).mul_(scale)
+            found: Tensor = (x / scale).round_().clamp_(-top, top).mul_(scale)
+            return found
         grid = affine(min(self.low, 0.0), max(self.high, 0.0), spec.bits, spec.symmetric)
         return dequantize(quantize(x, grid), grid)
 

@@ -32,10 +32,12 @@ from engine.tasks.base import Batch, Forward, Task
 
 STATE = "sensitivity.json"
 # Items that an estimate reads: fewer of large inputs, by the multiply-adds of one item.
-MOST, LEAST = 256, 32
-_MULTIPLY_ADDS = 6e10
+MOST, LEAST = 256, 16
+_MULTIPLY_ADDS = 4e10
+# Of those that tell the noise of each candidate at its layer's output.
+_OF_NOISE = 4e9
 # Items run together, and bytes of what candidates change that are held at a time.
-_CHUNK = 16
+_CHUNK = 8
 _BUDGET = 2**30
 _LARGEST_STATE = 16 * MB
 
@@ -118,7 +120,9 @@ def estimate(subject: Subject, task: Task, items: int, stop: StopToken, seed: in
         most = int(min(max(_MULTIPLY_ADDS / max(work, 1.0), LEAST), MOST, items))
         count = -(-most // _rows(first))
         groups = grouped(subject.sites, _BUDGET)
-        cost = seconds * count * (1 + 5 * len(groups))
+        noisy = int(min(max(_OF_NOISE / max(work, 1.0), 1), _rows(first)))
+        several = max(len(s.weights) + len(s.activations) for s in subject.sites)
+        cost = seconds * (count * (1 + 5 * len(groups)) + several * noisy / _rows(first))
         yield Notice(
             f"estimating {sum(len(s.weights) + len(s.activations) for s in subject.sites)} candidates of {len(subject.sites)} layers on "
             f"{most} calibration items: about {_duration(cost)}"
@@ -135,7 +139,7 @@ def estimate(subject: Subject, task: Task, items: int, stop: StopToken, seed: in
         rows: dict[str, list[LayerSensitivity]] = {}
         basis: Basis = "noise"
         for group in groups:
-            basis, found = yield from _group(subject, group, task, used, stop, ticker, seed)
+            basis, found = yield from _group(subject, group, task, used, noisy, stop, ticker, seed)
             rows |= found
     layers = tuple(one for site in subject.sites for one in rows[site.path])
     result = Sensitivity(layers, basis, sum(map(_rows, used)), round(stop.clock() - begun, 3))
@@ -149,7 +153,7 @@ def event_of(found: Sensitivity) -> Sensitivities:
 
 
 def _group(
-    subject: Subject, group: Sequence[Site], task: Task, batches: Sequence[Batch], stop: StopToken, ticker: Ticker, seed: int
+    subject: Subject, group: Sequence[Site], task: Task, batches: Sequence[Batch], noisy: int, stop: StopToken, ticker: Ticker, seed: int
 ) -> Generator[Event, None, tuple[Basis, dict[str, list[LayerSensitivity]]]]:
     generator = torch.Generator(subject.device).manual_seed(seed)
     basis: Basis = "noise"
@@ -157,10 +161,9 @@ def _group(
     with _probed(subject, group) as probe:
         for number, batch in enumerate(batches):
             stop.check()
-            rows = _rows(batch)
             if number == 0:
-                with torch.no_grad(), probe.looking("noise", rows):
-                    subject.forward(batch)
+                with torch.no_grad(), probe.looking("noise", noisy):
+                    subject.forward(_first(batch, noisy))
             if number == 0 or basis != "noise":
                 basis, add = _pass(subject, probe, task, batch, generator)
                 power += add
@@ -370,6 +373,17 @@ def _rows(batch: Batch) -> int:
     """The items of a batch as its tensors have them: of a text windows."""
     leaves = torch.utils._pytree.tree_leaves((batch.args, dict(batch.kwargs)))
     return next((len(x) for x in leaves if isinstance(x, Tensor) and x.dim()), batch.count)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first ``count`` rows; what has another first size is the same for all."""
+    rows = _rows(batch)
+
+    def cut(value: Any) -> Any:
+        return value[:count] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value
+
+    args, kwargs = (torch.utils._pytree.tree_map(cut, part) for part in (batch.args, dict(batch.kwargs)))
+    return Batch(args, kwargs, None, min(count, rows))
 
 
 def _work(subject: Subject, batch: Batch, stop: StopToken) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +16,11 @@ from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
 from engine.lowering.registry import captured, lowering_of
+from engine.lowering.sensitivity import event_of
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
-from engine.recipe.decisions import Answer, Strategy
+from engine.recipe.decisions import Answer, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
@@ -41,6 +43,7 @@ class Job(Work):
         super().__init__(recipe, machine, where, stop, attended)
         self.subject, self.task = subject, subject.task
         self.lowering = lowering_of(subject, self)
+        self._sensitivity: Sensitivity | None = None
         self._layers: dict[Which, list[dict[str, Any]]] = {}
         self._samples: dict[Which, list[dict[str, Any]]] = {}
 
@@ -124,11 +127,24 @@ class Job(Work):
             elif isinstance(answer, Strategy) and answer.go:
                 return plan
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
+            while isinstance(answer, Sensitive):
+                yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
+                answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 if refused is not None:
                     raise refused
                 return plan
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def sensitivity(self, plan: Plan, measured: Sequence[tuple[str, str]] | None = ()) -> Run[Sensitivity]:
+        """What each candidate of each layer costs, estimated once in a run; and measured, of all of them where that is None."""
+        if self._sensitivity is None:
+            self._sensitivity = yield from self.lowering.sensitivity(plan)
+        else:
+            yield event_of(self._sensitivity)
+        if measured is None or measured:
+            self._sensitivity = yield from self.lowering.measured_sensitivity(plan, self._sensitivity, measured)
+        return self._sensitivity
 
     def _verdict(self, which: Which, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None) -> Verdict:
         """``trained`` is what came of QAT, ``ptq`` the form before it where ``which`` is ``qat``."""

@@ -136,10 +136,8 @@ def main() -> None:
         noise = [(-row.noise_db, drops[row.path, row.candidate]) for row in first.layers if row.candidate in group]
         middle = sorted(drop for (_, name), drop in drops.items() if name in group)
         if middle:
-            spread = f"{min(several)} to {max(several)}"
-            print(
-                f"| {', '.join(group)} | {len(pairs)} | {several[0]} | {spread} | {correlation(noise)} | {middle[len(middle) // 2]:.4f} |"
-            )
+            spread, half = f"{min(several)} to {max(several)}", middle[len(middle) // 2]
+            print(f"| {', '.join(group)} | {len(pairs)} | {several[0]} | {spread} | {correlation(noise)} | {half:.4f} |")
 
 
 if __name__ == "__main__":
