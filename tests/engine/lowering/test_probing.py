@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,10 +38,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def net() -> Iterator[Net]:
+def net() -> Net:
     torch.manual_seed(0)
-    made = Net().double().eval().requires_grad_(False)
-    yield made
+    return Net().double().eval().requires_grad_(False)
 
 
 def task(distribution: bool, loss: Any = None) -> Task:
