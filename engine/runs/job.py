@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from engine.runs.exporting import export, refusal
 from engine.runs.measuring import Form, measure
 from engine.runs.orders import with_orders
 from engine.runs.rundir import RunDir
+from engine.runs.searching import Search
 from engine.runs.work import Run, Work, epochs_of
 from engine.tasks.subject import Subject
 
@@ -71,6 +73,12 @@ class Job(Work):
         yield self.setting()
         lowering = self.lowering = yield from captured(self.lowering)
         plan = yield from self._plan()
+        search = None
+        if self.recipe.targets:
+            search = Search(
+                self, lowering, self.task, plan, self.subject.device, partial(self.sensitivity, plan), self.subject.fingerprint
+            )  # fmt: skip
+            plan = yield from search.run()
         plan = yield from lowering.settle(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
         quantized = yield from self.stage("convert", lowering.conversion, lowering.convert(plan, statistics))
@@ -106,6 +114,7 @@ class Job(Work):
             "workloads": [workload.to_dict() for workload in self.task.workloads],
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
             **lowering.details(plan, statistics, chosen.quantized),
+            **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
@@ -135,6 +144,22 @@ class Job(Work):
                     raise refused
                 return plan
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def _searched(self, search: Search, chosen: Form, baseline: BaselineFigures, training: TrainingFigures | None) -> dict[str, Any]:
+        """The report's ``search``: what was tried on validation, training included, and what the chosen model has on test."""
+        found, metric = search.entry(), self.task.metric
+        if training is not None:
+            value = training.figures.validation["value"]
+            drop = metric.drop(training.figures.validation["baseline"], value)
+            size = training.figures.size_bytes
+            row = {"title": "QAT", "value": value, "drop": drop, "size_bytes": size, "size": size / baseline.size_bytes}
+            found["tried"].append({**row, "seconds": training.figures.seconds, "kept": training.kept})
+        size = chosen.figures.size_bytes
+        found["test"] = {
+            "value": chosen.figures.value, "drop": metric.drop(baseline.value, chosen.figures.value), "size_bytes": size,
+            "size": size / baseline.size_bytes,
+        }  # fmt: skip
+        return found
 
     def sensitivity(self, plan: Plan, measured: Sequence[tuple[str, str]] | None = ()) -> Run[Sensitivity]:
         """What each candidate of each layer costs, estimated once in a run; and measured, of all of them where that is None."""
