@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ MOST, LEAST = 256, 16
 _MULTIPLY_ADDS = 4e10
 # Of those that tell the noise of each candidate at its layer's output.
 _OF_NOISE = 4e9
+# Of running the model with one change, where that is more than a small one: in nats, or as a part of the outputs' power.
+_OF_REFINING, _SMALL, _FEW = 6e11, 2e-3, 3
 # Items run together, and bytes of what candidates change that are held at a time.
 _CHUNK = 8
 _BUDGET = 2**30
@@ -123,6 +125,7 @@ def estimate(subject: Subject, task: Task, items: int, stop: StopToken, seed: in
         noisy = int(min(max(_OF_NOISE / max(work, 1.0), 1), _rows(first)))
         several = max(len(s.weights) + len(s.activations) for s in subject.sites)
         cost = seconds * (count * (1 + 5 * len(groups)) + several * noisy / _rows(first))
+        cost += seconds * min(_OF_REFINING / max(work * _rows(first), 1.0), count * sum(_coarse(site) for site in subject.sites))
         yield Notice(
             f"estimating {sum(len(s.weights) + len(s.activations) for s in subject.sites)} candidates of {len(subject.sites)} layers on "
             f"{most} calibration items: about {_duration(cost)}"
@@ -141,8 +144,9 @@ def estimate(subject: Subject, task: Task, items: int, stop: StopToken, seed: in
         for group in groups:
             basis, found = yield from _group(subject, group, task, used, noisy, stop, ticker, seed)
             rows |= found
-    layers = tuple(one for site in subject.sites for one in rows[site.path])
-    result = Sensitivity(layers, basis, sum(map(_rows, used)), round(stop.clock() - begun, 3))
+        layers = [one for site in subject.sites for one in rows[site.path]]
+        layers = yield from _refined(subject, task, layers, used, basis, work, stop)
+    result = Sensitivity(tuple(layers), basis, sum(map(_rows, used)), round(stop.clock() - begun, 3))
     yield event_of(result)
     return result
 
@@ -228,6 +232,64 @@ def _rows_of(site: Site, row: LayerRow, probe: Probe, basis: Basis, factor: floa
             harm = noise / max(sums.signal, 1e-300) if basis == "noise" else factor * square
             found.append(LayerSensitivity(site.path, candidate.name, sqnr_db(sums.signal, noise), harm, size_of(row, candidate)))
     return found
+
+
+def _coarse(site: Site) -> int:
+    """How many candidates of a layer are of so few bits that their error is no small change."""
+    return sum(candidate.bits <= _FEW for candidate in (*site.weights, *site.activations))
+
+
+def _refined(
+    subject: Subject, task: Task, rows: list[LayerSensitivity], batches: Sequence[Batch], basis: Basis, work: float, stop: StopToken
+) -> Generator[Event, None, list[LayerSensitivity]]:
+    """``rows`` with what the loss really rises by on the same items, where the estimate is too large for a second order to hold: the
+    worst first, as far as the multiply-adds reach. The model is run with that one change."""
+    if basis not in ("kl", "mse"):
+        return rows
+    items, held = sum(map(_rows, batches)), list(batches)
+    most = int(_OF_REFINING / max(work * items, 1.0))
+    order = sorted(range(len(rows)), key=lambda place: -rows[place].loss_increase)
+    chosen = [place for place in order if rows[place].loss_increase > _SMALL][:most]
+    if not chosen:
+        return rows
+    known = {(site.path, c.name): (site, c) for site in subject.sites for c in (*site.weights, *site.activations)}
+    found = list(rows)
+    ticker = Ticker("sensitivity", len(chosen), "candidates", clock=stop.clock)
+    with torch.inference_mode():
+        wanted = [tuple(x.float() for x in task.outputs(subject.forward(batch))) for batch in _fitting(task, subject, held)]
+        for place in chosen:
+            site, candidate = known[rows[place].path, rows[place].candidate]
+            with _rounded(site, candidate):
+                sums = [0.0, 0.0]
+                for batch, before in zip(held, wanted, strict=False):
+                    stop.check()
+                    after = task.outputs(subject.forward(batch))
+                    for i, part in enumerate(_moved(task, before, after)):
+                        sums[i] += part
+            value = sums[0] / max(sums[1], 1e-300)
+            found[place] = replace(rows[place], loss_increase=max(value, 0.0) if math.isfinite(value) else rows[place].loss_increase)
+            yield from ticker.advance()
+    return found
+
+
+def _fitting(task: Task, subject: Subject, batches: Sequence[Batch]) -> Iterator[Batch]:
+    """The first of ``batches``, as many as leave outputs that fit in memory."""
+    size = 0
+    for batch in batches:
+        yield batch
+        size += sum(4 * x.numel() for x in task.outputs(subject.forward(_first(batch, 1)))) * _rows(batch)
+        if size > _BUDGET // 2:
+            return
+
+
+def _moved(task: Task, before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[float, float]:
+    """What the outputs of a batch have moved by, and what that is divided by: as ``probed_loss`` estimates it."""
+    if task.distribution:
+        p, q = before[0].log_softmax(-1), after[0].float().log_softmax(-1)
+        return float((p.exp() * (p - q)).double().sum()), p.numel() / p.shape[-1]
+    pairs = list(zip(before, after, strict=True))
+    noise = sum(float((b.float() - a).double().square().sum()) for a, b in pairs)
+    return noise, sum(float(a.double().square().sum()) for a, _ in pairs)
 
 
 # The real metric, one candidate at a time.
@@ -397,13 +459,16 @@ def _work(subject: Subject, batch: Batch, stop: StopToken) -> tuple[float, float
             done.append(result.numel() * weight.numel() / out)
 
     handles = [site.module.register_forward_hook(count) for site in subject.sites]
-    begun = stop.clock()
     try:
         with torch.inference_mode():
             subject.forward(batch)
     finally:
         for handle in handles:
             handle.remove()
+    # The first time memory is fetched and kernels are chosen.
+    begun = stop.clock()
+    with torch.inference_mode():
+        subject.forward(batch)
     return math.fsum(done) / _rows(batch), stop.clock() - begun
 
 

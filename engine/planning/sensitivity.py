@@ -30,12 +30,15 @@ class Candidate:
     activations: ActivationSpec | None = None
 
     @property
+    def bits(self) -> int:
+        part = self.weights or self.activations
+        assert part is not None
+        return part.bits
+
+    @property
     def name(self) -> str:
         """``w4`` or ``a8``."""
-        if self.weights is not None:
-            return f"w{self.weights.bits}"
-        assert self.activations is not None
-        return f"a{self.activations.bits}"
+        return f"{'w' if self.weights else 'a'}{self.bits}"
 
 
 def candidates(row: LayerRow, activation_bits: int = 8) -> tuple[Candidate, ...]:
