@@ -17,7 +17,7 @@ from engine.kernels.probe import Machine
 from engine.lowering import sensitivity
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
-from engine.planning.sensitivity import Sensitivity
+from engine.planning.sensitivity import Candidate, Sensitivity
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.recipe.threshold import Threshold
@@ -150,8 +150,9 @@ class Lowering(ABC):
         yield from ()
         return plan
 
-    def sensitive(self, plan: Plan) -> sensitivity.Subject | None:
-        """The fp32 model and its layers, as ``sensitivity`` takes them; None where there is nothing to estimate."""
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
+        """The fp32 model and its layers, as ``sensitivity`` takes them, with all candidates or with ``only`` these by path; None where
+        there is nothing to estimate."""
         return None
 
     def sensitivity(self, plan: Plan) -> Generator[Event, None, Sensitivity]:
@@ -162,6 +163,28 @@ class Lowering(ABC):
             return Sensitivity((), "noise", 0)
         run = self.run
         return (yield from sensitivity.estimate(subject, self.subject.task, run.recipe.data.calibration, run.stop, run.recipe.seed))
+
+    def harm(self, plan: Plan) -> Generator[Event, None, Sensitivity]:
+        """What each layer costs as ``plan`` has it, on few calibration items: for the report."""
+        only = {
+            row.path: tuple(
+                candidate
+                for candidate, is_there in (
+                    (Candidate(row.actual.weights), row.actual.weights is not None and row.tied is None),
+                    (Candidate(activations=row.actual.activations), row.actual.weights is not None and row.actual.activations is not None),
+                )
+                if is_there
+            )
+            for row in plan.layers if row.editable
+        }  # fmt: skip
+        subject = self.sensitive(plan, only)
+        if subject is None:
+            return Sensitivity((), "noise", 0)
+        run = self.run
+        steps = sensitivity.estimate(
+            subject, self.subject.task, run.recipe.data.calibration, run.stop, run.recipe.seed, quick=True
+        )  # fmt: skip
+        return (yield from steps)
 
     def measured_sensitivity(
         self, plan: Plan, found: Sensitivity, wanted: Sequence[tuple[str, str]] | None = None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
 from engine.events.pictures import NAME as CHANGED
 from engine.events.pictures import to_json
+from engine.events.progress import quietly
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
@@ -23,6 +25,7 @@ from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
 from engine.recipe.decisions import Answer, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
+from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
@@ -46,6 +49,7 @@ class Job(Work):
         self.subject, self.task = subject, subject.task
         self.lowering = lowering_of(subject, self)
         self._sensitivity: Sensitivity | None = None
+        self._of_plan: Mapping[str, Harm] | None = None
         self._layers: dict[Which, list[dict[str, Any]]] = {}
         self._samples: dict[Which, list[dict[str, Any]]] = {}
 
@@ -97,6 +101,10 @@ class Job(Work):
         chosen = trained if trained and which == "qat" else ptq
         found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)
         layers = self._layer_results(which, plan, chosen.quantized)
+        advised = self._advice(found, plan, search)
+        judged = {**found.to_dict(), **(advised.to_dict() if advised else {})}
+        if advised:
+            yield Notice(advised.text)
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
         changed = self._changed(which, chosen)
@@ -109,7 +117,7 @@ class Job(Work):
             "schema": SCHEMA, "model": self.recipe.model, **self.measured(), "lowering": lowering.name,
             "data": self.task.data(self.recipe.data.calibration, self.recipe.data.limit), "environment": self.environment(),
             "graph": lowering.graph(), "layers": layers, "baseline": baseline.to_dict(), "ptq": ptq.figures.to_dict(),
-            "qat": training.to_dict() if training else None, "verdict": found.to_dict(), **exported,
+            "qat": training.to_dict() if training else None, "verdict": judged, **exported,
             "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
@@ -182,8 +190,30 @@ class Job(Work):
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:
-            self._layers[which] = self.lowering.layer_results(plan, quantized)
+            harms = self._harms(plan)
+            rows = self.lowering.layer_results(plan, quantized)
+            self._layers[which] = [{**row, "harm": harms[row["name"]].total if row["name"] in harms else None} for row in rows]
         return self._layers[which]
+
+    def _harms(self, plan: Plan) -> Mapping[str, Harm]:
+        """What each layer costs as it is, estimated once."""
+        if self._of_plan is None:
+            try:
+                found = quietly(self.lowering.harm(plan), self.stop)
+            except (EngineError, RuntimeError, ValueError, TypeError):
+                # The model is quantized and measured: what is told besides is not worth a run.
+                found = Sensitivity((), "noise", 0)
+            parts = {path: found.of(path).values() for path in found.paths}
+            self._of_plan = {
+                path: Harm(path, *(sum(one.loss_increase for one in several if one.candidate[0] == part) for part in "wa"))
+                for path, several in parts.items()
+            }
+        return self._of_plan
+
+    def _advice(self, found: Verdict, plan: Plan, search: Search | None) -> Advice | None:
+        if found.met:
+            return None
+        return advice(list(self._harms(plan).values()), plan.layers, found.threshold, search is not None)
 
     def _described(self, which: Which, before: Baseline, quantized: Quantized) -> Run[list[dict[str, Any]]]:
         if which not in self._samples:

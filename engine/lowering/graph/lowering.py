@@ -36,6 +36,7 @@ from engine.planning import planner
 from engine.planning.layer import Layer, Output
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
 from engine.tasks.base import Batch, Task, forward_of
@@ -175,12 +176,12 @@ class GraphLowering(Lowering):
             else:
                 run.keep(with_slower(run.recipe, ()))
 
-    def sensitive(self, plan: Plan) -> sensitivity.Subject:
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
         graph, device = self.folded, self.subject.device
         if device != "cpu":
             graph = channels_last(copy.deepcopy(graph), device)
         bits = self.run.machine.activation_bits
-        sites = sensitivity.sites_of(plan.layers, graph.get_submodule, sensitivity.rounding_error, bits, shared=True)
+        sites = sensitivity.sites_of(plan.layers, graph.get_submodule, sensitivity.rounding_error, bits, True, only)
         return sensitivity.Subject(graph, forward_of(structured(graph)), sites, {row.path: row for row in plan.layers}, device)
 
     @property

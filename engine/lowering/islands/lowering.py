@@ -137,7 +137,7 @@ class IslandsLowering(GraphLowering):
         yield from self._settle_speeds()
         return plan
 
-    def sensitive(self, plan: Plan) -> sensitivity.Subject:
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
         """The whole model as the Python that it is: its normalizations stay beside the layers that they are folded into."""
         root, device = self.subject.model, self.subject.device
         if device != "cpu":
@@ -147,7 +147,7 @@ class IslandsLowering(GraphLowering):
             return sensitivity.unfolded_error(self.folded.get_submodule(row.path), row, module, candidate)
 
         bits = self.run.machine.activation_bits
-        sites = sensitivity.sites_of(plan.layers, root.get_submodule, error, bits, shared=True)
+        sites = sensitivity.sites_of(plan.layers, root.get_submodule, error, bits, True, only)
         return sensitivity.Subject(root, forward_of(root), sites, {row.path: row for row in plan.layers}, device)
 
     def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:

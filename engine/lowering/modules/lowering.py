@@ -34,6 +34,7 @@ from engine.models.anatomy import Anatomy, anatomy
 from engine.models.experts import is_expert, separate_experts
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.base import Batch, Forward, forward_of
 from engine.tasks.causal_lm import CausalLM
@@ -123,8 +124,8 @@ class ModulesLowering(Lowering):
         yield Planned(found.layers, recipe.preset, 8, self.baseline().size_bytes)
         return found
 
-    def sensitive(self, plan: Plan) -> sensitivity.Subject:
-        sites = sensitivity.sites_of(plan.layers, self.model.get_submodule, sensitivity.matrix_error)
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+        sites = sensitivity.sites_of(plan.layers, self.model.get_submodule, sensitivity.matrix_error, only=only)
         rows = {row.path: row for row in plan.layers}
         return sensitivity.Subject(self.model, forward_of(self.model), sites, rows, self.subject.device)
 
