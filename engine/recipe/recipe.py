@@ -264,8 +264,11 @@ class Recipe(_Part):
         targets = given.get("targets") if isinstance(given, Mapping) else None
         if not isinstance(targets, list | tuple) or given.get("threshold") is not None:
             return given
-        drop = next((text for text in targets if isinstance(text, str) and text.strip().startswith("drop:")), None)
-        return {**given, "threshold": drop} if drop else given
+        try:
+            drop = next((target for target in parsed(targets) if target.kind == "drop"), None)
+        except UsageError:
+            return given
+        return {**given, "threshold": str(drop)} if drop else given
 
     @field_validator("targets")
     @classmethod

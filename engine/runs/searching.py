@@ -42,6 +42,8 @@ _FIRST = ("gptq", "gptq+")
 _WORST = (1, 2, 4, 8)
 _LARGEST_STATE = 16 * MB
 _SLACK = 1e-9
+# How far a prediction of a file's size may be off, as a factor and in bytes of text; how often a plan is corrected.
+_LIKELY, _TEXT, _CORRECTIONS = 1.05, 2000, 3
 _EIGHT = 8
 
 
@@ -122,6 +124,7 @@ class Search:
         self.skipped: list[dict[str, str]] = []
         self.front: tuple[dict[str, Any], ...] = ()
         self._sensitivity: Sensitivity | None = None
+        self._bytes, self._pace = 0.0, 1.0
         self._specs: Mapping[str, LayerSpec] = plan.specs()
         self._read()
 
@@ -200,11 +203,7 @@ class Search:
             self.skipped.append({"title": "as proposed", "why": f"predicted {told}: it cannot meet the targets"})
         if self._limits:
             yield None
-            planned = self._solved(None)
-            if planned is None:
-                self.skipped.append({"title": "mixed precision", "why": "no plan is within the targets"})
-            else:
-                yield _Remedy("mixed precision, rounded to nearest", planned)
+            yield from self._mixed()
         for name in _FIRST:
             changed = self._with_method(self._specs, name)
             if changed is not None:
@@ -230,21 +229,54 @@ class Search:
 
     # What remedies are made of.
 
-    def _solved(self, method: str | None) -> Mapping[str, LayerSpec] | None:
+    def _mixed(self) -> Iterator[_Remedy]:
+        """The best plan within the limits, and that by what a trial of the first has shown them to be."""
+        planned = self._solved()
+        if planned is None:
+            self.skipped.append({"title": "mixed precision", "why": "no layer can be changed"})
+            return
+        yield _Remedy("mixed precision, rounded to nearest", planned)
+        for _ in range(_CORRECTIONS):
+            last = self.tried[-1] if self.tried else None
+            if last is None:
+                return
+            self._corrected(planned, last)
+            again = self._solved()
+            if again is None or again == planned:
+                return
+            planned = again
+            yield _Remedy("mixed precision, corrected by what was measured", planned)
+
+    def _solved(self) -> Mapping[str, LayerSpec] | None:
+        """The plan of least harm within the limits, or the nearest to them; None where there is nothing to choose."""
         assert self._sensitivity is not None
-        items = search.items_of(self.plan.layers, self._sensitivity, method)
+        items = search.items_of(self.plan.layers, self._sensitivity)
         found = search.solve(items, self._bounds())
+        if found is None:
+            # Predictions may be wrong by a little: the smallest plan tells.
+            size = search.solve(items, search.Limits(), lambda choice: 8 * choice.weight_bytes + choice.file_bytes)
+            found = search.solve(items, search.Limits(size.file_bytes, size.bits_per_weight)) if size else None
         return None if found is None else {**self.plan.specs(), **found.specs}
+
+    def _corrected(self, planned: Mapping[str, LayerSpec], tried: Tried) -> None:
+        """Take in by how much a trial's file and time differ from what was predicted."""
+        self._bytes = tried.size_bytes - self._size(planned)
+        latency = self._target("latency")
+        have = (tried.latency_ms if latency.unit else tried.latency) if latency else None
+        if latency and have and have > latency.value:
+            self._pace *= latency.value / have
 
     def _bounds(self) -> search.Limits:
         size, bits, latency = (self._target(kind) for kind in ("size", "bpw", "latency"))
-        rows = self.plan.layers
-        times = [row.fp32_ms for row in rows if row.editable and row.fp32_ms is not None]
-        limit = None if size is None else (size.value if size.unit else size.value * self._fp32()) - self._base()
+        times = [row.fp32_ms for row in self.plan.layers if row.editable and row.fp32_ms is not None]
+        limit = None if size is None else self._most_bytes(size) - self._base() - self._bytes
         ms = None
         if latency is not None and times:
-            ms = latency.value * (1.0 if latency.unit else math.fsum(times))
+            ms = self._pace * latency.value * (1.0 if latency.unit else math.fsum(times))
         return search.Limits(limit, bits.value if bits else None, ms)
+
+    def _most_bytes(self, size: Target) -> float:
+        return size.value if size.unit else size.value * self._fp32()
 
     def _fp32(self) -> int:
         return self.lowering.baseline().size_bytes
@@ -266,7 +298,7 @@ class Search:
     def _fits(self, specs: Mapping[str, LayerSpec]) -> bool:
         """Whether a plan may meet the targets that are known before it is tried."""
         size, bits = self._target("size"), self._target("bpw")
-        small = size is None or self._size(specs) <= (size.value if size.unit else size.value * self._fp32())
+        small = size is None or self._size(specs) <= self._most_bytes(size) * _LIKELY + _TEXT
         return small and (bits is None or self._bits(specs) <= bits.value)
 
     def _with_method(self, specs: Mapping[str, LayerSpec], name: str) -> Mapping[str, LayerSpec] | None:

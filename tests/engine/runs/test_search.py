@@ -15,10 +15,16 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Planned, StageFinished, StageStarted, Table
 from engine.recipe.recipe import Recipe
 
+# With weights that are most of the file.
+WIDE = (
+    TINY.replace("(3, 8,", "(3, 32,").replace("BatchNorm2d(8)", "BatchNorm2d(32)").replace("(8, 16,", "(32, 64,")
+    .replace("BatchNorm2d(16)", "BatchNorm2d(64)").replace("Linear(16", "Linear(64")
+)  # fmt: skip
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "tiny.py").write_text(WIDE)
     return Recipe.make(
         model=f"{tmp_path / 'tiny.py'}:make", data={"name": "digits", "calibration": 64}, qat={"mode": "never"}, slower=[], device="cpu",
     )  # fmt: skip
@@ -44,22 +50,17 @@ def test_a_target_that_the_proposal_meets_costs_one_trial(recipe: Recipe, tmp_pa
     assert "## Search" in text and "**as proposed**" in text and "On test, which chose nothing:" in text
 
 
-def test_a_drop_that_cannot_be_had_tries_every_remedy_and_keeps_the_best(recipe: Recipe, tmp_path: Path) -> None:
-    # No model comes out better than fp32 by half of all images.
-    seen = drive(asked(recipe, "drop:0", preset="w4a4", threshold="sqnr:90"), tmp_path / "run")
+def test_a_target_that_cannot_be_had_tries_every_remedy_and_keeps_the_nearest(recipe: Recipe, tmp_path: Path) -> None:
+    seen = drive(asked(recipe, "size:1kB"), tmp_path / "run")
     titles = trials(seen)
-    assert titles[0] == "Trying: as proposed" or titles[0] == "Trying: as asked"
+    assert titles[0] == "Trying: mixed precision, rounded to nearest"
+    assert any("observers" in title for title in titles) and any("GPTQ" in title for title in titles)
     found = seen.data["search"]
-    drops = [one["drop"] for one in found["tried"]]
-    if found["met"]:
-        assert min(drops) <= 0
-    else:
-        assert len(titles) > 4 and any("observers" in title for title in titles) and any("GPTQ" in title for title in titles)
-        assert found["tried"][[one["title"] for one in found["tried"]].index(found["chosen"])]["drop"] == min(drops)
-    gains = [one["gain"] for one in found["tried"][1:]]
-    assert all(isinstance(gain, float) for gain in gains)
-    # What is chosen is what the run then makes: the same figure on validation.
+    assert not found["met"] and found["skipped"][0]["title"] == "as proposed"
+    assert all(isinstance(one["gain"], float) for one in found["tried"][1:])
     chosen = next(one for one in found["tried"] if one["title"] == found["chosen"])
+    assert chosen["size_bytes"] == min(one["size_bytes"] for one in found["tried"])
+    # What is chosen is what the run then makes: the same figure on validation.
     assert seen.data["ptq"]["validation"]["value"] == pytest.approx(chosen["value"])
     assert seen.data["ptq"]["size_bytes"] == pytest.approx(chosen["size_bytes"], rel=0.05)
 
@@ -67,7 +68,7 @@ def test_a_drop_that_cannot_be_had_tries_every_remedy_and_keeps_the_best(recipe:
 def test_a_size_is_met_by_mixed_precision_and_what_cannot_fit_is_not_tried(recipe: Recipe, tmp_path: Path) -> None:
     plain = drive(asked(recipe), tmp_path / "plain").data
     fp32, eight = plain["baseline"]["size_bytes"], plain["ptq"]["size_bytes"]
-    aim = int(eight - 300)
+    aim = int(eight - 8000)
     seen = drive(asked(recipe, f"size:{aim}B", "drop:1"), tmp_path / "run")
     found = seen.data["search"]
     assert found["skipped"][0]["title"] == "as proposed" and f"{fp32}" not in found["skipped"][0]["why"]
@@ -100,7 +101,7 @@ def test_a_rule_of_the_recipe_stands(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_a_search_that_is_stopped_goes_on_after_its_last_trial(recipe: Recipe, tmp_path: Path) -> None:
-    what, out = asked(recipe, "drop:0", preset="w4a4", threshold="sqnr:90"), tmp_path / "run"
+    what, out = asked(recipe, "size:1kB"), tmp_path / "run"
 
     def stop_in_the_third(event: Event, stop: StopToken) -> None:
         if isinstance(event, StageStarted) and event.stage == "search":
