@@ -23,6 +23,10 @@ _DATA = (
     "for fidelity any inputs without labels: a file of arrays, a folder of images, arrays or audio, or random:3x224x224"
 )
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
+_TARGET = (
+    "search a plan that comes to this, the cheapest remedy first: drop:0.003, size:0.2 (of fp32's file) or size:1.5MB, bpw:4.5 (bits per "
+    "weight), latency:0.5 (of fp32's time) or latency:3ms; may be given several times"
+)
 _FORMATS = choices()
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
 _TRAINED_STEM = "first layers of a torchvision model (default: by the size of the images; as published for digits)"
@@ -136,6 +140,7 @@ def _run(run: Parser) -> None:
         metavar="METRIC:VALUE",
         help=_THRESHOLD,
     )
+    run.add_argument("--target", metavar="KIND:VALUE", action="append", help=_TARGET)
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)

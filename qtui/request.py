@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engine.recipe.recipe import Recipe
 
 _TOP = {"model": "model", "task": "task", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
-_TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph"}
+_TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph", "target": "targets"}
 _DATA = {
     "data": "name",
     "mean": "mean",

@@ -18,6 +18,7 @@ TORCH_FREE = [
     "engine", "engine.events.event", "engine.errors", "engine.recipe.spec", "engine.paths", "engine.events.cancellation",
     "engine.recipe.recipe", "engine.report.report", "engine.runs.rundir", "engine.models.registry", "engine.models.torchvision",
     "engine.models.cached", "engine.models.transform", "engine.data.registry", "engine.recipe.decisions", "engine.recipe.changes",
+    "engine.planning.sensitivity", "engine.planning.search", "engine.recipe.targets",
     "engine.planning.planner", "engine.planning.rules", "engine.recipe.capabilities",
     "engine.recipe.threshold", "engine.models.language_registry", "engine.data.text.corpora",
     "engine.models.transformers_folder", "engine.data.text.documents", "engine.planning.legality", "engine.recipe.presets",

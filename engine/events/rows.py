@@ -39,6 +39,23 @@ class PairRow:
 
 
 @dataclass(frozen=True)
+class LayerSensitivity:
+    """What one candidate costs where it alone is quantized and all else is fp32.
+
+    ``path`` is the layer's, ``candidate`` the weights (``w4``: 4 bits) or what the layer reads (``a4``). ``noise_db`` is the SQNR of
+    the layer's output, ``loss_increase`` the second-order estimate of what the loss rises by (``Sensitivities.basis``), and
+    ``size_bytes`` what the weights then take as stored. ``drop`` is what the metric lost on validation, None where that was not
+    measured."""
+
+    path: str
+    candidate: str
+    noise_db: float
+    loss_increase: float
+    size_bytes: int
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """One module of the plan. ``actual`` is what this machine can do of ``requested``; ``proposed`` is what the proposal
     alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise

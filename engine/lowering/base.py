@@ -14,8 +14,10 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Table
 from engine.kernels.probe import Machine
+from engine.lowering import sensitivity
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate, Sensitivity
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.recipe.threshold import Threshold
@@ -147,6 +149,56 @@ class Lowering(ABC):
         """Write into the recipe what was measured to make the plan, and prepare the model for it; the plan as it is then."""
         yield from ()
         return plan
+
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
+        """The fp32 model and its layers, as ``sensitivity`` takes them, with all candidates or with ``only`` these by path; None where
+        there is nothing to estimate."""
+        return None
+
+    def sensitivity(self, plan: Plan) -> Generator[Event, None, Sensitivity]:
+        """What each candidate of each layer of ``plan`` costs alone: estimated on calibration items. Yields Notice, Progress and
+        ``Sensitivities``. Raises Cancelled on stop."""
+        subject = self.sensitive(plan)
+        if subject is None:
+            return Sensitivity((), "noise", 0)
+        run = self.run
+        return (yield from sensitivity.estimate(subject, self.subject.task, run.recipe.data.calibration, run.stop, run.recipe.seed))
+
+    def harm(self, plan: Plan) -> Generator[Event, None, Sensitivity]:
+        """What each layer costs as ``plan`` has it, on few calibration items: for the report."""
+        only = {
+            row.path: tuple(
+                candidate
+                for candidate, is_there in (
+                    (Candidate(row.actual.weights), row.actual.weights is not None and row.tied is None),
+                    (Candidate(activations=row.actual.activations), row.actual.weights is not None and row.actual.activations is not None),
+                )
+                if is_there
+            )
+            for row in plan.layers if row.editable
+        }  # fmt: skip
+        subject = self.sensitive(plan, only)
+        if subject is None:
+            return Sensitivity((), "noise", 0)
+        run = self.run
+        steps = sensitivity.estimate(
+            subject, self.subject.task, run.recipe.data.calibration, run.stop, run.recipe.seed, quick=True
+        )  # fmt: skip
+        return (yield from steps)
+
+    def measured_sensitivity(
+        self, plan: Plan, found: Sensitivity, wanted: Sequence[tuple[str, str]] | None = None
+    ) -> Generator[Event, None, Sensitivity]:
+        """``found`` with what the metric loses on validation, candidate by candidate; ``wanted`` names some as (path, candidate). What
+        was measured is kept in the run's folder, and not measured again. Raises Cancelled within a batch."""
+        subject = self.sensitive(plan)
+        if subject is None:
+            return found
+        run, identity = self.run, f"{self.subject.fingerprint} {self.run.recipe.data.name}"
+        steps = sensitivity.measure(
+            subject, self.subject.task, found, run.directory, run.stop, run.recipe.data.batch, identity, wanted
+        )  # fmt: skip
+        return (yield from steps)
 
     @property
     @abstractmethod

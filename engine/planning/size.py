@@ -85,6 +85,20 @@ def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[
     return size
 
 
+def weight_bytes(layer: LayerRow, weights: WeightSpec | None) -> int:
+    """Bytes of one layer's weights as they lie in the file, scales included; None is fp32. Of a layer whose matrix another one has, 0."""
+    if layer.tied is not None or not layer.weight_shape:
+        return 0
+    if weights is None:
+        return 4 * math.prod(layer.weight_shape)
+    return _FORMS[layer.capabilities.role].weights(layer.weight_shape, weights)
+
+
+def layer_bytes(layer: LayerRow, spec: LayerSpec) -> int:
+    """Bytes that one layer adds to the file of the fp32 model when it becomes ``spec``; negative where the file shrinks."""
+    return _change(layer, spec) if layer.editable else 0
+
+
 def _change(layer: LayerRow, asked: LayerSpec) -> int:
     """Bytes that a layer adds to those it has in fp32."""
     form, spec = _FORMS[layer.capabilities.role], legalize(asked, layer.capabilities, _WIDEST)[0]

@@ -27,10 +27,21 @@ class Strategy:
 
 
 @dataclass(frozen=True)
+class Sensitive:
+    """To ``quantize``: estimate what each layer costs (the event ``Sensitivities``), and ask again.
+
+    With ``measured`` the metric itself is then measured on validation with each of these candidates alone, as (path, candidate) such
+    as ``("fc1", "w4")``; None is for all of them.
+    """
+
+    measured: tuple[tuple[str, str], ...] | None = ()
+
+
+@dataclass(frozen=True)
 class Train:
     """To ``qat``: train for that many epochs."""
 
     epochs: int
 
 
-Answer = bool | Fold | Strategy | Train | None
+Answer = bool | Fold | Strategy | Sensitive | Train | None

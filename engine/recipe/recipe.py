@@ -32,6 +32,7 @@ from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
 from engine.recipe.number_formats import NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
+from engine.recipe.targets import parsed
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
@@ -224,8 +225,8 @@ class Recipe(_Part):
     ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
     is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
     the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
-    and a run writes down what came of it. ``graph`` is what is shown of a language model: its modules, or
-    the operations that ``torch.export`` finds."""
+    and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``graph``
+    is what is shown of a language model: its modules, or the operations that ``torch.export`` finds."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -245,6 +246,9 @@ class Recipe(_Part):
     ] = None
     fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
     threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
+    targets: Annotated[
+        tuple[str, ...], Field(strict=False, description="a list of targets, such as [drop:0.003, size:0.2]; [] for none")
+    ] = ()
     qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
     export: Annotated[
         tuple[ExportFormat, ...],
@@ -253,6 +257,26 @@ class Recipe(_Part):
     device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0
     isa: Annotated[str | None, Field(description="text, or null")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _target_is_the_threshold(cls, given: Any) -> Any:
+        targets = given.get("targets") if isinstance(given, Mapping) else None
+        if not isinstance(targets, list | tuple) or given.get("threshold") is not None:
+            return given
+        try:
+            drop = next((target for target in parsed(targets) if target.kind == "drop"), None)
+        except UsageError:
+            return given
+        return {**given, "threshold": str(drop)} if drop else given
+
+    @field_validator("targets")
+    @classmethod
+    def _canonical_targets(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(target) for target in parsed(texts))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("threshold")
     @classmethod
@@ -333,6 +357,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         del fields["graph"]
     if fields.get("task") is None:
         fields.pop("task", None)
+    if not fields.get("targets"):
+        fields.pop("targets", None)
     return fields
 
 

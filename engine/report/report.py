@@ -18,6 +18,7 @@ from engine.report.measures import all_metrics, metrics_of
 from engine.report.mismatch import DIFFERS, differs
 from engine.report.runtimes import Runtime, fastest, paces, ratios, reference, runtimes
 from engine.report.schema import REPORT, misfit
+from engine.report.searched import section as searched
 from engine.tasks.metrics import Metric
 
 SCHEMA = 1
@@ -40,8 +41,8 @@ class Report:
 
     def to_markdown(self) -> str:
         d = self.data
-        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_figures(d), ""]
-        parts += [*_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
+        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_remedy(d), *_figures(d), ""]
+        parts += [*searched(d), *_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
         parts += ["", "## Graph", "", *_graph(d), "", "## Environment", "", *_environment(d)]
@@ -89,6 +90,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _remedy(d: dict[str, Any]) -> list[str]:
+    """Where the threshold is missed: the layers that cost most, and the cheapest remedy."""
+    told = d["verdict"].get("remedy")
+    return [told, ""] if told else []
 
 
 def _figures(d: dict[str, Any]) -> list[str]:
@@ -189,12 +196,16 @@ def _islands(d: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _layers(d: dict[str, Any]) -> list[str]:
+    """The layers, by what they cost where that was estimated, else in the model's order."""
+    told = [x for x in d["layers"] if x.get("harm")]
+    ordered = sorted(d["layers"], key=lambda x: -(x.get("harm") or 0.0)) if told else d["layers"]
     rows = [
-        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], number(x["sqnr_db"], "{:.1f} dB"), f"{x['params']:,}",
-         f"{100 * x['time_share']:.1f} %", x["reason"])
-        for x in d["layers"]
+        (x["name"], x["kind"], x["requested"], x["actual"], x["kernel"], number(x["sqnr_db"], "{:.1f} dB"),
+         *((number(x.get("harm"), "{:.1e}"),) if told else ()), f"{x['params']:,}", f"{100 * x['time_share']:.1f} %", x["reason"])
+        for x in ordered
     ]  # fmt: skip
-    return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", "parameters", "fp32 time", "why"), rows)
+    harm = ("estimated harm",) if told else ()
+    return table(("layer", "kind", "requested", "actual", "runs on", "SQNR", *harm, "parameters", "fp32 time", "why"), rows)
 
 
 def _operations(d: dict[str, Any]) -> list[str]:

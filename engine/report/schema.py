@@ -27,10 +27,22 @@ FORM: Shape = {
 LAYER: Shape = {
     "name": TEXT, "kind": TEXT, "requested": TEXT, "actual": TEXT, "kernel": TEXT, "reason": TEXT, "rule": TEXT, "sqnr_db": NUMBER,
     "own_sqnr_db": NUMBER, "params": WHOLE, "time_share": NUMBER, "speedup": {"int8_ms": NUMBER, "fp32_ms": NUMBER},
+    "harm": NUMBER,
 }  # fmt: skip
 MEASURE: Shape = {"name": TEXT, "unit": TEXT, "higher_is_better": FLAG, "relative": FLAG, "digits": TEXT}
 ITEMS: Shape = {"item": TEXT, "plural": TEXT, "unit": TEXT}
-VERDICT: Shape = {"chosen": TEXT, "threshold": TEXT, "met": FLAG, "text": TEXT}
+VERDICT: Shape = {
+    "chosen": TEXT, "threshold": TEXT, "met": FLAG, "text": TEXT, "worst": [{"layer": TEXT, "share": NUMBER}], "remedy": TEXT,
+}  # fmt: skip
+_TRIED = {
+    "title": TEXT, "key": TEXT, "value": NUMBER, "drop": NUMBER, "size_bytes": NUMBER, "size": NUMBER, "bpw": NUMBER, "seconds": NUMBER,
+    "met": FLAG, "gain": NUMBER, "latency_ms": NUMBER, "latency": NUMBER, "harm": NUMBER, "kept": FLAG,
+}  # fmt: skip
+SEARCH: Shape = {
+    "targets": [TEXT], "metric": TEXT, "chosen": TEXT, "met": FLAG, "tried": [_TRIED], "skipped": [{"title": TEXT, "why": TEXT}],
+    "seconds": NUMBER, "front": [{"size_bytes": NUMBER, "bpw": NUMBER, "harm": NUMBER}],
+    "test": {"value": NUMBER, "drop": NUMBER, "size_bytes": NUMBER, "size": NUMBER},
+}  # fmt: skip
 _EXPORT = {
     "format": TEXT, "path": TEXT, "size_bytes": NUMBER, "sha256": TEXT, "runtime": TEXT, "kernel": TEXT, "reason": TEXT,
     "parity": _PARITY, "parity_cached": _PARITY, "value": NUMBER, "interval": NUMBER, "verified": FLAG, "differs": FLAG,
@@ -58,7 +70,7 @@ REPORT: Shape = {
             "place": WHOLE, "label": TEXT, "fp32": TEXT, "quantized": TEXT, "before": NUMBER, "after": NUMBER, "file": TEXT,
         }],
     },
-    "order_key": TEXT, "task": TEXT, "measures": [MEASURE], "items": ITEMS,
+    "search": SEARCH, "order_key": TEXT, "task": TEXT, "measures": [MEASURE], "items": ITEMS,
 }  # fmt: skip
 _RULE = {"match": TEXT, "weights": {}, "activations": {}, "keep": TEXT}
 RECIPE: Shape = {

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
+from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
 from engine.events.pictures import NAME as CHANGED
 from engine.events.pictures import to_json
+from engine.events.progress import quietly
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
 from engine.lowering.registry import captured, lowering_of
+from engine.lowering.sensitivity import event_of
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
-from engine.recipe.decisions import Answer, Strategy
+from engine.recipe.decisions import Answer, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
+from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
@@ -27,6 +33,7 @@ from engine.runs.exporting import export, refusal
 from engine.runs.measuring import Form, measure
 from engine.runs.orders import with_orders
 from engine.runs.rundir import RunDir
+from engine.runs.searching import Search
 from engine.runs.work import Run, Work, epochs_of
 from engine.tasks.subject import Subject
 
@@ -41,6 +48,8 @@ class Job(Work):
         super().__init__(recipe, machine, where, stop, attended)
         self.subject, self.task = subject, subject.task
         self.lowering = lowering_of(subject, self)
+        self._sensitivity: Sensitivity | None = None
+        self._of_plan: Mapping[str, Harm] | None = None
         self._layers: dict[Which, list[dict[str, Any]]] = {}
         self._samples: dict[Which, list[dict[str, Any]]] = {}
 
@@ -68,6 +77,12 @@ class Job(Work):
         yield self.setting()
         lowering = self.lowering = yield from captured(self.lowering)
         plan = yield from self._plan()
+        search = None
+        if self.recipe.targets:
+            search = Search(
+                self, lowering, self.task, plan, self.subject.device, partial(self.sensitivity, plan), self.subject.fingerprint
+            )  # fmt: skip
+            plan = yield from search.run()
         plan = yield from lowering.settle(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
         quantized = yield from self.stage("convert", lowering.conversion, lowering.convert(plan, statistics))
@@ -86,6 +101,10 @@ class Job(Work):
         chosen = trained if trained and which == "qat" else ptq
         found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)
         layers = self._layer_results(which, plan, chosen.quantized)
+        advised = self._advice(found, plan, search)
+        judged = {**found.to_dict(), **(advised.to_dict() if advised else {})}
+        if advised:
+            yield Notice(advised.text)
         yield lowering.layer_table(layers)
         samples = yield from self._described(which, before, chosen.quantized)
         changed = self._changed(which, chosen)
@@ -98,11 +117,12 @@ class Job(Work):
             "schema": SCHEMA, "model": self.recipe.model, **self.measured(), "lowering": lowering.name,
             "data": self.task.data(self.recipe.data.calibration, self.recipe.data.limit), "environment": self.environment(),
             "graph": lowering.graph(), "layers": layers, "baseline": baseline.to_dict(), "ptq": ptq.figures.to_dict(),
-            "qat": training.to_dict() if training else None, "verdict": found.to_dict(), **exported,
+            "qat": training.to_dict() if training else None, "verdict": judged, **exported,
             "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
             **lowering.details(plan, statistics, chosen.quantized),
+            **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
@@ -124,11 +144,40 @@ class Job(Work):
             elif isinstance(answer, Strategy) and answer.go:
                 return plan
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
+            while isinstance(answer, Sensitive):
+                yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
+                answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 if refused is not None:
                     raise refused
                 return plan
             yield from self.change(with_strategy(self.recipe, answer.preset, answer.rules))
+
+    def _searched(self, search: Search, chosen: Form, baseline: BaselineFigures, training: TrainingFigures | None) -> dict[str, Any]:
+        """The report's ``search``: what was tried on validation, training included, and what the chosen model has on test."""
+        found, metric = search.entry(), self.task.metric
+        if training is not None:
+            value = training.figures.validation["value"]
+            drop = metric.drop(training.figures.validation["baseline"], value)
+            size = training.figures.size_bytes
+            row = {"title": "QAT", "value": value, "drop": drop, "size_bytes": size, "size": size / baseline.size_bytes}
+            found["tried"].append({**row, "seconds": training.figures.seconds, "kept": training.kept})
+        size = chosen.figures.size_bytes
+        found["test"] = {
+            "value": chosen.figures.value, "drop": metric.drop(baseline.value, chosen.figures.value), "size_bytes": size,
+            "size": size / baseline.size_bytes,
+        }  # fmt: skip
+        return found
+
+    def sensitivity(self, plan: Plan, measured: Sequence[tuple[str, str]] | None = ()) -> Run[Sensitivity]:
+        """What each candidate of each layer costs, estimated once in a run; and measured, of all of them where that is None."""
+        if self._sensitivity is None:
+            self._sensitivity = yield from self.lowering.sensitivity(plan)
+        else:
+            yield event_of(self._sensitivity)
+        if measured is None or measured:
+            self._sensitivity = yield from self.lowering.measured_sensitivity(plan, self._sensitivity, measured)
+        return self._sensitivity
 
     def _verdict(self, which: Which, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None) -> Verdict:
         """``trained`` is what came of QAT, ``ptq`` the form before it where ``which`` is ``qat``."""
@@ -141,8 +190,30 @@ class Job(Work):
 
     def _layer_results(self, which: Which, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         if which not in self._layers:
-            self._layers[which] = self.lowering.layer_results(plan, quantized)
+            harms = self._harms(plan)
+            rows = self.lowering.layer_results(plan, quantized)
+            self._layers[which] = [{**row, "harm": harms[row["name"]].total if row["name"] in harms else None} for row in rows]
         return self._layers[which]
+
+    def _harms(self, plan: Plan) -> Mapping[str, Harm]:
+        """What each layer costs as it is, estimated once."""
+        if self._of_plan is None:
+            try:
+                found = quietly(self.lowering.harm(plan), self.stop)
+            except (EngineError, RuntimeError, ValueError, TypeError):
+                # The model is quantized and measured: what is told besides is not worth a run.
+                found = Sensitivity((), "noise", 0)
+            parts = {path: found.of(path).values() for path in found.paths}
+            self._of_plan = {
+                path: Harm(path, *(sum(one.loss_increase for one in several if one.candidate[0] == part) for part in "wa"))
+                for path, several in parts.items()
+            }
+        return self._of_plan
+
+    def _advice(self, found: Verdict, plan: Plan, search: Search | None) -> Advice | None:
+        if found.met:
+            return None
+        return advice(list(self._harms(plan).values()), plan.layers, found.threshold, search is not None)
 
     def _described(self, which: Which, before: Baseline, quantized: Quantized) -> Run[list[dict[str, Any]]]:
         if which not in self._samples:

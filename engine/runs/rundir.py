@@ -27,7 +27,19 @@ from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
 _EXPORTS = tuple(dict.fromkeys(name for entry in FORMATS.values() for name in entry.files))
-_FILES = ("state.json", "events.jsonl", "recipe.yaml", "report.json", "report.md", CHANGED, *_EXPORTS, "checkpoints", "traceback.txt")
+_FILES = (
+    "state.json",
+    "events.jsonl",
+    "recipe.yaml",
+    "report.json",
+    "report.md",
+    CHANGED,
+    *_EXPORTS,
+    "checkpoints",
+    "traceback.txt",
+    "sensitivity.json",
+    "search.json",
+)
 
 # Characters of a folder's name behind its time: systems take 255.
 _LONGEST = 120

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table, Weights
 from engine.events.progress import quietly
 from engine.kernels.choose import kernels_for
+from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, Lowering, NotWhole, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
@@ -28,11 +30,13 @@ from engine.lowering.graph.layers import layers
 from engine.lowering.graph.output_noise import outputs
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
+from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.planning import planner
 from engine.planning.layer import Layer, Output
 from engine.planning.layer_speed import Paces
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate
 from engine.recipe.changes import with_fold_later, with_slower
 from engine.recipe.decisions import Fold
 from engine.tasks.base import Batch, Task, forward_of
@@ -171,6 +175,14 @@ class GraphLowering(Lowering):
                 yield from run.change(with_slower(run.recipe, speeds.stored))
             else:
                 run.keep(with_slower(run.recipe, ()))
+
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+        graph, device = self.folded, self.subject.device
+        if device != "cpu":
+            graph = channels_last(copy.deepcopy(graph), device)
+        bits = self.run.machine.activation_bits
+        sites = sensitivity.sites_of(plan.layers, graph.get_submodule, sensitivity.rounding_error, bits, True, only)
+        return sensitivity.Subject(graph, forward_of(structured(graph)), sites, {row.path: row for row in plan.layers}, device)
 
     @property
     def calibration(self) -> str:

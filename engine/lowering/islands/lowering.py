@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice, Ranges, Table, Weights
+from engine.events.event import Event, LayerRow, Notice, Ranges, Table, Weights
 from engine.events.progress import Ticker
+from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, NotWhole, Quantized, Reopened, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.graph import conversion, summary
@@ -43,8 +44,9 @@ from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate
 from engine.recipe.capabilities import NOTHING
-from engine.tasks.base import Batch, Task
+from engine.tasks.base import Batch, Task, forward_of
 from engine.tasks.subject import Subject
 from engine.training.trainable import TrainingContext
 
@@ -134,6 +136,19 @@ class IslandsLowering(GraphLowering):
     def settle(self, plan: Plan) -> Steps[Plan]:
         yield from self._settle_speeds()
         return plan
+
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+        """The whole model as the Python that it is: its normalizations stay beside the layers that they are folded into."""
+        root, device = self.subject.model, self.subject.device
+        if device != "cpu":
+            root = copy.deepcopy(root).to(device)
+
+        def error(row: LayerRow, module: nn.Module, candidate: Candidate) -> Tensor:
+            return sensitivity.unfolded_error(self.folded.get_submodule(row.path), row, module, candidate)
+
+        bits = self.run.machine.activation_bits
+        sites = sensitivity.sites_of(plan.layers, root.get_submodule, error, bits, True, only)
+        return sensitivity.Subject(root, forward_of(root), sites, {row.path: row for row in plan.layers}, device)
 
     def calibrate(self, plan: Plan) -> Generator[Event, None, Statistics]:
         run, part, task = self.run, self.run.recipe.data, self.subject.task

@@ -13,6 +13,7 @@ from engine.events.event import Event, Graph, Notice, Planned, Table, Weights
 from engine.kernels.gpu.probe import seen_from
 from engine.kernels.matrix.choose import labels
 from engine.kernels.simulate import Simulate
+from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.modules.artifact import to_bytes
@@ -34,8 +35,9 @@ from engine.models.experts import is_expert, separate_experts
 from engine.models.recurrent import parts_of
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
+from engine.planning.sensitivity import Candidate
 from engine.recipe.spec import ActivationSpec
-from engine.tasks.base import Batch, Forward
+from engine.tasks.base import Batch, Forward, forward_of
 from engine.tasks.causal_lm import CausalLM
 from engine.tasks.subject import Subject
 from engine.training.settings import schedule_of
@@ -122,6 +124,11 @@ class ModulesLowering(Lowering):
         yield Table("plan", f"Plan ─ {len(found.layers)} layers", ("layer", "kind", "becomes", "on", "why"), rows)
         yield Planned(found.layers, recipe.preset, 8, self.baseline().size_bytes)
         return found
+
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+        sites = sensitivity.sites_of(plan.layers, self.model.get_submodule, sensitivity.matrix_error, only=only)
+        rows = {row.path: row for row in plan.layers}
+        return sensitivity.Subject(self.model, forward_of(self.model), sites, rows, self.subject.device)
 
     @property
     def calibration(self) -> str:

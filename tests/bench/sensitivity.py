@@ -1,0 +1,144 @@
+"""How well the estimated harm of each layer ranks the real one: Spearman's correlation with the drop that is measured where that layer
+alone is rounded, and what the estimate costs.
+
+usage: uv run python tests/bench/sensitivity.py MODEL [--weights FILE] [--data DIR] [--imagenet-statistics] [--candidates w4,w3,w2]
+                                                [--split test] [--items 2000] [--state DIR]
+
+MODEL is what ``qtui run`` takes. Each drop is of the fp32 network with one candidate rounded, in floats; figures are kept in ``--state``
+and a bench that is stopped goes on. ``--only-estimate`` tells the time alone. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+from engine.events.cancellation import StopToken
+from engine.events.event import Notice
+from engine.kernels.probe import probe
+from engine.lowering import sensitivity
+from engine.lowering.registry import lowering_of
+from engine.recipe.recipe import Recipe
+from engine.recipe.threshold import Threshold
+from engine.tasks.registry import task_of
+
+
+class Context:
+    """A run that answers every question with yes."""
+
+    attended = False
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self.recipe, self.machine, self.stop, self.directory = recipe, probe(), StopToken(), directory
+        self.threshold, self.identity = Threshold.parse(recipe.threshold), recipe.fingerprint()
+
+    def stage(self, name: str, title: str, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        return (yield from steps)
+
+    def ask(self, key: Any, question: str, needed: bool = False, default: bool = True) -> Generator[Any, Any, Any]:
+        yield from ()
+        return default
+
+    def change(self, recipe: Recipe) -> Generator[Any, Any, None]:
+        self.recipe = recipe
+        yield from ()
+
+    def keep(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+
+def drain(steps: Generator[Any, Any, Any]) -> Any:
+    """The result of a stage; what it costs is said, the rest passed over."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            return end.value
+        if isinstance(event, Notice) and "candidates" in event.text:
+            print(event.text, file=sys.stderr, flush=True)
+
+
+def correlation(pairs: list[tuple[float, float]]) -> str:
+    if len(pairs) < 3 or len({drop for _, drop in pairs}) < 2:
+        return "–"
+    return f"{spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--weights")
+    parser.add_argument("--data")
+    parser.add_argument("--imagenet-statistics", action="store_true", help="normalize by ImageNet's mean and deviation")
+    parser.add_argument("--candidates", default="w4,w3,w2", help="some of w8,w6,w4,w3,w2,a8,a7,a6,a4,a3,a2")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--items", type=int, help="no more items of the split")
+    parser.add_argument("--state", help="folder that keeps what was measured")
+    parser.add_argument("--only-estimate", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    data: dict[str, Any] = {"name": arguments.data} if arguments.data else {}
+    if arguments.imagenet_statistics:
+        data |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    asked = {"model": arguments.model, **({"weights": arguments.weights} if arguments.weights else {}), **({"data": data} if data else {})}
+    recipe = Recipe.make(**asked, slower=[])
+    entry = task_of(recipe.model, recipe.task)
+    recipe = entry.settled(recipe)
+    directory = Path(arguments.state or tempfile.mkdtemp())
+    context = Context(recipe, directory)
+    subject = drain(entry.load(recipe, context.stop, "cpu"))
+    context.recipe = subject.task.settled(recipe)
+    lowering = lowering_of(subject, context)
+    drain(lowering.capture())
+    plan = drain(lowering.plan())
+    begun = time.perf_counter()
+    found = [drain(lowering.sensitivity(plan))]
+    seconds = time.perf_counter() - begun
+    first = found[0]
+    print(f"{arguments.model}: {len(first.paths)} layers, {len(first.layers)} candidates, {first.items} items, basis {first.basis}")
+    print(f"estimate: {seconds:.1f} s on {arguments.threads} threads", flush=True)
+    if arguments.only_estimate:
+        return
+    model = lowering.sensitive(plan)
+    assert model is not None
+    task = subject.task
+    for seed in range(1, arguments.seeds):
+        found.append(drain(sensitivity.estimate(model, task, recipe.data.calibration, context.stop, seed)))
+    names = arguments.candidates.split(",")
+    wanted = [(one.path, one.candidate) for one in first.layers if one.candidate in names]
+    if arguments.items is not None:
+        everything, most = task.batches, arguments.items
+        task.batches = lambda split, *, batch, limit=None, seed=None, device="cpu": everything(
+            split, batch=batch, limit=most if split == arguments.split else limit, seed=seed, device=device
+        )
+    identity = f"{subject.fingerprint} {arguments.split} {arguments.items}"
+    steps = sensitivity.measure(model, task, first, directory, context.stop, 250, identity, wanted, arguments.split)
+    measured = drain(steps)
+    drops = {(one.path, one.candidate): one.drop for one in measured.layers if one.drop is not None}
+    print("\n| candidates | layers | estimate | spread over seeds | own SQNR | median drop |\n|---|---:|---:|---:|---:|---:|")
+    for group in [*[[name] for name in names], [n for n in names if n[0] == "w"], [n for n in names if n[0] == "a"], names]:
+        if not group:
+            continue
+        several = []
+        for one in found:
+            pairs = [(row.loss_increase, drops[row.path, row.candidate]) for row in one.layers if row.candidate in group]
+            several.append(correlation(pairs))
+        noise = [(-row.noise_db, drops[row.path, row.candidate]) for row in first.layers if row.candidate in group]
+        middle = sorted(drop for (_, name), drop in drops.items() if name in group)
+        if middle:
+            spread, half = f"{min(several)} to {max(several)}", middle[len(middle) // 2]
+            print(f"| {', '.join(group)} | {len(pairs)} | {several[0]} | {spread} | {correlation(noise)} | {half:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
