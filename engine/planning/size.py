@@ -60,12 +60,6 @@ _FORMS: Mapping[Role, _Form] = {
 }  # fmt: skip
 
 
-def weight_bytes(layer: LayerRow) -> int:
-    """Bytes of a layer's weights as its ``actual`` stores them; in fp32 four a value."""
-    form, spec = _FORMS[layer.capabilities.role], layer.actual.weights
-    return 4 * math.prod(layer.weight_shape) if spec is None else form.weights(layer.weight_shape, spec)
-
-
 def predicted_bytes(fp32_bytes: int, layers: Sequence[LayerRow], specs: Mapping[str, LayerSpec]) -> int:
     """The size when each layer becomes what ``specs`` says by path, or else its ``actual``.
 

@@ -100,7 +100,7 @@ def read(directory: Path) -> dict[str, Side]:
     try:
         for event in replay.read(directory):
             if isinstance(event, ev.Planned):
-                sizes = {row.path: weight_bytes(row) for row in event.layers if row.editable}
+                sizes = {row.path: weight_bytes(row, row.actual.weights) for row in event.layers if row.editable}
     except EngineError:
         pass  # Without its events a run's sizes by layer are not known.
     return sides([row for row in told if isinstance(row, Mapping)], sizes)
