@@ -121,6 +121,7 @@ def _strategy() -> tuple[Action, ...]:
         Action("close", ("left", "h"), "close", "Close the module under the cursor, or go up to the one that the layer is in.", where, 0, edit),
         Action("expand", ("right", "l"), "open", "Open the module under the cursor.", where, 0, edit),
         Action("preset", ("p",), "preset", "Plan all layers anew from a preset.", where, 0, reasons.replan_not_open),
+        Action("sensitivity", ("e",), "which layers hurt", "The layers by the harm that is estimated for each, and a cure for the worst.", where, 0, edit),
         Action("diff", ("d",), "diff", "What differs from the proposal.", where, 0, edit),
         Action("save", ("S",), "save recipe", "Write this strategy as a recipe file.", where, 0, edit),
         Action("open", ("O",), "open recipe", "Take the strategy of a recipe file.", where, 0, reasons.replan_not_open),
@@ -190,7 +191,22 @@ def _compare() -> tuple[Action, ...]:
     )  # fmt: skip
 
 
-_TABLE: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare())
+def _sensitivity() -> tuple[Action, ...]:
+    where = ("sensitivity",)
+    return (
+        Action("more", ("plus", "right"), "line down", "Draw the line one layer further down: one more gets the cure.", where, 2),
+        Action("fewer", ("minus", "left"), "line up", "Draw the line one layer further up.", where, 3),
+        Action("cut_here", ("space",), "line here", "Draw the line under the layer that the cursor is on.", where),
+        Action("cure", ("c",), "8 bits/fp32", "The cure of the layers above the line: 8 bits, or fp32.", where, 4),
+        Action("measure", ("m",), "measure", "Measure the metric on validation with the layer under the cursor alone on integers.", where),
+        Action("back", ("escape", "e"), "back", "Go back to the strategy.", where, 5),
+        Action("take", ("enter", "n"), "make it the plan ▸", "Take the plan with the cure: back on the strategy u undoes it, n goes on.", where, 9),
+    )  # fmt: skip
+
+
+_TABLE: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare(), *_sensitivity())
+# The screens that lie over a stage's own, by their titles.
+OVER: dict[str, str] = {"sensitivity": "Sensitivity", "compare": "Compare"}
 
 
 def own(where: str) -> tuple[Action, ...]:
@@ -205,7 +221,11 @@ def of(where: str) -> tuple[Action, ...]:
 
 def every() -> tuple[Action, ...]:
     """The actions of all screens, those of the whole app last."""
-    return (*(action for stage in registry() for action in own(stage.id)), *own("compare"), *everywhere())
+    return (
+        *(action for stage in registry() for action in own(stage.id)),
+        *(action for where in OVER for action in own(where)),
+        *everywhere(),
+    )
 
 
 def footer(where: str) -> tuple[Action, ...]:
@@ -214,7 +234,7 @@ def footer(where: str) -> tuple[Action, ...]:
 
 
 _SHOWN = {
-    "apostrophe": "'", "full_stop": ".", "comma": ",", "greater_than_sign": ">", "equals_sign": "=", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
+    "apostrophe": "'", "full_stop": ".", "comma": ",", "plus": "+", "minus": "-", "greater_than_sign": ">", "equals_sign": "=", "question_mark": "?", "slash": "/", "enter": "⏎", "left_square_bracket": "[", "escape": "esc", "ctrl+c": "^c", "ctrl+l": "^l", "ctrl+p": "^p", "ctrl+q": "^q", "ctrl+r": "^r", "f1": "F1", "left": "←", "right": "→",
 }  # fmt: skip
 
 

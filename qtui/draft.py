@@ -195,6 +195,11 @@ class Draft:
         specs = resolve(self.plan.layers, preset, rules)
         return self if specs == self.specs and preset == self.preset else self._moved(specs, preset)
 
+    def become(self, specs: Mapping[str, LayerSpec]) -> Draft:
+        """With these specs in the place of theirs, which can be undone; itself where that changes nothing."""
+        found = {**self.specs, **specs}
+        return self if found == self.specs else self._moved(found, self.preset)
+
     def rules(self, own: Sequence[Rule] = ()) -> tuple[Rule, ...]:
         """Rules that, on ``preset``, give every layer what is asked of it here: a rule for each exact path where they are
         needed, then those of ``own`` (the recipe's) that still decide something."""

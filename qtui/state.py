@@ -84,6 +84,7 @@ class Run:
     draft: Draft | None = None
     weights: Mapping[str, ev.WeightRow] = field(default_factory=dict)
     ranges: ev.Ranges | None = None
+    sensitivity: ev.Sensitivities | None = None
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

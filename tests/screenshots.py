@@ -140,7 +140,7 @@ def write_keys(readme: Path) -> None:
 
     text = readme.read_text(encoding="utf-8")
     before, after = text.partition(START)[0], text.partition(END)[2]
-    table = actions.markdown([*((stage.id, stage.title) for stage in registry()), ("compare", "Compare")])
+    table = actions.markdown([*((stage.id, stage.title) for stage in registry()), *actions.OVER.items()])
     readme.write_text(f"{before}{START}\n{table}{END}{after}", encoding="utf-8")
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.events import Resize
 
 from engine.tasks.metrics import ACCURACY
-from qtui import actions
 from qtui.drawing.scatter import scatter
 from qtui.painting import titles
 from qtui.runs import Past, PastRun, past
 from qtui.screens import compare_rows as rows
-from qtui.screens.base import StageScreen, bindings
-from qtui.screens.dialogs import Reading
+from qtui.screens.base import bindings
+from qtui.screens.over import Over
 from qtui.state import State
 from qtui.widgets.chart import Chart
-from qtui.widgets.lines import Piece
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
@@ -30,10 +27,12 @@ _ABOUT = (
 _NONE = "No finished run to compare yet: the report of each run comes here."
 
 
-class CompareScreen(StageScreen):
+class CompareScreen(Over):
     """Lies over the report; Esc goes back to it."""
 
     stage = "report"
+    where = _WHERE
+    about = _ABOUT
     BINDINGS = bindings(_WHERE)
     CSS_PATH = "compare.tcss"
 
@@ -108,46 +107,6 @@ class CompareScreen(StageScreen):
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
         self.action_do("open")
 
-    def key_pieces(self, state: State, width: int) -> list[Piece]:
-        pieces: list[Piece] = []
-        used = 0
-        for action in actions.footer(_WHERE):
-            key, label = actions.key_text(action.keys[0]), action.label
-            used += len(key) + len(label) + 4
-            if used <= width:
-                can = action.why_not(state) is None
-                pieces += [(f" {key} ", "key" if can else "dim"), (f"{label}  ", "" if can else "dim")]
-        return pieces
-
-    def action_do(self, name: str) -> None:
-        action = next((a for a in actions.of(_WHERE) if a.id == name), None)
-        if action is None or name in ("help", "previous") or name.startswith("stage_"):
-            self._leave(name)
-            return
-        if reason := action.why_not(self.state):
-            self.explain(reason)
-            return
-        getattr(self if action.where != actions.EVERYWHERE else self.app, f"do_{name}")()
-        if self.is_current:
-            self.show(self.state)
-
-    def _leave(self, name: str) -> None:
-        """What belongs to the report or to other stages is done from there."""
-        if name == "help":
-            self.app.push_screen(self._help())
-            return
-        self.do_back()
-        if name != "stage_report" and (screen := self.qtui.stage_screen) is not None:
-            screen.action_do(name)
-
-    def _help(self) -> Reading:
-        text = Text(_ABOUT)
-        for action in actions.of(_WHERE):
-            keys = " ".join(actions.key_text(key) for key in action.keys)
-            text.append(f"  {keys:<8}", "bold")
-            text.append(f"{action.help}\n")
-        return Reading("help ─ Compare", text, hint="↑↓ scroll   esc back")
-
     def do_axis(self) -> None:
         names = [name for name, _ in rows.AXES]
         self.axis = names[(names.index(self.axis) + 1) % len(names)]
@@ -189,7 +148,3 @@ class CompareScreen(StageScreen):
             self.session.open(run.directory)
         self.do_back()
         self.qtui.refresh_state()
-
-    def do_back(self) -> None:
-        if self.is_current:
-            self.app.pop_screen()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 
+from engine.planning.sensitivity import Sensitivity
 from qtui.draft import Draft
 from qtui.edits import EDITS, EditName
 from qtui.screens.dialogs import Panel
 from qtui.screens.strategy_detail import difference
 from qtui.screens.strategy_rows import kernel_of
+from qtui.screens.strategy_words import weights_db
 from qtui.spec_words import spelled
 from qtui.text import plain
 from qtui.widgets.table import Cell, Column, Grid, Row
@@ -25,6 +27,7 @@ WHAT: dict[EditName, str] = {
 COLUMNS = (
     Column("choice", "choice", min=8, priority=9),
     Column("size", "size", align="right", priority=8),
+    Column("noise", "alone", align="right", priority=6),
     Column("becomes", "it becomes", min=8, grow=1, cut="end", priority=7),
     Column("kernel", "on", min=6, cut="end", priority=5),
     Column("note", "", min=8, grow=2, cut="end", priority=4),
@@ -62,9 +65,9 @@ def _option(draft: Draft, name: EditName, paths: Collection[str], called: str, a
     return Option(called, aim, outcome.draft, ": ".join(filter(None, (some, outcome.note if some else next(iter(limits), "")))), False)
 
 
-def rows(draft: Draft, found: Sequence[Option], lead: str, dims: bool) -> tuple[Row, ...]:
+def rows(draft: Draft, found: Sequence[Option], lead: str, dims: bool, estimates: Sensitivity | None = None) -> tuple[Row, ...]:
     """One row a choice. With ``dims`` one that makes the file no smaller than the choice before it is dim, and says as which.
-    ``lead`` is the layer that is shown."""
+    ``lead`` is the layer that is shown, and ``estimates`` tell how much noise its weights then add."""
     before: Option | None = None
     listed = []
     for option in found:
@@ -73,7 +76,8 @@ def rows(draft: Draft, found: Sequence[Option], lead: str, dims: bool) -> tuple[
         size = "now" if option.current else difference(option.draft.predicted_bytes - draft.predicted_bytes)
         size = f"same bytes as {before.name}" if same and before is not None and not option.current else size
         becomes, kernel = spelled(option.draft.actual(lead)[0]), kernel_of(option.draft, row) if row is not None else ""
-        cells = (option.name, Cell(size, "dim" if same else ""), becomes, kernel, Cell(option.note, "dim"))
+        noise = weights_db(estimates, lead, option.draft.specs[lead]) if dims else ""
+        cells = (option.name, Cell(size, "dim" if same else ""), noise, becomes, kernel, Cell(option.note, "dim"))
         listed.append(
             Row(option.name, cells, role="title" if option.current else "dim" if same else "", glyph="▸" if option.current else " ")
         )
@@ -93,8 +97,11 @@ class Picker(Panel[str]):
     """
     BINDINGS = [Binding("escape,q", "back")]
 
-    def __init__(self, draft: Draft, name: EditName, paths: Collection[str], first: str | None) -> None:
+    def __init__(
+        self, draft: Draft, name: EditName, paths: Collection[str], first: str | None, estimates: Sensitivity | None = None
+    ) -> None:
         super().__init__()
+        self._estimates = estimates
         self._draft, self._what, self._paths, self._first = draft, WHAT[name], frozenset(paths), first
         self.options = options(draft, name, paths, first)
 
@@ -110,7 +117,12 @@ class Picker(Panel[str]):
         grid, able = self.query_one(Grid), [path for path in self._draft.specs if path in self._paths]
         lead = self._first if self._first in able else able[0]
         grid.styles.height = min(len(self.options) + 1, 18)
-        grid.show(COLUMNS, rows(self._draft, self.options, lead, self._what == WHAT["weights"]))
+        sized = self._what == WHAT["weights"]
+        columns = COLUMNS if sized and self._estimates is not None else tuple(one for one in COLUMNS if one.key != "noise")
+        listed = rows(self._draft, self.options, lead, sized, self._estimates)
+        if columns is not COLUMNS:
+            listed = tuple(replace(row, cells=(*row.cells[:2], *row.cells[3:])) for row in listed)
+        grid.show(columns, listed)
         grid.move_to(next((option.name for option in self.options if option.current), self.options[0].name))
         grid.focus()
 

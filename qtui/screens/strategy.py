@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from engine.recipe.decisions import Strategy
+from engine.recipe.decisions import Sensitive, Strategy
 from qtui.actions import Action
 from qtui.draft import Draft
 from qtui.edits import EditName
@@ -18,6 +18,7 @@ from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
 from qtui.screens.base import bindings
 from qtui.screens.picker import Picker
+from qtui.screens.sensitivity_rows import known
 from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_recipes import Recipes
@@ -133,7 +134,10 @@ class StrategyScreen(EditKeys, Recipes):
             return "A plan says what each layer becomes: how many bits, on which scales, and why."
         width, height = self.size
         room = width - 2 if height < 20 else 2 * (width - 2) - 10
-        return words.sentence(draft, self._entry, room, self._pane.closed(self._entry), self._pane.hidden(draft))
+        found = self.state.run.sensitivity
+        return words.sentence(
+            draft, self._entry, room, self._pane.closed(self._entry), self._pane.hidden(draft), known(found) if found else None
+        )
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         self._news = ""
@@ -188,7 +192,8 @@ class StrategyScreen(EditKeys, Recipes):
             self.explain("There is no layer under the cursor")
             return
         paths, first = self._aimed(draft), None if entry.module else entry.paths[0]
-        panel = Picker(draft, name, paths, first)
+        found = self.state.run.sensitivity
+        panel = Picker(draft, name, paths, first, known(found) if found else None)
         if not panel.options:
             # What the plain key says of the same layers is why there is nothing to choose.
             self.explain(draft.edit(name, paths, first).note or "There is nothing to choose here")
@@ -260,6 +265,16 @@ class StrategyScreen(EditKeys, Recipes):
 
             figures = words.figures_of(self.state.run.layers).get(row.path, {})
             self.app.push_screen(Reading(detail.detail_title(draft, row), detail.reading(draft, row, figures)))
+
+    def do_sensitivity(self) -> None:
+        from qtui.screens.sensitivity import SensitivityScreen
+
+        if self.state.run.sensitivity is None:
+            if self.state.asking != "quantize":
+                self.explain(f"What each layer costs is estimated while a run waits at its strategy: start one ({digit('model')}, then n)")
+                return
+            self.session.answer(Sensitive())
+        self.app.push_screen(SensitivityScreen())
 
     def do_diff(self) -> None:
         from qtui.screens.dialogs import Reading

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from engine.events.event import LayerRow
+from engine.planning.sensitivity import Sensitivity
 from engine.recipe.spec import LayerSpec
 from qtui import text
 from qtui.draft import Draft
@@ -50,9 +52,12 @@ def total(draft: Draft, width: int) -> str:
     return f"{sizes} · {change}" if width >= 60 else sizes
 
 
-def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False, hidden: int = 0) -> str:
+def sentence(
+    draft: Draft, entry: Entry | None, room: int, closed: bool = False, hidden: int = 0, estimates: Sensitivity | None = None
+) -> str:
     """What the line under the cursor is, why, and what the next keys would do: as much as goes into ``room`` cells. While layers are
-    marked the keys are for them, wherever the cursor is; ``hidden`` of them are not in view."""
+    marked the keys are for them, wherever the cursor is; ``hidden`` of them are not in view. With ``estimates`` also how much noise a
+    layer adds, and would add."""
     if draft.marked:
         return _about_marked(draft, entry, room, hidden)
     if entry is None:
@@ -64,7 +69,7 @@ def sentence(draft: Draft, entry: Entry | None, room: int, closed: bool = False,
     if len(said) > room and row.path in draft.edited:
         wanted = draft.specs[row.path]
         said = f"{_name(row)}: {spelled(wanted)}. d lists its {len(_changed(wanted, row.proposed))} changes to the proposal."
-    hints = _hints(draft, row)
+    hints = _hints(draft, row, estimates)
     for more, join in ((note, " "), *((hint, " " if hint is hints[0] else " · ") for hint in hints)):
         if more and len(said) + len(join) + len(more) <= room:
             said += join + more
@@ -169,7 +174,13 @@ def _effect(spec: LayerSpec, row: LayerRow) -> str:
     return ""
 
 
-def _hints(draft: Draft, row: LayerRow) -> list[str]:
+def weights_db(estimates: Sensitivity | None, path: str, spec: LayerSpec) -> str:
+    """The estimated SQNR of a layer's output with its weights as ``spec`` has them: ``24 dB``; empty where it is not known."""
+    found = estimates.of(path).get(f"w{spec.weights.bits}") if estimates is not None and spec.weights and not spec.weights.format else None
+    return f"{found.noise_db:.0f} dB" if found is not None and math.isfinite(found.noise_db) else ""
+
+
+def _hints(draft: Draft, row: LayerRow, estimates: Sensitivity | None = None) -> list[str]:
     """What the next keys would make of a layer."""
     if row.path not in draft.specs:
         return []
@@ -184,7 +195,9 @@ def _hints(draft: Draft, row: LayerRow) -> list[str]:
     for key, name in (("w", "weights"), ("f", "keep")):
         after = draft.edit(name, [row.path]).draft  # type: ignore[arg-type]
         bits = after.specs[row.path].weights
-        hints.append(f"{key} {f'int{bits.bits}' if bits else 'fp32'}, {difference(after.predicted_bytes - before)}")
+        noise = weights_db(estimates, row.path, after.specs[row.path])
+        what = f"int{bits.bits}" if bits else "fp32"
+        hints.append(", ".join(filter(None, (f"{key} {what}", difference(after.predicted_bytes - before), noise))))
     return hints
 
 

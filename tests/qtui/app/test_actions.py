@@ -49,5 +49,5 @@ def test_every_reason_is_a_sentence_in_an_empty_state() -> None:
 
 
 def test_the_readme_has_this_table() -> None:
-    titles = [*((stage.id, stage.title) for stage in registry()), ("compare", "Compare")]
+    titles = [*((stage.id, stage.title) for stage in registry()), *actions.OVER.items()]
     assert actions.markdown(titles) in README.read_text(encoding="utf-8")
