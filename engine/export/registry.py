@@ -85,6 +85,7 @@ FORMATS: dict[str, Format] = {
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),
         ),
+        Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf",)),
     )
 }  # fmt: skip
 
@@ -131,7 +132,7 @@ def _purpose(verbs: Mapping[str, list[str]]) -> str:
 
 
 def _word(entry: Format) -> str:
-    return {"onnx": "ONNX", "openvino": "OpenVINO"}.get(entry.name, entry.name)
+    return {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}.get(entry.name, entry.name)
 
 
 def install(packages: tuple[str, ...]) -> str:

@@ -135,9 +135,9 @@ class QTensor:
     def to_tensors(self) -> dict[str, Tensor]:
         """What a file holds.
 
-        Of GGUF's formats their blocks, ``packed``. With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where affine ``zero``, packed too, and
-        ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to a byte up to 4 bits, ``scale``
-        (out,) and where there is one ``multiplier``.
+        Of GGUF's formats their blocks, ``packed``. With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where
+        affine ``zero``, packed too, and ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to
+        a byte up to 4 bits, ``scale`` (out,) and where there is one ``multiplier``.
         """
         if self.format.layout is not None:
             parts = (self.scale, self.offset, self.multiplier, self.offset_multiplier)

@@ -79,7 +79,6 @@ _NF4 = (
 )  # fmt: skip
 
 
-
 def _integers(low: int, high: int) -> tuple[float, ...]:
     return tuple(float(value) for value in range(low, high + 1))
 
