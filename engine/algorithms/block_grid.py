@@ -116,7 +116,11 @@ def _shifted(grouped: Tensor, importance: Tensor, blocks: Tensor | None, spec: W
                 slope, offset = torch.where(offset < 0, through, slope), offset.clamp_min(0)
             error = _summed(codes * slope[:, :, None] - offset[:, :, None] - grouped, blocks)
             better = error < least
-            best, best_offset, least = torch.where(better, slope, best), torch.where(better, offset, best_offset), torch.minimum(error, least)
+            best, best_offset, least = (
+                torch.where(better, slope, best),
+                torch.where(better, offset, best_offset),
+                torch.minimum(error, least),
+            )
     return best, best_offset
 
 

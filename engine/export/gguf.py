@@ -22,7 +22,6 @@ from engine.export.gguf_tokenizer import Vocabulary, vocabulary
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.models.anatomy import anatomy, weight_of
 from engine.models.experts import holds_experts
-from engine.numerics.formats import FORMATS
 from engine.numerics.gguf_blocks import planes
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme, scheme_of
@@ -88,7 +87,7 @@ def write_file(decoder: QuantizedDecoder, source: Path | None, path: Path, name:
     kinds = [entry.kind for entry in tensors if entry.kind != "F32"]
     writer = GGUFWriter(path, found.name)
     writer.add_type("model")
-    writer.add_name(config.model_type if config.model_type == "mistral" else name)
+    writer.add_name(name)
     writer.add_quantization_version(2)
     writer.add_file_type(FILE_TYPES[max(set(kinds), key=kinds.count) if kinds else "F32"])
     for key, value in settings.items():
@@ -174,7 +173,9 @@ def stored(path: str, weight: QTensor) -> tuple[str, Tensor]:
         blocks = weight.codes.reshape(-1, 32)
         return kind, torch.cat([weight.scale.view(torch.uint8).reshape(-1, 1), planes(blocks, 4, 16)], 1).reshape(rows, -1)
     if weight.scale.dtype != torch.float16 or weight.multiplier is not None:
-        raise EngineError(f"GGUF has float16 scales, and {path} has {str(weight.scale.dtype).removeprefix('torch.')}: export to safetensors")
+        raise EngineError(
+            f"GGUF has float16 scales, and {path} has {str(weight.scale.dtype).removeprefix('torch.')}: export to safetensors"
+        )
     scale = weight.scale.repeat_interleave(inputs // 32 // weight.scale.shape[1], 1).contiguous().view(torch.uint8).reshape(-1, 2)
     return kind, torch.cat([scale, _of_integers(weight.codes.reshape(-1, 32), kind)], 1).reshape(rows, -1)
 

@@ -35,7 +35,9 @@ def architecture(config: Any) -> Architecture:
     """Raises EngineError for one that has no mapping here."""
     kind = str(getattr(config, "model_type", ""))
     if kind not in ARCHITECTURES:
-        raise EngineError(f"GGUF export knows no {kind or 'such architecture'}: give one of {', '.join(ARCHITECTURES)}, or export to safetensors")
+        raise EngineError(
+            f"GGUF export knows no {kind or 'such architecture'}: give one of {', '.join(ARCHITECTURES)}, or export to safetensors"
+        )
     return ARCHITECTURES[kind]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from engine.export.gguf import tensor_names
 from engine.export.gguf_architectures import architecture
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.skeleton import empty
+from engine.models.anatomy import weight_of
 from engine.models.transformers_load import quiet
 
 
@@ -21,7 +24,7 @@ def opened(path: Path, config: Any) -> tuple[Any, str, str]:
     """The model of the file in float32, the runtime's label, and a note of what transformers could not read by itself, empty where it
     could. ``config`` is that of the model that was exported. Raises EngineError in one line."""
     labels = {name: f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gguf")}
-    with quiet():
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         for given, said in ((None, ""), (config, "transformers reads not all settings of this architecture from GGUF: it was given them")):
             try:
                 return _transformers(path, given), labels["transformers"], said
@@ -40,7 +43,7 @@ def _transformers(path: Path, config: Any) -> Any:
 
     options = {"gguf_file": path.name, "dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
     decoders: Any = transformers.AutoModelForCausalLM
-    model, info = decoders.from_pretrained(path.parent, attn_implementation="sdpa", **options, **({"config": config} if config else {}))
+    model, info = decoders.from_pretrained(path.parent, **options, **({"config": config} if config else {}))
     strange = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info.get(kind) or ())
     if strange:
         raise EngineError(f"the file and the model differ in {len(strange)} tensors, {strange[0]} first")
@@ -65,8 +68,6 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 def _by_names(path: Path, config: Any) -> Any:
     """The model with the file's tensors at their places, rows in the model's own order again."""
     found, model, given = architecture(config), empty(config_dict(config)), tensors_of(path)
-    from engine.models.anatomy import weight_of
-
     for name, (place, parameter) in tensor_names(model, found).items():
         data, order = given.pop(name), found.rows(config, place)
         data = data if order is None else data[torch.argsort(order)]

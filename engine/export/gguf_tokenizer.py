@@ -17,9 +17,7 @@ from engine.errors import EngineError
 # Kinds of tokens: gguf.TokenType.
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # How text is split before it is merged, by the regular expressions of tokenizer.json: llama.cpp's names of them.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS: Mapping[str, str] = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 
@@ -47,7 +45,9 @@ def vocabulary(folder: Path | None, rows: int) -> Vocabulary:
     where there is none, and for one that GGUF cannot hold."""
     path = None if folder is None else folder / "tokenizer.json"
     if folder is None or path is None or not path.is_file():
-        raise EngineError("a GGUF file holds its tokenizer, and there is no tokenizer.json beside this model: add it, or export to safetensors")
+        raise EngineError(
+            "a GGUF file holds its tokenizer, and there is no tokenizer.json beside this model: add it, or export to safetensors"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         about = _json(folder / "tokenizer_config.json")
@@ -108,7 +108,9 @@ def _split(content: Mapping[str, Any], fallback: bool) -> str:
         pattern = steps[0].get("pattern", {}).get("Regex", "")
         if pattern in SPLITS and steps[0].get("behavior") == "Isolated":
             return SPLITS[pattern]
-    raise EngineError(f"llama.cpp has no name for how this tokenizer splits text ({', '.join(kinds) or 'not at all'}): export to safetensors")
+    raise EngineError(
+        f"llama.cpp has no name for how this tokenizer splits text ({', '.join(kinds) or 'not at all'}): export to safetensors"
+    )
 
 
 def _steps(part: Mapping[str, Any] | None, several: str) -> list[Mapping[str, Any]]:

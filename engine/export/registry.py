@@ -85,7 +85,7 @@ FORMATS: dict[str, Format] = {
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),
         ),
-        Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf",)),
+        Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf", "accelerate")),
     )
 }  # fmt: skip
 

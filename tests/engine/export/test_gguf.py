@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_what_is_read_back_is_what_was_measured(kind: str, source: Path, tmp_pat
     decoder = decoder_of(kind)
     path = written(decoder, source, tmp_path)
     model, label, _ = opened(path, decoder.twin.config)
-    assert label.startswith("transformers" if kind in READ else "gguf")
+    assert label.startswith("transformers" if kind in READ and find_spec("accelerate") else "gguf")
     for place, matrix in decoder.matrices.items():
         found = weight_of(model.get_submodule(place)).contiguous().numpy()
         assert (found.view(np.uint32) == matrix.weight.dequantize().numpy().view(np.uint32)).all(), place

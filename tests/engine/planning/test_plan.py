@@ -19,7 +19,7 @@ from engine.models.anatomy import anatomy
 from engine.planning.legality import legalize
 from engine.planning.plan import Plan
 from engine.recipe.capabilities import of_decoder
-from engine.recipe.presets import BLOCKS, MIXTURES, DYNAMIC
+from engine.recipe.presets import BLOCKS, DYNAMIC, MIXTURES
 from engine.recipe.presets import INT8 as ROWS
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
