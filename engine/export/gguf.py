@@ -29,10 +29,10 @@ from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
 from engine.tasks.decode_timing import step_of
 
-ALIGNMENT = 32
 # llama.cpp's number of the mixture whose most frequent format this is: general.file_type.
 FILE_TYPES = {
-    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "MXFP4": 38, "F32": 0,
+    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "MXFP4": 38,
+    "F32": 0,
 }  # fmt: skip
 
 
