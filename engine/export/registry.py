@@ -76,6 +76,10 @@ FORMATS: dict[str, Format] = {
             ("onnx",), ("onnxruntime",), ("model.onnx.data",),
         ),
         Format(
+            "tensorrt-onnx", ("model.tensorrt.onnx",), "ONNX Runtime", {"graph": "engine.export.onnx.tensorrt", "islands": _NO_GRAPH},
+            ("onnx",), ("onnxruntime",),
+        ),
+        Format(
             "openvino", ("model.xml", "model.bin"), "OpenVINO",
             {"graph": "engine.export.openvino", "islands": _NO_GRAPH},
             ("onnx", "openvino"), ("openvino",),
@@ -132,7 +136,7 @@ def _purpose(verbs: Mapping[str, list[str]]) -> str:
 
 
 def _word(entry: Format) -> str:
-    return {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}.get(entry.name, entry.name)
+    return {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF", "tensorrt-onnx": "TensorRT ONNX"}.get(entry.name, entry.name)
 
 
 def install(packages: tuple[str, ...]) -> str:

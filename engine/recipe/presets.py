@@ -25,6 +25,8 @@ PRESETS: dict[str, LayerSpec] = {
     "w8": LayerSpec(INT8),
     "w4": LayerSpec(WeightSpec(4, "per-channel", method="mse")),
     "w3": LayerSpec(WeightSpec(3, "per-channel", method="mse")),
+    # What TensorRT runs: int8 around zero on both sides.
+    "tensorrt": LayerSpec(INT8, ActivationSpec(8, symmetric=True, observer="histogram-mse")),
 }
 # Of the matrices in a decoder's blocks; embeddings and the head have 8 bits in each of them.
 BLOCKS: dict[str, LayerSpec] = {

@@ -16,6 +16,7 @@ _IMAGE_TEXTS: Mapping[str, str] = {
     "w8": "8-bit weights alone, computed in fp32",
     "w4": "4-bit weights alone, computed in fp32",
     "w3": "3-bit weights alone: usually needs training",
+    "tensorrt": "int8 around zero on both sides, for TensorRT",
 }
 
 
