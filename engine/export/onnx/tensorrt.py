@@ -19,7 +19,7 @@ from engine.errors import EngineError
 from engine.export.base import ExportContext, Runner, of_one_item
 from engine.export.onnx import file
 from engine.export.onnx.graph import Value
-from engine.export.onnx.steps import Bound, Written, Writer, write_program
+from engine.export.onnx.steps import Bound, Writer, Written, write_program
 from engine.lowering.graph.program import Program, Step, grid_from
 from engine.lowering.graph.runtime import Function
 from engine.numerics.qparams import QParams
