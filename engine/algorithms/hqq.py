@@ -44,8 +44,8 @@ def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
         better = error < least
         least = torch.where(better, error, least)
         best_step, best_zero = torch.where(better, stored, best_step), torch.where(better, whole, best_zero)
-    kept = None if spec.symmetric else best_zero if shifted else best_zero.to(torch.uint8)
-    return WeightQParams.stored(spec, best_step, kept)
+    zeros = None if spec.symmetric else best_zero if shifted else best_zero.to(torch.uint8)
+    return WeightQParams.stored(spec, best_step, zeros)
 
 
 def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: WeightScheme) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +14,26 @@ from engine.export.gguf import tensor_names
 from engine.export.gguf_architectures import architecture
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.skeleton import empty
+from engine.models import gguf_file
 from engine.models.anatomy import weight_of
 from engine.models.transformers_load import quiet
 
 
 def opened(path: Path, config: Any) -> tuple[Any, str, str]:
-    """The model of the file in float32, the runtime's label, and a note of what transformers could not read by itself, empty where it
-    could. ``config`` is that of the model that was exported. Raises EngineError in one line."""
+    """The model of the file in float32, the runtime's label, and a note where transformers could not build it from the file alone, as a
+    person's program would; then the tensors are put into the model of ``config``. Raises EngineError in one line."""
     labels = {name: f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "gguf")}
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        for given, said in ((None, ""), (config, "transformers reads not all settings of this architecture from GGUF: it was given them")):
-            try:
-                return _transformers(path, given), labels["transformers"], said
-            except Exception as error:
-                reason = one_line(error, 120)
-        try:
+    try:
+        return gguf_file.read(path).model, labels["transformers"], ""
+    except EngineError as error:
+        reason = one_line(error, 160)
+    try:
+        with quiet():
             return _by_names(path, config), labels["gguf"], f"transformers does not read it ({reason}): gguf dequantized the tensors"
-        except EngineError:
-            raise
-        except Exception as error:
-            raise EngineError(f"{path} cannot be read back ({one_line(error, 160)}): export it again") from error
-
-
-def _transformers(path: Path, config: Any) -> Any:
-    import transformers
-
-    options = {"gguf_file": path.name, "dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
-    decoders: Any = transformers.AutoModelForCausalLM
-    model, info = decoders.from_pretrained(path.parent, **options, **({"config": config} if config else {}))
-    strange = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info.get(kind) or ())
-    if strange:
-        raise EngineError(f"the file and the model differ in {len(strange)} tensors, {strange[0]} first")
-    return model.eval()
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{path} cannot be read back ({one_line(error, 160)}): export it again") from error
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

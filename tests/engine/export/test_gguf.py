@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**COMMON, "original_max_position_embeddings": 64}),
     "gpt_neox": ("GPTNeoXConfig", COMMON),
 }  # fmt: skip
-# Of what transformers 5 builds a model of from the file alone.
+# What transformers 5 builds a model of from the file alone.
 READ = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 
 
@@ -227,3 +227,50 @@ def test_rotary_factors_of_llama_3_are_those_of_transformers() -> None:
     factors = ARCHITECTURES["llama"].rotary(config)
     plain = 1 / 10000.0 ** (torch.arange(0, 64, 2) / 64)
     assert factors is not None and torch.allclose(plain / factors, frequencies, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_is_loaded_from_the_file_alone_and_named_as_what_it_is(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="uv sync --group bench")
+    from engine.models.transformers_load import load_language
+
+    decoder = decoder_of("gpt2")
+    path = written(decoder, source, tmp_path)
+    language = load_language(str(path))
+    assert language.source == "GGUF file" and language.context == 64
+    assert "quantized already (18 F32, 8 Q4_K, 2 Q6_K)" in language.notes[0]
+    ids = torch.randint(0, ROWS, (2, 24), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(language.logits(ids), decoder.twin(input_ids=ids, use_cache=False).logits)
+    text = "the quick brown fox 123 jumps\n\n over!"
+    assert language.tokenizer(text)["input_ids"] == tokenizer()(text)["input_ids"]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"", "does not begin with GGUF"), (b"no such file", "does not begin with GGUF"), (b"GGUF" + (3).to_bytes(4, "big"), "big-endian"),
+    (b"GGUF" + (1).to_bytes(4, "little"), "version 1"), (b"GGUF" + (3).to_bytes(4, "little") + bytes(20), "no whole GGUF file"),
+])  # fmt: skip
+def test_a_file_that_is_no_model_is_refused_in_one_line(content: bytes, says: str, tmp_path: Path) -> None:
+    library()
+    pytest.importorskip("accelerate", reason="uv sync --group bench")
+    from engine.models.transformers_load import load_language
+
+    (path := tmp_path / "some.gguf").write_bytes(content)
+    with pytest.raises(EngineError, match=says) as error:
+        load_language(str(path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(EngineError, match="cannot be read"):
+        load_language(str(tmp_path / "none.gguf"))
+
+
+def test_a_type_that_is_not_known_is_refused_in_one_line(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="uv sync --group bench")
+    from engine.models.gguf_file import read
+
+    path = written(decoder_of("llama"), source, tmp_path)
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
+    whole[at : at + 4] = (99).to_bytes(4, "little")
+    path.write_bytes(bytes(whole))
+    with pytest.raises(EngineError, match="99") as error:
+        read(path)
+    assert "\n" not in str(error.value)
