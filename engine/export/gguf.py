@@ -20,6 +20,7 @@ from engine.export.base import ExportContext, Runner, decoder_runner
 from engine.export.gguf_architectures import Architecture, architecture
 from engine.export.gguf_tokenizer import Vocabulary, vocabulary
 from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.lowering.modules.stepping import of_model
 from engine.models.anatomy import anatomy, weight_of
 from engine.models.experts import holds_experts
 from engine.numerics.gguf_blocks import planes
@@ -70,8 +71,13 @@ def load(path: Path, context: ExportContext) -> Runner:
     from engine.export.gguf_run import opened
 
     model, label, note = opened(path, context.model.twin.config)
-    step = step_of(model)
-    return decoder_runner(label, "float32 on dequantized blocks", step, step, note)
+
+    @torch.inference_mode()
+    def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        logits, held = of_model(model)(ids, cache)
+        return logits.float(), held
+
+    return decoder_runner(label, "float32 on dequantized blocks", step, step_of(model), note)
 
 
 def write_file(decoder: QuantizedDecoder, source: Path | None, path: Path, name: str = "model") -> str:

@@ -76,10 +76,6 @@ FORMATS: dict[str, Format] = {
             ("onnx",), ("onnxruntime",), ("model.onnx.data",),
         ),
         Format(
-            "tensorrt-onnx", ("model.tensorrt.onnx",), "ONNX Runtime", {"graph": "engine.export.onnx.tensorrt", "islands": _NO_GRAPH},
-            ("onnx",), ("onnxruntime",),
-        ),
-        Format(
             "openvino", ("model.xml", "model.bin"), "OpenVINO",
             {"graph": "engine.export.openvino", "islands": _NO_GRAPH},
             ("onnx", "openvino"), ("openvino",),
@@ -88,6 +84,10 @@ FORMATS: dict[str, Format] = {
         Format(
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),
+        ),
+        Format(
+            "tensorrt-onnx", ("model.tensorrt.onnx",), "ONNX Runtime", {"graph": "engine.export.onnx.tensorrt", "islands": _NO_GRAPH},
+            ("onnx",), ("onnxruntime",),
         ),
         Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf", "accelerate")),
     )

@@ -274,3 +274,20 @@ def test_a_type_that_is_not_known_is_refused_in_one_line(source: Path, tmp_path:
     with pytest.raises(EngineError, match="99") as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_a_runner_gives_the_logits_of_whole_windows_and_of_steps(source: Path, tmp_path: Path) -> None:
+    from engine.export.base import ExportContext
+    from engine.export.gguf import load
+    from engine.tasks.base import Batch
+
+    decoder = decoder_of("qwen2")
+    runner = load(written(decoder, source, tmp_path), ExportContext(decoder, lowering="modules"))
+    ids = torch.randint(0, ROWS, (1, 24), generator=torch.Generator().manual_seed(1))
+    wanted = decoder.twin(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(runner.run(Batch((), {"input_ids": ids})).logits, wanted, atol=1e-4)
+    assert runner.step is not None
+    first, cache = runner.step(ids[:, :20], None)
+    rest, _ = runner.step(ids[:, 20:], cache)
+    assert torch.allclose(torch.cat([first, rest], 1), wanted, atol=1e-3)
