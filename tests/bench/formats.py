@@ -1,6 +1,6 @@
 """Every number format on a language model: rounding to nearest beside the method of least divergence, with the bits that are stored.
 
-usage: uv run python tests/bench/formats.py [MODEL] [--data NAME] [--formats LIST] [--methods LIST] [--write FILE]
+usage: uv run python tests/bench/formats.py [MODEL] [--data NAME] [--formats LIST] [--methods LIST] [--tokens N] [--write FILE]
 
 All linear layers of the blocks are in the format, everything else is float32, as in ``language.py``, whose data, calibration and figures
 these are. Bits per weight count all that a file stores of those layers, scales and offsets too. A row says ``best of`` how many methods
@@ -14,15 +14,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from language import width
-from language_parts import Bench, Row, quantized
+from language_parts import Bench, Row, finished, quantized
+from torch import Tensor
 
-from engine.data.text.encoded import load_text
+from engine.data.text.encoded import TextData, load_text
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.models.transformers_load import load_language
 from engine.recipe.number_formats import NUMBER_FORMATS
+from engine.tasks.perplexity import Perplexity, stream_perplexity
 
 BEGIN, END = "<!-- bench:formats -->", "<!-- /bench:formats -->"
 METHODS = ("mse", "imatrix", "gptq", "imatrix+gptq", "gptq+")
@@ -57,7 +60,20 @@ def table(bench: Bench, formats: list[str], methods: list[str], windows: int) ->
 
 
 class _Quick(Bench):
-    """Tokens a second are no part of this table."""
+    """On the first ``tokens`` of the test; tokens a second are no part of this table."""
+
+    tokens: int | None = None
+
+    def perplexity(self, model: Any) -> Perplexity:
+        if self.tokens is None or not isinstance(self.data, TextData):
+            return super().perplexity(model)
+
+        def logits(ids: Tensor) -> Tensor:
+            found: Tensor = model(input_ids=ids, use_cache=False).logits
+            return found
+
+        stream = self.data.streams["test"][: self.tokens]
+        return finished(stream_perplexity(logits, stream, self.language.window, stop=StopToken()))
 
     def speed(self, model: object) -> float:
         return 0.0
@@ -78,10 +94,12 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--tokens", type=int, help="of the test split that are scored (default: all)")
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
     try:
         language = load_language(asked.model, text=not asked.data.lower().endswith(".json"))
+        _Quick.tokens = asked.tokens
         bench = _Quick(language, load_text(asked.data, language, StopToken()), False)
         lines = []
         for line in table(bench, asked.formats.split(","), asked.methods.split(","), asked.windows):
