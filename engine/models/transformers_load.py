@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.models import hub
-from engine.models.language_registry import ENTRIES, is_hub_id
+from engine.models.language_registry import ENTRIES, is_gguf, is_hub_id
 from engine.models.soundness import check_decoder, check_floats, check_not_zero, left_over, unloadable
 from engine.models.transformers_folder import Folder, look
 
@@ -64,7 +64,7 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     tokenizer does not fit.
     """
     source, place = _place(name)
-    if place.suffix == ".gguf" and not place.is_dir():
+    if is_gguf(str(place)):
         return _of_gguf(name, place, text)
     found = look(place)
     if text and not found.has_tokenizer:
