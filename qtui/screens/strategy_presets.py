@@ -11,12 +11,12 @@ from qtui.draft import Draft
 _IMAGE_TEXTS: Mapping[str, str] = {
     "default": "as proposed: 8 bits, large linear layers 4",
     "w8a8": "8-bit weights and activations: the safest",
+    "tensorrt": "int8 around zero on both sides, for TensorRT",
     "w4a8": "4-bit weights, 8-bit activations",
     "w4a4": "4 bits for both: usually needs training",
     "w8": "8-bit weights alone, computed in fp32",
     "w4": "4-bit weights alone, computed in fp32",
     "w3": "3-bit weights alone: usually needs training",
-    "tensorrt": "int8 around zero on both sides, for TensorRT",
 }
 
 
