@@ -85,6 +85,8 @@ class Method:
         """What it does that only a decoder's blocks have a place for, or None: then a layer of any network can have it."""
         if self.scaling is not None:
             return "folds scales into the layer before"
+        if self.weighted:
+            return "weighs errors by its inputs' moments"
         return "carries errors from block to block" if self.propagation else None
 
 

@@ -49,7 +49,9 @@ def _format(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if weights is None or not weights.format:
         return spec, None
     if weights.format in capabilities.undivided:
-        return _divided(spec, weights, capabilities)
+        had, why = _divided(weights, capabilities)
+        dropped = None if spec.activations is None else "activations stay floats"
+        return had, "; ".join(filter(None, (why, dropped)))
     if weights.format not in capabilities.formats:
         integers = replace(weights, format="")
         return replace(spec, weights=integers), f"{weights.format} is for matrices of language models: integers of {weights.bits} bits"
@@ -58,7 +60,7 @@ def _format(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     return LayerSpec(weights), f"no kernel multiplies {weights.format} with integer activations: they stay floats"
 
 
-def _divided(spec: LayerSpec, weights: WeightSpec, capabilities: Capabilities) -> Limited:
+def _divided(weights: WeightSpec, capabilities: Capabilities) -> tuple[LayerSpec, str]:
     """What llama.cpp stores rows in that are no whole blocks; those that no block divides stay floats."""
     entry = format_entry(weights.format)
     assert entry.layout is not None
