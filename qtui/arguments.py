@@ -11,11 +11,14 @@ from engine.export.registry import choices
 from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
-PRESETS = ("default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4")
+PRESETS = (
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
+    "q3_k_m", "q2_k", "tensorrt",
+)  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
-_MODEL = "a name, package.module:factory, path/file.py:factory, or a language model's folder or OWNER/MODEL"
+_MODEL = "a name, package.module:factory, path/file.py:factory, or a language model's folder, .gguf file or OWNER/MODEL"
 _TASK = "what is measured: a name of `qtui tasks`, or your own as path/task.py:factory (default: what belongs to the model)"
 _DATA = (
     "a data set, or a folder of images by class; for a language model a text's name, a text file or a folder of text; for the task "
@@ -115,6 +118,12 @@ def build_parser() -> Parser:
     export.add_argument("--to", metavar="LIST", type=_names, required=True, help=_FORMATS)
     export.add_argument("--force", action="store_true", help="write files again that are there already")
     export.add_argument("--json", action="store_true", help="the report on stdout, everything else on stderr")
+    compare = command("compare", "tell what a quantized language model costs against its original")
+    compare.add_argument("original", metavar="ORIGINAL", help="a language model's name, folder, OWNER/MODEL or .gguf file")
+    compare.add_argument("other", metavar="MODEL", help="the model to judge, likewise")
+    compare.add_argument("--data", metavar="NAME|PATH", default="python-docs", help="a text's name, a text file or a folder of text")
+    compare.add_argument("--limit", metavar="N", type=_integer, help="tokens of the test split (default: all)")
+    compare.add_argument("--json", action="store_true", help="the figures as JSON, everything else on stderr")
     resume = command("resume", "go on with a run that was stopped")
     resume.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
     _answers(resume)
@@ -165,7 +174,7 @@ def _train(train: Parser) -> None:
     train.add_argument("--task", metavar="NAME", help="what is learned: a name of `qtui tasks` (default: what belongs to the model)")
     train.add_argument("--data", metavar="NAME|PATH", help="a data set, or your own files; models of other tasks bring theirs")
     train.add_argument("--out", metavar="FILE", help="where the weights are written (default: the cache, where a run finds them)")
-    train.add_argument("--epochs", metavar="N", type=_positive)
+    train.add_argument("--epochs", metavar="N", type=_integer)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)
     train.add_argument("--stem", choices=STEMS, default="auto", help=_TRAINED_STEM)
     train.add_argument("--device", choices=DEVICES, default="auto")

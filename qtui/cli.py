@@ -20,6 +20,7 @@ HANDLERS: dict[str, str] = {
     "train": "qtui.commands:train",
     "resume": "qtui.commands:resume",
     "export": "qtui.commands:export",
+    "compare": "qtui.against:compare",
     "models": "qtui.listing:models",
     "data": "qtui.listing:data",
     "tasks": "qtui.listing:tasks",

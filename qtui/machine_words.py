@@ -17,6 +17,7 @@ def sections(found: Mapping[str, Any]) -> list[tuple[str, Lines]]:
         ("processor", _processor(found)),
         ("integer kernels", _kernels(found)),
         ("GPUs", _gpus(found)),
+        *([("number formats", _formats(found["formats"]))] if found.get("formats") else []),
         ("optional packages", _packages(found)),
         ("folders", _folders(found)),
     ]
@@ -118,6 +119,15 @@ def _packages(found: Mapping[str, Any]) -> Lines:
         about = ", ".join(filter(None, (str(known or "not installed"), purposes.get(name))))
         lines.append((name, about))
     return [*lines, ("install", str(found["install"]))] if found.get("install") else lines
+
+
+def _formats(formats: Mapping[str, Any]) -> Lines:
+    """Which weights are multiplied as they are stored, and which are for other runtimes."""
+    lines = [("on kernels", f"{formats['kernels']}: 4-bit weights as nibbles, other widths held as int8")]
+    for readers, names in formats["stored"].items():
+        about = f"for {readers}" if readers else "for files of this program"
+        lines.append(("stored", f"{', '.join(names)}: {about}; computed in float32 here"))
+    return lines
 
 
 def _folders(found: Mapping[str, Any]) -> Lines:

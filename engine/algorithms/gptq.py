@@ -36,7 +36,7 @@ def gptq(weight: Tensor, grid: WeightQParams, second: Tensor, damping: float = 0
         stop = min(start + BLOCK, inputs)
         errors = torch.empty_like(rest[start:stop])
         for column in range(start, stop):
-            at = form.round_(rest[column] / step[column], zero[column] if form.affine else None)
+            at = form.round_(rest[column] / step[column], zero[column] if form.moved else None)
             codes[column] = at
             error = at.sub(zero[column]).mul_(step[column]).sub_(rest[column]).neg_().div_(inverse[column, column])
             rest[column:stop].addr_(inverse[column, column:stop], error, alpha=-1)

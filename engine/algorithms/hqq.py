@@ -22,9 +22,10 @@ def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
     grouped = in_groups(weight.to(torch.float32), spec)
     inside = in_groups(torch.ones(1, weight.shape[1], device=weight.device), spec)
     start = qparams_between(grouped.amin(2), grouped.amax(2), spec)
-    scale = start.step
-    zero = torch.zeros_like(scale) if start.zero is None else start.zero.to(torch.float32)
-    best_step, best_zero = start.step, zero
+    shifted = spec.format.shifted
+    scale = start.divisor
+    zero = torch.zeros_like(scale) if start.zeros is None else start.zeros
+    best_step, best_zero = scale, zero
     least = _error(grouped, scale, zero, spec)
     sharpness = SHARPNESS
     for _ in range(ROUNDS):
@@ -34,13 +35,17 @@ def hqq(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
         target = (grouped / scale[:, :, None] - kept) * inside
         scale, zero = _fit(codes * inside, target, scale, inside.sum(2), spec)
         sharpness *= GROWTH
-        stored = WeightQParams.stored(spec, scale.clamp_max(start.step)).step
-        whole = zero if spec.symmetric else spec.format.round(zero)
+        held = torch.where(start.step < 0, scale.clamp_min(start.step), scale.clamp_max(start.step))
+        grid = WeightQParams.stored(spec, held, zero if shifted else None)
+        stored = grid.divisor
+        real = grid.zeros
+        whole = real if real is not None else zero if spec.symmetric else spec.format.round(zero)
         error = _error(grouped, stored, whole, spec)
         better = error < least
         least = torch.where(better, error, least)
         best_step, best_zero = torch.where(better, stored, best_step), torch.where(better, whole, best_zero)
-    return WeightQParams.stored(spec, best_step, None if spec.symmetric else best_zero.to(torch.uint8))
+    zeros = None if spec.symmetric else best_zero if shifted else best_zero.to(torch.uint8)
+    return WeightQParams.stored(spec, best_step, zeros)
 
 
 def _fit(codes: Tensor, target: Tensor, scale: Tensor, count: Tensor, spec: WeightScheme) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.algorithms.block_grid import block_grid, diagonal_blocks, group_error
 from engine.numerics.scheme import WeightScheme, in_groups
 from engine.numerics.weights import WeightQParams, qparams_between
 
@@ -14,8 +15,11 @@ def mse(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
 
     With ``second``, the inputs' second moments (in, in), the error is that of the group's share of the layer's output:
     eᵀ H_g e with H_g the group's block of ``second``, as AWQ's clip search has it (Lin et al. 2023, arXiv:2306.00978,
-    section 3.2, from activations there). Without, it is eᵀ e. Both ends shrink together first, then each alone.
+    section 3.2, from activations there). Without, it is eᵀ e. Both ends shrink together first, then each alone. GGUF's blocks, whose
+    scales and offsets are chosen together, have a search of their own.
     """
+    if spec.format.layout is not None:
+        return block_grid(weight, spec, second)
     grouped = in_groups(weight.to(torch.float32), spec)
     blocks = None if second is None else diagonal_blocks(second, spec)
     low, high = grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
@@ -32,25 +36,6 @@ def mse(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> Wei
     if not spec.symmetric:
         low, high, least = _best(grouped, blocks, spec, low, high, [(1.0, factor) for factor in near], least)
     return qparams_between(low, high, spec)
-
-
-def diagonal_blocks(second: Tensor, spec: WeightScheme) -> Tensor:
-    """The groups' own blocks (groups, size, size) of a matrix (in, in); an incomplete last one is filled up with zeros."""
-    size, groups = spec.size(len(second)), spec.groups(len(second))
-    padded = torch.nn.functional.pad(second, (0, size * groups - len(second), 0, size * groups - len(second)))
-    return torch.stack([padded[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)])
-
-
-def group_error(grouped: Tensor, grid: WeightQParams, blocks: Tensor | None) -> Tensor:
-    """Squared error (out, groups) of rounding ``grouped`` (out, groups, size) to nearest."""
-    step = grid.step[:, :, None]
-    zero = None if grid.zero is None else grid.zero.to(torch.float32)[:, :, None]
-    rounded = grid.scheme.format.round_(grouped / step, zero)
-    error = (rounded if zero is None else rounded.sub_(zero)).mul_(step).sub_(grouped)
-    if blocks is None:
-        return error.square_().sum(2)
-    by_group = error.transpose(0, 1)
-    return torch.matmul(by_group, blocks).mul_(by_group).sum(2).T
 
 
 def _best(
@@ -71,3 +56,9 @@ def _best(
         least = torch.where(better, error, least)
         best_low, best_high = torch.where(better, low * below, best_low), torch.where(better, high * above, best_high)
     return best_low, best_high, least
+
+
+def imatrix(weight: Tensor, spec: WeightScheme, second: Tensor | None = None) -> WeightQParams:
+    """``mse`` with the squared error of each weight counted by its input's second moment alone, as llama.cpp's importance matrix has it:
+    the error at the layer's output were the inputs independent and without a mean."""
+    return mse(weight, spec, None if second is None else torch.diag(second.diagonal()))

@@ -53,7 +53,7 @@ def descend(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:
         if float(diagonal[column]) <= 0:
             continue
         wanted = (rounded[column] - pull[column] / diagonal[column]).div_(step[column])
-        codes[column] = form.round_(wanted, zero[column] if form.affine else None)
+        codes[column] = form.round_(wanted, zero[column] if form.moved else None)
         change = (codes[column] - zero[column]).mul_(step[column]).sub_(rounded[column])
         rounded[column] += change
         pull.addr_(hessian[:, column], change)
@@ -78,9 +78,10 @@ def rescale(start: QTensor, weight: Tensor, hessian: Tensor) -> QTensor:
     ridge = 1e-4 * system.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     system.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     scale = torch.linalg.solve(system, wanted.to(torch.float64) + ridge[:, None] * before)
-    scale = torch.where((scale > before / 2) & (scale < before * 2), scale, before)
-    grid = WeightQParams.stored(spec, scale.to(torch.float32), start.zero)
-    return replace(start, scale=grid.scale, tensor_scale=grid.tensor_scale)
+    sign = before.sign()
+    scale = torch.where((scale * sign > before * sign / 2) & (scale * sign < before * sign * 2), scale, before)
+    zeros = WeightQParams.of(start).zeros if start.format.shifted else start.zero
+    return WeightQParams.stored(spec, scale.to(torch.float32), zeros).regridded(start)
 
 
 def _error(rounded: QTensor, weight: Tensor, hessian: Tensor) -> float:

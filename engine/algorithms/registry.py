@@ -45,6 +45,7 @@ class Late:
 
 minmax: Gridding = Late("engine.numerics.weights:minmax")
 mse: Gridding = Late("engine.algorithms.mse:mse")
+imatrix: Gridding = Late("engine.algorithms.mse:imatrix")
 hqq: Gridding = Late("engine.algorithms.hqq:hqq")
 nearest: Rounding = Late("engine.algorithms.nearest:nearest")
 gptq: Rounding = Late("engine.algorithms.gptq:gptq")
@@ -84,6 +85,8 @@ class Method:
         """What it does that only a decoder's blocks have a place for, or None: then a layer of any network can have it."""
         if self.scaling is not None:
             return "folds scales into the layer before"
+        if self.weighted:
+            return "weighs errors by its inputs' moments"
         return "carries errors from block to block" if self.propagation else None
 
 
@@ -97,6 +100,8 @@ METHODS: dict[str, Method] = {
     "awq": Method("AWQ", mse, scaling=awq, weighted=True),
     "awq+gptq": Method("AWQ, then GPTQ", mse, gptq, awq, weighted=True, centred=True),
     "smoothquant": Method("SmoothQuant", minmax, scaling=smoothquant),
+    "imatrix": Method("least error by importance", imatrix, weighted=True),
+    "imatrix+gptq": Method("GPTQ on grids by importance", imatrix, gptq, weighted=True, centred=True),
 }
 
 

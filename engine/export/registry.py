@@ -85,6 +85,11 @@ FORMATS: dict[str, Format] = {
             "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
             runs=("compressed_tensors",),
         ),
+        Format(
+            "tensorrt-onnx", ("model.tensorrt.onnx",), "ONNX Runtime", {"graph": "engine.export.onnx.tensorrt", "islands": _NO_GRAPH},
+            ("onnx",), ("onnxruntime",),
+        ),
+        Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf", "accelerate")),
     )
 }  # fmt: skip
 
@@ -131,7 +136,7 @@ def _purpose(verbs: Mapping[str, list[str]]) -> str:
 
 
 def _word(entry: Format) -> str:
-    return {"onnx": "ONNX", "openvino": "OpenVINO"}.get(entry.name, entry.name)
+    return {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF", "tensorrt-onnx": "TensorRT ONNX"}.get(entry.name, entry.name)
 
 
 def install(packages: tuple[str, ...]) -> str:

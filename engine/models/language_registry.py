@@ -80,19 +80,24 @@ ENTRIES: dict[str, LanguageEntry] = {
 
 
 def is_language(name: str) -> bool:
-    """Whether a model's name stands for a language model: one of the registry, a folder with a ``config.json``, a Hugging Face id, or
-    the address of one. A network's name wins over a folder that is called so."""
+    """Whether a model's name stands for a language model: one of the registry, a folder with a ``config.json``, a GGUF file, a Hugging
+    Face id, or the address of one. A network's name wins over a folder that is called so."""
     if name in ENTRIES or "://" in name:
         return True
     if name in NETWORKS or ":" in name or name.endswith(".py"):
         return False
     place = Path(name).expanduser()
-    return (place / "config.json").is_file() or (not place.exists() and is_hub_id(name))
+    return is_gguf(name) or (place / "config.json").is_file() or (not place.exists() and is_hub_id(name))
 
 
-def is_folder(name: str) -> bool:
-    """Whether ``name`` is the folder of a language model."""
-    return is_language(name) and name not in ENTRIES and Path(name).expanduser().is_dir()
+def is_gguf(name: str) -> bool:
+    """Whether ``name`` is that of a GGUF file."""
+    return name.lower().endswith(".gguf") and not Path(name).expanduser().is_dir()
+
+
+def is_place(name: str) -> bool:
+    """Whether ``name`` is the folder or the file of a language model."""
+    return is_language(name) and name not in ENTRIES and Path(name).expanduser().exists()
 
 
 def is_hub_id(name: str) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.models import hub
-from engine.models.language_registry import ENTRIES, is_hub_id
+from engine.models.language_registry import ENTRIES, is_gguf, is_hub_id
 from engine.models.soundness import check_decoder, check_floats, check_not_zero, left_over, unloadable
 from engine.models.transformers_folder import Folder, look
 
@@ -29,7 +29,8 @@ _ADDED, _PADDED = 16, 1024
 class LanguageModel:
     """``model`` is a transformers ``PreTrainedModel`` that predicts the next token, in float32 and eval mode; ``tokenizer`` one of
     transformers, None where the data are token ids. ``context`` is how many tokens the model reads at most; ``source`` is
-    ``package``, ``hub`` or ``folder``, and ``path`` the folder it was read from; ``notes`` are sentences that a person is warned with."""
+    ``package``, ``hub``, ``folder`` or ``GGUF file``, and ``path`` the folder it was read from; ``notes`` are sentences that a person is
+    warned with."""
 
     name: str
     model: Any
@@ -63,6 +64,8 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     tokenizer does not fit.
     """
     source, place = _place(name)
+    if is_gguf(str(place)):
+        return _of_gguf(name, place, text)
     found = look(place)
     if text and not found.has_tokenizer:
         raise EngineError(f"{place} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): add it, or give data of token ids")
@@ -73,6 +76,19 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
         check_decoder(model, place, context)
     notes = () if tokenizer is None else check_vocabulary(tokenizer, model, place)
     return LanguageModel(name, model, tokenizer, context, source, place, notes)
+
+
+def _of_gguf(name: str, place: Path, text: bool) -> LanguageModel:
+    """The float32 model of a file whose weights another program has quantized."""
+    from engine.models import gguf_file
+
+    found = gguf_file.read(place)
+    tokenizer = gguf_file.tokenizer(place) if text else None
+    context = context_of(found.model.config)
+    check_decoder(found.model, place, context)
+    notes = () if tokenizer is None else check_vocabulary(tokenizer, found.model, place)
+    said = f"{place.name} is quantized already ({found.words}): what is called fp32 here are its dequantized weights"
+    return LanguageModel(name, found.model, tokenizer, context, "GGUF file", place.parent, (said, *notes))
 
 
 def _place(name: str) -> tuple[str, Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.numerics.packing import pack, packed_width, unpack
-from engine.recipe.number_formats import NUMBER_FORMATS, FormatEntry
+from engine.recipe.number_formats import NUMBER_FORMATS, BlockLayout, FormatEntry
 
 
 def round_to(values: Tensor, low: float, high: float, zero: Tensor | float | None = None) -> Tensor:
@@ -41,7 +41,7 @@ class NumberFormat:
     A code of ``bits`` bits, held in memory as ``storage``, stands for a value from ``low`` to ``high``, which a scale of the dtype
     ``scale`` multiplies. ``affine`` formats have a zero point beside it: an integer in the range of the codes. ``block`` is how many
     values share a scale where the format says so itself, 0 where whoever uses it does. ``levels`` are the values of the codes 0, 1, …
-    where those are not the codes themselves; a code whose level is NaN is never chosen.
+    where those are not the codes themselves; a code whose level is NaN is never chosen. ``layout`` is how GGUF stores blocks of it.
 
     >>> FORMATS["int4"].round(torch.tensor([2.5, 9.0]))
     tensor([2., 7.])
@@ -56,10 +56,12 @@ class NumberFormat:
     block: int = 0
     scale: torch.dtype = torch.float16
     levels: tuple[float, ...] = ()
+    layout: BlockLayout | None = None
 
     def round(self, values: Tensor, zero: Tensor | float | None = None) -> Tensor:
         """The representable values nearest to ``values``, which are in units of the scale and floating point, of the same dtype.
-        Halves go to the even code, and what lies outside to the nearest end. ``zero`` is added before the range is looked at."""
+        Halves go to the even code, and what lies outside to the nearest end. ``zero`` is added before the range is looked at; where
+        the format is ``shifted`` it is a real number and added before rounding."""
         return self.round_(values.clone(), zero) if self.levels else round_to(values, self.low, self.high, zero)
 
     def round_(self, values: Tensor, zero: Tensor | float | None = None) -> Tensor:
@@ -67,13 +69,19 @@ class NumberFormat:
         if not self.levels:
             return round_to_(values, self.low, self.high, zero)
         if zero is not None:
-            raise ValueError(f"{self.name} has no zero point")
+            if not self.shifted:
+                raise ValueError(f"{self.name} has no zero point")
+            values.add_(zero)
+        if self._consecutive:
+            return round_to_(values, self.low, self.high)
         return values.copy_(self._sorted[0].to(values)[self._places(values)])
 
     def encode(self, rounded: Tensor) -> Tensor:
         """Codes of the dtype ``storage`` for representable values, as ``round`` gives them."""
         if not self.levels:
             return rounded.to(self.storage)
+        if self._consecutive:
+            return (rounded - self.low).to(self.storage)
         return self._sorted[1].to(rounded.device)[self._places(rounded)].to(self.storage)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -99,6 +107,21 @@ class NumberFormat:
     def two_level(self) -> bool:
         """Whether one float32 for the tensor multiplies all scales."""
         return self.scale == torch.float8_e4m3fn
+
+    @property
+    def shifted(self) -> bool:
+        """Whether groups have a real offset, so that zero lies anywhere between the codes' values."""
+        return self.layout is not None and self.layout.offset
+
+    @property
+    def moved(self) -> bool:
+        """Whether a group's codes have something subtracted from them: an integer zero point or a real one."""
+        return self.affine or self.shifted
+
+    @cached_property
+    def _consecutive(self) -> bool:
+        """Whether the codes' values are integers in their order."""
+        return self.levels == tuple(self.low + step for step in range(len(self.levels)))
 
     @property
     def _first(self) -> int:
@@ -140,8 +163,9 @@ def of_entry(entry: FormatEntry) -> NumberFormat:
     """The format that a recipe names."""
     values = [level for level in entry.levels if not math.isnan(level)]
     return NumberFormat(
-        entry.name, entry.bits, torch.uint8, min(values), max(values), block=entry.block, scale=_SCALES[entry.scale], levels=entry.levels
-    )
+        entry.name, entry.bits, torch.uint8, min(values), max(values), block=entry.block, scale=_SCALES[entry.scale],
+        levels=entry.levels, layout=entry.layout,
+    )  # fmt: skip
 
 
 FORMATS: dict[str, NumberFormat] = {

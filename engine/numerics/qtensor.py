@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, UsageError
 from engine.numerics.formats import FORMATS, NumberFormat, integer
+from engine.numerics.gguf_blocks import from_blocks, to_blocks
 from engine.numerics.packing import pack_nibbles, unpack_nibbles
 from engine.numerics.scheme import WeightScheme
 
@@ -28,6 +29,11 @@ class QTensor:
     Scales of two levels: ``multiplier`` is uint8 (out, groups) and ``scale`` (out, 1), so that a group's step is their product.
     ``code * multiplier`` fits in int8, and grouped weights run on the kernels of one scale a channel (QServe, Lin et al. 2024,
     arXiv:2405.04532, section 4.1).
+
+    GGUF's formats (those with a ``layout``) have a float16 ``scale`` for each of their blocks, (out, blocks). Where a block has several
+    groups ``multiplier``, int8 (out, groups), times it is a group's step. ``offset``, float16 (out, blocks), times
+    ``offset_multiplier``, int8 (out, groups), where there is one, is subtracted: ``value = step * code - offset``. All products are exact
+    in float32, and the difference is rounded once, so that every program that reads the blocks finds the same numbers.
     """
 
     codes: Tensor
@@ -37,6 +43,8 @@ class QTensor:
     group_size: int = 0
     multiplier: Tensor | None = None
     tensor_scale: Tensor | None = None
+    offset: Tensor | None = None
+    offset_multiplier: Tensor | None = None
 
     @property
     def scheme(self) -> WeightScheme:
@@ -74,6 +82,11 @@ class QTensor:
     def dequantize(self) -> Tensor:
         """float32 of the weight's shape."""
         values = self.format.decode(self.codes).flatten(1)
+        if self.format.layout is not None:
+            values = values.mul_(self._spread(self._by_group(self.scale, self.multiplier)))
+            if self.offset is not None:
+                values = values.sub_(self._spread(self._by_group(self.offset, self.offset_multiplier)))
+            return values.reshape(self.shape)
         if self.zero is not None:
             values = values.sub_(self._spread(self.zero.to(torch.float32)))
         if self.multiplier is not None:
@@ -81,6 +94,14 @@ class QTensor:
         scale = self.scale.to(torch.float32)
         scale = scale if self.tensor_scale is None else scale * self.tensor_scale
         return values.mul_(self._spread(scale)).reshape(self.shape)
+
+    def _by_group(self, by_block: Tensor, multiplier: Tensor | None) -> Tensor:
+        return of_groups(self.scheme, by_block, multiplier)
+
+    def rows(self, at: Tensor, codes: Tensor) -> QTensor:
+        """The rows ``at`` (n,), whose codes (n, inputs) are given."""
+        parts = {name: getattr(self, name) for name in ("scale", "zero", "multiplier", "offset", "offset_multiplier")}
+        return replace(self, codes=codes, **{name: part[at] for name, part in parts.items() if part is not None})
 
     def _spread(self, by_group: Tensor) -> Tensor:
         """(out, groups) to what can be combined with (out, inputs)."""
@@ -93,7 +114,8 @@ class QTensor:
         """The same on ``device``; itself where it is there already."""
         if self.codes.device == torch.device(device):
             return self
-        parts = {name: getattr(self, name) for name in ("codes", "scale", "zero", "multiplier", "tensor_scale")}
+        names = ("codes", "scale", "zero", "multiplier", "tensor_scale", "offset", "offset_multiplier")
+        parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
     @property
@@ -113,10 +135,13 @@ class QTensor:
     def to_tensors(self) -> dict[str, Tensor]:
         """What a file holds.
 
-        With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where affine ``zero``, packed too, and
-        ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to a byte up to 4 bits, ``scale``
-        (out,) and where there is one ``multiplier``.
+        Of GGUF's formats their blocks, ``packed``. With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where
+        affine ``zero``, packed too, and ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to
+        a byte up to 4 bits, ``scale`` (out,) and where there is one ``multiplier``.
         """
+        if self.format.layout is not None:
+            parts = (self.scale, self.offset, self.multiplier, self.offset_multiplier)
+            return {"packed": to_blocks(self.format, self.codes, *parts)}
         if self._packed:
             tensors = {"packed": self.format.pack(self.codes), "scale": self.scale.contiguous()}
             tensors |= {} if self.zero is None else {"zero": self.format.pack(self.zero)}
@@ -152,6 +177,8 @@ def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     form = FORMATS[str(meta["format"])] if "format" in meta else integer(int(meta["bits"]), bool(meta["symmetric"]))
     scheme = WeightScheme(form, int(meta["group_size"]))
     out, inputs = (int(length) for length in meta["shape"])
+    if form.layout is not None:
+        return of_blocks(form, tensors["packed"], out, inputs)
     packed, scale, wanted = tensors["packed"], tensors["scale"], (out, scheme.groups(inputs))
     zero = form.unpack(tensors["zero"], wanted[1]) if form.affine else None
     whole = tensors["tensor_scale"] if form.two_level else None
@@ -164,6 +191,25 @@ def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     ):
         raise EngineError(f"a packed weight of {out} x {inputs} has scales of {tuple(scale.shape)}: the file is damaged; quantize again")
     return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size, tensor_scale=whole)
+
+
+def of_blocks(form: NumberFormat, blocks: Tensor, out: int, inputs: int) -> QTensor:
+    """A matrix (out, inputs) of one of GGUF's formats, from its bytes (out, bytes a row). Raises EngineError for bytes of another
+    size and for scales that are not finite."""
+    if len(blocks) != out:
+        raise EngineError(f"blocks of {len(blocks)} rows instead of {out}: the file is damaged; quantize the model again")
+    codes, scale, offset, multiplier, offset_multiplier = from_blocks(form, blocks, inputs)
+    if not (torch.isfinite(scale).all() and (offset is None or torch.isfinite(offset).all())):
+        raise EngineError("scales of a packed weight are not finite: the file is damaged; quantize the model again")
+    return QTensor(codes, scale, None, form, form.block, multiplier, None, offset, offset_multiplier)
+
+
+def of_groups(scheme: WeightScheme, by_block: Tensor, multiplier: Tensor | None) -> Tensor:
+    """float32 (out, groups) of float16 numbers (out, blocks) of GGUF's formats, and of each group's multiplier where there is one."""
+    values = by_block.to(torch.float32)
+    if multiplier is None:
+        return values
+    return values.repeat_interleave(scheme.groups_of_scale, 1)[:, : multiplier.shape[1]] * multiplier.to(torch.float32)
 
 
 def _by_channel(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:

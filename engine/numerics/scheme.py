@@ -36,7 +36,7 @@ class WeightScheme:
     @property
     def symmetric(self) -> bool:
         """Whether there are no zero points."""
-        return not self.format.affine
+        return not self.format.moved
 
     @property
     def low(self) -> float:
@@ -53,8 +53,21 @@ class WeightScheme:
     def groups(self, inputs: int) -> int:
         return -(-inputs // self.size(inputs))
 
+    def scales(self, inputs: int) -> int:
+        """Scales of a row in floating point: one for each group, or for each block of GGUF's formats."""
+        layout = self.format.layout
+        return self.groups(inputs) if layout is None else -(-inputs // layout.weights)
+
+    @property
+    def groups_of_scale(self) -> int:
+        """Groups that share a scale in floating point."""
+        layout = self.format.layout
+        return 1 if layout is None else layout.weights // self.format.block
+
     def storage_bytes(self, out: int, inputs: int) -> int:
-        """Exact bytes on disk: packed codes, scales, packed zero points."""
+        """Exact bytes on disk: packed codes, scales, packed zero points; of GGUF's formats whole blocks."""
+        if layout := self.format.layout:
+            return out * -(-inputs // layout.weights) * layout.size
         groups = self.groups(inputs)
         zeros = self.format.packed_width(groups) if self.format.affine else 0
         whole = 4 if self.format.two_level else 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from engine.recipe.capabilities import Capabilities
+from engine.recipe.number_formats import format_entry
 from engine.recipe.presets import DYNAMIC
-from engine.recipe.spec import FP32, METHODS, LayerSpec
+from engine.recipe.spec import FP32, METHODS, LayerSpec, WeightSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
@@ -47,12 +48,29 @@ def _format(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     weights = spec.weights
     if weights is None or not weights.format:
         return spec, None
+    if weights.format in capabilities.undivided:
+        had, why = _divided(weights, capabilities)
+        dropped = None if spec.activations is None else "activations stay floats"
+        return had, "; ".join(filter(None, (why, dropped)))
     if weights.format not in capabilities.formats:
         integers = replace(weights, format="")
         return replace(spec, weights=integers), f"{weights.format} is for matrices of language models: integers of {weights.bits} bits"
     if spec.activations is None:
         return spec, None
     return LayerSpec(weights), f"no kernel multiplies {weights.format} with integer activations: they stay floats"
+
+
+def _divided(weights: WeightSpec, capabilities: Capabilities) -> tuple[LayerSpec, str]:
+    """What llama.cpp stores rows in that are no whole blocks; those that no block divides stay floats."""
+    entry = format_entry(weights.format)
+    assert entry.layout is not None
+    why = f"rows are no multiple of {weights.format}'s {entry.layout.weights}"
+    while entry.name in capabilities.undivided and entry.instead:
+        entry = format_entry(entry.instead)
+    if entry.name in capabilities.undivided:
+        return FP32, f"{why}{', nor of 32' if entry.name != weights.format else ''}: it stays in fp32"
+    had = WeightSpec.of({**asdict(weights), "format": entry.name})
+    return LayerSpec(had), f"{why}: {entry.name} instead"
 
 
 def _method(spec: LayerSpec, capabilities: Capabilities) -> Limited:

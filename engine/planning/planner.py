@@ -11,7 +11,7 @@ from engine.planning.legality import legalize
 from engine.planning.plan import Plan
 from engine.planning.proposal import Proposal, propose
 from engine.planning.rules import resolve, unused
-from engine.recipe.presets import asked
+from engine.recipe.presets import Place, asked
 from engine.recipe.spec import FP32, LayerSpec, Rule
 
 
@@ -25,12 +25,19 @@ def plan(layers: Sequence[Layer], preset: str = "default", rules: Sequence[Rule]
     paths = [layer.path for layer in layers if layer.quantizable]
     used: set[int] = set()
     rows: dict[str, LayerRow] = {}
+    places = _places(layers)
     for layer in layers:
         index = resolve(layer, rules) if layer.ruled else None
         used |= {index} if index is not None else set()
         rule = rules[index] if index is not None else None
-        rows[layer.path] = _row(layer, _proposed(layer, paths), preset, rule, activation_bits, rows)
+        rows[layer.path] = _row(layer, _proposed(layer, paths), preset, rule, activation_bits, rows, places[layer.path])
     return Plan(tuple(rows.values()), unused(rules, used, all(layer.ruled for layer in layers)))
+
+
+def _places(layers: Sequence[Layer]) -> dict[str, Place]:
+    numbers = {layer.path: next((int(part) for part in layer.path.split(".") if part.isdigit()), 0) for layer in layers}
+    depth, tied = max(numbers.values(), default=0) + 1, {layer.tied for layer in layers}
+    return {path: Place(path, number, depth, path in tied) for path, number in numbers.items()}
 
 
 def _proposed(layer: Layer, paths: Sequence[str]) -> Proposal:
@@ -42,7 +49,8 @@ def _proposed(layer: Layer, paths: Sequence[str]) -> Proposal:
 
 
 def _row(
-    layer: Layer, proposal: Proposal, preset: str, rule: Rule | None, activation_bits: int, rows: Mapping[str, LayerRow]
+    layer: Layer, proposal: Proposal, preset: str, rule: Rule | None, activation_bits: int, rows: Mapping[str, LayerRow],
+    at: Place,
 ) -> LayerRow:  # fmt: skip
     proposed, proposed_why = proposal
     fact = layer.pace.fact
@@ -53,7 +61,7 @@ def _row(
     elif preset == "default":
         spec, source, why = proposed, "proposal", proposed_why
     else:
-        spec, source, why = asked(preset, layer.capabilities.role), f"preset {preset}", _joined(f"preset {preset}", fact)
+        spec, source, why = asked(preset, layer.capabilities.role, at), f"preset {preset}", _joined(f"preset {preset}", fact)
     obstacle = _fate(rows[layer.folds_into]) if layer.folds_into else layer.obstacle
     actual, limit = (FP32, obstacle) if obstacle else legalize(spec, layer.capabilities, activation_bits)
     if layer.tied is not None:

@@ -28,8 +28,11 @@ def stored_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
 
 
 def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
-    """A matrix (out, in) as ``numerics.qtensor`` packs it, row by row, with float16 scales and packed zero points."""
+    """A matrix (out, in) as ``numerics.qtensor`` packs it, row by row, with float16 scales and packed zero points; of GGUF's formats whole
+    blocks."""
     out, inputs = shape
+    if layout := spec.format and format_entry(spec.format).layout:
+        return out * math.ceil(inputs / layout.weights) * layout.size
     groups = math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 1
     zeros = 0 if spec.symmetric else _packed(groups, spec.bits)
     scale = 2 if not spec.format or format_entry(spec.format).scale == "float16" else 1

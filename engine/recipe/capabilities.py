@@ -35,7 +35,7 @@ class Capabilities:
     whether weights may have zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration
     (``static``), with a scale for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there
     are kernels for. ``static_groups`` is whether static inputs go with weights in groups or with zero points. ``formats`` are the
-    number formats that weights can have beside integers.
+    number formats that weights can have beside integers, ``undivided`` others that would, were its rows whole blocks of them.
     """
 
     role: Role = "none"
@@ -47,6 +47,7 @@ class Capabilities:
     activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     static_groups: bool = True
     formats: tuple[str, ...] = ()
+    undivided: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -82,8 +83,12 @@ def of_network(role: Role) -> Capabilities:
     return Capabilities(role)
 
 
-def of_decoder(kind: str, in_block: bool) -> Capabilities:
-    """Those of a matrix of a decoder, by the name of its module's class, with the methods that the registry has by now."""
+def of_decoder(kind: str, in_block: bool, inputs: int | None = None) -> Capabilities:
+    """Those of a matrix of a decoder, by the name of its module's class and the length of its rows, where that is known, with the
+    methods that the registry has by now."""
+    entries = NUMBER_FORMATS.values()
+    undivided = tuple(entry.name for entry in entries if inputs is not None and not entry.divides(inputs))
+    formats = tuple(entry.name for entry in entries if entry.name not in undivided)
     if in_block and kind != "Embedding":
-        return replace(BLOCK, methods=tuple(METHODS))
-    return replace(EMBEDDING if kind == "Embedding" else OUTSIDE, methods=alone())
+        return replace(BLOCK, methods=tuple(METHODS), formats=formats, undivided=undivided)
+    return replace(EMBEDDING if kind == "Embedding" else OUTSIDE, methods=alone(), formats=formats, undivided=undivided)

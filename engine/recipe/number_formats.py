@@ -3,7 +3,7 @@
 Floats of few bits are those of the OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2) and of the OCP Microscaling Formats
 Specification 1.0, section 5.3 (E2M3, E3M2, E2M1, INT8); blocks of ``mx…`` share a power of two (section 5.2). NVFP4 has blocks of 16
 with scales in E4M3 and one float32 for the tensor; NF4 are quantiles of a normal distribution (Dettmers et al. 2023, arXiv:2305.14314,
-appendix E).
+appendix E). ``q…`` are the blocks of GGUF, the file format of llama.cpp (``ggml-common.h`` there, ``gguf.quants`` in Python).
 """
 
 from __future__ import annotations
@@ -18,10 +18,23 @@ Scale = Literal["float16", "e8m0", "e4m3"]
 
 
 @dataclass(frozen=True)
+class BlockLayout:
+    """How a GGUF file stores ``weights`` consecutive weights of a row: in ``size`` bytes, with a float16 scale. Where ``multipliers`` is
+    given, the least and the largest of an integer range, each group has one of it that multiplies that scale. With ``offset`` something
+    is subtracted from each group besides: a float16, or an integer from 0 to the largest multiplier times a float16."""
+
+    weights: int
+    size: int
+    multipliers: tuple[int, int] | None = None
+    offset: bool = False
+
+
+@dataclass(frozen=True)
 class FormatEntry:
     """``levels`` are the values of the codes 0, 1, …, NaN where a code stands for no number. ``block`` is how many weights share a
     scale, 0 where whoever asks for the format says so. ``scale`` is how scales are stored: powers of two (``e8m0``), or ``e4m3`` with one
-    float32 for the tensor beside."""
+    float32 for the tensor beside. A format with a ``layout`` takes rows of whole blocks alone; ``instead`` is what llama.cpp stores
+    other rows in. ``readers`` are the runtimes that an export of it is for, empty where there is none."""
 
     name: str
     bits: int
@@ -29,6 +42,13 @@ class FormatEntry:
     levels: tuple[float, ...]
     block: int = 0
     scale: Scale = "float16"
+    layout: BlockLayout | None = None
+    instead: str = ""
+    readers: str = ""
+
+    def divides(self, inputs: int) -> bool:
+        """Whether rows of ``inputs`` weights can have it."""
+        return self.layout is None or inputs % self.layout.weights == 0
 
 
 def minifloat(exponent: int, mantissa: int, nonfinite: Literal["none", "nan", "ieee"] = "none") -> tuple[float, ...]:
@@ -59,18 +79,44 @@ _NF4 = (
     0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
+
+def _integers(low: int, high: int) -> tuple[float, ...]:
+    return tuple(float(value) for value in range(low, high + 1))
+
+
 NUMBER_FORMATS: dict[str, FormatEntry] = {
     entry.name: entry
     for entry in (
-        FormatEntry("fp8_e4m3", 8, "FP8 E4M3", _E4M3),
+        FormatEntry("fp8_e4m3", 8, "FP8 E4M3", _E4M3, readers="vLLM, SGLang"),
         FormatEntry("fp8_e5m2", 8, "FP8 E5M2", _E5M2),
-        FormatEntry("mxfp8", 8, "MXFP8 E4M3, blocks of 32", _E4M3, 32, "e8m0"),
+        FormatEntry("mxfp8", 8, "MXFP8 E4M3, blocks of 32", _E4M3, 32, "e8m0", readers="vLLM, SGLang"),
         FormatEntry("mxfp6_e2m3", 6, "MXFP6 E2M3, blocks of 32", _E2M3, 32, "e8m0"),
         FormatEntry("mxfp6_e3m2", 6, "MXFP6 E3M2, blocks of 32", _E3M2, 32, "e8m0"),
-        FormatEntry("mxfp4", 4, "MXFP4, blocks of 32", _E2M1, 32, "e8m0"),
+        FormatEntry("mxfp4", 4, "MXFP4, blocks of 32", _E2M1, 32, "e8m0", readers="vLLM, SGLang, llama.cpp"),
         FormatEntry("mxint8", 8, "MXINT8, blocks of 32", _INT8, 32, "e8m0"),
-        FormatEntry("nvfp4", 4, "NVFP4, blocks of 16", _E2M1, 16, "e4m3"),
+        FormatEntry("nvfp4", 4, "NVFP4, blocks of 16", _E2M1, 16, "e4m3", readers="vLLM, SGLang"),
         FormatEntry("nf4", 4, "NF4", _NF4),
+        # -128 is left out: kernels of llama.cpp take magnitudes in int8.
+        FormatEntry("q8_0", 8, "GGUF Q8_0", _integers(-127, 127), 32, layout=BlockLayout(32, 34), readers="llama.cpp"),
+        FormatEntry("q4_0", 4, "GGUF Q4_0", _integers(-8, 7), 32, layout=BlockLayout(32, 18), readers="llama.cpp"),
+        FormatEntry("q4_1", 4, "GGUF Q4_1", _integers(0, 15), 32, layout=BlockLayout(32, 20, None, True), readers="llama.cpp"),
+        FormatEntry("q5_0", 5, "GGUF Q5_0", _integers(-16, 15), 32, layout=BlockLayout(32, 22), readers="llama.cpp"),
+        FormatEntry("q5_1", 5, "GGUF Q5_1", _integers(0, 31), 32, layout=BlockLayout(32, 24, None, True), readers="llama.cpp"),
+        FormatEntry(
+            "q6_k", 6, "GGUF Q6_K", _integers(-32, 31), 16, layout=BlockLayout(256, 210, (-128, 127)), instead="q8_0", readers="llama.cpp"
+        ),
+        FormatEntry(
+            "q5_k", 5, "GGUF Q5_K", _integers(0, 31), 32, layout=BlockLayout(256, 176, (0, 63), True), instead="q5_1", readers="llama.cpp"
+        ),
+        FormatEntry(
+            "q4_k", 4, "GGUF Q4_K", _integers(0, 15), 32, layout=BlockLayout(256, 144, (0, 63), True), instead="q5_0", readers="llama.cpp"
+        ),
+        FormatEntry(
+            "q3_k", 3, "GGUF Q3_K", _integers(-4, 3), 16, layout=BlockLayout(256, 110, (-32, 31)), instead="q4_0", readers="llama.cpp"
+        ),
+        FormatEntry(
+            "q2_k", 2, "GGUF Q2_K", _integers(0, 3), 16, layout=BlockLayout(256, 84, (0, 15), True), instead="q4_0", readers="llama.cpp"
+        ),
     )
 }
 
@@ -80,3 +126,12 @@ def format_entry(name: str) -> FormatEntry:
     if name not in NUMBER_FORMATS:
         raise UsageError(f"no number format {name!r}: {nearest(name, list(NUMBER_FORMATS))}")
     return NUMBER_FORMATS[name]
+
+
+def stored_only() -> dict[str, tuple[str, ...]]:
+    """The formats that no kernel here multiplies, by the runtimes that they are exported for; under an empty name those that are for
+    none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in NUMBER_FORMATS.values():
+        found[entry.readers] = (*found.get(entry.readers, ()), entry.name)
+    return found

@@ -36,7 +36,10 @@ from engine.recipe.targets import parsed
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
-Preset = Literal["default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4"]
+Preset = Literal[
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
+    "q3_k_m", "q2_k", "tensorrt",
+]  # fmt: skip
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
 Stem = Literal["auto", "small", "imagenet"]

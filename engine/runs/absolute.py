@@ -8,7 +8,7 @@ from typing import Any
 from engine.data.names import is_random
 from engine.data.registry import ENTRIES as IMAGES
 from engine.data.text.corpora import ENTRIES as TEXTS
-from engine.models.language_registry import is_folder
+from engine.models.language_registry import is_place
 from engine.recipe.recipe import Recipe
 
 
@@ -18,7 +18,7 @@ def absolute(recipe: Recipe) -> Recipe:
     place, _, factory = recipe.model.rpartition(":")
     if place.endswith(".py"):
         given["model"] = f"{Path(place).resolve()}:{factory}"
-    elif is_folder(recipe.model):
+    elif is_place(recipe.model):
         given["model"] = str(Path(recipe.model).expanduser().resolve())
     if recipe.task and ".py:" in recipe.task:
         file, _, factory = recipe.task.rpartition(":")

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.export.registry import purposes
 from engine.machine import gpus, processor
+from engine.recipe.number_formats import stored_only
 
 # Optional packages, and what each of them is for.
 OPTIONAL = {**purposes(), "nncf": "a peer in the benchmarks"}
@@ -53,6 +54,7 @@ def examine() -> dict[str, Any]:
         "gpu_kernels": seen_from(machine, "cuda").kernels if any(gpu.get("capability") for gpu in there) else {},
         "driver": gpus.driver(),
         "cuda": torch.version.cuda,
+        "formats": {"kernels": "int2 to int8", "stored": {readers: list(names) for readers, names in stored_only().items()}},
         "packages": packages,
         "purposes": OPTIONAL,
         "install": install(missing) if missing else None,

@@ -11,6 +11,7 @@ from qtui.draft import Draft
 _IMAGE_TEXTS: Mapping[str, str] = {
     "default": "as proposed: 8 bits, large linear layers 4",
     "w8a8": "8-bit weights and activations: the safest",
+    "tensorrt": "int8 around zero on both sides, for TensorRT",
     "w4a8": "4-bit weights, 8-bit activations",
     "w4a4": "4 bits for both: usually needs training",
     "w8": "8-bit weights alone, computed in fp32",
@@ -30,6 +31,13 @@ _DECODER_TEXTS: Mapping[str, str] = {
     "fp8": "FP8 weights alone, computed in floats",
     "mxfp4": "MXFP4 weights alone, computed in floats",
     "nvfp4": "NVFP4 weights alone, computed in floats",
+    "q8_0": "GGUF, 8 bits in blocks of 32",
+    "q6_k": "GGUF, 6 bits in super-blocks of 256",
+    "q5_k_m": "GGUF, 5 bits, 6 where it matters",
+    "q4_k_m": "GGUF, 4 bits, 5 or 6 where it matters",
+    "q4_0": "GGUF, 4 bits in blocks of 32",
+    "q3_k_m": "GGUF, 3 bits, 4 or 5 where it matters",
+    "q2_k": "GGUF, 2 bits, 3 where it matters",
 }
 
 

@@ -46,9 +46,9 @@ def test_a_format_that_language_models_alone_have_is_exported(run: Path, capsys:
         assert main(["export", str(run), "--to", "compressed-tensors"]) == 0
     assert (run / "compressed-tensors" / "config.json").is_file() and "exported: compressed-tensors" in capsys.readouterr().out
     assert main(["export", str(run), "--to", "pt2"]) == 2
-    assert main(["export", str(run), "--to", "gguf"]) == 2
+    assert main(["export", str(run), "--to", "exl2"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: export format 'pt2' is not known for language models") and "'gguf' is not known" in second
+    assert first.startswith("error: export format 'pt2' is not known for language models") and "'exl2' is not known" in second
 
 
 def test_an_export_that_is_stopped_enters_what_is_finished(run: Path) -> None:

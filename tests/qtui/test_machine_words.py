@@ -37,6 +37,19 @@ def test_a_whole_machine() -> None:
     assert found["folders"]["cache"] == "cache, 5.0 GB free" and found["folders"]["runs"] == "runs"
 
 
+def test_formats_that_run_and_those_that_are_only_stored_are_told_apart() -> None:
+    from engine.recipe.number_formats import NUMBER_FORMATS, stored_only
+
+    formats = {"kernels": "int2 to int8", "stored": stored_only()}
+    lines = next(lines for title, lines in sections({**FULL, "formats": formats}) if title == "number formats")
+    assert lines[0] == ("on kernels", "int2 to int8: 4-bit weights as nibbles, other widths held as int8")
+    words = " ".join(value for _, value in lines[1:])
+    assert all(f"{name}," in words or f"{name}:" in words for name in NUMBER_FORMATS)
+    assert ("stored", "fp8_e4m3, mxfp8, nvfp4: for vLLM, SGLang; computed in float32 here") in lines
+    assert next(value for _, value in lines if "q4_k" in value).endswith("for llama.cpp; computed in float32 here")
+    assert "number formats" not in told()
+
+
 def test_whatever_kernels_were_probed_are_told_with_their_reason() -> None:
     found = told(kernels={"a new one": None, "another": "off by 3 steps"})["integer kernels"]
     assert found == {"a new one": "exact", "another": "off by 3 steps"}

@@ -42,9 +42,10 @@ class Written:
     results: tuple[str, ...]
 
 
-def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -> Written:
+def write_program(context: ExportContext, model: QuantizedModel, bound: Bound, writer: type[Writer] | None = None) -> Written:
     """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
-    ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form."""
+    ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form.
+    ``writer`` is the dialect of the nodes."""
     program = model.program
     call = program.call
     some = open_lengths(call, context.tensors) if call is not None else ()
@@ -64,7 +65,7 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound) -
     counted = next((i for i, shape in enumerate(shapes) if shape and isinstance(shape[0], Batch)), 0)
     lengths = [names[length.places[0]] for length in some]
     graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned), sizes, lengths)
-    return _Writer(model, small, large, bound, graph).run(inputs, returned)
+    return (writer or Writer)(model, small, large, bound, graph).run(inputs, returned)
 
 
 def _both(size: int, which: int) -> tuple[int, int]:
@@ -81,7 +82,9 @@ def _example(context: ExportContext, count: int, some: Sequence[Length], which: 
     return tuple(tensors)
 
 
-class _Writer:
+class Writer:
+    """Nodes for each step, in the form that ONNX Runtime and OpenVINO find their integer kernels in."""
+
     def __init__(self, model: QuantizedModel, small: Mapping[str, Any], large: Mapping[str, Any], bound: Bound, graph: Graph) -> None:
         self.model, self.program, self.small, self.large, self.bound = model, model.program, small, large, bound
         self.graph = graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -41,7 +42,8 @@ class PackedEmbedding(nn.Module):
     def __init__(self, weight: QTensor) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.codes.shape
-        self._scheme, self._scale, self._zero, self._whole = weight.scheme, weight.scale, weight.zero, weight.tensor_scale
+        # Of the codes that are looked up elsewhere nothing is kept here.
+        self._about = replace(weight, codes=weight.codes[:0])
         self._look: Callable[[Tensor], Tensor] = _Packed(weight) if weight.bits < 8 else _Whole(weight.codes)
 
     def share(self, look: Callable[[Tensor], Tensor]) -> None:
@@ -50,12 +52,10 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
-        zero = None if self._zero is None else self._zero[flat]
-        rows = QTensor(self._look(flat), self._scale[flat], zero, self._scheme.format, self._scheme.group_size, tensor_scale=self._whole)
-        return rows.dequantize().view(*ids.shape, self.embedding_dim)
+        return self._about.rows(flat, self._look(flat)).dequantize().view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, {self._scheme.bits} bits"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self._about.bits} bits"
 
 
 class _Whole:

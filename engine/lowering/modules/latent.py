@@ -51,7 +51,7 @@ class Latent(nn.Module):
         super().__init__()
         self._start = start
         self.place = nn.Parameter(start.format.decode(start.codes))
-        self.growth = nn.Parameter(torch.zeros_like(start.scale, dtype=torch.float32))
+        self.growth = nn.Parameter(torch.zeros_like(WeightQParams.of(start).step))
 
     def forward(self) -> Tensor:
         """The weight (out, in), float32, that ``stored`` stands for, differentiable."""
@@ -72,6 +72,9 @@ class Latent(nn.Module):
 def _stored(place: Tensor, growth: Tensor, start: QTensor) -> QTensor:
     wanted = WeightQParams.of(start).step * growth.exp()
     # A step that is no number any more shows in the loss, which the training looks at.
-    grid = WeightQParams.stored(start.scheme, wanted.nan_to_num_(nan=LARGEST).clamp_(SMALLEST, LARGEST))
-    codes = start.format.encode(start.format.round(place))
-    return replace(start, codes=codes, scale=grid.scale, tensor_scale=grid.tensor_scale)
+    zeros = WeightQParams.of(start).zeros if start.format.shifted else None
+    held = wanted.nan_to_num_(nan=LARGEST)
+    # Steps of blocks may be negative, and zero.
+    held = held.clamp_(SMALLEST, LARGEST) if start.format.layout is None else held.clamp_(-LARGEST, LARGEST)
+    grid = WeightQParams.stored(start.scheme, held, zeros)
+    return grid.regridded(replace(start, codes=start.format.encode(start.format.round(place))))

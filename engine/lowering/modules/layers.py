@@ -58,9 +58,10 @@ def layers(model: Any, parts: Anatomy, shares: Mapping[str, float], label: Label
 
 
 def _layer(matrix: Matrix, total: int, shares: Mapping[str, float], kernel: Callable[[LayerSpec], str]) -> Layer:
+    able = of_decoder(matrix.kind, matrix.block is not None, matrix.shape[1])
     return Layer(
-        matrix.path, matrix.kind, matrix.path, matrix.params, matrix.shape, of_decoder(matrix.kind, matrix.block is not None),
-        matrix.params / total, shares.get(matrix.path, 0.0), tied=matrix.tied, kernel=kernel,
+        matrix.path, matrix.kind, matrix.path, matrix.params, matrix.shape, able, matrix.params / total, shares.get(matrix.path, 0.0),
+        tied=matrix.tied, kernel=kernel,
     )  # fmt: skip
 
 

@@ -107,7 +107,12 @@ GROUPS = WeightSpec(4, "per-group", 16)
 
 
 def quantized(
-    make: Callable[[], nn.Module], weights: WeightSpec = W8, activations: int | None = 8, seed: int = 0, images: Tensor | None = None
+    make: Callable[[], nn.Module],
+    weights: WeightSpec = W8,
+    activations: int | None = 8,
+    seed: int = 0,
+    images: Tensor | None = None,
+    symmetric: bool = False,
 ) -> ExportContext:
     """The network with every layer alike, calibrated on ``images``, which are else random ones (N, 3, 16, 16). Activations have no
     more bits than this processor multiplies without saturating, as in a run: other runtimes saturate there too."""
@@ -117,7 +122,7 @@ def quantized(
     graph = trace(model, images[:2]).module
     functional_to_modules(graph)
     graph = fuse(graph, images[:2], find_pairs(graph))[0]
-    wanted = LayerSpec(weights, ActivationSpec(min(activations, probe().activation_bits)) if activations else None)
+    wanted = LayerSpec(weights, ActivationSpec(min(activations, probe().activation_bits), symmetric) if activations else None)
     layers = [str(n.target) for n in graph.graph.nodes if n.op == "call_module" and _is_layer(graph.get_submodule(str(n.target)))]
     specs = dict.fromkeys(layers, wanted)
     layout = arrange(graph, specs)

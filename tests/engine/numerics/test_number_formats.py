@@ -68,7 +68,7 @@ def test_the_largest_values_are_those_of_the_documents() -> None:
     largest = {name: FORMATS[name].high for name in NUMBER_FORMATS}
     assert largest == {
         "fp8_e4m3": 448, "fp8_e5m2": 57344, "mxfp8": 448, "mxfp6_e2m3": 7.5, "mxfp6_e3m2": 28, "mxfp4": 6, "mxint8": 127 / 64, "nvfp4": 6,
-        "nf4": 1,
+        "nf4": 1, "q8_0": 127, "q4_0": 7, "q4_1": 15, "q5_0": 15, "q5_1": 31, "q6_k": 31, "q5_k": 31, "q4_k": 15, "q3_k": 3, "q2_k": 3,
     }  # fmt: skip
 
 
@@ -105,11 +105,13 @@ def test_what_is_stored_is_read_back_and_counted(name: str, inputs: int) -> None
 def test_no_weight_is_further_than_half_a_step_from_where_it_is_put(name: str) -> None:
     weight = matrix()
     grid = minmax(weight, scheme(name))
-    step = grid.columns(weight.shape[1])[0].double()
+    step, zero = (part.double() for part in grid.columns(weight.shape[1]))
     levels = torch.tensor(sorted({level for level in FORMATS[name].levels if not math.isnan(level)}), dtype=torch.float64)
-    exact = weight.double() / step
-    nearest = levels[(exact[..., None] - levels).abs().argmin(-1)] * step
-    assert torch.allclose(quantize(weight, grid).dequantize().double(), nearest, rtol=1e-6, atol=1e-12)
+    exact = weight.double() / step + zero
+    nearest = (levels[(exact[..., None] - levels).abs().argmin(-1)] - zero) * step
+    # A real offset is subtracted in float32.
+    atol = 1e-7 if FORMATS[name].shifted else 1e-12
+    assert torch.allclose(quantize(weight, grid).dequantize().double(), nearest, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize("name", NUMBER_FORMATS)

@@ -19,7 +19,7 @@ from engine.models.anatomy import anatomy
 from engine.planning.legality import legalize
 from engine.planning.plan import Plan
 from engine.recipe.capabilities import of_decoder
-from engine.recipe.presets import BLOCKS, DYNAMIC
+from engine.recipe.presets import BLOCKS, DYNAMIC, MIXTURES
 from engine.recipe.presets import INT8 as ROWS
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
@@ -67,6 +67,8 @@ def test_rules_come_before_the_preset_and_unused_ones_are_told() -> None:
 
 def test_each_preset_asks_for_what_it_says() -> None:
     for preset, spec in BLOCKS.items():
+        if preset in MIXTURES:
+            continue
         rows = {row.path: row for row in planned("gpt2", preset).layers}
         assert rows["transformer.h.0.mlp.c_fc"].requested == spec
         assert rows["transformer.wpe"].actual == LayerSpec(ROWS)

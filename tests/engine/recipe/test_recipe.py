@@ -305,7 +305,8 @@ def test_an_override_at_fault_has_no_line(write: Write) -> None:
         ),
         (
             {"model": "m", "export": ["tar"]},
-            "export is ['tar']: must be a list of formats; available in this version: safetensors, onnx, openvino, pt2, compressed-tensors",
+            "export is ['tar']: must be a list of formats; available in this version: safetensors, onnx, openvino, pt2, "
+            "compressed-tensors, tensorrt-onnx, gguf",
         ),
         ({"model": "m\nn", "seed": True, "device": "x"}, "device is 'x': must be one of auto, cpu, cuda (and 1 more)"),
     ],
