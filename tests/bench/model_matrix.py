@@ -103,7 +103,9 @@ def _segmentation(name: str) -> Case:
 
 
 def _detection(name: str) -> Case:
-    few = {"box_score_thresh": 0.0, "rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 30, "box_detections_per_img": 10}
+    # A keypoint head of eight wide convolutions takes each box alone.
+    boxes = 2 if "keypoint" in name else 10
+    few = {"box_score_thresh": 0.0, "rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 30, "box_detections_per_img": boxes}
     single = {"score_thresh": 0.0, "detections_per_img": 10, "topk_candidates": 50}
     options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 2 if "keypoint" in name else 5}
     options |= few if "rcnn" in name else single
@@ -217,9 +219,13 @@ def cosine(outputs: Any, targets: Any) -> float:
 
 
 def settle(model: Any, batches: list[Given]) -> None:
-    """Statistics of the batches for batch normalizations: those that weights come with make no network of random weights sensible."""
+    """Statistics of the batches for batch normalizations: those that weights come with make no network of random weights sensible.
+    A linear layer of zeros, as some heads begin, gets numbers: nothing else shows in what it gives."""
     import torch
 
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.05)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None
