@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,21 @@ class ExportContext:
 
 
 @dataclass(frozen=True)
+class LayerParity:
+    """A file's rounded values, each computed from the measured model's own: how many were ``compared``, the largest root mean square
+    difference of one of them in its steps, and its name; and the SQNR of the outputs, in dB, computed from the last of them."""
+
+    compared: int
+    rms_steps: float
+    worst: str
+    outputs_sqnr_db: float
+
+    def entry(self) -> dict[str, Any]:
+        """The report's ``layers_alone``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Runner:
     """A loaded file. ``hold`` brings a batch into the runtime's own layout, before a clock starts, and ``call`` computes raw outputs
     from it, of the structure that the task reads. ``label`` names the runtime with its version, ``kernel`` what it computes with, and
@@ -71,6 +86,8 @@ class Runner:
 
     For outputs that are made step by step over a cache: ``step`` takes ids (1, T) and the cache so far to all logits (1, T, vocabulary)
     and the new cache, ``last`` the same to the last token's logits alone, and computes no others where it can.
+
+    ``layers`` compares layer by layer what the outputs do not show; None where it cannot.
     """
 
     label: str
@@ -80,6 +97,7 @@ class Runner:
     note: str = ""
     step: Step | None = None
     last: Step | None = None
+    layers: Callable[[], LayerParity | None] = lambda: None
 
     def run(self, batch: Batch) -> Any:
         """The raw outputs of ``batch``."""

@@ -115,6 +115,8 @@ def _read_back(
     )  # fmt: skip
     if cached is not None:
         made["parity_cached"] = cached.entry(test.task)
+    if differs(made):
+        yield from _by_layers(made, runner)
     apart = entered(made)
     agreement = "" if whole.agreement is None else f", same answer {whole.agreement:.2%}"
     summary = f"{size}, read back by {runner.label}, largest difference {whole.max_abs:.1e}{agreement}"
@@ -124,6 +126,18 @@ def _read_back(
     if alarm := made.get("alarm"):
         yield Notice(f"{entry.files[0]} is {alarm}", "warning")
     return None if apart else runner
+
+
+def _by_layers(made: Entry, runner: Runner) -> Generator[Event, None, None]:
+    """Enter in ``made``, of a file whose outputs are apart, whether its layers are."""
+    yield Notice(f"{made['path']}: its outputs are apart, its layers are compared one by one")
+    try:
+        found = runner.layers()
+    except Exception as error:
+        yield Notice(f"{made['path']}: its layers cannot be compared ({one_line(error, 160)})", "warning")
+        return
+    if found is not None:
+        made["layers_alone"] = found.entry()
 
 
 def timed(

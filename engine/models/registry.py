@@ -162,6 +162,8 @@ def find(name: str) -> ModelEntry:
     if name in ENTRIES:
         return ENTRIES[name]
     place = Path(name).expanduser()
+    if (place / "config.json").is_file():
+        raise EngineError(f"{name} is a folder of transformers, which this task does not take: give --task fidelity, or the task it is for")
     if place.is_dir():
         raise EngineError(f"{name} is a folder without config.json: give the folder of a language model, as save_pretrained writes it")
     if os.sep in name:

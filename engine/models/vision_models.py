@@ -44,7 +44,7 @@ class ImageLogits(nn.Module):
 def load_vision(name: str, classes: Sequence[str], in_order: bool = False) -> nn.Module:
     """The classifier with its outputs in the order of ``classes``, by the names of its labels; ``in_order`` says that they are in its own
     order. Raises EngineError, in one line, for a folder that is no such model, and for classes that it does not know."""
-    place = _place(name)
+    place = place_of(name)
     with quiet():
         model = read_model(look(place, decoder=False), "AutoModelForImageClassification", "classification")
     names = [str(model.config.id2label[key]) for key in sorted(model.config.id2label)]
@@ -55,7 +55,7 @@ def load_vision(name: str, classes: Sequence[str], in_order: bool = False) -> nn
 
 def transform_of(name: str) -> Transform:
     """What the folder's ``preprocessor_config.json`` does to an image. Raises EngineError for one that cannot be read."""
-    file = _place(name) / "preprocessor_config.json"
+    file = place_of(name) / "preprocessor_config.json"
     try:
         found = read_json(file, MB)
     except FileNotFoundError as error:
@@ -96,7 +96,8 @@ def _triple(given: Any, otherwise: Triple) -> Triple:
     return otherwise
 
 
-def _place(name: str) -> Path:
+def place_of(name: str) -> Path:
+    """The folder that ``name`` stands for, fetched where it is an id. Raises EngineError as ``hub.fetch`` does."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -21,6 +21,8 @@ _INDEPENDENT_DB = 10 * math.log10(2)
 _NEARER_DB, _QUIET_DB = 6.0, 40.0
 # Standard errors of a proportion: few answers tell little.
 _ERRORS = 1.96
+# A value that is rounded twice, or on the other side of a tie, is off by one step here and there, by two after a product of two such.
+MOST_STEPS = 1.0
 DIFFERS = "differs from what was measured: do not ship"
 _PARITIES = ("parity", "parity_cached")
 
@@ -28,7 +30,7 @@ _PARITIES = ("parity", "parity_cached")
 def differs(entry: Mapping[str, Any]) -> bool:
     """What the entry says, or where it says nothing what its parities come to."""
     known = entry.get("differs")
-    return known if isinstance(known, bool) else any(_apart(entry.get(key)) for key in _PARITIES)
+    return known if isinstance(known, bool) else any(_apart(entry.get(key)) for key in _PARITIES) and not _same_layers(entry)
 
 
 def alarm(entry: Mapping[str, Any]) -> str:
@@ -40,6 +42,12 @@ def alarm(entry: Mapping[str, Any]) -> str:
                 f"closer to fp32 than the measured model ({parity['fp32_sqnr_db']:.1f} dB against {parity['native_sqnr_db']:.1f} dB): the "
                 "kernels of this program compute something else here, so the run's own figures are in doubt, and not this file"
             )
+    if any(map(_apart, parities)) and _same_layers(entry):
+        layers, parity = entry["layers_alone"], next(filter(_apart, parities))
+        return (
+            f"not what was measured to its last layer ({_figures(parity)}), though each of its {layers['compared']} rounded values is, to "
+            "within a rounding step, on the same inputs: the network makes much of a rounding, so judge the file by its own figures"
+        )
     for parity in parities:
         noise, native = parity.get("sqnr_db"), parity.get("native_sqnr_db")
         if _known(noise) and _known(native) and noise < min(native, STEP_DB):
@@ -60,7 +68,8 @@ def entered(entry: dict[str, Any]) -> bool:
     is one."""
     entry["differs"] = differs(entry)
     if entry["differs"]:
-        entry.update(verified=False, reason=f"{DIFFERS} ({_figures(entry)}); export to another format")
+        parity = next(entry[key] for key in _PARITIES if _apart(entry.get(key)))
+        entry.update(verified=False, reason=f"{DIFFERS} ({_figures(parity)}); export to another format")
     elif said := alarm(entry):
         entry["alarm"] = said
     return bool(entry["differs"])
@@ -88,6 +97,15 @@ def _apart(parity: Any) -> bool:
     )
 
 
+def _same_layers(entry: Mapping[str, Any]) -> bool:
+    """Whether each layer of the file was found to compute, on the measured model's inputs, what that does, to within roundings."""
+    layers = entry.get("layers_alone")
+    if not isinstance(layers, Mapping):
+        return False
+    steps, outputs = layers.get("rms_steps"), layers.get("outputs_sqnr_db")
+    return _known(steps) and steps <= MOST_STEPS and (outputs is None or (_known(outputs) and outputs >= OTHER_DB))
+
+
 def _known(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
@@ -96,8 +114,7 @@ def _slack(agreement: float, compared: Any) -> float:
     return _ERRORS * math.sqrt(max(agreement * (1 - agreement), 0.0) / compared) if _known(compared) and compared > 0 else 0.0
 
 
-def _figures(entry: Mapping[str, Any]) -> str:
-    parity = next(entry[key] for key in _PARITIES if _apart(entry.get(key)))
+def _figures(parity: Mapping[str, Any]) -> str:
     native = parity.get("native_sqnr_db")
     beside = f" where the measured model has {native:.1f} dB to fp32" if _known(native) else ""
     agreement, noise = parity.get("agreement"), parity.get("sqnr_db")

@@ -46,6 +46,7 @@ SEARCH: Shape = {
 _EXPORT = {
     "format": TEXT, "path": TEXT, "size_bytes": NUMBER, "sha256": TEXT, "runtime": TEXT, "kernel": TEXT, "reason": TEXT,
     "parity": _PARITY, "parity_cached": _PARITY, "value": NUMBER, "interval": NUMBER, "verified": FLAG, "differs": FLAG,
+    "layers_alone": {"compared": WHOLE, "rms_steps": NUMBER, "worst": TEXT, "outputs_sqnr_db": NUMBER},
     "seconds": NUMBER, "latency_ms": _TIMES, "latency_batched_ms": _TIMES, "tokens_per_second": _PACE,
 }  # fmt: skip
 _PAIR = {"conv": TEXT, "bn": TEXT, "max_abs_delta": NUMBER, "reason": TEXT}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +133,7 @@ def _guarded(
 
 def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Subject]:
     """What a script has in hand, as a run's subject."""
+    from engine.models.computed_weights import copied
     from engine.models.custom import checked
     from engine.tasks.own import OwnTask, subject_of
 
@@ -141,7 +141,7 @@ def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Sub
         raise UsageError(f"task is a {type(task).__name__}: give engine.Task.of(train=…, metric=…)")
     torch.manual_seed(recipe.seed)
     # The model of a script stays as it is.
-    return (yield from subject_of(copy.deepcopy(checked(model, recipe.model)), task, device, "as they are in memory", recipe.model))
+    return (yield from subject_of(copied(checked(model, recipe.model)), task, device, "as they are in memory", recipe.model))
 
 
 def _said(text: str) -> Run[None]:

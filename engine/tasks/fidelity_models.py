@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from engine.data import registry as data_registry
 from engine.data.items import ItemData
-from engine.errors import EngineError
-from engine.models import custom
+from engine.errors import EngineError, UsageError
+from engine.models import any_transformers, custom
 from engine.models.cached import weights_of
 from engine.models.registry import ModelEntry, find
 from engine.models.transform import Transform
@@ -24,6 +24,8 @@ _CLASSES = 1000
 
 def transform_of(model: str) -> Transform | None:
     """What a model of the list expects of photographs; None for one's own. Raises UsageError for an unknown name."""
+    if any_transformers.is_transformers(model):
+        return any_transformers.preprocessing(model)
     published = None if custom.is_custom(model) else find(model).published
     return published.transform if published else None
 
@@ -32,10 +34,18 @@ def build(recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:
     """The model that ``recipe`` names and where its weights come from. Raises UsageError or EngineError in one line."""
     if custom.is_custom(recipe.model):
         model, weights = items.build(recipe, TASK, data)
+    elif any_transformers.is_transformers(recipe.model):
+        model, weights = _of_transformers(recipe)
     else:
         model, weights = _listed(find(recipe.model), recipe, data)
     image_models.settle(model, recipe.model)
     return model, weights
+
+
+def _of_transformers(recipe: Recipe) -> tuple[nn.Module, str]:
+    if recipe.weights:
+        raise UsageError(f"{recipe.model} brings its weights: leave --weights out")
+    return any_transformers.load(recipe.model), "from its folder"
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: ItemData) -> tuple[nn.Module, str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from engine.data import registry as data_registry
 from engine.data.images.base import Data
 from engine.errors import EngineError, UsageError
-from engine.models import custom, vision_models
+from engine.models import computed_weights, custom, vision_models
 from engine.models.cached import recorded_stem, weights_of
 from engine.models.registry import ModelEntry, Stem, find
 from engine.models.weights_file import fill, load_state, read_checkpoint
@@ -37,10 +36,7 @@ def settle(model: nn.Module, name: str) -> None:
     """Weights that a parametrization computes (weight or spectral normalization) become the values that it gives: in eval mode
     they do not change, and a layer can then be quantized as any other. Raises EngineError, which names the model ``name``, for weights
     that are not finite."""
-    for module in list(model.modules()):
-        held = getattr(module, "parametrizations", None) if is_parametrized(module) else None
-        for weight in list(held or ()):
-            remove_parametrizations(module, str(weight), leave_parametrized=True)
+    computed_weights.settle(model)
     model.requires_grad_(False)
     broken = [path for path, p in model.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     if broken:

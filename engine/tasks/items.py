@@ -13,7 +13,7 @@ from engine.data import registry as data_registry
 from engine.data.items import ItemData, Items
 from engine.errors import EngineError, UsageError, one_line
 from engine.events.event import Event, Notice
-from engine.models import custom
+from engine.models import computed_weights, custom
 from engine.models.cached import weights_of
 from engine.models.registry import ModelEntry, find
 from engine.models.torchvision_segmentation import CLASSES
@@ -106,7 +106,8 @@ def subject_of(
     model: nn.Module, task: ItemTask, name: str, weights: str, device: str, lowering: str = "graph"
 ) -> Generator[Event, None, Subject]:
     """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
-    model.eval().requires_grad_(False)
+    computed_weights.settle(model.eval())
+    model.requires_grad_(False)
     example = tried(model, task, name)
     for note in task.items.notes:
         yield Notice(f"{task.items.name}: {note}")

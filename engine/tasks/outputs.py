@@ -40,7 +40,13 @@ def _of_fields(values: Iterable[Any], names: list[str]) -> Outputs:
     return Outputs(zip(names, values, strict=True))
 
 
-_pytree.register_pytree_node(Outputs, _fields, _of_fields, serialized_type_name="engine.tasks.outputs.Outputs")
+def _keyed_fields(outputs: Outputs) -> tuple[list[tuple[_pytree.KeyEntry, Any]], list[str]]:
+    return [(_pytree.MappingKey(name), value) for name, value in outputs.items()], list(outputs)
+
+
+_pytree.register_pytree_node(
+    Outputs, _fields, _of_fields, serialized_type_name="engine.tasks.outputs.Outputs", flatten_with_keys_fn=_keyed_fields
+)
 
 
 def normalized(raw: Any, depth: int = _DEPTH) -> Any:

@@ -18,7 +18,7 @@ from engine import user_code
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
-from engine.models import custom
+from engine.models import computed_weights, custom
 from engine.recipe.recipe import Recipe
 from engine.tasks import fidelity
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
@@ -352,7 +352,8 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
 
 def subject_of(model: nn.Module, task: OwnTask, device: str, weights: str, name: str) -> Generator[Event, None, Subject]:
     """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
-    model.eval().requires_grad_(False)
+    computed_weights.settle(model.eval())
+    model.requires_grad_(False)
     example = task.tried(model, f"{name}.forward")
     counts = {split: task.count(split) for split in SPLITS}
     for note in task.notes:

@@ -26,12 +26,15 @@ from engine.export.onnx.graph import Batch, Complex, Graph, Sizes, Value, dims, 
 BATCHES = (2, 3)
 _INSTEAD = "export without onnx and openvino, or as pt2"
 Pair = tuple[Any, Any]
+# Of what a number beside a tensor may be a size: what it is in one example is not what it is in another.
+ARITHMETIC = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "remainder", "fmod", "floor_divide", "eq", "ne", "lt", "le", "gt", "ge"))
 
 
 @dataclass(frozen=True)
 class At:
     """One ``aten`` call, ``name``: its arguments with a ``Value`` for each tensor, and the shape of its (first) result. ``kind`` is the
-    type of the numbers beside its tensors, ``result`` that of what it gives."""
+    type of the numbers beside its tensors, ``result`` that of what it gives. ``larger`` are the arguments at the larger batch, of
+    which the numbers alone are of use."""
 
     graph: Graph
     args: tuple[Any, ...]
@@ -43,6 +46,7 @@ class At:
     target: Any = None
     kind: torch.dtype = torch.float32
     result: torch.dtype = torch.float32
+    larger: tuple[Any, ...] = ()
 
     def on(self, *args: Any) -> At:
         """The same call on other arguments."""
@@ -184,8 +188,11 @@ class _Translation:
         if all(t.constant is not None for t in tensors) and not any(isinstance(s, Batch) for shape in shapes for s in shape):
             return self._folded(node, args, kwargs)
         name = _name(target)
+        if name in ARITHMETIC:
+            args = tuple(map(self._counted, node.args, other.args, args))
         build, kinds = OPS.get(name), _kinds(node.meta.get("val"))
-        at = At(self.graph, args, kwargs, shapes[0] if shapes else (), self.hint, shapes, name, target, result=[*kinds, torch.float32][0])
+        result = [*kinds, torch.float32][0]
+        at = At(self.graph, args, kwargs, [*shapes, ()][0], self.hint, shapes, name, target, result=result, larger=other.args)
         if name in COMPLEX or at.result.is_complex or any(isinstance(leaf, Complex) for leaf in leaves):
             return self._of_complex(at, build)
         if build is None:
@@ -195,6 +202,16 @@ class _Translation:
         if not isinstance(made, tuple):
             return Value(made, at.shape, None, kinds[0])
         return tuple(Value(name, shape, None, kind) for name, shape, kind in zip(made, shapes, kinds, strict=False))
+
+    def _counted(self, given: Any, other: Any, value: Any) -> Any:
+        """``value``, or where it is a number that the open sizes give, ``given`` and ``other`` in both examples, what counts it in the
+        file. Raises ValueError for a number that is no multiple of them."""
+        if not isinstance(given, int | float) or given == other:
+            return value
+        if not isinstance(given, int) or not isinstance(other, int):
+            raise ValueError(f"a number of {given:g} and {other:g} for two sizes")
+        name = self.graph.node("Squeeze", [self.graph.shape(dims((given,), (other,), *self.graph.sizes), f"{self.hint}_count")], self.hint)
+        return Value(name, (), None, torch.int64)
 
     @staticmethod
     def _of_complex(at: At, build: Callable[[At], Any] | None) -> Any:

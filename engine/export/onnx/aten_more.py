@@ -98,13 +98,28 @@ def _max(at: At) -> Any:
 
 
 def _arange(at: At) -> str:
-    """The places of the images: what does not depend on their number is a constant."""
-    if len(at.args) != 1:
+    """As many numbers as an open size says, from a start in steps that do not depend on it."""
+    start, step = _from(at.args)
+    if not isinstance(start, int) or not isinstance(step, int) or (start, step) != _from(at.larger):
         raise ValueError("a range over the images that does not count them")
     count = at.node("Squeeze", at.graph.shape(at.shape, f"{at.hint}_count"))
-    zero, one = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
-    made = at.node("Range", zero, count, one)
+    made = range_of(at, count)
+    if step != 1:
+        made = at.node("Mul", made, at.graph.constant(np.array(step, np.int64)))
+    if start:
+        made = at.node("Add", made, at.graph.constant(np.array(start, np.int64)))
     return at.read(at.cast(Value(made, at.shape, None, torch.int64), at.result))
+
+
+def _from(args: Sequence[Any]) -> tuple[Any, Any]:
+    """Start and step of a range."""
+    return (args[0] if len(args) > 1 else 0), (args[2] if len(args) > 2 else 1)
+
+
+def range_of(at: At, count: str) -> str:
+    """Whole numbers from 0, as many as the scalar ``count`` says."""
+    zero, one = (at.graph.constant(np.array(number, np.int64)) for number in (0, 1))
+    return at.node("Range", zero, count, one)
 
 
 def _flip(at: At) -> str:

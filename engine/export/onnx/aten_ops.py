@@ -12,9 +12,9 @@ import torch
 
 from engine.export.onnx.aten import At
 from engine.export.onnx.aten_layers import LAYERS
-from engine.export.onnx.aten_more import MORE
+from engine.export.onnx.aten_more import MORE, range_of
 from engine.export.onnx.aten_numbers import NUMBERS, by_matrices, by_places
-from engine.export.onnx.graph import Batch, Value
+from engine.export.onnx.graph import Batch, Dim
 
 Build = Callable[[At], Any]
 
@@ -121,7 +121,8 @@ def _slice(at: At) -> str:
         return at.node(
             "Slice", at.args[0], at.graph.constant([0]), at.graph.shape([at.shape[axis]], f"{at.hint}_end"), at.graph.constant([axis])
         )
-    if isinstance(at.args[0].shape[axis], Batch) and not (start == 0 and (end is None or end >= 2**31)):
+    whole = start == 0 and (end is None or end >= 2**31)
+    if isinstance(size := at.args[0].shape[axis], Batch) and not whole and (0 in size.of or at.args[1:] != at.larger[1:]):
         raise ValueError("a part of the batch")
     return _cut(at, axis, start, 2**62 if end is None else end, at.arg(4, "step", 1))
 
@@ -156,13 +157,19 @@ def _attention(at: At) -> tuple[str, ...]:
     scores = at.node("MatMul", at.node("Mul", q, scale), at.node("Transpose", k, perm=order))
     mask = at.kwargs.get("attn_mask")
     if at.arg(4, "is_causal", False):
-        length, known = q.shape[-2], k.shape[-2]
-        if isinstance(length, Batch) or isinstance(known, Batch):
-            raise ValueError("causal attention from image to image")
-        mask = torch.full((length, known), -math.inf).triu(1)
-        mask = Value(f"{at.hint}_mask", tuple(mask.shape), mask)
-    scores = scores if mask is None else at.node("Add", scores, mask)
+        scores = at.node("Where", _seen(at, q.shape[-2], k.shape[-2]), scores, -math.inf)
+    elif mask is not None:
+        scores = at.node("Add", scores, mask)
     return (at.node("MatMul", at.node("Softmax", scores, axis=-1), v),)
+
+
+def _seen(at: At, length: Dim, known: Dim) -> str:
+    """Of each of ``length`` places, those of ``known`` that are not after it; lengths that are open are counted in the file."""
+    if not isinstance(length, Batch) and not isinstance(known, Batch):
+        return at.graph.constant(torch.ones(length, known, dtype=torch.bool).tril())
+    counts = (at.node("Squeeze", at.graph.shape((size,), f"{at.hint}_count")) for size in (length, known))
+    rows, columns = (range_of(at, count) for count in counts)
+    return at.node("LessOrEqual", columns, at.node("Unsqueeze", rows, at.graph.constant([1])))
 
 
 def _pad(at: At) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext, Runner, of_one_item, program_runner
+from engine.export.onnx.layer_parity import layer_parity
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
@@ -57,7 +59,8 @@ def load(path: Path, context: ExportContext) -> Runner:
     def call(arrays: list[Any]) -> list[Tensor]:
         return [torch.from_numpy(x) for x in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-    return program_runner(context, f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
+    runner = program_runner(context, f"onnxruntime {onnxruntime.__version__}", hold, call, "CPUExecutionProvider int8")
+    return replace(runner, layers=lambda: layer_parity(path, context, options))
 
 
 def check_ranks(path: Path, context: ExportContext, ranks: list[int], results: int) -> None:

@@ -5,7 +5,6 @@ The file holds no code: the model's own forward comes with ``load_quantized(DIR,
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from engine.lowering.graph.artifact import SCHEMA, content, damaged, restored, s
 from engine.lowering.graph.call import Call
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.islands.model import IslandsModel, QuantizedIsland
+from engine.models import computed_weights
 
 _BETWEEN = "between/"
 
@@ -94,7 +94,9 @@ def _without_numbers(island: nn.Module) -> None:
 def _with_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
     """A copy of ``model`` with the file's numbers. Raises EngineError where they do not fit."""
     between = {name.removeprefix(_BETWEEN): tensor for name, tensor in tensors.items() if name.startswith(_BETWEEN)}
-    root = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    root = computed_weights.copied(model).cpu().eval().requires_grad_(False)
+    # As the run did, whose names are the file's.
+    computed_weights.settle(root)
     own = root.state_dict()
     wrong = [name for name, tensor in between.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:

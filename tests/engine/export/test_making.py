@@ -363,3 +363,16 @@ def test_the_command_line_exports_and_says_what_is_wrong(finished: Path, capsys:
     assert main(["export", str(finished), "--to", "pt2"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "was changed since the run" in said and said.count("\n") == 1
+
+
+LAYERS = {"compared": 37, "rms_steps": 0.76, "worst": "blocks_4", "outputs_sqnr_db": None}
+APART = {"agreement": 0.6, "sqnr_db": 2.2, "native_sqnr_db": 9.2, "fp32_sqnr_db": 8.0, "compared": 4000}
+
+
+def test_a_network_that_amplifies_roundings_is_no_wrong_export_where_each_layer_is_right() -> None:
+    entry: dict[str, Any] = {"verified": True, "parity": dict(APART), "layers_alone": dict(LAYERS)}
+    assert not entered(entry) and entry["verified"] and "differs" in entry
+    assert "each of its 37 rounded values is" in entry["alarm"] and "judge the file by its own figures" in entry["alarm"]
+    for wrong in ({"rms_steps": 1.4}, {"rms_steps": float("inf")}, {"rms_steps": float("nan")}, {"outputs_sqnr_db": 12.0}):
+        assert entered({"verified": True, "parity": dict(APART), "layers_alone": {**LAYERS, **wrong}})
+    assert entered({"verified": True, "parity": dict(APART), "layers_alone": None})

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import EngineError
 from engine.export.onnx import file as onnx
 from engine.export.onnx.aten import BATCHES, translate
 from engine.export.onnx.graph import Batch, Graph, Value, dims
@@ -139,6 +140,40 @@ def test_onnx_runtime_computes_what_torch_does(name: str) -> None:
         (got,) = session.run(None, {"images": x.numpy()})
         assert got.shape == tuple(wanted.shape)
         np.testing.assert_allclose(got, wanted.numpy(), atol=2e-5 * max(1.0, float(wanted.abs().max())), rtol=1e-5)
+
+
+OF_LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "causal attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "causal attention to less": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], is_causal=True),
+    "places from two": lambda x: x + torch.arange(2, 2 + x.shape[1])[:, None],
+    "places in threes": lambda x: x * torch.arange(1, 1 + 3 * x.shape[1], 3)[:, None],
+    "divided by the length": lambda x: x.sum(1) / x.shape[1],
+    "less than the length": lambda x: x * (x.abs() * 4 < x.shape[1]),
+    "multiplied by twice the length": lambda x: x * (2 * x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("name", OF_LENGTHS)
+def test_what_a_length_gives_is_computed_for_every_length(name: str) -> None:
+    run = OF_LENGTHS[name]
+    graph = Graph(144, "x", ("x", "made"), (BATCHES, (5, 7)), ("x",))
+    examples = [torch.randn(count, length, 4) for count, length in zip(BATCHES, (5, 7), strict=True)]
+    given = Value("x", (Batch(), Batch(1, (1,)), 4))
+    result = translate(graph, run, [tuple(examples)], [given], "result", "result")
+    shape = dims(run(examples[0]).shape, run(examples[1]).shape, *graph.sizes)
+    model = graph.model((given,), (Value("made", shape),), (graph.read(result),), {})
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for count, length in ((1, 3), (4, 9)):
+        x = torch.randn(count, length, 4)
+        (got,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(got, run(x).numpy(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_number_that_is_no_multiple_of_a_length_is_refused_in_a_line() -> None:
+    graph = Graph(144, "x", ("x", "made"), (BATCHES, (5, 7)), ("x",))
+    examples = tuple(torch.randn(count, length, 4) for count, length in zip(BATCHES, (5, 7), strict=True))
+    with pytest.raises(EngineError, match="scaled cannot be written as ONNX"):
+        translate(graph, lambda x: x * x.shape[1] ** -0.5, [examples], [Value("x", (Batch(), Batch(1, (1,)), 4))], "scaled", "scaled")
 
 
 class Squeezed(nn.Module):
