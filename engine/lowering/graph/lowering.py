@@ -18,7 +18,7 @@ from engine.events.progress import quietly
 from engine.kernels.choose import kernels_for
 from engine.lowering.base import Baseline, Lowering, NotWhole, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
-from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
+from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, reconstructing, summary, tracing
 from engine.lowering.graph.artifact import load_network, read, to_bytes
 from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
@@ -193,7 +193,12 @@ class GraphLowering(Lowering):
     def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
         steps = conversion.round_layers(self.gm, self.layout, plan.specs(), statistics.inputs, self.run.stop)
         rounded = yield from steps
-        return (yield from self._converted(self.gm, rounded, statistics.grids))
+        part = self.run.recipe.data
+        rounded, grids = yield from reconstructing.reconstructed(
+            self.gm, self.layout, plan.specs(), statistics.grids, rounded, self.subject.task, part.calibration, self.traced.profile.sizes,
+            self.run.recipe.seed, self.run.stop, self.run.directory / reconstructing.KEPT,
+        )  # fmt: skip
+        return (yield from self._converted(self.gm, rounded, grids))
 
     def _converted(
         self, graph: fx.GraphModule, rounded: conversion.RoundedWeights, grids: Mapping[str, QParams]
