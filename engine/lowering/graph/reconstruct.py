@@ -62,7 +62,7 @@ def reconstruct(
     wanted = [{name: asked[name].title for name in segment.layers if name in asked} for segment in found]
     ticker = Ticker("convert", sum(_steps(s) for s, w in zip(found, wanted, strict=True) if w), "steps", clock=stop.clock)
     mark = _fingerprint(start, chunks, seed) if checkpoints is not None else ""
-    for index, (segment, titles, keep) in enumerate(zip(found, wanted, _kept(start.gm, found), strict=True)):
+    for index, (segment, titles, keep) in enumerate(zip(found, wanted, kept_after(start.gm, found), strict=True)):
         stop.check()
         work.exact.run(segment.nodes, {*keep, *reads_of(segment.nodes), segment.output})
         if titles:
@@ -105,7 +105,7 @@ def _steps(segment: Segment) -> int:
     return layer_rounding.STEPS if len(segment.layers) == 1 else block_rounding.STEPS
 
 
-def _kept(gm: fx.GraphModule, found: Sequence[Segment]) -> list[set[fx.Node]]:
+def kept_after(gm: fx.GraphModule, found: Sequence[Segment]) -> list[set[fx.Node]]:
     """What is read after each segment."""
     output = next(node for node in gm.graph.nodes if node.op == "output")
     later = set(output.all_input_nodes)
