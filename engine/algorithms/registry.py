@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import UsageError
 from engine.errors import nearest as closest
@@ -49,6 +49,7 @@ imatrix: Gridding = Late("engine.algorithms.mse:imatrix")
 hqq: Gridding = Late("engine.algorithms.hqq:hqq")
 nearest: Rounding = Late("engine.algorithms.nearest:nearest")
 gptq: Rounding = Late("engine.algorithms.gptq:gptq")
+adaround: Rounding = Late("engine.algorithms.soft_rounding:adaround")
 gptq_refined: Rounding = Late("engine.algorithms.refine:gptq_refined")
 awq: Scaling = Late("engine.algorithms.awq:awq")
 smoothquant: Scaling = Late("engine.algorithms.smoothquant:smoothquant")
@@ -59,7 +60,8 @@ class Method:
     """``grid`` sees the inputs' moments only where ``weighted``. A ``centred`` method lets the layer's bias, where it has one,
     take up the mean of the output error, and minimizes the rest. ``propagation`` in 0..1 is how far the weights are first moved
     to make good what the layers before have lost; it doubles the forward passes. A ``searched`` method, whose rounding takes each
-    output by itself, tries several grids in a network and keeps for each output that of the least error."""
+    output by itself, tries several grids in a network and keeps for each output that of the least error. A ``reconstruction`` learns the
+    rounding in a graph, from GPTQ's on, layer by layer or residual block by residual block; matrices of decoders have ``rounding``."""
 
     title: str
     grid: Gridding
@@ -69,6 +71,12 @@ class Method:
     centred: bool = False
     propagation: float = 0.0
     searched: bool = False
+    reconstruction: Literal["", "layer", "block"] = ""
+
+    @property
+    def beginning(self) -> Method:
+        """What a graph's layers are rounded by before their rounding is learned; the method itself where it is not."""
+        return METHODS["gptq"] if self.reconstruction else self
 
     @property
     def needs_inputs(self) -> bool:
@@ -99,6 +107,8 @@ METHODS: dict[str, Method] = {
     "gptq+": Method("GPTQ, refined, errors propagated", mse, gptq_refined, centred=True, propagation=0.5),
     "awq": Method("AWQ", mse, scaling=awq, weighted=True),
     "awq+gptq": Method("AWQ, then GPTQ", mse, gptq, awq, weighted=True, centred=True),
+    "adaround": Method("AdaRound", mse, adaround, centred=True, searched=True, reconstruction="layer"),
+    "brecq": Method("BRECQ", mse, adaround, centred=True, searched=True, reconstruction="block"),
     "smoothquant": Method("SmoothQuant", minmax, scaling=smoothquant),
     "imatrix": Method("least error by importance", imatrix, weighted=True),
     "imatrix+gptq": Method("GPTQ on grids by importance", imatrix, gptq, weighted=True, centred=True),

@@ -228,8 +228,10 @@ class Recipe(_Part):
     ``fold_later`` names normalizations that are folded only at conversion; with ``quantize_first`` all of them are. ``stem``
     is that of a model of the list: for small images, or as published; ``auto`` goes by the size of the images. ``slower`` are
     the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
-    and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``graph``
-    is what is shown of a language model: its modules, or the operations that ``torch.export`` finds."""
+    and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``equalize``
+    brings the ranges of channels of neighbouring layers near one another before they are rounded, and ``bias_correction`` lets biases
+    take up the mean error after it; each is undone where it makes the outputs no better. ``graph`` is what is shown of a language
+    model: its modules, or the operations that ``torch.export`` finds."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -247,6 +249,8 @@ class Recipe(_Part):
         tuple[_Text, ...] | None,
         Field(strict=False, description="a list of layers, such as [fc2]; [] for none, null to measure"),
     ] = None
+    equalize: _Flag = False
+    bias_correction: _Flag = False
     fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
     threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
     targets: Annotated[
@@ -360,8 +364,9 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         del fields["graph"]
     if fields.get("task") is None:
         fields.pop("task", None)
-    if not fields.get("targets"):
-        fields.pop("targets", None)
+    for unsaid in ("targets", "equalize", "bias_correction"):
+        if not fields.get(unsaid):
+            fields.pop(unsaid, None)
     return fields
 
 

@@ -31,6 +31,7 @@ def _of_images(recipe: Recipe) -> Iterator[str]:
     part, qat = recipe.data, recipe.qat
     asked = {
         "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
+        "equalize": recipe.equalize, "bias_correction": recipe.bias_correction,
         "data.mean": part.mean, "data.std": part.std, "data.size": part.size,
         "data.crop": part.crop, "data.interpolation": part.interpolation, "data.classes": part.classes,
         "data.calibration_from": part.calibration_from,

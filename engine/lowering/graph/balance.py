@@ -51,20 +51,20 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class Blocks:
     """Which places along ``axis`` of a value belong to each branch, in the order of the branches."""
 
     axis: int
     places: tuple[tuple[int, ...], ...]
 
-    def moved(self, times: int = 1, start: int = 0, axis: int | None = None) -> _Blocks:
+    def moved(self, times: int = 1, start: int = 0, axis: int | None = None) -> Blocks:
         """With ``times`` places for each, after ``start`` others, along another ``axis``."""
         places = tuple(tuple(start + place * times + i for place in block for i in range(times)) for block in self.places)
-        return _Blocks(self.axis if axis is None else axis, places)
+        return Blocks(self.axis if axis is None else axis, places)
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """A layer that reads a concatenation; ``columns`` of its input are those of each branch, in order."""
 
     node: fx.Node
@@ -113,7 +113,7 @@ def _branch(
     shared: bool,
     weights: dict[str, Tensor],
 ) -> Branch | None:
-    readers: list[_Reader] = []
+    readers: list[Reader] = []
     reason = _collect(cat, _blocks(cat), layers, readers)
     paths = tuple(dict.fromkeys(str(reader.node.target) for reader in readers))
     name = _parts(cat)[index].name
@@ -135,31 +135,31 @@ def _branch(
     return Branch(cat.name, name, index, ratio, 1.0 if reason else factor, paths, reason)
 
 
-def _divide(reader: _Reader, weight: Tensor, index: int, factor: float) -> None:
+def _divide(reader: Reader, weight: Tensor, index: int, factor: float) -> None:
     """In place, what ``weight`` has for the branch number ``index``."""
-    for rows, columns in _columns(module_of(reader.node), weight, reader.columns[index]):
+    for rows, columns in columns_of(module_of(reader.node), weight, reader.columns[index]):
         weight[rows, columns] = weight[rows, columns] / factor
 
 
-def _collect(node: fx.Node, blocks: _Blocks, layers: Collection[str], readers: list[_Reader]) -> str | None:
+def _collect(node: fx.Node, blocks: Blocks, layers: Collection[str], readers: list[Reader]) -> str | None:
     """Gather the layers, of the nodes ``layers``, that read ``node``; a sentence where something else does that no factor goes
     through."""
     for user in node.users:
         if user.name in layers and source(user) is node:
             if blocks.axis != (1 if kind(user) == "conv" else len(node.meta["shape"]) - 1):
                 return f"{user.target} sums over another dimension than the concatenation's"
-            readers.append(_Reader(user, blocks.places))
+            readers.append(Reader(user, blocks.places))
             continue
-        passed = _passed(node, user, blocks)
-        if passed is None or len(readers) > _MANY:
+        through = passed(node, user, blocks)
+        if through is None or len(readers) > _MANY:
             return f"{user.name} reads it too"
-        problem = _collect(user, passed, layers, readers)
+        problem = _collect(user, through, layers, readers)
         if problem is not None:
             return problem
     return None
 
 
-def _passed(node: fx.Node, user: fx.Node, blocks: _Blocks) -> _Blocks | None:
+def passed(node: fx.Node, user: fx.Node, blocks: Blocks) -> Blocks | None:
     """Where the blocks of ``node`` are in the result of ``user``, None where a factor does not go through it."""
     here, before, after = kind(user), node.meta.get("shape", ()), user.meta.get("shape", ())
     axis = blocks.axis
@@ -206,11 +206,11 @@ def _parts(node: fx.Node) -> list[fx.Node]:
     return parts if known and len(parts) == len(given) and len(parts) > 1 else []
 
 
-def _blocks(cat: fx.Node) -> _Blocks:
+def _blocks(cat: fx.Node) -> Blocks:
     axis = _axis(cat)
     sizes = [part.meta["shape"][axis] for part in _parts(cat)]
     starts = itertools.accumulate(sizes, initial=0)
-    return _Blocks(axis, tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=False)))
+    return Blocks(axis, tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=False)))
 
 
 def _flattens(node: fx.Node, before: tuple[int | None, ...], after: tuple[int | None, ...]) -> bool:
@@ -221,7 +221,7 @@ def _flattens(node: fx.Node, before: tuple[int | None, ...], after: tuple[int | 
     return name in _FLATTENS and len(after) == 2 and None not in inner and after[1] == math.prod(size or 0 for size in inner)
 
 
-def _columns(layer: nn.Module | None, weight: Tensor, block: Iterable[int]) -> list[tuple[slice, list[int]]]:
+def columns_of(layer: nn.Module | None, weight: Tensor, block: Iterable[int]) -> list[tuple[slice, list[int]]]:
     """The rows of ``weight`` and the columns in them that take the input channels ``block``."""
     groups = int(getattr(layer, "groups", 1))
     width, rows = weight.shape[1], weight.shape[0] // groups
@@ -231,12 +231,12 @@ def _columns(layer: nn.Module | None, weight: Tensor, block: Iterable[int]) -> l
     return [(slice(group * rows, (group + 1) * rows), columns) for group, columns in found.items()]
 
 
-def _weight_ratio(reader: _Reader, weight: Tensor, index: int, widest: int) -> float:
+def _weight_ratio(reader: Reader, weight: Tensor, index: int, widest: int) -> float:
     """How much larger the weights on the narrow branch are than those on the widest: the median over the output channels that
     read both, infinite where none does."""
     tops = torch.zeros(2, len(weight), dtype=weight.dtype)
     for top, block in zip(tops, (reader.columns[index], reader.columns[widest]), strict=True):
-        for rows, columns in _columns(module_of(reader.node), weight, block):
+        for rows, columns in columns_of(module_of(reader.node), weight, block):
             top[rows] = weight[rows][:, columns].abs().flatten(1).amax(1)
     both = (tops[0] > 0) & (tops[1] > 0)
     return float((tops[0][both] / tops[1][both]).median()) if both.any() else math.inf
@@ -255,7 +255,7 @@ def balance(gm: fx.GraphModule, branches: Iterable[Branch]) -> fx.GraphModule:
             layer: Any = module_of(reader.node)
             weight: Tensor = layer.weight.detach().clone()
             _divide(reader, weight, branch.index, branch.factor)
-            _set(new, str(reader.node.target), weight=weight)
+            set_parameters(new, str(reader.node.target), weight=weight)
         cat = nodes[branch.cat]
         if branch.reason is not None and len(nodes[branch.name].users) == 1:
             continue
@@ -271,9 +271,9 @@ def balance(gm: fx.GraphModule, branches: Iterable[Branch]) -> fx.GraphModule:
     return new
 
 
-def _readers(nodes: Mapping[str, fx.Node], branch: Branch) -> list[_Reader]:
+def _readers(nodes: Mapping[str, fx.Node], branch: Branch) -> list[Reader]:
     layers = {node.name for node in nodes.values() if node.op == "call_module" and str(node.target) in branch.layers}
-    readers: list[_Reader] = []
+    readers: list[Reader] = []
     _collect(nodes[branch.cat], _blocks(nodes[branch.cat]), layers, readers)
     return readers
 
@@ -291,7 +291,7 @@ def _scaled_at_its_source(gm: fx.GraphModule, cat: fx.Node, branch: Branch) -> b
             if calls[str(node.target)] > 1 or module.weight is None:
                 return False
             bias = None if module.bias is None else module.bias.detach() * branch.factor
-            _set(gm, str(node.target), weight=module.weight.detach() * branch.factor, bias=bias)
+            set_parameters(gm, str(node.target), weight=module.weight.detach() * branch.factor, bias=bias)
             return True
         inputs = tensor_inputs(node)
         if kind(node) not in ("relu", "identity", *_POOLS) or len(inputs) != 1:
@@ -300,7 +300,7 @@ def _scaled_at_its_source(gm: fx.GraphModule, cat: fx.Node, branch: Branch) -> b
     return False
 
 
-def _set(gm: fx.GraphModule, path: str, **tensors: Tensor | None) -> None:
+def set_parameters(gm: fx.GraphModule, path: str, **tensors: Tensor | None) -> None:
     """Other parameters for a copy of the module at ``path``, which takes its place."""
     module = copy.copy(gm.get_submodule(path))
     given = {name: None if value is None else nn.Parameter(value, requires_grad=False) for name, value in tensors.items()}

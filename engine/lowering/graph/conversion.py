@@ -14,18 +14,20 @@ from torch import Tensor, fx, nn
 
 from engine.algorithms.channelwise import quantize_weight
 from engine.algorithms.layer import LayerQuantized, quantize_layer
-from engine.algorithms.patches import Patching, PatchMoments, bytes_of
+from engine.algorithms.patches import PatchMoments, bytes_of
 from engine.algorithms.registry import method
 from engine.events.cancellation import StopToken
 from engine.events.event import Bins, Event, Notice, WeightRow
 from engine.events.progress import Ticker
-from engine.kernels.base import Kernel, geometry
+from engine.kernels.base import Kernel
 from engine.lowering.graph.convert import convert as convert_graph
 from engine.lowering.graph.convert import unit_parameters
 from engine.lowering.graph.coverage import Coverage, coverage
 from engine.lowering.graph.kinds import kind, module_of
+from engine.lowering.graph.layer_rounding import patching_of
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.ranges import BINS
+from engine.lowering.graph.reconstruct import Reconstructed
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor, per_channel
@@ -84,13 +86,6 @@ def watched(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], 
     return {node: found[path] for node, path in paths.items() if path in found}
 
 
-def patching_of(module: nn.Module) -> Patching:
-    """The geometry of a convolution or linear layer."""
-    if isinstance(module, nn.Linear):
-        return Patching()
-    return Patching(kernel=tuple(module.kernel_size), **geometry(module))  # type: ignore[arg-type]
-
-
 def round_layers(
     gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], inputs: Mapping[str, PatchMoments], stop: StopToken
 ) -> Generator[Event, None, RoundedWeights]:
@@ -104,7 +99,7 @@ def round_layers(
     moved = _Moved(gm, layout)
     for node, path, weight, spec in asked:
         stop.check()
-        how = method(spec.method)
+        how = method(spec.method).beginning
         if path not in done or not how.needs_inputs:
             grams = inputs[node].grams() if node in inputs else ()
             done[path] = quantize_layer(weight.cpu(), spec, how, grams, moved.has_bias(node))
@@ -124,11 +119,20 @@ def _giga(size: int) -> str:
     return f"more than {size / 2**30:.0f} GiB"
 
 
-class _Moved:
-    """``graph`` is a copy of a float graph once anything was moved in it."""
+def learned(gm: fx.GraphModule, layout: Layout, rounded: RoundedWeights, found: Reconstructed) -> RoundedWeights:
+    """``rounded`` with what was learned after it; ``gm`` is the float graph that both are of."""
+    moved = _Moved(copy.deepcopy(rounded.graph), layout, own=True)
+    for node, weight in found.weights.items():
+        moved.restore(node, gm)
+        moved.move(node, LayerQuantized(weight, found.shifts.get(node)))
+    return RoundedWeights({**rounded.weights, **found.weights}, {**rounded.notes, **found.notes}, moved.graph)
 
-    def __init__(self, gm: fx.GraphModule, layout: Layout) -> None:
-        self.graph, self._own = gm, False
+
+class _Moved:
+    """``graph`` is a copy of a float graph once anything was moved in it; with ``own`` it is moved itself."""
+
+    def __init__(self, gm: fx.GraphModule, layout: Layout, own: bool = False) -> None:
+        self.graph, self._own = gm, own
         self._norms = {unit.layer: unit.bn for unit in layout.units if unit.bn}
 
     def _module(self, node: str) -> nn.Module:
@@ -138,6 +142,13 @@ class _Moved:
 
     def has_bias(self, node: str) -> bool:
         return node in self._norms or self._module(node).bias is not None
+
+    @torch.no_grad()
+    def restore(self, node: str, gm: fx.GraphModule) -> None:
+        """The layer's parameters, and those of its normalization, as they are in ``gm``."""
+        targets = {n.name: str(n.target) for n in gm.graph.nodes}
+        for name in filter(None, (node, self._norms.get(node))):
+            self.graph.get_submodule(targets[name]).load_state_dict(gm.get_submodule(targets[name]).state_dict())
 
     @torch.no_grad()
     def move(self, node: str, rounded: LayerQuantized) -> None:

@@ -20,7 +20,18 @@ from engine.kernels.choose import kernels_for
 from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, Lowering, NotWhole, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
-from engine.lowering.graph import balancing, calibration, conversion, folding, layer_timing, qat, summary, tracing
+from engine.lowering.graph import (
+    balancing,
+    calibration,
+    conversion,
+    equalizing,
+    folding,
+    layer_timing,
+    qat,
+    reconstructing,
+    summary,
+    tracing,
+)
 from engine.lowering.graph.artifact import load_network, read, to_bytes
 from engine.lowering.graph.fp32_forms import fp32_forms, fp32_size
 from engine.lowering.graph.fuse import find_pairs
@@ -79,6 +90,7 @@ class GraphLowering(Lowering):
         self.example = subject.example
         self._speeds: Paces | None = None
         self._sensitive: Mapping[str, Output] | None = None
+        self._repairs: list[dict[str, Any]] = []
 
     def capture(self) -> Steps[None]:
         run = self.run
@@ -166,6 +178,10 @@ class GraphLowering(Lowering):
         run = self.run
         steps = balancing.balance(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
         self.gm, plan, self.layout, self._branches = yield from steps
+        if run.recipe.equalize:
+            found = equalizing.equalized(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
+            self.gm, self.layout, entry = yield from found
+            self._repairs += [entry] if entry else []
         return plan
 
     def _settle_speeds(self) -> Steps[None]:
@@ -205,7 +221,25 @@ class GraphLowering(Lowering):
     def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
         steps = conversion.round_layers(self.gm, self.layout, plan.specs(), statistics.inputs, self.run.stop)
         rounded = yield from steps
-        return (yield from self._converted(self.gm, rounded, statistics.grids))
+        part = self.run.recipe.data
+        rounded, grids = yield from reconstructing.reconstructed(
+            self.gm, self.layout, plan.specs(), statistics.grids, rounded, self.subject.task, part.calibration, self.traced.profile.sizes,
+            self.run.recipe.seed, self.run.stop, self.run.directory / reconstructing.KEPT,
+        )  # fmt: skip
+        if self.run.recipe.bias_correction:
+            rounded, entry = yield from reconstructing.bias_corrected(
+                self.gm,
+                self.layout,
+                plan.specs(),
+                grids,
+                rounded,
+                self.subject.task,
+                part.calibration,
+                self.traced.profile.sizes,
+                self.run.stop,
+            )
+            self._repairs.append(entry)
+        return (yield from self._converted(self.gm, rounded, grids))
 
     def _converted(
         self, graph: fx.GraphModule, rounded: conversion.RoundedWeights, grids: Mapping[str, QParams]
@@ -282,6 +316,7 @@ class GraphLowering(Lowering):
         return {
             "operations": summary.operations(self.gm, quantized.model),
             **({"coverage": covered.entry()} if covered else {}),
+            **({"repairs": self._repairs} if self._repairs else {}),
             **({"balanced": balancing.entries(self._branches)} if self._branches else {}),
         }
 
