@@ -13,8 +13,10 @@ from torch import nn
 
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events.cancellation import StopToken
-from engine.events.event import Ask, Event, Notice, Stopped
+from engine.events.event import Ask, Event, Notice, StageStarted, Stopped
+from engine.events.replay import read
 from engine.kernels.probe import probe
+from engine.lowering.sensitivity import STATE as MEASURED
 from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
@@ -60,6 +62,8 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
         raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
     if is_running(directory):
         raise UsageError(f"{directory} is still going: stop it first, or wait for it")
+    # A plan whose layers were looked at when the run ended had not been agreed to.
+    open_ = {"quantize"} if (directory / MEASURED).exists() and not _calibrated(directory) else set()
     steps = _guarded(recipe, directory, stop, resumed=True, attended=attended)
     answer: Answer = None
     thrown: BaseException | None = None
@@ -70,11 +74,19 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
             return end.value  # type: ignore[no-any-return]
         answer, thrown = True, None
         # Training that had not begun had not been agreed to either.
-        if not isinstance(event, Ask) or (event.key == "qat" and not (directory / CHECKPOINT).exists()):
+        if not isinstance(event, Ask) or event.key in open_ or (event.key == "qat" and not (directory / CHECKPOINT).exists()):
             try:
                 answer = yield event
             except BaseException as error:
                 thrown = error
+
+
+def _calibrated(directory: Path) -> bool:
+    """Whether a run came as far as to calibrate."""
+    try:
+        return any(isinstance(event, StageStarted) and event.stage in ("calibrate", "search") for event in read(directory))
+    except EngineError:
+        return False
 
 
 def _guarded(

@@ -45,6 +45,9 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.Graph("fused", (ev.NodeRow("call_module", "fc", "fc", "x", "", "N×10", 650, 0.5), ev.NodeRow("output", "o", "o", "", "", "", 0))),
     ev.Pairs((ev.PairRow("conv1", "bn1", "conv1", "bn1", None, 1e-6), ev.PairRow("a", "b", "c", "d", "why")), 1e-6, 2.0, 1.5),
     ev.Planned((ROW, replace(ROW, editable=True, obstacle=None)), "default", 7, 12345),
+    ev.Sensitivities(
+        (ev.LayerSensitivity("fc", "w4", 21.5, 1e-4, 325), ev.LayerSensitivity("fc", "a4", 18.0, 2e-4, 2600, 0.01)), "kl", 64, 1.5, 1
+    ),
     ev.Ranges(64, 64, (RANGE, replace(RANGE, settled=None)), True),
     ev.Weights((ev.WeightRow("fc", -1.0, 1.0, -0.5, 0.5, 0.1, 1.0, 10, BINS),)),
     ev.Layers("qat", ({"name": "fc", "sqnr_db": None, "own_sqnr_db": 40.5},)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from driving import TINY, consume, drive, resumed, untimed
+from driving import TINY, drive, resumed
 
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
@@ -18,7 +18,6 @@ from engine.planning.sensitivity import Sensitivity, cured
 from engine.recipe.decisions import Sensitive
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
-from engine.runs import pipeline
 
 W4 = (("conv2", "w4"), ("fc", "w2"), ("fc", "a2"))
 
@@ -111,24 +110,19 @@ def test_a_measurement_that_is_stopped_goes_on_where_it_was(recipe: Recipe, tmp_
     # What is known is taken as it is: a figure that nothing measures comes back.
     kept["drops"]["conv2 w4"] = 0.4375
     (out / "sensitivity.json").write_text(json.dumps(kept))
-    stop = StopToken()
-    with untimed():
-        steps = pipeline.run(recipe, tmp_path / "other", stop)
-        (tmp_path / "other").mkdir()
-        (tmp_path / "other" / "sensitivity.json").write_text(json.dumps(kept))
-        seen = consume(steps, stop, asked(Sensitive(W4)))
+    seen = resumed(out, None, asked(Sensitive(W4)))
     drops = {(one.path, one.candidate): one.drop for one in seen.of(Sensitivities)[-1].layers if one.drop is not None}
     assert drops["conv2", "w4"] == 0.4375 and set(drops) == set(W4)
     assert any("1 are known already" in event.text for event in seen.of(Notice))
-    assert resumed(out).report is not None
+    assert seen.report is not None
 
 
 def test_a_state_that_is_damaged_or_of_another_model_is_measured_anew(recipe: Recipe, tmp_path: Path) -> None:
     for number, content in enumerate(["{", '{"identity": "another", "baseline": 1, "seconds": 1, "drops": {"fc w2": 9.0}}', "[]"]):
         out = tmp_path / str(number)
-        out.mkdir()
+        drive(recipe, out, asked(Sensitive(())), lambda event, stop: stop.set() if isinstance(event, Sensitivities) else None)
         (out / "sensitivity.json").write_text(content)
-        seen = drive(recipe, out, asked(Sensitive((("fc", "w2"),))))
+        seen = resumed(out, None, asked(Sensitive((("fc", "w2"),))))
         (drop,) = [one.drop for one in seen.of(Sensitivities)[-1].layers if one.drop is not None]
         assert drop != 9.0 and math.isfinite(drop)
 
