@@ -79,7 +79,16 @@ def _qwen(config: Any) -> Settings:
     return _gated(config)
 
 
+# Of so many blocks one, the last of them, sees the whole context; llama.cpp has it in its code.
+_WHOLE = {"gemma2": 2, "gemma3_text": 6}
+
+
 def _gemma(config: Any) -> Settings:
+    every, kinds = _WHOLE.get(config.model_type), getattr(config, "layer_types", None)
+    if every and kinds and any((kind == "full_attention") != ((i + 1) % every == 0) for i, kind in enumerate(kinds)):
+        raise EngineError(
+            f"llama.cpp lets one block in {every} of this architecture see all tokens, and this model has others: give safetensors"
+        )
     found = {key: value for key, value in _gated(config).items() if key != "rope.dimension_count"}
     for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")):
         if value := getattr(config, name, None):

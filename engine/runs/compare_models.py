@@ -73,9 +73,9 @@ def compare(original: str, other: str, data: str, limit: int | None, stop: StopT
     if not torch.isfinite(means).all():
         raise EngineError(f"{other if math.isfinite(means[0]) else original} gives NaN or infinity on {data}: use another checkpoint")
     change, error = float(means[1] - means[0]), _error(rows)
-    ends = (None, None) if error is None else (math.expm1(change - _NORMAL * error), math.expm1(change + _NORMAL * error))
+    low, high = (None, None) if error is None else (math.expm1(change - _NORMAL * error), math.expm1(change + _NORMAL * error))
     return Comparison(
-        (original, other), (math.exp(means[0]), math.exp(means[1])), math.expm1(change), *ends, divergence / count, same / count,
+        (original, other), (math.exp(means[0]), math.exp(means[1])), math.expm1(change), low, high, divergence / count, same / count,
         (_bytes(one, original), _bytes(two, other)), count, len(parts),
     )  # fmt: skip
 

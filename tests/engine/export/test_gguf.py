@@ -145,6 +145,37 @@ def test_a_vocabulary_of_text_has_scores_in_the_order_of_its_merges(tmp_path: Pa
     assert found.kinds == (2, 3, 6, 1, 1, 1, 1, 1, 5)
 
 
+def test_how_text_is_split_has_llama_cpps_name(tmp_path: Path) -> None:
+    from engine.export.gguf_tokenizer import SPLITS
+
+    plain = {"type": "ByteLevel", "use_regex": False}
+    gemma = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+    cases: list[tuple[Any, bool, str, str]] = [
+        ({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}, plain]}, False,
+         "gpt2", name)
+        for pattern, name in SPLITS.items()
+    ] + [({"type": "ByteLevel"}, False, "gpt2", "gpt-2"), (gemma, True, "llama", "default"), (None, True, "llama", "default")]  # fmt: skip
+    for step, fallback, model, name in cases:
+        content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "byte_fallback": fallback}, "pre_tokenizer": step}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        found = vocabulary(tmp_path, 2)
+        assert (found.model, found.split) == (model, name)
+
+
+def test_what_llama_cpp_computes_otherwise_is_refused() -> None:
+    for kind, changes, says in (
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "one block in 2"),
+        ("llama", {"hidden_act": "gelu"}, "silu alone"), ("llama", {"mlp_bias": True}, "no biases"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "windows of attention"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "'dynamic'"),
+    ):  # fmt: skip
+        config = model_of(kind, **changes).config
+        with pytest.raises(EngineError, match=says) as error:
+            architecture(config).settings(config)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("change", "says"), [
     ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "byte-pair"),
     ({"model": {"type": "BPE", "vocab": {"a": 200}, "merges": []}}, "tokens up to 200"),
