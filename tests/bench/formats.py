@@ -40,10 +40,8 @@ def table(bench: Bench, formats: list[str], methods: list[str], windows: int) ->
     calibration = bench.calibration(windows, 0, 0)
     yield calibration.about
     yield ""
-    yield (
-        f"| format | bits per weight | nearest | × fp32 | {'method' if len(methods) == 1 else f'best of {len(methods)}'} | perplexity | × fp32 | KL nearest | KL best "
-        "| blocks | s |"
-    )
+    which = methods[0] if len(methods) == 1 else f"best of {len(methods)}"
+    yield f"| format | bits per weight | nearest | × fp32 | {which} | perplexity | × fp32 | KL nearest | KL best | blocks | s |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
     weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in bench.blocks)
     for text in formats:
