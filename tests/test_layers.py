@@ -81,7 +81,7 @@ WORDS = (
     "engine.tasks.metrics", "engine.report.measures", "engine.report.changed", "engine.events.pictures", "engine.models.text_registry",
     "engine.planning.sensitivity", "engine.runs.keeping",
 )  # fmt: skip
-AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py"}
+AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py", "qtui/against.py"}
 
 
 @pytest.mark.parametrize("path", WITHOUT_TEXTUAL)

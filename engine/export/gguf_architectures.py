@@ -79,7 +79,20 @@ def _qwen(config: Any) -> Settings:
     return _gated(config)
 
 
+# Of so many blocks one, the last of them, sees the whole context; llama.cpp has it in its code.
+_WHOLE = {"gemma2": 2, "gemma3_text": 6}
+
+
 def _gemma(config: Any) -> Settings:
+    every, kinds = _WHOLE.get(config.model_type), getattr(config, "layer_types", None)
+    if every and kinds and any((kind == "full_attention") != ((i + 1) % every == 0) for i, kind in enumerate(kinds)):
+        raise EngineError(
+            f"llama.cpp lets one block in {every} of this architecture see all tokens, and this model has others: give safetensors"
+        )
+    # llama.cpp scales scores by the width of a head, but in the largest of each family, which it knows by their depth.
+    wanted = config.hidden_size // config.num_attention_heads if config.num_hidden_layers in (46, 62) else head_width(config)
+    if (scale := getattr(config, "query_pre_attn_scalar", wanted)) != wanted:
+        raise EngineError(f"llama.cpp scales scores by the root of {wanted} here, and this model by that of {scale}: export to safetensors")
     found = {key: value for key, value in _gated(config).items() if key != "rope.dimension_count"}
     for key, name in (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")):
         if value := getattr(config, name, None):

@@ -100,7 +100,7 @@ def _split(content: Mapping[str, Any], fallback: bool) -> str:
     has no name for: it would split, and so read, other tokens."""
     steps = _steps(content.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in steps]
-    if fallback and set(kinds) <= {"Metaspace"}:
+    if fallback and all(step["type"] == "Metaspace" or _at_spaces(step) for step in steps):
         return ""
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
@@ -111,6 +111,11 @@ def _split(content: Mapping[str, Any], fallback: bool) -> str:
     raise EngineError(
         f"llama.cpp has no name for how this tokenizer splits text ({', '.join(kinds) or 'not at all'}): export to safetensors"
     )
+
+
+def _at_spaces(step: Mapping[str, Any]) -> bool:
+    """Whether text is cut at plain spaces alone, of which Gemma's normalizer has left none."""
+    return bool(step["type"] == "Split" and step.get("pattern", {}).get("String") == " ")
 
 
 def _steps(part: Mapping[str, Any] | None, several: str) -> list[Mapping[str, Any]]:

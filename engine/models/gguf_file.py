@@ -105,6 +105,9 @@ def _model(path: Path, fields: dict[str, Any]) -> Any:
         config.n_positions = int(fields[f"{name}.context_length"])
     if hasattr(config, "head_dim") and f"{name}.attention.key_length" in fields:
         config.head_dim = int(fields[f"{name}.attention.key_length"])
+        # As llama.cpp computes it, but for the largest of each family.
+        if hasattr(config, "query_pre_attn_scalar") and config.num_hidden_layers not in (46, 62):
+            config.query_pre_attn_scalar = config.head_dim
     if getattr(config, "pad_token_id", None) is not None and config.pad_token_id >= config.vocab_size:
         config.pad_token_id = None
     decoders: Any = transformers.AutoModelForCausalLM

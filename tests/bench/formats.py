@@ -3,8 +3,8 @@
 usage: uv run python tests/bench/formats.py [MODEL] [--data NAME] [--formats LIST] [--methods LIST] [--tokens N] [--write FILE]
 
 All linear layers of the blocks are in the format, everything else is float32, as in ``language.py``, whose data, calibration and figures
-these are. Bits per weight count all that a file stores of those layers, scales and offsets too. A row says ``best of`` how many methods
-were tried; seconds are those of quantizing with that method alone.
+these are. Bits per weight count all that a file stores of those layers, scales and offsets too. The heading says of how many methods the
+best is shown; seconds are those of quantizing with that method alone.
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ def table(bench: Bench, formats: list[str], methods: list[str], windows: int) ->
     calibration = bench.calibration(windows, 0, 0)
     yield calibration.about
     yield ""
-    yield (
-        f"| format | bits per weight | nearest | × fp32 | best of {len(methods)} methods | perplexity | × fp32 | KL nearest | KL best "
-        "| blocks | s |"
-    )
+    which = methods[0] if len(methods) == 1 else f"best of {len(methods)}"
+    yield f"| format | bits per weight | nearest | × fp32 | {which} | perplexity | × fp32 | KL nearest | KL best | blocks | s |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
     weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in bench.blocks)
     for text in formats:

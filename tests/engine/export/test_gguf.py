@@ -38,8 +38,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {**COMMON, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {**COMMON, "head_dim": 64}),
     "gemma": ("GemmaConfig", {**COMMON, "head_dim": 64, "tie_word_embeddings": True}),
-    "gemma2": ("Gemma2Config", {**COMMON, "head_dim": 64, "tie_word_embeddings": True}),
-    "gemma3_text": ("Gemma3TextConfig", {**COMMON, "head_dim": 64, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2Config", {**COMMON, "head_dim": 64, "query_pre_attn_scalar": 64, "tie_word_embeddings": True}),
+    "gemma3_text": ("Gemma3TextConfig", {**COMMON, "head_dim": 64, "query_pre_attn_scalar": 64, "tie_word_embeddings": True}),
     "phi3": ("Phi3Config", {**COMMON, "original_max_position_embeddings": 64}),
     "gpt_neox": ("GPTNeoXConfig", COMMON),
 }  # fmt: skip
@@ -143,6 +143,39 @@ def test_a_vocabulary_of_text_has_scores_in_the_order_of_its_merges(tmp_path: Pa
     assert (found.model, found.merges, found.space, found.tokens[8]) == ("llama", (), True, "[PAD8]")
     assert found.scores[7] > found.scores[6] > found.scores[3]
     assert found.kinds == (2, 3, 6, 1, 1, 1, 1, 1, 5)
+
+
+def test_how_text_is_split_has_llama_cpps_name(tmp_path: Path) -> None:
+    from engine.export.gguf_tokenizer import SPLITS
+
+    plain = {"type": "ByteLevel", "use_regex": False}
+    gemma = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+    cases: list[tuple[Any, bool, str, str]] = [
+        ({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}, plain]}, False,
+         "gpt2", name)
+        for pattern, name in SPLITS.items()
+    ] + [({"type": "ByteLevel"}, False, "gpt2", "gpt-2"), (gemma, True, "llama", "default"), (None, True, "llama", "default")]  # fmt: skip
+    for step, fallback, model, name in cases:
+        content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "byte_fallback": fallback}, "pre_tokenizer": step}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        found = vocabulary(tmp_path, 2)
+        assert (found.model, found.split) == (model, name)
+
+
+def test_what_llama_cpp_computes_otherwise_is_refused() -> None:
+    for kind, changes, says in (
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "one block in 2"),
+        ("gemma3_text", {"query_pre_attn_scalar": 256}, "root of 64"),
+        ("llama", {"hidden_act": "gelu"}, "silu alone"),
+        ("llama", {"mlp_bias": True}, "no biases"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "windows of attention"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "'dynamic'"),
+    ):  # fmt: skip
+        config = model_of(kind, **changes).config
+        with pytest.raises(EngineError, match=says) as error:
+            architecture(config).settings(config)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -291,3 +324,23 @@ def test_a_runner_gives_the_logits_of_whole_windows_and_of_steps(source: Path, t
     first, cache = runner.step(ids[:, :20], None)
     rest, _ = runner.step(ids[:, 20:], cache)
     assert torch.allclose(torch.cat([first, rest], 1), wanted, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MODELS)
+def test_llama_cpp_itself_computes_the_same(kind: str, source: Path, tmp_path: Path) -> None:
+    llama: Any = pytest.importorskip("llama_cpp", reason="uv pip install llama-cpp-python, which is built from source")
+    model = model_of(kind)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(0.3)
+    path = written(QuantizedDecoder(model, {}), source, tmp_path)
+    ids = torch.randint(0, ROWS, (1, 24), generator=torch.Generator().manual_seed(3))
+    wanted = model(input_ids=ids, use_cache=False).logits[0]
+    run = llama.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1)
+    run.eval(ids[0].tolist())
+    found = torch.from_numpy(np.array(run.scores[: ids.shape[1]]))
+    # Its cache of keys and values is float16.
+    assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max() and torch.equal(found.argmax(1), wanted.argmax(1))
+    text = "the quick brown fox 123 jumps over it"
+    assert run.tokenize(text.encode(), add_bos=False) == tokenizer()(text)["input_ids"]
