@@ -220,9 +220,13 @@ def cosine(outputs: Any, targets: Any) -> float:
 
 def settle(model: Any, batches: list[Given]) -> None:
     """Statistics of the batches for batch normalizations: those that weights come with make no network of random weights sensible.
-    A linear layer of zeros, as some heads begin, gets numbers: nothing else shows in what it gives."""
+    A linear layer of zeros, as some heads begin, gets numbers: nothing else shows in what it gives. So does a class token, which begins
+    so near to 0 that no step of the other tokens holds it."""
     import torch
 
+    for name, parameter in model.named_parameters():
+        if name.endswith("cls_token"):
+            torch.nn.init.normal_(parameter)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and not module.weight.any():
             torch.nn.init.normal_(module.weight, std=0.05)

@@ -100,7 +100,8 @@ def _expand(at: At) -> str:
 
 
 def _cat(at: At) -> str:
-    parts = [at.read(part) for part in at.args[0]]
+    # torch passes over an empty list of numbers, as caches begin, whatever the rank of the others.
+    parts = [at.read(part) for part in at.args[0] if tuple(part.shape) != (0,) or len(at.shape) == 1]
     return at.graph.node("Concat", parts, at.hint, axis=at.arg(1, "dim", 0) % len(at.shape))
 
 

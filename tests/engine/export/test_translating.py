@@ -105,6 +105,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "short time, moved": lambda x: torch.stft(
         x.flatten(1), 16, 8, window=torch.ones(16), return_complex=True
     ).transpose(1, 2)[:, :3].imag,
+    "joined to nothing": lambda x: torch.cat([torch.tensor([]), x], -2),
     "transform of rows": lambda x: torch.fft.rfft(x).abs(),
     "transform of images": lambda x: torch.fft.rfft2(x, norm="ortho").real,
     "complex transform": lambda x: torch.fft.fft2(x, dim=(1, 2)).real,
