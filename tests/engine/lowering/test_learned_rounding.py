@@ -247,3 +247,21 @@ def test_only_as_many_items_are_taken_as_have_room() -> None:
     assert items_within(case.gm, {}, 512) == 512
     huge = {node.name: (1, 4096, 4096) for node in case.gm.graph.nodes}
     assert 16 <= items_within(case.gm, huge, 512) < 64
+
+
+def test_a_layer_that_is_called_twice_keeps_the_rounding_that_both_calls_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            a = torch.relu(self.norm(self.stem(x)))
+            b = torch.relu(self.narrow(torch.relu(self.wide(a))))
+            return self.head(torch.relu(self.narrow(torch.relu(self.wide(b)))).mean((2, 3)))
+
+    monkeypatch.setattr(f"{__name__}.Net", Twice)
+    case = Case("adaround")
+    rounded, _ = drained(case.learn())
+    twice = [node for node in case.rounded.weights if node.startswith(("wide", "narrow"))]
+    assert len(twice) == 4
+    for node in twice:
+        assert torch.equal(rounded.weights[node].codes, case.rounded.weights[node].codes)
+    bias = rounded.graph.get_submodule("wide").bias
+    assert torch.equal(bias, case.rounded.graph.get_submodule("wide").bias)
