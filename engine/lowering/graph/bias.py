@@ -74,7 +74,7 @@ def _bias(work: Reconstruction, name: str) -> Tensor:
 def _shift(work: Reconstruction, segment: Segment, name: str) -> Tensor | None:
     """What the layer's bias is to be moved by; None where that leaves no less error on the items held back, and without a bias."""
     layer, node = work.layers[name], work.nodes[name]
-    if layer.bias is None:
+    if layer.bias is None or not work.alone(name):
         return None
     chain = [n for n in segment.nodes if n is node or n.name in work.folded]
 

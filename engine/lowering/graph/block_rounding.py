@@ -24,8 +24,8 @@ from engine.lowering.graph.reconstruction import Layer, Reconstruction, compute
 from engine.lowering.graph.segments import Segment
 from engine.lowering.graph.streams import Nodes, reads_of
 
-STEPS = 600
-RATE, BIAS_RATE, SCALE_RATE, STEP_RATE = 2e-2, 1e-3, 1e-3, 1e-3
+STEPS = 400
+RATE, BIAS_RATE, SCALE_RATE, STEP_RATE = 1e-2, 1e-3, 1e-3, 1e-3
 # The probability that a value is left unrounded.
 DROPPED = 0.5
 # Answers drawn from the fp32 model for each item.

@@ -57,7 +57,7 @@ def reconstruct(
     """
     work = Reconstruction(start, chunks, stop)
     work.notes.update(notes or {})
-    asked = {name: how for name in start.weights if (how := work.how(name)) and how.reconstruction}
+    asked = {name: how for name in start.weights if (how := work.how(name)) and how.reconstruction and work.alone(name)}
     found = segments(start.gm, start.layout, start.weights, [name for name, how in asked.items() if how.reconstruction == "block"])
     wanted = [{name: asked[name].title for name in segment.layers if name in asked} for segment in found]
     ticker = Ticker("convert", sum(_steps(s) for s, w in zip(found, wanted, strict=True) if w), "steps", clock=stop.clock)
@@ -87,7 +87,7 @@ def reconstruct(
             shifts[name] = layer.bias - bias
     weights = {name: layer.weight for name, layer in learned.items()}
     grids = {name: grid.grid() for name, grid in work.activations.items()}
-    return Reconstructed(weights, shifts, {name: work.notes[name] for name in asked}, grids)
+    return Reconstructed(weights, shifts, {name: work.notes[name] for name in asked if name in work.notes}, grids)
 
 
 def items_within(gm: fx.GraphModule, sizes: Mapping[str, tuple[int, ...]], items: int) -> int:

@@ -104,6 +104,11 @@ class Reconstruction:
         spec = self.start.specs.get(str(self.nodes[name].target))
         return method(spec.weights.method) if spec and spec.weights else None
 
+    def alone(self, name: str) -> bool:
+        """Whether the module of the layer node is called by no other: what is learned of one call would be wrong for the other."""
+        target = str(self.nodes[name].target)
+        return [str(node.target) for node in self.nodes.values() if node.op == "call_module"].count(target) == 1
+
     def parameters(self, name: str) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the fp32 layer, its normalization folded in."""
         return self._parameters(self.gm, name)

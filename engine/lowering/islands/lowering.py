@@ -30,10 +30,11 @@ from engine.lowering.graph.lowering import GraphLowering, Statistics
 from engine.lowering.graph.profile import Profile
 from engine.lowering.graph.profile import profile as profile_graph
 from engine.lowering.graph.ranges import Watch
+from engine.lowering.graph.reconstructing import KEPT
 from engine.lowering.graph.runtime import QuantizedModel
 from engine.lowering.graph.trace import UntracedModule
 from engine.lowering.graph.tracing import TracedModel, graph_rows, graph_table
-from engine.lowering.islands import artifact, coverage, train
+from engine.lowering.islands import artifact, coverage, reconstructing, train
 from engine.lowering.islands.find import Found, called_with, find, parameters_outside
 from engine.lowering.islands.model import IslandsModel, QuantizedIsland
 from engine.lowering.islands.observe import ObservedIslands
@@ -135,6 +136,9 @@ class IslandsLowering(GraphLowering):
 
     def settle(self, plan: Plan) -> Steps[Plan]:
         yield from self._settle_speeds()
+        asked = [name for name in ("equalize", "bias_correction") if getattr(self.run.recipe, name)]
+        if asked:
+            yield Notice(f"{' and '.join(asked)}: of a model in islands nothing is repaired between its layers, left as it is", "warning")
         return plan
 
     def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
@@ -190,8 +194,13 @@ class IslandsLowering(GraphLowering):
     def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
         steps = conversion.round_layers(self.gm, self.layout, plan.specs(), statistics.inputs, self.run.stop)
         rounded = yield from steps
-        parts, start = self.union.parts(self.gm), self.union.parts(rounded.graph)
-        return (yield from self._quantized(parts, start, statistics.grids, rounded.weights, rounded.notes))
+        parts, recipe = self.union.parts(self.gm), self.run.recipe
+        rounded, grids = yield from reconstructing.reconstructed(
+            self.subject.model, parts, self.union.parts(rounded.graph), self.layout, plan.specs(), statistics.grids, rounded,
+            self.subject.task, recipe.data.calibration, recipe.seed, self.run.stop, self.run.directory / KEPT,
+        )  # fmt: skip
+        start = self.union.parts(rounded.graph)
+        return (yield from self._quantized(parts, start, grids, rounded.weights, rounded.notes))
 
     def _quantized(
         self, parts: Sequence[Part], start: Sequence[Part], grids: Mapping[str, QParams], weights: Mapping[str, QTensor],

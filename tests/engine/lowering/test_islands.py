@@ -16,6 +16,7 @@ import engine
 from engine.api import quantize
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+from engine.lowering.graph import layer_rounding
 from engine.lowering.graph.call import results_of
 from engine.lowering.islands.find import find
 from engine.lowering.islands.union import union
@@ -296,3 +297,15 @@ def test_a_model_without_a_part_that_traces_is_refused_with_the_first_reason(tmp
     own = engine.Task.of(given, metric=lambda outputs, targets: float(outputs.mean()))
     with pytest.raises(EngineError, match="nothing in Nothing can be quantized: control flow"):
         quantize(model=Nothing().eval(), task=own, out=tmp_path / "run")
+
+
+def test_rounding_is_learned_in_each_island_and_the_rest_of_the_model_is_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_rounding, "STEPS", 100)
+    torch.manual_seed(0)
+    model = Branching().eval()
+    rules = [{"match": "*", "weights": {"bits": 3, "method": "adaround"}, "activations": {"bits": 8}}]
+    report = quantize(
+        model=model, task=task(model, 6), out=tmp_path / "run", threshold="sqnr:5", rules=rules, export=(), qat={"mode": "never"}
+    ).data
+    reasons = {row["name"]: row["reason"] for row in report["layers"] if row["actual"].startswith("w3")}
+    assert len(reasons) == 4 and all("held back" in reason and "AdaRound" in reason for reason in reasons.values())

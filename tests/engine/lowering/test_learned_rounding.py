@@ -169,13 +169,17 @@ def test_the_quantized_values_are_those_of_the_integer_program() -> None:
 
 
 @pytest.mark.parametrize("method", ["adaround", "brecq"])
-def test_learned_rounding_brings_the_outputs_nearer_to_fp32_and_says_what_was_taken(method: str) -> None:
-    case = Case(method)
+def test_learned_rounding_brings_the_outputs_nearer_to_fp32_and_says_what_was_taken(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_rounding, "STEPS", 400)
+    monkeypatch.setattr(layer_rounding, "RATE", 1e-2)
+    monkeypatch.setattr(block_rounding, "STEPS", 150)
+    case = Case(method, 2)
     rounded, grids = drained(case.learn())
     errors = []
     for held, how in ((case.rounded, case.grids), (rounded, grids)):
         model = drained(conversion.convert(held.graph, case.layout, how, held.weights, [Simulate()])).model
-        errors.append(sum(float((model(x) - case.gm(x)).square().sum()) for (x,) in case.chunks()))
+        with torch.no_grad():
+            errors.append(sum(float((model(x) - case.gm(x)).square().sum()) for (x,) in case.chunks()))
     assert errors[1] < errors[0]
     assert set(rounded.notes) == set(case.rounded.weights)
     assert all("held back" in note for note in rounded.notes.values())
@@ -243,3 +247,21 @@ def test_only_as_many_items_are_taken_as_have_room() -> None:
     assert items_within(case.gm, {}, 512) == 512
     huge = {node.name: (1, 4096, 4096) for node in case.gm.graph.nodes}
     assert 16 <= items_within(case.gm, huge, 512) < 64
+
+
+def test_a_layer_that_is_called_twice_keeps_the_rounding_that_both_calls_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            a = torch.relu(self.norm(self.stem(x)))
+            b = torch.relu(self.narrow(torch.relu(self.wide(a))))
+            return self.head(torch.relu(self.narrow(torch.relu(self.wide(b)))).mean((2, 3)))
+
+    monkeypatch.setattr(f"{__name__}.Net", Twice)
+    case = Case("adaround")
+    rounded, _ = drained(case.learn())
+    twice = [node for node in case.rounded.weights if node.startswith(("wide", "narrow"))]
+    assert len(twice) == 4
+    for node in twice:
+        assert torch.equal(rounded.weights[node].codes, case.rounded.weights[node].codes)
+    bias = rounded.graph.get_submodule("wide").bias
+    assert torch.equal(bias, case.rounded.graph.get_submodule("wide").bias)
