@@ -8,6 +8,7 @@ by SciPy's HiGHS.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ _SECONDS = 20.0
 # Times that a programme is solved again, and units of the cost in one of the best plan's: HiGHS stops at differences of 1e-6.
 _ROUNDS, _FINE = 4, 1e3
 _EIGHT = 8
+_SEVERAL = 3
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,19 @@ def front(items: Sequence[Item], most: int = 16) -> tuple[Selection, ...]:
 
 
 def rules_of(rows: Sequence[LayerRow], specs: Mapping[str, LayerSpec]) -> tuple[Rule, ...]:
-    """Rules by which each layer becomes what ``specs`` says; layers that a rule of the recipe is for have theirs already."""
-    by_path = {row.path: row for row in rows}
-    return tuple(
-        Rule(_literal(path), spec) for path, spec in specs.items() if path in by_path and not by_path[path].rule.startswith("rule ")
-    )
+    """Rules, behind those of the recipe, by which each layer becomes what ``specs`` says: one for all layers of the form that most have,
+    since a recipe is part of the file, and before it those of the others. Layers that a rule of the recipe is for have theirs already."""
+    known = [row for row in rows if row.path in specs and not row.rule.startswith("rule ")]
+    counts = Counter(specs[row.path] for row in known)
+    if not counts:
+        return ()
+    # What is not named here must not be taken along.
+    others = [row for row in rows if row.editable and row.path not in specs and not row.rule.startswith("rule ")]
+    common = counts.most_common(1)[0][0]
+    if counts[common] < _SEVERAL or others:
+        return tuple(Rule(_literal(row.path), specs[row.path]) for row in known)
+    own = tuple(Rule(_literal(row.path), specs[row.path]) for row in known if specs[row.path] != common)
+    return (*own, Rule("*", common))
 
 
 def _literal(path: str) -> str:

@@ -345,9 +345,8 @@ class Search:
         recipe = self.work.recipe
         if specs is None:
             return recipe
-        before = self.plan.specs()
-        changed = {path: spec for path, spec in specs.items() if spec != before[path]}
-        return with_strategy(recipe, recipe.preset, [*recipe.layer_rules(), *search.rules_of(self.plan.layers, changed)])
+        free = {row.path: specs[row.path] for row in self.plan.layers if _free(row)}
+        return with_strategy(recipe, recipe.preset, [*recipe.layer_rules(), *search.rules_of(self.plan.layers, free)])
 
     def _measured(self, recipe: Recipe, remedy: _Remedy, baseline: Baseline, key: str) -> Generator[Event, None, Tried]:
         work, task = self.work, self.task
@@ -398,7 +397,8 @@ class Search:
         return most is None or tried.drop <= most + _SLACK
 
     def _rank(self, tried: Tried) -> tuple[float, float]:
-        return self._excess(tried), tried.drop
+        # A hundredth over a limit is the text of a file: it does not outweigh a drop.
+        return round(self._excess(tried), 2), tried.drop
 
     def _best(self) -> Tried | None:
         met = [one for one in self.tried if one.met]

@@ -26,6 +26,7 @@ from engine.events.event import Notice
 from engine.kernels.probe import probe
 from engine.lowering import sensitivity
 from engine.lowering.registry import lowering_of
+from engine.planning.sensitivity import Sensitivity
 from engine.recipe.recipe import Recipe
 from engine.recipe.threshold import Threshold
 from engine.tasks.registry import task_of
@@ -72,9 +73,32 @@ def correlation(pairs: list[tuple[float, float]]) -> str:
     return f"{spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic:.3f}"
 
 
+def show(found: list[Sensitivity], drops: dict[tuple[str, str], float], names: list[str]) -> None:
+    """The table: of each candidate, of several together, and of those whose drop is no chance."""
+    first = found[0]
+    print("\n| candidates | layers | estimate | spread over seeds | own SQNR | median drop |\n|---|---:|---:|---:|---:|---:|")
+    # Below half a point the drop of a single layer is mostly chance: as many answers become right as wrong.
+    clear = {key for key, drop in drops.items() if abs(drop) >= 0.005}
+    for group in [*[[name] for name in names], [n for n in names if n[0] == "w"], [n for n in names if n[0] == "a"], names, None]:
+        if group == []:
+            continue
+        chosen = clear if group is None else {key for key in drops if key[1] in group}
+        several = []
+        for one in found:
+            pairs = [(row.loss_increase, drops[row.path, row.candidate]) for row in one.layers if (row.path, row.candidate) in chosen]
+            several.append(correlation(pairs))
+        noise = [(-row.noise_db, drops[row.path, row.candidate]) for row in first.layers if (row.path, row.candidate) in chosen]
+        middle = sorted(drops[key] for key in chosen)
+        if middle:
+            spread, half = f"{min(several)} to {max(several)}", middle[len(middle) // 2]
+            name = "those that lose half a point or more" if group is None else ", ".join(group)
+            print(f"| {name} | {len(pairs)} | {several[0]} | {spread} | {correlation(noise)} | {half:.4f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--task")
     parser.add_argument("--weights")
     parser.add_argument("--data")
     parser.add_argument("--imagenet-statistics", action="store_true", help="normalize by ImageNet's mean and deviation")
@@ -91,7 +115,7 @@ def main() -> None:
     if arguments.imagenet_statistics:
         data |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     asked = {"model": arguments.model, **({"weights": arguments.weights} if arguments.weights else {}), **({"data": data} if data else {})}
-    recipe = Recipe.make(**asked, slower=[])
+    recipe = Recipe.make(**asked, **({"task": arguments.task} if arguments.task else {}), slower=[])
     entry = task_of(recipe.model, recipe.task)
     recipe = entry.settled(recipe)
     directory = Path(arguments.state or tempfile.mkdtemp())
@@ -101,12 +125,12 @@ def main() -> None:
     lowering = lowering_of(subject, context)
     drain(lowering.capture())
     plan = drain(lowering.plan())
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     found = [drain(lowering.sensitivity(plan))]
-    seconds = time.perf_counter() - begun
+    seconds, worked = time.perf_counter() - begun, time.process_time() - worked
     first = found[0]
     print(f"{arguments.model}: {len(first.paths)} layers, {len(first.layers)} candidates, {first.items} items, basis {first.basis}")
-    print(f"estimate: {seconds:.1f} s on {arguments.threads} threads", flush=True)
+    print(f"estimate: {seconds:.1f} s on {arguments.threads} threads, {worked:.1f} s of the processor", flush=True)
     if arguments.only_estimate:
         return
     model = lowering.sensitive(plan)
@@ -125,19 +149,7 @@ def main() -> None:
     steps = sensitivity.measure(model, task, first, directory, context.stop, 250, identity, wanted, arguments.split)
     measured = drain(steps)
     drops = {(one.path, one.candidate): one.drop for one in measured.layers if one.drop is not None}
-    print("\n| candidates | layers | estimate | spread over seeds | own SQNR | median drop |\n|---|---:|---:|---:|---:|---:|")
-    for group in [*[[name] for name in names], [n for n in names if n[0] == "w"], [n for n in names if n[0] == "a"], names]:
-        if not group:
-            continue
-        several = []
-        for one in found:
-            pairs = [(row.loss_increase, drops[row.path, row.candidate]) for row in one.layers if row.candidate in group]
-            several.append(correlation(pairs))
-        noise = [(-row.noise_db, drops[row.path, row.candidate]) for row in first.layers if row.candidate in group]
-        middle = sorted(drop for (_, name), drop in drops.items() if name in group)
-        if middle:
-            spread, half = f"{min(several)} to {max(several)}", middle[len(middle) // 2]
-            print(f"| {', '.join(group)} | {len(pairs)} | {several[0]} | {spread} | {correlation(noise)} | {half:.4f} |")
+    show(found, drops, names)
 
 
 if __name__ == "__main__":
