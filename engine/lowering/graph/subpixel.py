@@ -95,15 +95,17 @@ def _suitable(layer: Any) -> bool:
 
 def _last(node: fx.Node, calls: list[str]) -> fx.Node:
     """The last operation behind ``node`` that may run before its result is put in place."""
-    end = node
+    end, active = node, False
     while len(end.users) == 1:
         (user,) = end.users
         module = module_of(user)
         alone = len(user.all_input_nodes) == 1 and not (module is not None and (module._forward_hooks or module._forward_pre_hooks))
         if kind(user) not in _COMMUTES or not alone or (user.op == "call_method" and kind(user) == "identity"):
             break
-        if kind(user) == "bn" and (calls.count(str(user.target)) > 1 or getattr(module, "running_mean", None) is None):
+        # A normalization behind an activation is not folded: it stays the module that the model has, with as many channels.
+        if kind(user) == "bn" and (active or calls.count(str(user.target)) > 1 or getattr(module, "running_mean", None) is None):
             break
+        active = active or kind(user) not in ("bn", "identity")
         end = user
     return end
 
