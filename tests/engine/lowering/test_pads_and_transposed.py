@@ -187,3 +187,13 @@ def test_a_convolution_that_is_called_twice_is_padded_twice() -> None:
     graph = simplify(trace(model, x).module, x)
     assert [kind(node) for node in graph.graph.nodes].count("pad") == 2 and torch.allclose(graph(x), model(x), atol=1e-5)
     assert model.c.padding_mode == "reflect"
+
+
+def test_a_normalization_behind_an_activation_keeps_its_channels() -> None:
+    """It is not folded, so that the module that the model has computes it, behind the phases in their places."""
+    torch.manual_seed(0)
+    _, quantized, _, model, x = converted(nn.Sequential(nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.ReLU6(), normalized(6)))
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).double()(x.double())
+    noise = (QuantizedModel(quantized.program, kernels_for(probe()), dict(model.named_modules()))(x).double() - wanted).square().sum()
+    assert float(10 * torch.log10(wanted.square().sum() / noise)) > (36 if probe().activation_bits == 8 else 30)
