@@ -144,7 +144,7 @@ def test_calibration_and_training_are_on_the_device_and_the_test_is_not(elsewher
     assert outcome.error is None
     assert {device for split, device in read_to if split == "test"} == {"cpu"}
     by_device = [split for split, device in read_to if device == "cpu:0"]
-    assert by_device.count("train") == 2, "one pass calibrates, one trains"
+    assert by_device.count("train") == 3, "one pass calibrates, one tells the harm of the layers, one trains"
     assert "validation" in by_device, "epochs are judged there"
 
 
