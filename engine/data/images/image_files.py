@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from engine.errors import EngineError
 from engine.models.transform import Transform
+from engine.reading import regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
@@ -54,6 +56,13 @@ class FileSplit:
         return image
 
 
+def _open(path: str) -> Image.Image:
+    """The image's header. A pipe or a device in a file's place is refused before it is waited for, and naming the formats keeps Pillow's
+    rarer decoders away from files that only pretend to be images."""
+    regular(Path(path))
+    return Image.open(path, formats=_FORMATS)
+
+
 def frame_size(path: str) -> tuple[int, int]:
     """(H, W) of the image at ``path``; ``EngineError`` when it cannot be decoded."""
     image = opened(path)
@@ -63,7 +72,7 @@ def frame_size(path: str) -> tuple[int, int]:
 def told_size(path: str) -> tuple[int, int]:
     """(W, H) that the file at ``path`` says of itself, without decoding it. Raises EngineError where it is no image."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             return image.size
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -77,7 +86,7 @@ def turned(paths: Sequence[str]) -> int:
 def orientation(path: str) -> object:
     """How the EXIF data of the image at ``path`` ask to turn it, 5 to 8 by a quarter; None where they say nothing."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             return image.getexif().get(_ORIENTATION)
     except Exception:  # what cannot be read is told where it is read as an image
         return None
@@ -86,8 +95,7 @@ def orientation(path: str) -> object:
 def opened(path: str, upright: bool = False) -> Image.Image:
     """The image at ``path`` in RGB of 8 bits, turned as its EXIF data ask where it is to be ``upright``. Raises EngineError."""
     try:
-        # Naming the formats keeps Pillow's rarer decoders away from files that only pretend to be images.
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image) if upright else image, path)
     except EngineError:
         raise
@@ -99,7 +107,7 @@ def levels(path: str) -> tuple[np.ndarray, str]:
     """The numbers that the image at ``path`` stores, (H, W) or (H, W, channels), a palette's indices among them, and Pillow's name of
     its mode. Raises EngineError."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             return np.asarray(image), image.mode
     except Exception as error:
         raise _unreadable(path, error) from error

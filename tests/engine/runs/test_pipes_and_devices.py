@@ -15,6 +15,7 @@ import tiny_language
 import torch
 from safetensors.torch import save_file
 
+from engine.data.images import image_files
 from engine.errors import EngineError
 from engine.export import parity
 from engine.export.making import fingerprint
@@ -130,3 +131,12 @@ def test_a_part_of_a_header_that_is_nested(tmp_path: Path, key: str) -> None:
         with pytest.raises(EngineError) as caught:
             load_quantized(tmp_path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@PLACED
+@pytest.mark.parametrize("read", [image_files.opened, image_files.told_size, image_files.frame_size, image_files.levels])
+def test_an_image(tmp_path: Path, place: Callable[[Path], Path], read: Callable[[str], object]) -> None:
+    path = place(tmp_path / "image.png")
+    with pytest.raises(EngineError, match="cannot be read as an image"):
+        read(str(path))
+    assert image_files.turned([str(path)]) == 0
