@@ -37,7 +37,8 @@ MODELS = {"graph": "networks", "islands": "models that are lowered in islands", 
 class Format:
     """``files`` are the names in the run's folder, the first of them the one to load; ``optional`` those that large models have
     beside them. ``lowerings`` maps each lowering whose models it can hold to the module that writes them. ``writes`` and ``runs`` are
-    the packages that writing and running need beyond this program's own; ``title`` is the runtime's name."""
+    the packages that writing and running need beyond this program's own; ``title`` is the runtime's name. ``presets`` make plans
+    that it takes, where it refuses most others."""
 
     name: str
     files: tuple[str, ...]
@@ -46,6 +47,7 @@ class Format:
     writes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
 
     def missing(self, packages: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``packages`` that are not installed."""
@@ -87,9 +89,12 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "tensorrt-onnx", ("model.tensorrt.onnx",), "ONNX Runtime", {"graph": "engine.export.onnx.tensorrt", "islands": _NO_GRAPH},
-            ("onnx",), ("onnxruntime",),
+            ("onnx",), ("onnxruntime",), presets=("tensorrt",),
         ),
-        Format("gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf", "accelerate")),
+        Format(
+            "gguf", ("model.gguf",), "transformers", {"modules": "engine.export.gguf"}, ("gguf",), ("gguf", "accelerate"),
+            presets=("q4_k_m", "q8_0", "q6_k", "q5_k_m", "q4_0", "q3_k_m", "q2_k", "mxfp4"),
+        ),
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from qtui.state import Run
 _MEDIUM, _WIDE = 60, 100
 _PANEL = 68
 NO_RUNTIMES = "No runtime is timed yet: x writes the model for other runtimes, and times them."
-CHOICE = (Column("format", "format"), Column("file", "file"), Column("state", "", grow=1, cut="end"))
+CHOICE = (Column("format", "format", priority=2), Column("file", "file", min=7), Column("state", "", min=39, grow=1, cut="end", priority=1))
 
 
 def runtime_columns(width: int, of: Paces = IMAGES) -> tuple[Column, ...]:
@@ -150,7 +150,7 @@ def runtime_panel(run: Run, key: str) -> Text:
 def choices(run: Run) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The formats to choose from, and those to mark at first: what is not there yet and can be written."""
     known = {str(entry.get("format")): entry for entry in exports_of(run) if entry.get("path")}
-    rows, marked = [], []
+    rows, marked, preset = [], [], str(run.recipe.get("preset") or "")
     formats = formats_of(lowering_of(run))
     for entry in (one for one in formats.values() if one.name != "safetensors"):
         lacks = entry.missing(entry.writes)
@@ -158,7 +158,7 @@ def choices(run: Run) -> tuple[tuple[Row, ...], tuple[str, ...]]:
         rows.append(
             Row(entry.name, (entry.name, entry.files[0], _state(entry, lacks, there)), selectable=not lacks, role="dim" if lacks else "")
         )
-        if not lacks and there is None:
+        if not lacks and there is None and (not entry.presets or preset in entry.presets):
             marked.append(entry.name)
     return tuple(rows), tuple(marked)
 
@@ -181,6 +181,8 @@ def _state(entry: Format, lacks: Sequence[str], there: Mapping[str, Any] | None)
     if there is not None:
         checked = "differs" if differs(there) else "verified" if there.get("verified") else "not verified"
         return Cell(f"there, {checked}; mark to write it again", "change")
+    if entry.presets:
+        return f"of the preset {entry.presets[0]}"
     if missing := entry.missing(entry.runs):
         return f"without a check: needs {install(missing)}"
     return f"checked by {entry.title}"

@@ -236,7 +236,7 @@ def test_what_cannot_be_written_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnx", None)
     rows, marked = words.choices(run_of(told()))
-    assert marked == ("pt2",) and [row.selectable for row in rows] == [False, False, True]
+    assert marked == ("pt2",) and [row.selectable for row in rows] == [False, False, True, False]
     assert "needs uv pip install onnx" in str(rows[0].cells[2])
 
 
