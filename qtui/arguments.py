@@ -174,7 +174,7 @@ def _train(train: Parser) -> None:
     train.add_argument("--task", metavar="NAME", help="what is learned: a name of `qtui tasks` (default: what belongs to the model)")
     train.add_argument("--data", metavar="NAME|PATH", help="a data set, or your own files; models of other tasks bring theirs")
     train.add_argument("--out", metavar="FILE", help="where the weights are written (default: the cache, where a run finds them)")
-    train.add_argument("--epochs", metavar="N", type=_integer)
+    train.add_argument("--epochs", metavar="N", type=_positive)
     train.add_argument("--seed", metavar="N", type=_integer, default=0)
     train.add_argument("--stem", choices=STEMS, default="auto", help=_TRAINED_STEM)
     train.add_argument("--device", choices=DEVICES, default="auto")
