@@ -122,7 +122,7 @@ def build_parser() -> Parser:
     compare.add_argument("original", metavar="ORIGINAL", help="a language model's name, folder, OWNER/MODEL or .gguf file")
     compare.add_argument("other", metavar="MODEL", help="the model to judge, likewise")
     compare.add_argument("--data", metavar="NAME|PATH", default="python-docs", help="a text's name, a text file or a folder of text")
-    compare.add_argument("--limit", metavar="N", type=_integer, help="tokens of the test split (default: all)")
+    compare.add_argument("--limit", metavar="N", type=_positive, help="tokens of the test split (default: all)")
     compare.add_argument("--json", action="store_true", help="the figures as JSON, everything else on stderr")
     resume = command("resume", "go on with a run that was stopped")
     resume.add_argument("run", metavar="RUN", help="a folder, or the beginning of a run's name")
