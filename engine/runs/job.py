@@ -102,7 +102,10 @@ class Job(Work):
         found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)
         layers = self._layer_results(which, plan, chosen.quantized)
         advised = self._advice(found, plan, search)
-        judged = {**found.to_dict(), **(advised.to_dict() if advised else {})}
+        # What a search was to come to is judged beside the threshold.
+        over = search.over(search.chosen) if search and search.chosen else ()
+        text = f"{found.text} {'Target' if len(over) == 1 else 'Targets'} {', '.join(over)} not met." if over else found.text
+        judged = {**found.to_dict(), "text": text, **(advised.to_dict() if advised else {})}
         if advised:
             yield Notice(advised.text)
         yield lowering.layer_table(layers)
@@ -128,8 +131,8 @@ class Job(Work):
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
         told["measure"] = self.task.metric.to_dict()
-        self.where.state("finished", found.text, **told)
-        yield Finished(str(self.where.path), found.met, found.text)
+        self.where.state("finished", text, **told)
+        yield Finished(str(self.where.path), found.met and not over, text)
         return report
 
     def _plan(self) -> Run[Plan]:

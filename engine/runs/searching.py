@@ -45,6 +45,7 @@ _SLACK = 1e-9
 # How far a prediction of a file's size may be off, as a factor and in bytes of text; how often a plan is corrected.
 _LIKELY, _TEXT, _CORRECTIONS = 1.05, 2000, 3
 _EIGHT = 8
+_MIXED = "mixed precision"
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,12 @@ class Search:
         best: Tried | None = None
         for remedy in self._remedies():
             if isinstance(remedy, _Remedy):
+                if best is not None and self._is_least(best) and not remedy.title.startswith(_MIXED):
+                    told = ", ".join(self.over(best))
+                    self.skipped.append(
+                        {"title": "what else rounds better", "why": f"the drop is met, and nothing is smaller or faster ({told})"}
+                    )
+                    return
                 tried = yield from self._try(remedy, baseline, best)
                 if tried is None:
                     continue
@@ -235,7 +242,7 @@ class Search:
         if planned is None:
             self.skipped.append({"title": "mixed precision", "why": "no layer can be changed"})
             return
-        yield _Remedy("mixed precision, rounded to nearest", planned)
+        yield _Remedy(f"{_MIXED}, rounded to nearest", planned)
         for _ in range(_CORRECTIONS):
             last = self.tried[-1] if self.tried else None
             if last is None:
@@ -245,7 +252,7 @@ class Search:
             if again is None or again == planned:
                 return
             planned = again
-            yield _Remedy("mixed precision, corrected by what was measured", planned)
+            yield _Remedy(f"{_MIXED}, corrected by what was measured", planned)
 
     def _solved(self) -> Mapping[str, LayerSpec] | None:
         """The plan of least harm within the limits, or the nearest to them; None where there is nothing to choose."""
@@ -385,12 +392,30 @@ class Search:
         """By how much a trial is over its limits, as parts of them."""
         found = 0.0
         for target in self._limits:
-            have = {
-                "size": tried.size_bytes if target.unit else tried.size, "bpw": tried.bpw,
-                "latency": tried.latency_ms if target.unit else tried.latency,
-            }[target.kind]  # fmt: skip
-            found += max((have or 0.0) / target.value - 1.0 - _SLACK, 0.0)
+            found += max((self._have(tried, target) or 0.0) / target.value - 1.0 - _SLACK, 0.0)
         return found
+
+    def _have(self, tried: Tried, target: Target) -> float | None:
+        """What a trial has of a limit, in its unit."""
+        return {
+            "size": tried.size_bytes if target.unit else tried.size, "bpw": tried.bpw,
+            "latency": tried.latency_ms if target.unit else tried.latency,
+        }[target.kind]  # fmt: skip
+
+    def _is_least(self, tried: Tried) -> bool:
+        """Whether a trial loses no more than its target, and is over a limit that the plan of least size and time did not meet: what
+        rounds better changes neither."""
+        return self._target("drop") is not None and round(self._excess(tried), 2) > 0 and self._drop_met(tried)
+
+    def over(self, tried: Tried) -> tuple[str, ...]:
+        """The limits that a trial is over, with what it has: ``size:0.1 (it has 0.128)``."""
+        found = []
+        for target in self._limits:
+            have = self._have(tried, target) or 0.0
+            if have / target.value > 1.0 + _SLACK:
+                told = f"{have / 1e6:.4g} MB" if target.unit == "B" else f"{have:.4g}{target.unit}"
+                found.append(f"{target} (it has {told})")
+        return tuple(found)
 
     def _drop_met(self, tried: Tried) -> bool:
         most = self.most_drop

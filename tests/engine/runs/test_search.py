@@ -12,7 +12,7 @@ from driving import TINY, drive, resumed
 
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Notice, Planned, StageFinished, StageStarted, Table
+from engine.events.event import Event, Finished, Notice, Planned, StageFinished, StageStarted, Table
 from engine.recipe.recipe import Recipe
 
 # With weights that are most of the file.
@@ -63,6 +63,15 @@ def test_a_target_that_cannot_be_had_tries_every_remedy_and_keeps_the_nearest(re
     # What is chosen is what the run then makes: the same figure on validation.
     assert seen.data["ptq"]["validation"]["value"] == pytest.approx(chosen["value"])
     assert seen.data["ptq"]["size_bytes"] == pytest.approx(chosen["size_bytes"], rel=0.05)
+
+
+def test_a_size_that_no_plan_has_ends_the_search_where_the_drop_is_met_and_is_no_success(recipe: Recipe, tmp_path: Path) -> None:
+    seen = drive(asked(recipe, "size:1kB", "drop:1"), tmp_path / "run")
+    assert all("mixed precision" in title for title in trials(seen))
+    found, end = seen.data["search"], seen.of(Finished)[-1]
+    assert not found["met"] and "nothing is smaller or faster (size:1000B (it has " in found["skipped"][-1]["why"]
+    assert not end.met and "Target size:1000B (it has " in end.text and end.text.endswith("not met.")
+    assert seen.data["verdict"]["text"] == end.text
 
 
 def test_a_size_is_met_by_mixed_precision_and_what_cannot_fit_is_not_tried(recipe: Recipe, tmp_path: Path) -> None:
