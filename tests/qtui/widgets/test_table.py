@@ -200,9 +200,10 @@ def test_many_rows_are_shown_at_once_and_a_step_paints_two_lines() -> None:
         many = rows(10_000)
         took = []
         for part in (many, many[1:], many[2:]):
-            started = time.perf_counter()
+            # What else the machine does is no time of this.
+            started = time.process_time()
             app.grid.show(COLUMNS, part)
-            took.append(time.perf_counter() - started)
+            took.append(time.process_time() - started)
         assert min(took) < 0.15
         app.grid.focus()
         await pilot.pause()
