@@ -11,7 +11,6 @@ from textual.events import Resize
 
 from engine.recipe.decisions import Train
 from qtui.actions import Action
-from qtui.drawing.depth import depth_chart
 from qtui.drawing.histogram import histogram
 from qtui.drawing.spans import Line
 from qtui.painting import titles
@@ -19,8 +18,8 @@ from qtui.screens import calibrate_layers as layers
 from qtui.screens import calibrate_ranges as ranges
 from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
-from qtui.screens import depth
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.depth import DepthChart
 from qtui.screens.dialogs import Prompt
 from qtui.stage_table import digit
 from qtui.state import Run, State
@@ -33,8 +32,8 @@ from qtui.widgets.table import Grid
 _COLUMN_BELOW = 70
 _SHORT_BELOW = 16
 _TICKS_A_CHART = 4
-# From this width on the chart of the depth is always there. It needs so many rows, and so many for the verdict to stay whole beside it.
-_WITH_DEPTH, _LEAST_FOR_DEPTH, _ROOM_FOR_ALL = 160, 20, 34
+# Rows of a window in which the verdict stays whole beside the chart of the depth.
+_ROOM_FOR_ALL = 34
 
 
 class CalibrateScreen(StageScreen):
@@ -48,7 +47,7 @@ class CalibrateScreen(StageScreen):
         super().__init__()
         self.view: Literal["ranges", "layers"] = "ranges"
         self.order: layers.Order = "harm"
-        self.logarithmic = self.with_depth = False
+        self.logarithmic = False
         self._measured = self._begin = False
         self._drawn_at = 0.0
         self._drawn_for: tuple[str | None, bool] = (None, False)
@@ -68,7 +67,7 @@ class CalibrateScreen(StageScreen):
         with Container(id="layers-view"):
             with Vertical(id="verdict", classes="pane"):
                 yield Drawn(id="facts")
-            yield Chart(id="depth", classes="pane")
+            yield DepthChart(id="depth", classes="pane")
             with Vertical(id="layers-pane", classes="pane"):
                 yield Grid(id="layers", empty=layers.EMPTY)
 
@@ -172,15 +171,11 @@ class CalibrateScreen(StageScreen):
         self._show_depth(run)
 
     def _show_depth(self, run: Run) -> None:
-        """The layers' noise in the order of the graph, the one under the cursor marked."""
-        chart = self.query_one("#depth", Chart)
-        chart.display = (self.with_depth or self.size.width >= _WITH_DEPTH) and self.size.height >= _LEAST_FOR_DEPTH
+        chart = self.query_one(DepthChart)
+        chart.display = chart.fits(self.size)
         self.set_class(chart.display and self.size.height < _ROOM_FOR_ALL, "-crowded")
         if chart.display:
-            titles(chart, depth.TITLE, depth.LEGEND)
-            measured = run.layers.get(layers.form(run), ())
-            found, cursor = depth.places(measured), depth.index_of(measured, self.query_one("#layers", Grid).cursor)
-            chart.show(lambda width, height: depth_chart(found, width, height, cursor=cursor, empty=depth.EMPTY))
+            chart.show_layers(run.layers.get(layers.form(run), ()), self.query_one("#layers", Grid).cursor)
 
     def _sentence(self, state: State) -> str:
         if self.view == "ranges":
@@ -218,11 +213,8 @@ class CalibrateScreen(StageScreen):
         if self.view != "layers":
             self.explain("The noise along the depth is that of the measured layers: v shows them")
             return
-        self.with_depth = not self.with_depth
-        if self.size.height < _LEAST_FOR_DEPTH:
-            self.explain(f"The chart needs {_LEAST_FOR_DEPTH} lines, and this window has {self.size.height}")
-        elif self.size.width >= _WITH_DEPTH:
-            self.explain("In a window as wide as this the chart is always there")
+        if reason := self.query_one(DepthChart).turn(self.size):
+            self.explain(reason)
 
     def do_log_scale(self) -> None:
         if self.view != "ranges":

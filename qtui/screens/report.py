@@ -13,11 +13,10 @@ from textual.events import Resize
 from engine.export.registry import install
 from engine.report.runtimes import fastest, paces
 from qtui.actions import Action
-from qtui.drawing.depth import depth_chart
 from qtui.painting import titles
 from qtui.reasons import cannot_export
-from qtui.screens import depth
 from qtui.screens.base import StageScreen, bindings
+from qtui.screens.depth import DepthChart
 from qtui.screens.dialogs import Reading, Several
 from qtui.screens.report_exports import (
     CHOICE,
@@ -38,7 +37,6 @@ from qtui.screens.report_summary import summary
 from qtui.screens.report_words import layer_lines, layer_panel, layer_sentence, paragraph, progress_line, verdict_spans, verdict_title
 from qtui.stage_table import digit
 from qtui.state import State
-from qtui.widgets.chart import Chart
 from qtui.widgets.drawn import Drawn
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
@@ -47,8 +45,8 @@ if TYPE_CHECKING:
     from qtui.screens.report_rows import Layer
 
 _HIGH = 36
-# From this width on the chart of the depth is always there. It needs so many rows, and so many for the figures to stay beside it.
-_WITH_DEPTH, _LEAST_FOR_DEPTH, _ROOM_FOR_ALL = 160, 20, 30
+# Rows of a window in which the figures stay beside the chart of the depth.
+_ROOM_FOR_ALL = 30
 _VERDICT = ((24, 5), (20, 3), (16, 2))
 """Rows of a window, and the lines of the verdict that it shows at most: in a usual one it is read whole."""
 _NO_LAYERS = "No layer is measured yet: that comes after the calibration."
@@ -65,7 +63,7 @@ class ReportScreen(StageScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_harm = self.with_depth = False
+        self.by_harm = False
         self.on_runtimes = False
         self._exporting = self._stopped = False
         self._layers: tuple[Layer, ...] = ()
@@ -81,7 +79,7 @@ class ReportScreen(StageScreen):
         yield Figures(id="figures")
         with Horizontal(id="lower"):
             with Vertical(id="main"):
-                yield Chart(id="depth")
+                yield DepthChart(id="depth")
                 yield Grid(id="layers", empty=_NO_LAYERS)
                 yield Grid(id="runtimes", empty=NO_RUNTIMES)
                 yield Drawn(id="about")
@@ -160,8 +158,7 @@ class ReportScreen(StageScreen):
 
     @property
     def _has_depth(self) -> bool:
-        wanted = self.with_depth or self.size.width >= _WITH_DEPTH
-        return wanted and not self.on_runtimes and self.size.height >= _LEAST_FOR_DEPTH
+        return not self.on_runtimes and self.query_one(DepthChart).fits(self.size)
 
     @property
     def _crowded(self) -> bool:
@@ -169,14 +166,11 @@ class ReportScreen(StageScreen):
         return self._has_depth and self.size.height < _ROOM_FOR_ALL
 
     def _show_depth(self) -> None:
-        """The layers' noise in the order of the graph, the one under the cursor marked."""
-        chart = self.query_one("#depth", Chart)
+        chart = self.query_one(DepthChart)
         chart.display = self._has_depth
         if chart.display:
-            titles(chart, depth.TITLE, depth.LEGEND)
-            row, found = self._under_cursor(), depth.places(self._layers)
-            cursor = depth.index_of(self._layers, str(row.get("name"))) if row else None
-            chart.show(lambda width, height: depth_chart(found, width, height, cursor=cursor, empty=depth.EMPTY))
+            row = self._under_cursor()
+            chart.show_layers(self._layers, str(row.get("name")) if row else None)
 
     def _show_about(self) -> None:
         """Where there is room, what Enter would show."""
@@ -285,11 +279,8 @@ class ReportScreen(StageScreen):
 
     def do_depth(self) -> None:
         self._turn(False)
-        self.with_depth = not self.with_depth
-        if self.size.height < _LEAST_FOR_DEPTH:
-            self.explain(f"The chart needs {_LEAST_FOR_DEPTH} lines, and this window has {self.size.height}")
-        elif self.size.width >= _WITH_DEPTH:
-            self.explain("In a window as wide as this the chart is always there")
+        if reason := self.query_one(DepthChart).turn(self.size):
+            self.explain(reason)
 
     def do_compare(self) -> None:
         from qtui.screens.compare import CompareScreen
