@@ -45,7 +45,6 @@ _SLACK = 1e-9
 # How far a prediction of a file's size may be off, as a factor and in bytes of text; how often a plan is corrected.
 _LIKELY, _TEXT, _CORRECTIONS = 1.05, 2000, 3
 _EIGHT = 8
-_MIXED = "mixed precision"
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class _Remedy:
+    """``sized`` is whether it is made for the limits: what it cannot meet, better rounding does not."""
+
     title: str
     specs: Mapping[str, LayerSpec] | None
+    sized: bool = False
 
 
 class _Trial:
@@ -175,7 +177,7 @@ class Search:
         best: Tried | None = None
         for remedy in self._remedies():
             if isinstance(remedy, _Remedy):
-                if best is not None and self._is_least(best) and not remedy.title.startswith(_MIXED):
+                if best is not None and self._is_least(best) and not remedy.sized:
                     told = ", ".join(self.over(best))
                     self.skipped.append(
                         {"title": "what else rounds better", "why": f"the drop is met, and nothing is smaller or faster ({told})"}
@@ -242,7 +244,7 @@ class Search:
         if planned is None:
             self.skipped.append({"title": "mixed precision", "why": "no layer can be changed"})
             return
-        yield _Remedy(f"{_MIXED}, rounded to nearest", planned)
+        yield _Remedy("mixed precision, rounded to nearest", planned, sized=True)
         for _ in range(_CORRECTIONS):
             last = self.tried[-1] if self.tried else None
             if last is None:
@@ -252,7 +254,7 @@ class Search:
             if again is None or again == planned:
                 return
             planned = again
-            yield _Remedy(f"{_MIXED}, corrected by what was measured", planned)
+            yield _Remedy("mixed precision, corrected by what was measured", planned, sized=True)
 
     def _solved(self) -> Mapping[str, LayerSpec] | None:
         """The plan of least harm within the limits, or the nearest to them; None where there is nothing to choose."""
