@@ -26,7 +26,11 @@ _NO_TABLE = "There is no table here"
 
 def row_text(columns: Sequence[Column], row: Row) -> str:
     """A row as one line, its cells with tabs between them."""
-    return "\t".join(text_of(cell_at(row, index)).strip() for index in range(len(columns)))
+    return "\t".join(_texts(columns, row))
+
+
+def _texts(columns: Sequence[Column], row: Row) -> list[str]:
+    return [text_of(cell_at(row, index)).strip() for index in range(len(columns))]
 
 
 def as_csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -35,7 +39,7 @@ def as_csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     writer = csv.writer(file)
     writer.writerow([column.title or column.key for column in columns])
     for row in rows:
-        texts = [text_of(cell_at(row, index)).strip() for index in range(len(columns))]
+        texts = _texts(columns, row)
         writer.writerow(["  " * row.indent + texts[0], *texts[1:]] if texts else [])
     return file.getvalue()
 

@@ -98,12 +98,19 @@ def columns(
 
 def comparable(runs: Sequence[PastRun], run: PastRun) -> tuple[PastRun, ...]:
     """Those of the same model, data and metric as ``run``."""
-    return tuple(one for one in same_task(runs, run.model, run.data) if one.measured == run.measured)
+    return tuple(one for one in runs if _task(one) == _task(run))
+
+
+def _task(run: PastRun) -> tuple[str, str, Metric]:
+    return run.model, run.data, run.measured
 
 
 def rows(runs: Sequence[PastRun], axis: str, all_tasks: bool, here: Path, marked: Collection[str] = ()) -> tuple[Row, ...]:
     """One row a run; those of ``marked`` keys stand out. What no other run of its model and data beats is so among those."""
-    best = {key(run) for run in runs if key(run) in unbeaten(comparable(runs, run), axis)}
+    tasks: dict[tuple[str, str, Metric], list[PastRun]] = {}
+    for run in runs:
+        tasks.setdefault(_task(run), []).append(run)
+    best = frozenset().union(*(unbeaten(several, axis) for several in tasks.values()))
     found = (_row(run, axis, all_tasks, is_here(run, here), key(run) in best) for run in runs)
     return tuple(replace(row, marked=row.key in marked) for row in found)
 

@@ -13,14 +13,13 @@ from engine.recipe.spec import LayerSpec
 from qtui import text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.screens.calibrate_layers import HARMFUL_DB
 from qtui.screens.strategy_detail import difference
 from qtui.spec_words import spelled
 from qtui.state import Run
 
 Cure = Literal["w8a8", "fp32"]
 CURES: Mapping[Cure, str] = {"w8a8": "8 bits", "fp32": "fp32"}
-HARMFUL_DB = 20.0
-"""Below this the noise of a layer alone is over a tenth of its signal's amplitude."""
 COLUMNS = (
     Column("layer", "layer", min=9, grow=3, priority=9),
     Column("as", "as it is", min=8, grow=1, cut="end", priority=6),
