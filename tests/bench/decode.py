@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import put
 
 from engine.events.cancellation import StopToken
 from engine.kernels.gpu.probe import seen_from
@@ -41,7 +42,7 @@ from engine.tasks.recorded_decoding import quickest
 
 THREADS = 2
 # Of a table in a file; a GPU's has a place of its own.
-BEGIN, END = "<!-- bench:decode{} -->", "<!-- /bench:decode{} -->"
+MARKS = ("<!-- bench:decode{} -->", "<!-- /bench:decode{} -->")
 DYNAMIC, STATIC = ActivationSpec(8, dynamic=True), ActivationSpec(8)
 # Where a fixed grid lies does not change the time.
 GRID = QParams(0.05, 128)
@@ -258,11 +259,8 @@ def main() -> None:
     lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
-    if arguments.write:
-        whole = arguments.write.read_text()
-        begin, end = (mark.format("" if arguments.device == "cpu" else "-gpu") for mark in (BEGIN, END))
-        head, rest = whole.split(begin)
-        arguments.write.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    begin, end = (mark.format("" if arguments.device == "cpu" else "-gpu") for mark in MARKS)
+    put(text, arguments.write, (begin, end))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 from language import width
 from language_parts import Bench, Row, finished, quantized
+from tables import check_place, printed
 from torch import Tensor
 
 from engine.data.text.encoded import TextData, load_text
@@ -27,7 +28,7 @@ from engine.models.transformers_load import load_language
 from engine.recipe.number_formats import NUMBER_FORMATS
 from engine.tasks.perplexity import Perplexity, stream_perplexity
 
-BEGIN, END = "<!-- bench:formats -->", "<!-- /bench:formats -->"
+MARKS = ("<!-- bench:formats -->", "<!-- /bench:formats -->")
 METHODS = ("mse", "imatrix", "gptq", "imatrix+gptq", "gptq+")
 FORMATS = (
     "w8", "w4g64", "w3g64", "w2g32",
@@ -95,19 +96,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of the test split that are scored (default: all)")
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
+    check_place(asked.write, MARKS)
     try:
         language = load_language(asked.model, text=not asked.data.lower().endswith(".json"))
         _Quick.tokens = asked.tokens
         bench = _Quick(language, load_text(asked.data, language, StopToken()), False)
-        lines = []
-        for line in table(bench, asked.formats.split(","), asked.methods.split(","), asked.windows):
-            print(line, flush=True)
-            lines.append(line)
+        printed(table(bench, asked.formats.split(","), asked.methods.split(","), asked.windows), asked.write, MARKS)
     except EngineError as error:
         sys.exit(str(error))
-    if asked.write:
-        before, rest = asked.write.read_text().split(BEGIN)
-        asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

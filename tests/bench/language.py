@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from language_parts import BEGIN, END, Bench, Calibration, Row, finetuned, quantized
+from language_parts import Bench, Calibration, Row, finetuned, quantized
+from tables import check_place, printed
 
 from engine.algorithms.registry import METHODS
 from engine.data.text.encoded import load_text
@@ -38,6 +39,8 @@ from engine.models.transformers_load import load_language
 from engine.numerics.formats import FORMATS
 from engine.numerics.scheme import WeightScheme, int_scheme
 from engine.recipe.number_formats import NUMBER_FORMATS
+
+MARKS = ("<!-- bench:language -->", "<!-- /bench:language -->")
 
 MAIN = ("nearest", "mse", "hqq", "awq", "gptq", "awq+gptq", "gptq+")
 FULL: dict[str, tuple[str, ...]] = {
@@ -133,21 +136,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     asked = parser.parse_args()
-    if asked.write and not (asked.write.is_file() and BEGIN in (whole := asked.write.read_text()) and END in whole):
-        sys.exit(f"{asked.write} has no place for the table: put {BEGIN} and {END} into it")
+    check_place(asked.write, MARKS)
     try:
         sequences = asked.data.lower().endswith(".json")
         language = load_language(asked.model, text=not sequences)
         bench = Bench(language, load_text(asked.data, language, StopToken()), asked.head)
-        lines: list[str] = []
-        for line in table(bench, asked):
-            print(line, flush=True)
-            lines.append(line)
+        printed(table(bench, asked), asked.write, MARKS)
     except EngineError as error:
         sys.exit(str(error))
-    if asked.write:
-        before, rest = asked.write.read_text().split(BEGIN)
-        asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from engine.tasks.perplexity import Perplexity, sequence_perplexity, stream_perp
 from engine.training.finetune import TuneSchedule
 from engine.training.trainable import TrainingContext
 
-BEGIN, END = "<!-- bench:language -->", "<!-- /bench:language -->"
 KL_TOKENS = 6000
 T = TypeVar("T")
 Texts = list[tuple[Tensor, Tensor | None]]

@@ -26,7 +26,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench:models -->", "<!-- /bench:models -->"
+from tables import put
+
+MARKS = ("<!-- bench:models -->", "<!-- /bench:models -->")
 BATCHES, BATCH = 10, 1
 # What every child would import by itself, for seconds each time.
 PRELOADED = ["torchvision", "timm", "transformers", "torch._dynamo", "torch.export", "torch.utils.flop_counter", "onnx", "engine.api"]
@@ -354,12 +356,6 @@ def summary(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def write(place: Path, text: str) -> None:
-    """Put ``text`` between the markers of a file."""
-    before, _, rest = place.read_text().partition(BEGIN)
-    place.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="GLOB", default=["*"])
@@ -380,8 +376,7 @@ def main() -> int:
             if args.json:
                 args.json.write_text(json.dumps(list(done.values()), indent=1))
     print(summary(rows))
-    if args.write:
-        write(args.write, f"{summary(rows)}\n\n{table(rows)}")
+    put(f"{summary(rows)}\n\n{table(rows)}", args.write, MARKS)
     return 1 if any(found["traceback"] for found in rows) else 0
 
 

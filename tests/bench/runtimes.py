@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peers import Peer, fp32_peers, int8_peers, latency, missing
+from tables import put
 from torch import Tensor, nn
 from vision import THREADS, bind, ours
 
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from random_weights import settle
 
 CALIBRATION = 512
-BEGIN, END = "<!-- bench:runtimes -->", "<!-- /bench:runtimes -->"
+MARKS = ("<!-- bench:runtimes -->", "<!-- /bench:runtimes -->")
 OPENVINO = "OpenVINO int8 (NNCF)"
 
 
@@ -180,10 +181,7 @@ def main() -> None:
     lines.append(f"{json.dumps(about)[1:-1].replace(chr(34), '')}; latencies vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
-    if arguments.write:
-        whole = arguments.write.read_text()
-        head, rest = whole.split(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    put(text, arguments.write, MARKS)
 
 
 if __name__ == "__main__":

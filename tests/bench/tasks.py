@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tables import check_place, put
+
 from engine.tasks.metrics import known
 
-BEGIN, END = "<!-- bench:tasks -->", "<!-- /bench:tasks -->"
+MARKS = ("<!-- bench:tasks -->", "<!-- /bench:tasks -->")
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,8 @@ def main() -> None:
     names = asked.tasks or list(CASES)
     if wrong := [name for name in names if name not in CASES]:
         sys.exit(f"no task {wrong[0]!r}: give some of {', '.join(CASES)}")
-    if asked.write and not (asked.write.is_file() and BEGIN in (whole := asked.write.read_text()) and END in whole):
-        sys.exit(f"{asked.write} has no place for the table: put {BEGIN} and {END} into it")
-    lines = table(names)
-    if asked.write:
-        before, rest = asked.write.read_text().split(BEGIN)
-        asked.write.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+    check_place(asked.write, MARKS)
+    put("\n".join(table(names)), asked.write, MARKS)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peers import Peer, accuracy, fp32_peers, int8_peers, latency, missing
+from tables import put
 from torch import nn
 
 from engine.data import registry
@@ -41,7 +42,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTORY = f"{Path(__file__).parent / 'resnet20.py'}:resnet20"
 CALIBRATION = 512
 THREADS = 2
-BEGIN, END = "<!-- bench:vision -->", "<!-- /bench:vision -->"
+MARKS = ("<!-- bench:vision -->", "<!-- /bench:vision -->")
 
 
 def drain(steps: object) -> object:
@@ -177,10 +178,7 @@ def main() -> None:
     lines.append(f"{machine.isa}, {vnni}, torch {torch.__version__}; latencies vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)
-    if arguments.write:
-        whole = arguments.write.read_text()
-        head, rest = whole.split(BEGIN)
-        arguments.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    put(text, arguments.write, MARKS)
 
 
 if __name__ == "__main__":
