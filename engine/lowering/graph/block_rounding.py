@@ -19,8 +19,9 @@ from engine.algorithms.channelwise import shaped
 from engine.algorithms.soft_rounding import SoftRounding
 from engine.events.event import Event
 from engine.events.progress import Ticker
+from engine.kernels.base import compute
 from engine.lowering.graph.fake_quantize import FakeQuantActivation
-from engine.lowering.graph.reconstruction import Layer, Reconstruction, compute
+from engine.lowering.graph.reconstruction import Layer, Reconstruction
 from engine.lowering.graph.segments import Segment
 from engine.lowering.graph.streams import Nodes, reads_of
 
@@ -105,15 +106,15 @@ def learn_block(
         yield from ticker.advance()
     found = {name: layer.layer() for name, layer in soft.items()}
     new = judged(found)
-    with torch.no_grad():
-        for grid, step_before in zip(grids, steps_before, strict=True):
-            if new >= old:
-                grid.step.copy_(step_before)
-    part = new / max(old, 1e-30)
-    if new < old:
+    part, better = new / max(old, 1e-30), new < old
+    if better:
         work.take(found)
+    else:
+        with torch.no_grad():
+            for grid, step_before in zip(grids, steps_before, strict=True):
+                grid.step.copy_(step_before)
     for name, title in wanted.items():
-        if new < old:
+        if better:
             work.notes[name] = f"{title}: {part:.2f} of the block's error before, on calibration items held back"
         else:
             kept = work.notes.get(name) or "as it was rounded before"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Generator
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
-from engine.lowering.graph.call import inputs_of
+from engine.lowering.graph.call import inputs_of, largest, largest_difference, results_of
 from engine.lowering.graph.equalize import equalize, factors, find_pairs
 from engine.lowering.graph.kinds import kind
 from engine.lowering.graph.layout import Layout, arrange
@@ -91,16 +91,15 @@ def _spans(gm: fx.GraphModule, names: list[str], chunks: list[tuple[Tensor, ...]
 
 
 def _delta(before: fx.GraphModule, after: fx.GraphModule, chunks: list[tuple[Tensor, ...]]) -> float:
-    """The largest difference of the results, in parts of the largest of them."""
-    difference = largest = 0.0
+    """The largest difference of the results that are floats, in parts of the largest of them; NaN where one of them is."""
+    differences, tops = [0.0], [1e-30]
     with torch.inference_mode():
         for chunk in chunks:
-            wanted, got = (_flat(graph(*(x.clone() for x in chunk))) for graph in (before, after))
-            for one, other in zip(wanted, got, strict=True):
-                difference, largest = max(difference, float((one - other).abs().max())), max(largest, float(one.abs().max()))
-    return difference / max(largest, 1e-30)
+            wanted, got = (_floats(graph(*(x.clone() for x in chunk))) for graph in (before, after))
+            differences.append(largest_difference(got, wanted))
+            tops.append(largest(wanted))
+    return math.nan if any(map(math.isnan, differences)) else max(differences) / max(tops)
 
 
-def _flat(results: Any) -> list[Tensor]:
-    given = results if isinstance(results, tuple | list) else (results,)
-    return [x for x in itertools.chain(given) if isinstance(x, Tensor) and x.is_floating_point()]
+def _floats(results: Any) -> list[Tensor]:
+    return [x for x in results_of(results) if x.is_floating_point()]

@@ -36,7 +36,7 @@ def reconstructed(
     fitting = items_within(gm, sizes, items)
     if fitting < items:
         yield Notice(f"rounding is learned on {fitting} of the {items} calibration items: the values of more have no room", "warning")
-    chunks = [inputs_of(gm, part) for part in task.calibration_batches(batch=min(AT_ONCE, max(fitting // 8, 1)), limit=fitting)]
+    chunks = _chunks(gm, task, fitting)
     found = yield from learn(gm, layout, specs, grids, rounded, chunks, seed, stop, checkpoints, results_of(gm, task))
     return found
 
@@ -58,8 +58,7 @@ def bias_corrected(
 ) -> Generator[Event, None, tuple[conversion.RoundedWeights, dict[str, Any]]]:  # fmt: skip
     """``rounded`` with its biases corrected on ``items`` of the calibration items of ``task``, as many as have room, and the report's
     entry of what that brought; as it is where the results on the items held back are no better."""
-    fitting = items_within(gm, sizes, items)
-    chunks = [inputs_of(gm, part) for part in task.calibration_batches(batch=min(AT_ONCE, max(fitting // 8, 1)), limit=fitting)]
+    chunks = _chunks(gm, task, items_within(gm, sizes, items))
     found = yield from correct(Start(gm, rounded.graph, layout, specs, grids, rounded.weights), chunks, stop)
     entry = {
         "step": "bias_correction", "layers": sorted(found.shifts), "sqnr_db_before": found.before, "sqnr_db_after": found.after,
@@ -71,6 +70,11 @@ def bias_corrected(
         return rounded, entry
     yield Notice(f"bias correction: {len(found.shifts)} of {len(rounded.weights)} layers, {figures}")
     return conversion.learned(gm, layout, rounded, found.found), entry
+
+
+def _chunks(gm: fx.GraphModule, task: Task, items: int) -> list[tuple[Tensor, ...]]:
+    """The graph's inputs for that many calibration items, in eight chunks or more, of which every eighth can judge."""
+    return [inputs_of(gm, part) for part in task.calibration_batches(batch=min(AT_ONCE, max(items // 8, 1)), limit=items)]
 
 
 def results_of(gm: fx.GraphModule, task: Task) -> Callable[[Any], tuple[Tensor, ...]] | None:
