@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from engine.numerics.qparams import QParams
 
 LayerFunction = Callable[..., Tensor]
+# torch's own, by the number of spatial dimensions.
+CONVOLUTIONS: dict[int, LayerFunction] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,13 @@ class Kernel(Protocol):
     def build(self, layer: IntegerLayer) -> LayerFunction: ...
 
     def steps(self) -> Steps | None: ...
+
+
+def compute(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a convolution or linear ``module`` computes with other parameters."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    return CONVOLUTIONS[weight.dim() - 2](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
 def geometry(module: Any) -> dict[str, Any]:

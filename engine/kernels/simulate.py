@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.base import IntegerLayer, LayerFunction
+from engine.kernels.base import CONVOLUTIONS, IntegerLayer, LayerFunction
 from engine.numerics.qparams import dequantize, quantize
 
-_CONVOLUTIONS: dict[int, LayerFunction] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
 
 
@@ -40,7 +39,7 @@ class Simulate:
                 y = y if layer.bias is None else y + layer.bias
             else:
                 channel = (-1, *[1] * layer.dims)
-                y = _CONVOLUTIONS[layer.dims](values, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+                y = CONVOLUTIONS[layer.dims](values, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
                 y = y * step.reshape(channel)
                 y = y if layer.bias is None else y + layer.bias.reshape(channel)
             if other is not None and layer.accumulate is not None:

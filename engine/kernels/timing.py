@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.events.speed import is_slower
-from engine.kernels.base import IntegerLayer, Kernel
+from engine.kernels.base import CONVOLUTIONS, IntegerLayer, Kernel
 from engine.kernels.stopwatch import Run, Stopwatch
 from engine.numerics.qparams import QParams
 
-_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
 }  # fmt: skip
@@ -62,7 +61,7 @@ class LayerShape:
         activation = _ACTIVATIONS[self.activation]
         if self.kind == "linear":
             return lambda x: activation(F.linear(x, weight, bias))
-        conv, shape = _CONVOLUTIONS[len(self.weight) - 2], self._geometry()
+        conv, shape = CONVOLUTIONS[len(self.weight) - 2], self._geometry()
         if self.accumulate:
             return lambda x, other: activation(conv(x, weight, bias, **shape).add_(other))
         return lambda x: activation(conv(x, weight, bias, **shape))
@@ -127,6 +126,6 @@ def tied(function: Callable[..., Tensor], *inputs: Tensor) -> Run:
 
 
 def _output(shape: LayerShape, x: Tensor) -> Tensor:
-    conv = _CONVOLUTIONS[len(shape.weight) - 2]
+    conv = CONVOLUTIONS[len(shape.weight) - 2]
     with torch.device("meta"):
         return conv(torch.empty(x.shape), torch.empty(shape.weight), None, shape.stride, shape.padding, shape.dilation, shape.groups)

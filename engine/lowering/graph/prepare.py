@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from engine.kernels.base import compute
 from engine.lowering.graph.convert import unit_parameters
 from engine.lowering.graph.fake_quantize import FakeQuantActivation, FakeQuantWeight
 from engine.lowering.graph.kinds import BATCH_NORMS, module_of
 from engine.lowering.graph.layout import Layout, Unit
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class QuantizedLayer(nn.Module):
@@ -36,7 +34,7 @@ class QuantizedLayer(nn.Module):
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
         if self.norm is None:
-            return self._compute(x, self.quantizer(weight), bias)
+            return compute(self.layer, x, self.quantizer(weight), bias)
         norm: Any = self.norm
         factor = torch.rsqrt(norm.running_var + norm.eps)
         shift = torch.zeros_like(factor)
@@ -45,20 +43,14 @@ class QuantizedLayer(nn.Module):
         folded = self.quantizer(weight * factor.reshape(-1, *[1] * (weight.dim() - 1)))
         offset = 0.0 if bias is None else bias
         if self.frozen or not self.training:
-            return self._compute(x, folded, shift + (offset - norm.running_mean) * factor)
+            return compute(self.layer, x, folded, shift + (offset - norm.running_mean) * factor)
         # A channel that the normalization has switched off has no scale to divide by.
         safe = torch.where(factor.abs() < 1e-6, torch.full_like(factor, 1e-6), factor)
-        plain = self._compute(x, folded, None) / safe.reshape(1, -1, *[1] * (weight.dim() - 2))
+        plain = compute(self.layer, x, folded, None) / safe.reshape(1, -1, *[1] * (weight.dim() - 2))
         if bias is not None:
             plain = plain + bias.reshape(1, -1, *[1] * (weight.dim() - 2))
         result: Tensor = norm(plain)
         return result
-
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer: Any = self.layer
-        if isinstance(layer, nn.Linear):
-            return F.linear(x, weight, bias)
-        return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 class Prepared:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from engine.algorithms.registry import Method, method
 from engine.events.cancellation import StopToken
+from engine.kernels.base import compute
 from engine.lowering.graph.convert import unit_parameters
 from engine.lowering.graph.fake_quantize import FakeQuantActivation
 from engine.lowering.graph.kinds import module_of
@@ -21,7 +21,6 @@ from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.recipe.spec import LayerSpec
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # One chunk in so many is held back for judging.
 HELD = 8
 
@@ -61,13 +60,6 @@ class Layer:
 
     def __call__(self, x: Tensor) -> Tensor:
         return compute(self.module, x, self.held, self.bias)
-
-
-def compute(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What ``module`` computes with other parameters."""
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight, bias)
-    return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
 class Reconstruction:
