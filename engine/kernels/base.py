@@ -14,6 +14,8 @@ from engine.numerics.qparams import QParams
 LayerFunction = Callable[..., Tensor]
 # torch's own, by the number of spatial dimensions.
 CONVOLUTIONS: dict[int, LayerFunction] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# What a kernel may run before it rounds, by ``IntegerLayer.activation``.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
 
 
 @dataclass(frozen=True)

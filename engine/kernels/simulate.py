@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.base import CONVOLUTIONS, IntegerLayer, LayerFunction
+from engine.kernels.base import ACTIVATIONS, CONVOLUTIONS, IntegerLayer, LayerFunction
 from engine.numerics.qparams import dequantize, quantize
-
-_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
 
 
 class Simulate:
@@ -45,7 +43,7 @@ class Simulate:
             if other is not None and layer.accumulate is not None:
                 y = y + dequantize(other, layer.accumulate)
             if layer.activation != "none":
-                y = _ACTIVATIONS[layer.activation](y)
+                y = ACTIVATIONS[layer.activation](y)
             return y if layer.output is None else quantize(y, layer.output)
 
         return run

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.algorithms.channelwise import shaped
@@ -19,7 +18,7 @@ from engine.algorithms.patches import Patching
 from engine.algorithms.soft_rounding import SoftRounding
 from engine.events.event import Event
 from engine.events.progress import Ticker
-from engine.kernels.base import geometry
+from engine.kernels.base import ACTIVATIONS, geometry
 from engine.lowering.graph.reconstruction import Layer, Reconstruction
 from engine.lowering.graph.segments import Segment
 from engine.lowering.graph.streams import reads_of
@@ -33,8 +32,6 @@ ROWS, BATCH, NUMBERS = 2**14, 1024, 2**26
 RATE, BIAS_RATE = 1e-2, 1e-3
 # How far the fitted weights are drawn towards those of fp32, in parts of each input's second moment.
 DAMPING = 0.1
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "none": lambda x: x}
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def learn_layer(work: Reconstruction, segment: Segment, generator: torch.Generat
     where it has less error on the items held back than the layer as it was. Yields Progress; raises Cancelled on stop."""
     (name,) = segment.layers
     before, unit = work.layers[name], work.units.get(name)
-    activation = _ACTIVATIONS[unit.activation_kind if unit else "none"]
+    activation = ACTIVATIONS[unit.activation_kind if unit else "none"]
     patching = patching_of(before.module)
     rows = max(min(ROWS, NUMBERS // (patching.groups * before.weight.codes[0].numel())), BATCH)
     data = _samples(work, segment, patching, work.seen, rows, generator)
