@@ -61,3 +61,15 @@ def unpack_nibbles(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of ``pack_nibbles``."""
     both = torch.stack([packed & 0xF, packed >> 4], 1).flatten()[: math.prod(shape)].to(torch.int8)
     return torch.where(both > 7, both - 16, both).reshape(shape)
+
+
+def pack_signed(values: Tensor, bits: int) -> Tensor:
+    """int8 numbers in ``-2**(bits - 1)..2**(bits - 1) - 1``, any shape, to uint8 (bytes,): one bit string in two's complement."""
+    codes = (values.flatten() & (2**bits - 1)).to(torch.uint8)
+    return pack(codes[None], bits)[0]
+
+
+def unpack_signed(packed: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
+    """The inverse of ``pack_signed``: int8 of ``shape``. Raises EngineError where the bytes are not those of so many values."""
+    codes = unpack(packed[None], math.prod(shape), bits)[0].to(torch.int8)
+    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes).to(torch.int8).reshape(shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.errors import EngineError, UsageError
 from engine.numerics.formats import FORMATS, NumberFormat, integer
 from engine.numerics.gguf_blocks import from_blocks, to_blocks
-from engine.numerics.packing import pack_nibbles, unpack_nibbles
+from engine.numerics.packing import pack_nibbles, pack_signed, packed_width, unpack_nibbles, unpack_signed
 from engine.numerics.scheme import WeightScheme
 
 
@@ -124,8 +124,7 @@ class QTensor:
         out, inputs = self.shape[0], math.prod(self.shape[1:])
         if self._packed:
             return self.scheme.storage_bytes(out, inputs)
-        codes = -(-out * inputs // 2) if self.bits <= 4 else out * inputs
-        return codes + 4 * out + (0 if self.multiplier is None else self.multiplier.numel())
+        return packed_width(out * inputs, self.bits) + 4 * out + (0 if self.multiplier is None else self.multiplier.numel())
 
     @property
     def _packed(self) -> bool:
@@ -136,8 +135,9 @@ class QTensor:
         """What a file holds.
 
         Of GGUF's formats their blocks, ``packed``. With the format's own scales: ``packed`` uint8 (out, bytes a row), ``scale``, where
-        affine ``zero``, packed too, and ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values``, two to
-        a byte up to 4 bits, ``scale`` (out,) and where there is one ``multiplier``.
+        affine ``zero``, packed too, and ``tensor_scale`` where there is one. With float32 scales, of a channel each: ``values`` of 4 bits
+        two to a byte, of 8 one, or ``packed_values`` of other widths in their bits, uint8 (bytes,); ``scale`` (out,) and where there is
+        one ``multiplier``.
         """
         if self.format.layout is not None:
             parts = (self.scale, self.offset, self.multiplier, self.offset_multiplier)
@@ -146,9 +146,13 @@ class QTensor:
             tensors = {"packed": self.format.pack(self.codes), "scale": self.scale.contiguous()}
             tensors |= {} if self.zero is None else {"zero": self.format.pack(self.zero)}
             return tensors | ({} if self.tensor_scale is None else {"tensor_scale": self.tensor_scale})
-        values = pack_nibbles(self.codes) if self.bits <= 4 else self.codes.contiguous()
-        tensors = {"values": values, "scale": self.channel_scale.contiguous()}
+        tensors = {**self._stored_codes(), "scale": self.channel_scale.contiguous()}
         return tensors if self.multiplier is None else {**tensors, "multiplier": self.multiplier.contiguous()}
+
+    def _stored_codes(self) -> dict[str, Tensor]:
+        if self.bits == 8:
+            return {"values": self.codes.contiguous()}
+        return {"values": pack_nibbles(self.codes)} if self.bits == 4 else {"packed_values": pack_signed(self.codes, self.bits)}
 
     def meta(self) -> dict[str, Any]:
         """What ``from_tensors`` needs beside the tensors; plain JSON."""
@@ -168,7 +172,7 @@ def per_channel(scale: Tensor, dims: int) -> Tensor:
 def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     """The inverse of ``to_tensors`` and ``meta``. Raises EngineError where they do not belong together."""
     try:
-        return _by_channel(tensors, meta) if "values" in tensors else _packed(tensors, meta)
+        return _by_channel(tensors, meta) if {"values", "packed_values"} & tensors.keys() else _packed(tensors, meta)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, UsageError) as error:
         raise EngineError(f"a packed weight is incomplete ({error}): the file is damaged; quantize the model again") from error
 
@@ -214,10 +218,7 @@ def of_groups(scheme: WeightScheme, by_block: Tensor, multiplier: Tensor | None)
 
 def _by_channel(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     shape, size, form = tuple(int(length) for length in meta["shape"]), int(meta["group_size"]), integer(int(meta["bits"]))
-    stored, scale, multiplier = tensors["values"], tensors["scale"], tensors.get("multiplier")
-    if stored.dtype != (torch.uint8 if form.bits <= 4 else torch.int8):
-        raise ValueError(f"values are {stored.dtype}")
-    codes = unpack_nibbles(stored, shape) if form.bits <= 4 else stored.reshape(shape)
+    scale, multiplier, codes = tensors["scale"], tensors.get("multiplier"), _stored_codes(tensors, form.bits, shape)
     if scale.dtype != torch.float32 or scale.shape != shape[:1] or not torch.isfinite(scale).all():
         raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}")
     if multiplier is not None:
@@ -225,3 +226,13 @@ def _by_channel(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTens
         if multiplier.dtype != torch.uint8 or multiplier.shape != groups:
             raise ValueError(f"groups are {multiplier.dtype} {tuple(multiplier.shape)}")
     return QTensor(codes, scale[:, None], None, form, size, multiplier)
+
+
+def _stored_codes(tensors: Mapping[str, Tensor], bits: int, shape: tuple[int, ...]) -> Tensor:
+    """int8 of ``shape``. Files hold ``values`` of other widths than 4 and 8 too: nibbles below, bytes above."""
+    if (packed := tensors.get("packed_values")) is not None:
+        return unpack_signed(packed, shape, bits)
+    stored = tensors["values"]
+    if stored.dtype != (torch.uint8 if bits <= 4 else torch.int8):
+        raise ValueError(f"values are {stored.dtype}")
+    return unpack_nibbles(stored, shape) if bits <= 4 else stored.reshape(shape)

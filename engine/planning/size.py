@@ -22,9 +22,8 @@ _WIDEST = 8
 def stored_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     """Integers, scales and group multipliers of one layer's weights, of shape (out, in, ...)."""
     out, inputs = shape[0], math.prod(shape[1:])
-    values = math.ceil(out * inputs / 2) if spec.bits <= 4 else out * inputs
     groups = out * math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 0
-    return values + 4 * out + groups
+    return _packed(out * inputs, spec.bits) + 4 * out + groups
 
 
 def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
@@ -40,7 +39,7 @@ def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
 
 
 def _packed(count: int, bits: int) -> int:
-    """Bytes of a row of ``count`` integers."""
+    """Bytes of ``count`` integers side by side."""
     return math.ceil(count * bits / 8)
 
 

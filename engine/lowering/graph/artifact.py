@@ -30,7 +30,7 @@ _OTHERS = (".onnx", ".pt2", ".xml", ".bin", ".pt", ".pth")
 
 
 def to_bytes(program: Program, recipe_yaml: str, isa: str) -> bytes:
-    """The file's content. Weights of 4 bits or fewer are stored two to a byte."""
+    """The file's content. Weights are stored in their bits."""
     from safetensors.torch import save
 
     tensors, about = stored(program)
@@ -160,7 +160,7 @@ def _check_grid(scale: float, zero_point: int, qmax: int) -> None:
 
 
 def _weight(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> QTensor:
-    places = {part: f"{prefix}layer/{name}/{part}" for part in ("values", "scale", "multiplier")}
+    places = {part: f"{prefix}layer/{name}/{part}" for part in ("values", "packed_values", "scale", "multiplier")}
     try:
         return from_tensors({part: tensors[place] for part, place in places.items() if place in tensors}, about)
     except EngineError as error:

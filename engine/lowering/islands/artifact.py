@@ -26,7 +26,7 @@ _BETWEEN = "between/"
 
 
 def to_bytes(model: IslandsModel, recipe_yaml: str, isa: str) -> bytes:
-    """The file's content. Weights of 4 bits or fewer are stored two to a byte; what no island holds is stored as it is."""
+    """The file's content. Weights are stored in their bits; what no island holds is stored as it is."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}

@@ -78,7 +78,7 @@ def test_weights_come_back_as_they_were_stored(parts: Any, run_folder: Path) -> 
     _, tensors = parts
     layers = load_quantized(run_folder).program.layers
     assert {name: layer.bits for name, layer in layers.items()} == {"conv1": 8, "conv2": 3, "fc": 4}
-    assert tensors["layer/conv2/values"].numel() == layers["conv2"].codes.numel() // 2
+    assert tensors["layer/conv2/packed_values"].numel() == layers["conv2"].codes.numel() * 3 // 8
     assert int(layers["conv2"].codes.max()) <= 3 and int(layers["conv2"].codes.min()) >= -4
     assert layers["fc"].multiplier is not None and layers["fc"].multiplier.shape == (10, 1)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from engine.errors import EngineError
 from engine.numerics import formats
 from engine.numerics.formats import NumberFormat, integer
+from engine.numerics.packing import pack_nibbles
 from engine.numerics.qtensor import QTensor, from_tensors
 from engine.numerics.scheme import WeightScheme
 from engine.numerics.weights import minmax, quantize
@@ -89,6 +90,24 @@ def test_the_file_of_a_layer_is_what_earlier_versions_wrote() -> None:
     assert held["values"].tolist() == [0x78, 0x01, 0x3F]
     assert held["scale"].tolist() == [0.5, 2.0] and held["multiplier"].tolist() == [[1, 16], [3, 4]]
     assert q.meta() == {"bits": 4, "shape": [2, 3], "group_size": 2}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+def test_other_widths_lie_in_their_bits_and_are_read_as_earlier_versions_wrote_them(bits: int) -> None:
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    codes = torch.randint(low, high + 1, (5, 3, 3, 3), generator=torch.Generator().manual_seed(bits), dtype=torch.int8)
+    codes.view(-1)[:2] = torch.tensor([low, high])
+    q = QTensor(codes, torch.rand(5, 1) + 0.1, None, integer(bits))
+    held = q.to_tensors()
+    # One little-endian bit string in two's complement.
+    number = sum((int(code) % 2**bits) << (bits * place) for place, code in enumerate(codes.flatten()))
+    assert bytes(held["packed_values"].tolist()) == number.to_bytes(-(-codes.numel() * bits // 8), "little")
+    assert q.bytes == held["packed_values"].numel() + 4 * 5
+    assert torch.equal(from_tensors(held, q.meta()).codes, codes)
+    earlier = {"values": pack_nibbles(codes) if bits < 4 else codes, "scale": held["scale"]}
+    assert torch.equal(from_tensors(earlier, q.meta()).codes, codes)
+    with pytest.raises(EngineError, match="damaged"):
+        from_tensors({**held, "packed_values": held["packed_values"][:-1]}, q.meta())
 
 
 def test_the_file_of_a_matrix_is_what_earlier_versions_wrote() -> None:

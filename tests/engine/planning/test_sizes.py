@@ -65,6 +65,7 @@ class Residual(nn.Module):
     [
         ("w8a8", ()), ("w4a8", ()), ("w8", ()), ("w4", ()), ("default", ()), ("w8a8", MIX), ("w8a8", (Rule("*", GROUPS),)),
         ("w8a8", (Rule("*", FP32),)),
+        ("w8a8", (Rule("conv*", LayerSpec(WeightSpec(3), ActivationSpec(8))), Rule("*", LayerSpec(WeightSpec(6), ActivationSpec(8))))),
     ],
 )  # fmt: skip
 def test_a_predicted_size_is_near_the_files(network: type[nn.Module], folded: bool, preset: str, rules: Sequence[Rule]) -> None:
@@ -89,8 +90,8 @@ def test_a_predicted_size_is_near_the_files(network: type[nn.Module], folded: bo
 def test_stored_weights_are_counted_to_the_byte() -> None:
     assert stored_bytes((10, 64, 3, 3), WeightSpec(8)) == 10 * 576 + 40
     assert stored_bytes((3, 5), WeightSpec(4)) == 8 + 12
-    assert stored_bytes((3, 40), WeightSpec(3, "per-group", 32)) == 60 + 12 + 6
-    assert stored_bytes((3, 40), WeightSpec(5, "per-group", 32)) == 120 + 12 + 6
+    assert stored_bytes((3, 40), WeightSpec(3, "per-group", 32)) == 45 + 12 + 6
+    assert stored_bytes((3, 40), WeightSpec(5, "per-group", 32)) == 75 + 12 + 6
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
