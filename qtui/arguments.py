@@ -15,6 +15,7 @@ PRESETS = (
     "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
     "q3_k_m", "q2_k", "tensorrt",
 )  # fmt: skip
+REPAIRS = ("bias_correction", "bn_reestimation", "equalize")
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")
 STEMS = ("auto", "small", "imagenet")
@@ -151,6 +152,7 @@ def _run(run: Parser) -> None:
     )
     run.add_argument("--target", metavar="KIND:VALUE", action="append", help=_TARGET)
     run.add_argument("--preset", choices=PRESETS)
+    run.add_argument("--repair", metavar="LIST", type=_repairs, help=f"of a network, undone where it does not help: {', '.join(REPAIRS)}")
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)
     run.add_argument("--size", metavar="N", type=_integer, help="scale the shorter side of a folder's images to N pixels")
@@ -207,6 +209,14 @@ def _three(text: str) -> tuple[float, ...]:
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 0.49,0.48,0.45")
     return values
+
+
+def _repairs(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    wrong = next((name for name in names if name not in REPAIRS), None)
+    if wrong is not None:
+        raise argparse.ArgumentTypeError(f"{wrong!r} is none of {', '.join(REPAIRS)}{_suggest(wrong, REPAIRS)}")
+    return names
 
 
 def _names(text: str) -> tuple[str, ...]:

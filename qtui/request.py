@@ -28,6 +28,7 @@ _QAT = {"qat": "mode", "epochs": "epochs"}
 def overrides(args: Namespace) -> dict[str, Any]:
     """The recipe's fields that the options name; an option that was not given is absent, so that a file's value stands."""
     fields = _given(args, _TOP)
+    fields |= dict.fromkeys(getattr(args, "repair", None) or (), True)
     for key, names in (("data", _DATA), ("qat", _QAT)):
         part = _given(args, names)
         if part:

@@ -124,6 +124,8 @@ class Lowering(ABC):
     # Whether figures are the processor's wherever the run calibrates and trains.
     measures_on_cpu: ClassVar[bool] = False
     training_question: ClassVar[str] = "Train with quantization"
+    # The recipe's keys of repairs that it makes, the cheapest first.
+    repairs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, subject: Subject, run: RunContext, refused: NotWhole | None = None) -> None:
         """``refused`` is why the lowering whose place this one takes could not take the model."""

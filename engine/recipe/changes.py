@@ -32,6 +32,11 @@ def with_slower(recipe: Recipe, paths: Iterable[str]) -> Recipe:
     return _changed(recipe, slower=list(paths))
 
 
+def with_repairs(recipe: Recipe, names: Iterable[str]) -> Recipe:
+    """These repairs (``equalize``, ``bias_correction``, ``bn_reestimation``) beside those that it has."""
+    return _changed(recipe, **dict.fromkeys(names, True))
+
+
 def rule_part(rule: Rule) -> RulePart:
     """The recipe's words for a rule: ``rule_part(rule).rule() == rule``."""
     weights, activations = rule.spec.weights, rule.spec.activations

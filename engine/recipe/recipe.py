@@ -230,8 +230,8 @@ class Recipe(_Part):
     the layers (module paths) that the preset ``default`` computes in fp32 because they are slower on integers: None measures,
     and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``equalize``
     brings the ranges of channels of neighbouring layers near one another before they are rounded, and ``bias_correction`` lets biases
-    take up the mean error after it; each is undone where it makes the outputs no better. ``graph`` is what is shown of a language
-    model: its modules, or the operations that ``torch.export`` finds."""
+    take up the mean error after it, ``bn_reestimation`` biases and scales that of mean and range; each is undone where it makes the
+    outputs no better. ``graph`` is what is shown of a language model: its modules, or the operations that ``torch.export`` finds."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -251,6 +251,7 @@ class Recipe(_Part):
     ] = None
     equalize: _Flag = False
     bias_correction: _Flag = False
+    bn_reestimation: _Flag = False
     fold_later: Annotated[tuple[_Text, ...], Field(strict=False, description="a list of normalizations, such as [bn1]; [] for none")] = ()
     threshold: Annotated[str, Field(description="METRIC:VALUE, such as drop:0.005")] = "drop:0.005"
     targets: Annotated[
@@ -364,7 +365,7 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         del fields["graph"]
     if fields.get("task") is None:
         fields.pop("task", None)
-    for unsaid in ("targets", "equalize", "bias_correction"):
+    for unsaid in ("targets", "equalize", "bias_correction", "bn_reestimation"):
         if not fields.get(unsaid):
             fields.pop(unsaid, None)
     return fields

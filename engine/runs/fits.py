@@ -32,6 +32,7 @@ def _of_images(recipe: Recipe) -> Iterator[str]:
     asked = {
         "stem": recipe.stem != "auto", "quantize_first": recipe.quantize_first, "fold_later": recipe.fold_later, "slower": recipe.slower,
         "equalize": recipe.equalize, "bias_correction": recipe.bias_correction,
+        "bn_reestimation": recipe.bn_reestimation,
         "data.mean": part.mean, "data.std": part.std, "data.size": part.size,
         "data.crop": part.crop, "data.interpolation": part.interpolation, "data.classes": part.classes,
         "data.calibration_from": part.calibration_from,

@@ -24,7 +24,7 @@ from engine.planning.plan import Plan
 from engine.planning.sensitivity import Sensitivity, cured
 from engine.planning.size import layer_bytes, predicted_bytes, weight_bytes
 from engine.reading import MB, read_json
-from engine.recipe.changes import with_strategy
+from engine.recipe.changes import with_repairs, with_strategy
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import LayerSpec
@@ -40,6 +40,9 @@ _OBSERVERS = ("percentile", "histogram-mse")
 # Methods by what they cost, and how many layers are given back their bits at a time.
 _FIRST = ("gptq", "gptq+")
 _WORST = (1, 2, 4, 8)
+# What of a trial is in its file alone.
+_UNTOLD = ("rules", "preset", "repairs")
+_REPAIRS = {"bias_correction": "biases corrected", "bn_reestimation": "normalizations re-estimated", "equalize": "channels equalized"}
 _LARGEST_STATE = 16 * MB
 _SLACK = 1e-9
 # How far a prediction of a file's size may be off, as a factor and in bytes of text; how often a plan is corrected.
@@ -49,9 +52,9 @@ _EIGHT = 8
 
 @dataclass(frozen=True)
 class Tried:
-    """One remedy as it was measured on validation. ``drop`` is what the metric lost, ``gain`` by how much less than the best before;
-    ``size`` and ``latency`` are parts of fp32's, ``bpw`` bits per weight, ``harm`` the estimated rise of the loss; ``latency`` and
-    ``harm`` are None where they were not looked at. ``kept`` is whether the next remedy went on from it."""
+    """One remedy as it was measured on validation, ``repairs`` among it. ``drop`` is what the metric lost, ``gain`` by how much less than
+    the best before; ``size`` and ``latency`` are parts of fp32's, ``bpw`` bits per weight, ``harm`` the estimated rise of the loss;
+    ``latency`` and ``harm`` are None where they were not looked at. ``kept`` is whether the next remedy went on from it."""
 
     title: str
     key: str
@@ -69,15 +72,18 @@ class Tried:
     latency: float | None = None
     harm: float | None = None
     kept: bool = False
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Remedy:
-    """``sized`` is whether it is made for the limits: what it cannot meet, better rounding does not."""
+    """``sized`` is whether it is made for the limits: what it cannot meet, better rounding does not. ``repairs`` are the recipe's keys
+    of what is done beside rounding."""
 
     title: str
     specs: Mapping[str, LayerSpec] | None
     sized: bool = False
+    repairs: tuple[str, ...] = ()
 
 
 class _Trial:
@@ -129,6 +135,7 @@ class Search:
         self._sensitivity: Sensitivity | None = None
         self._bytes, self._pace = 0.0, 1.0
         self._specs: Mapping[str, LayerSpec] = plan.specs()
+        self._repairs: tuple[str, ...] = ()
         self._read()
 
     # What is asked.
@@ -170,7 +177,7 @@ class Search:
         yield self._table()
         recipe = self.work.recipe
         rules = [part.rule() for part in Recipe.make(model="any", rules=list(self.chosen.rules)).rules]
-        yield from self.work.change(with_strategy(recipe, self.chosen.preset, rules))
+        yield from self.work.change(with_repairs(with_strategy(recipe, self.chosen.preset, rules), self.chosen.repairs))
         return (yield from self.lowering.plan())
 
     def _search(self, baseline: Baseline) -> Run[None]:
@@ -189,7 +196,7 @@ class Search:
                 self.tried.append(tried)
                 self._write()
                 if best is None or self._rank(tried) < self._rank(best):
-                    best, self._specs = tried, remedy.specs or self._specs
+                    best, self._specs, self._repairs = tried, remedy.specs or self._specs, remedy.repairs
                     self.tried[-1] = replace(tried, kept=True)
                     self._write()
                 if tried.met:
@@ -213,28 +220,39 @@ class Search:
         if self._limits:
             yield None
             yield from self._mixed()
-        for name in _FIRST:
-            changed = self._with_method(self._specs, name)
-            if changed is not None:
-                yield _Remedy(f"{name.upper()}", changed)
-        for observer in _OBSERVERS:
-            changed = _with_observer(self._specs, rows, observer)
-            if changed is not None:
-                yield _Remedy(f"{observer} observers", changed)
+        yield from self._rounded_better()
         if self._sensitivity is None:
             yield None
         if not self._limits:
             for count in _WORST:
                 changed = self._without_worst(self._specs, count)
                 if changed is not None:
-                    yield _Remedy(f"{count} worst layer{'s' if count > 1 else ''} given more bits", changed)
+                    yield self._remedy(f"{count} worst layer{'s' if count > 1 else ''} given more bits", changed)
         methods = dict.fromkeys(name for row in rows for name in row.capabilities.methods)
         for name in methods:
             if name in (*_FIRST, "nearest", "mse"):
                 continue
             changed = self._with_method(self._specs, name)
             if changed is not None:
-                yield _Remedy(name, changed)
+                yield self._remedy(name, changed)
+
+    def _rounded_better(self) -> Iterator[_Remedy]:
+        """What takes seconds and changes neither sizes nor times."""
+        for name in _FIRST:
+            changed = self._with_method(self._specs, name)
+            if changed is not None:
+                yield self._remedy(f"{name.upper()}", changed)
+        for observer in _OBSERVERS:
+            changed = _with_observer(self._specs, self.plan.layers, observer)
+            if changed is not None:
+                yield self._remedy(f"{observer} observers", changed)
+        for name in self.lowering.repairs:
+            if not getattr(self.work.recipe, name):
+                yield self._remedy(_REPAIRS[name], self._specs, (*self._repairs, name))
+
+    def _remedy(self, title: str, specs: Mapping[str, LayerSpec], repairs: tuple[str, ...] | None = None) -> _Remedy:
+        """One that goes on from the best plan so far."""
+        return _Remedy(title, specs, repairs=self._repairs if repairs is None else repairs)
 
     # What remedies are made of.
 
@@ -336,8 +354,9 @@ class Search:
     # One trial.
 
     def _try(self, remedy: _Remedy, baseline: Baseline, best: Tried | None) -> Run[Tried | None]:
-        recipe = self._recipe(remedy.specs)
-        key = hashlib.sha256(f"{recipe.preset} {recipe.model_dump_json(include={'rules'})}".encode()).hexdigest()[:16]
+        recipe = with_repairs(self._recipe(remedy.specs), remedy.repairs)
+        asked = f"{recipe.preset} {recipe.model_dump_json(include={'rules'})}{''.join(f' {name}' for name in remedy.repairs)}"
+        key = hashlib.sha256(asked.encode()).hexdigest()[:16]
         if any(one.key == key for one in self.tried):
             return None
         if key in self._known:
@@ -384,7 +403,7 @@ class Search:
         harm = self._sensitivity.total(specs) if self._sensitivity else None
         found = Tried(
             remedy.title, key, recipe.preset, rules, value, drop, size, size / baseline.size_bytes, self._bits(specs), 0.0, False,
-            None, latency_ms, latency, harm,
+            None, latency_ms, latency, harm, repairs=remedy.repairs,
         )  # fmt: skip
         return replace(found, met=self._excess(found) == 0 and self._drop_met(found))
 
@@ -456,7 +475,7 @@ class Search:
         return {
             "targets": [str(target) for target in self.targets], "metric": self.task.metric.name,
             "chosen": self.chosen.title if self.chosen else None, "met": bool(self.chosen and self.chosen.met),
-            "tried": [{key: value for key, value in asdict(one).items() if key not in ("rules", "preset")} for one in self.tried],
+            "tried": [{key: value for key, value in asdict(one).items() if key not in _UNTOLD} for one in self.tried],
             "skipped": self.skipped, "seconds": round(math.fsum(one.seconds for one in self.tried), 3), "front": list(self.front),
         }  # fmt: skip
 
@@ -475,9 +494,9 @@ class Search:
             known = read_json(self._path, _LARGEST_STATE)
             if not isinstance(known, dict) or known.get("identity") != self._identity:
                 return
-            several = [Tried(**{**one, "rules": tuple(one["rules"])}) for one in known["tried"]]
+            several = [Tried(**{**one, "rules": tuple(one["rules"]), "repairs": tuple(one.get("repairs", ()))}) for one in known["tried"]]
             for one in several:
-                Recipe.make(model="any", preset=one.preset, rules=list(one.rules))
+                with_repairs(Recipe.make(model="any", preset=one.preset, rules=list(one.rules)), one.repairs)
                 if not all(math.isfinite(x) for x in (one.value, one.drop, one.size, one.bpw, one.seconds)):
                     return
         except Cancelled:

@@ -8,8 +8,9 @@ from typing import get_args
 import pytest
 
 from engine.errors import UsageError
+from engine.lowering.graph.lowering import GraphLowering
 from engine.recipe.recipe import Device, Preset, QatMode, Recipe
-from qtui.arguments import DEVICES, PRESETS, QAT_MODES, build_parser
+from qtui.arguments import DEVICES, PRESETS, QAT_MODES, REPAIRS, build_parser
 from qtui.request import overrides, recipe_of
 
 
@@ -19,11 +20,19 @@ def recipe(*argv: str) -> Recipe:
 
 def test_choices_are_the_recipes() -> None:
     assert (get_args(Preset), get_args(Device), get_args(QatMode)) == (PRESETS, DEVICES, QAT_MODES)
+    assert GraphLowering.repairs == REPAIRS
 
 
 def test_nothing_given_leaves_every_default() -> None:
     assert overrides(build_parser().read(["run", "simplecnn"])) == {"model": "simplecnn"}
     assert recipe("simplecnn") == Recipe.make(model="simplecnn")
+
+
+def test_repairs_are_named_in_one_option() -> None:
+    got = recipe("m:f", "--repair", "equalize,bn_reestimation")
+    assert (got.equalize, got.bias_correction, got.bn_reestimation) == (True, False, True)
+    with pytest.raises(SystemExit):
+        recipe("m:f", "--repair", "equalise")
 
 
 def test_every_option_reaches_its_field() -> None:

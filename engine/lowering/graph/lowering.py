@@ -83,6 +83,7 @@ class GraphLowering(Lowering):
     name = "graph"
     instead: ClassVar[str | None] = "islands"
     measures_on_cpu = True
+    repairs: ClassVar[tuple[str, ...]] = ("bias_correction", "bn_reestimation", "equalize")
 
     def __init__(self, subject: Subject, run: RunContext, refused: NotWhole | None = None) -> None:
         super().__init__(subject, run, refused)
@@ -181,7 +182,7 @@ class GraphLowering(Lowering):
         if run.recipe.equalize:
             found = equalizing.equalized(self.gm, plan, self.layout, self.subject.task, run.recipe.data.calibration, run.stop)
             self.gm, self.layout, entry = yield from found
-            self._repairs += [entry] if entry else []
+            self._repairs = [*self._repairs, entry] if entry else self._repairs
         return plan
 
     def _settle_speeds(self) -> Steps[None]:
@@ -226,19 +227,13 @@ class GraphLowering(Lowering):
             self.gm, self.layout, plan.specs(), statistics.grids, rounded, self.subject.task, part.calibration, self.traced.profile.sizes,
             self.run.recipe.seed, self.run.stop, self.run.directory / reconstructing.KEPT,
         )  # fmt: skip
-        if self.run.recipe.bias_correction:
-            rounded, entry = yield from reconstructing.bias_corrected(
-                self.gm,
-                self.layout,
-                plan.specs(),
-                grids,
-                rounded,
-                self.subject.task,
-                part.calibration,
-                self.traced.profile.sizes,
-                self.run.stop,
-            )
-            self._repairs.append(entry)
+        for ranges, asked in ((True, self.run.recipe.bn_reestimation), (False, self.run.recipe.bias_correction)):
+            if asked:
+                rounded, entry = yield from reconstructing.corrected(
+                    self.gm, self.layout, plan.specs(), grids, rounded, self.subject.task, part.calibration, self.traced.profile.sizes,
+                    self.run.stop, ranges,
+                )  # fmt: skip
+                self._repairs = [*self._repairs, entry]
         return (yield from self._converted(self.gm, rounded, grids))
 
     def _converted(

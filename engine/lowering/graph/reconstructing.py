@@ -52,23 +52,24 @@ def learn(
     return conversion.learned(gm, layout, rounded, found), {**grids, **found.grids}
 
 
-def bias_corrected(
+def corrected(
     gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], grids: Mapping[str, QParams], rounded: conversion.RoundedWeights,
-    task: Task, items: int, sizes: Mapping[str, tuple[int, ...]], stop: StopToken,
+    task: Task, items: int, sizes: Mapping[str, tuple[int, ...]], stop: StopToken, ranges: bool = False,
 ) -> Generator[Event, None, tuple[conversion.RoundedWeights, dict[str, Any]]]:  # fmt: skip
-    """``rounded`` with its biases corrected on ``items`` of the calibration items of ``task``, as many as have room, and the report's
-    entry of what that brought; as it is where the results on the items held back are no better."""
+    """``rounded`` with its biases corrected, with ``ranges`` its scales too, and the report's entry of what that brought; as it is where
+    the results on the items held back are no better. It is done on ``items`` of the calibration items of ``task``, as many as have room."""
     chunks = _chunks(gm, task, items_within(gm, sizes, items))
-    found = yield from correct(Start(gm, rounded.graph, layout, specs, grids, rounded.weights), chunks, stop)
+    found = yield from correct(Start(gm, rounded.graph, layout, specs, grids, rounded.weights), chunks, stop, ranges)
     entry = {
-        "step": "bias_correction", "layers": sorted(found.shifts), "sqnr_db_before": found.before, "sqnr_db_after": found.after,
-        "taken": found.after > found.before,
+        "step": "bn_reestimation" if ranges else "bias_correction", "layers": sorted(found.changes),
+        "sqnr_db_before": found.before, "sqnr_db_after": found.after, "taken": found.after > found.before,
     }  # fmt: skip
+    title = "re-estimation of normalizations" if ranges else "bias correction"
     figures = f"{found.after:.1f} dB on calibration items held back, against {found.before:.1f} dB without"
     if found.after <= found.before:
-        yield Notice(f"bias correction: undone, {figures}")
+        yield Notice(f"{title}: undone, {figures}")
         return rounded, entry
-    yield Notice(f"bias correction: {len(found.shifts)} of {len(rounded.weights)} layers, {figures}")
+    yield Notice(f"{title}: {len(found.changes)} of {len(rounded.weights)} layers, {figures}")
     return conversion.learned(gm, layout, rounded, found.found), entry
 
 

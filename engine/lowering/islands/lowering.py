@@ -73,6 +73,7 @@ class IslandsLowering(GraphLowering):
 
     name = "islands"
     instead: ClassVar[str | None] = None
+    repairs = ()
 
     def capture(self) -> Steps[None]:
         self.traced = yield from self.run.stage("trace", "Looking for islands", self._islands())
@@ -136,7 +137,7 @@ class IslandsLowering(GraphLowering):
 
     def settle(self, plan: Plan) -> Steps[Plan]:
         yield from self._settle_speeds()
-        asked = [name for name in ("equalize", "bias_correction") if getattr(self.run.recipe, name)]
+        asked = [name for name in GraphLowering.repairs if getattr(self.run.recipe, name)]
         if asked:
             yield Notice(f"{' and '.join(asked)}: of a model in islands nothing is repaired between its layers, left as it is", "warning")
         return plan

@@ -151,7 +151,7 @@ def a_start(bits: int) -> tuple[Start, list[tuple[Tensor, ...]]]:
 def test_a_corrected_bias_moves_by_the_mean_error_in_float64() -> None:
     start, chunks = a_start(4)
     found = drained(correct(start, chunks, StopToken()))
-    assert found.after > found.before and "a" in found.shifts
+    assert found.after > found.before and "a" in found.changes
     work = Reconstruction(start, chunks, StopToken())
     layer = start.gm.get_submodule("a")
     (placeholder,) = [n for n in start.gm.graph.nodes if n.op == "placeholder"]
@@ -159,7 +159,7 @@ def test_a_corrected_bias_moves_by_the_mean_error_in_float64() -> None:
     exact = torch.cat([F.conv2d(chunks[c][0].double(), layer.weight.double(), layer.bias.double(), padding=1) for c in seen])
     held = start.weights["a"].dequantize().double()
     rounded = torch.cat([F.conv2d(work.rounded.values[placeholder][c].double(), held, layer.bias.double(), padding=1) for c in seen])
-    torch.testing.assert_close(found.shifts["a"].double(), (exact - rounded).mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.changes["a"].shift.double(), (exact - rounded).mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
 def test_a_bias_that_gains_nothing_on_the_items_held_back_stays() -> None:
@@ -168,20 +168,35 @@ def test_a_bias_that_gains_nothing_on_the_items_held_back_stays() -> None:
     chunks[7] = (-chunks[7][0] * 3,)
     found = drained(correct(start, chunks, StopToken()))
     exact = Reconstruction(start, chunks, StopToken())
-    assert set(found.found.weights) == set(found.shifts) and len(found.shifts) < 6
-    assert all(torch.equal(found.found.weights[name].codes, exact.layers[name].weight.codes) for name in found.shifts)
+    assert set(found.found.weights) == set(found.changes) and len(found.changes) < 6
+    assert all(torch.equal(found.found.weights[name].codes, exact.layers[name].weight.codes) for name in found.changes)
+
+
+def test_re_estimation_gives_what_statistics_gathered_anew_give() -> None:
+    """Of one convolution with a normalization folded in: as if that had been a BatchNorm2d with the statistics of the rounded layer."""
+    start, chunks = a_start(3)
+    found = drained(correct(start, chunks, StopToken(), ranges=True))
+    work = Reconstruction(start, chunks, StopToken())
+    before, after = work.layers["a"], found.changes["a"].of(work.layers["a"])
+    read = work.nodes["a"].all_input_nodes[0]
+    inputs = torch.cat([work.rounded.values[read][chunk] for chunk in work.seen])
+    exact = torch.cat([start.gm.get_submodule("a")(chunks[chunk][0]) for chunk in work.seen])
+    gamma, beta = exact.double().transpose(0, 1).flatten(1).std(1, correction=0), exact.double().mean((0, 2, 3))
+    wanted = F.batch_norm(before(inputs).double(), None, None, gamma, beta, training=True, eps=1e-12)
+    torch.testing.assert_close(after(inputs).double(), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(after.weight.codes, before.weight.codes) and found.after > found.before
 
 
 def test_a_run_tells_of_its_repairs_what_each_brought_and_takes_none_that_makes_it_worse(tmp_path: Path) -> None:
     rules = [{"match": "*", "weights": {"bits": 4}, "activations": {"bits": 8}}]
     recipe = Recipe.make(
         model="simplecnn", preset="w8a8", rules=rules, data={"calibration": 128, "limit": 64}, qat={"mode": "never"}, export=(),
-        equalize=True, bias_correction=True,
+        equalize=True, bias_correction=True, bn_reestimation=True,
     )  # fmt: skip
     outcome = driving.drive(recipe, tmp_path / "run")
     assert outcome.error is None and outcome.report is not None, outcome.error
     repairs = {entry["step"]: entry for entry in outcome.report.data["repairs"]}
-    assert set(repairs) == {"equalize", "bias_correction"}
+    assert set(repairs) == {"equalize", "bias_correction", "bn_reestimation"}
     for entry in repairs.values():
         assert entry["taken"] == (entry["sqnr_db_after"] > entry["sqnr_db_before"])
     assert repairs["equalize"]["delta"] < 1e-4

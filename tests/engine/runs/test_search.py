@@ -22,12 +22,20 @@ WIDE = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    (tmp_path / "tiny.py").write_text(WIDE)
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("model") / "tiny.py"
+    path.write_text(WIDE)
     return Recipe.make(
-        model=f"{tmp_path / 'tiny.py'}:make", data={"name": "digits", "calibration": 64}, qat={"mode": "never"}, slower=[], device="cpu",
+        model=f"{path}:make", data={"name": "digits", "calibration": 64}, qat={"mode": "never"}, slower=[], device="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out_of_reach(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A whole search for what no plan has, and its folder."""
+    out = tmp_path_factory.mktemp("reach") / "run"
+    return drive(asked(recipe, "size:1kB"), out), out
 
 
 def asked(recipe: Recipe, *targets: str, **changes: Any) -> Recipe:
@@ -50,11 +58,12 @@ def test_a_target_that_the_proposal_meets_costs_one_trial(recipe: Recipe, tmp_pa
     assert "## Search" in text and "**as proposed**" in text and "On test, which chose nothing:" in text
 
 
-def test_a_target_that_cannot_be_had_tries_every_remedy_and_keeps_the_nearest(recipe: Recipe, tmp_path: Path) -> None:
-    seen = drive(asked(recipe, "size:1kB"), tmp_path / "run")
+def test_a_target_that_cannot_be_had_tries_every_remedy_and_keeps_the_nearest(out_of_reach: tuple[Any, Path]) -> None:
+    seen, out = out_of_reach
     titles = trials(seen)
     assert titles[0] == "Trying: mixed precision, rounded to nearest"
     assert any("observers" in title for title in titles) and any("GPTQ" in title for title in titles)
+    assert "Trying: biases corrected" in titles and "Trying: channels equalized" in titles
     found = seen.data["search"]
     assert not found["met"] and found["skipped"][0]["title"] == "as proposed"
     assert all(isinstance(one["gain"], float) for one in found["tried"][1:])
@@ -63,6 +72,12 @@ def test_a_target_that_cannot_be_had_tries_every_remedy_and_keeps_the_nearest(re
     # What is chosen is what the run then makes: the same figure on validation.
     assert seen.data["ptq"]["validation"]["value"] == pytest.approx(chosen["value"])
     assert seen.data["ptq"]["size_bytes"] == pytest.approx(chosen["size_bytes"], rel=0.05)
+    # What a trial repaired is repaired once in what is shipped, and no other trial's repair is told as its own.
+    state = json.loads((out / "search.json").read_text())
+    repairs = next(one["repairs"] for one in state["tried"] if one["key"] == chosen["key"])
+    kept = Recipe.load(out / "recipe.yaml")
+    assert [name for name in ("bias_correction", "bn_reestimation", "equalize") if getattr(kept, name)] == sorted(repairs)
+    assert len(seen.data["graph"].get("repairs", ())) <= len(repairs)
 
 
 def test_a_size_that_no_plan_has_ends_the_search_where_the_drop_is_met_and_is_no_success(recipe: Recipe, tmp_path: Path) -> None:
@@ -109,7 +124,7 @@ def test_a_rule_of_the_recipe_stands(recipe: Recipe, tmp_path: Path) -> None:
     assert rows["conv1"].actual.weights is None
 
 
-def test_a_search_that_is_stopped_goes_on_after_its_last_trial(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_search_that_is_stopped_goes_on_after_its_last_trial(recipe: Recipe, out_of_reach: tuple[Any, Path], tmp_path: Path) -> None:
     what, out = asked(recipe, "size:1kB"), tmp_path / "run"
 
     def stop_in_the_third(event: Event, stop: StopToken) -> None:
@@ -125,7 +140,7 @@ def test_a_search_that_is_stopped_goes_on_after_its_last_trial(recipe: Recipe, t
     assert [one["title"] for one in kept["tried"]] == [title.removeprefix("Trying: ") for title in begun[:2]]
     second = resumed(out)
     assert begun[0] not in trials(second) and begun[1] not in trials(second)
-    whole = drive(what, tmp_path / "whole").data
+    whole = out_of_reach[0].data
     told = [(one["title"], one["value"], one["kept"]) for one in whole["search"]["tried"]]
     assert [(one["title"], one["value"], one["kept"]) for one in second.data["search"]["tried"]] == told
     assert second.data["ptq"]["value"] == whole["ptq"]["value"]
@@ -173,3 +188,12 @@ def test_a_threshold_that_is_missed_names_the_worst_layers_and_the_cheapest_reme
     assert verdict["remedy"] in text
     rows = [line.split(" |")[0].strip("| ") for line in text.splitlines() if line.startswith(("| conv", "| fc"))]
     assert rows == sorted(rows, key=lambda name: -harms[name])
+
+
+def test_a_limit_on_time_is_judged_by_what_was_timed(recipe: Recipe, tmp_path: Path) -> None:
+    seen = drive(asked(recipe, "latency:1000ms", "drop:0.5"), tmp_path / "easy")
+    (tried,) = seen.data["search"]["tried"]
+    assert tried["latency"] > 0 and tried["latency_ms"] > 0 and tried["met"]
+    seen = drive(asked(recipe, "latency:0.0001ms", "drop:0.5"), tmp_path / "hard")
+    found, end = seen.data["search"], seen.of(Finished)[-1]
+    assert not found["met"] and not end.met and "latency:" in end.text and all(one["latency_ms"] > 0.0001 for one in found["tried"])
