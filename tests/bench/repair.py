@@ -73,7 +73,9 @@ class Bench:
         self.gm = fuse(graph, self.example, find_pairs(graph))[0]
 
     def row(self, name: str, method: str, seed: int) -> dict[str, Any]:
-        """Test accuracy in percent, seconds of calibration and of rounding, and what is said of the layers."""
+        """Test accuracy in percent, seconds of calibration and of rounding, and what is said of the layers. ``method`` may name repairs
+        that follow it: ``gptq/bn_reestimation``."""
+        method, *repairs = method.split("/")
         weights, bits, ends, _ = ROWS[name]
         rules = [Rule("conv1", EIGHT), Rule("linear", EIGHT)] if ends else []
         asked = LayerSpec(replace(weights, method=method), ActivationSpec(bits, observer="histogram-mse" if bits < 8 else "minmax"))
@@ -87,6 +89,11 @@ class Bench:
         rounded = drain(conversion.round_layers(self.gm, layout, specs, inputs, stop))
         steps = reconstructing.reconstructed(self.gm, layout, specs, grids, rounded, self.task, IMAGES, {}, seed, stop)
         rounded, grids = drain(steps)
+        for repair in repairs:
+            steps = reconstructing.corrected(
+                self.gm, layout, specs, grids, rounded, self.task, IMAGES, {}, stop, repair == "bn_reestimation"
+            )  # fmt: skip
+            rounded, _ = drain(steps)
         done = time.perf_counter()
         model = drain(conversion.convert(rounded.graph, layout, grids, rounded.weights, kernels_for(self.machine))).model
         return {
@@ -126,7 +133,7 @@ def main() -> None:
     for name in arguments.rows.split(","):
         for method in arguments.methods.split(","):
             found = []
-            for seed in range(arguments.seeds if method in DRAWN else 1):
+            for seed in range(arguments.seeds if method.split("/")[0] in DRAWN else 1):
                 key = f"{name} {method} {seed}"
                 if key not in kept:
                     kept[key] = bench.row(name, method, seed)
