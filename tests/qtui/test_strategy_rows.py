@@ -161,7 +161,7 @@ def entry(draft: Draft, key: str) -> Entry:
 
 def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
     draft = Draft.of(plan(row("a"), row("b", (64, 512), W4A8), row("bn", (), FP32, editable=False, obstacle="folded into a")))
-    assert words.sentence(draft, entry(draft, "a"), 150).startswith("a: why a. w int6, same size · f fp32, +")
+    assert words.sentence(draft, entry(draft, "a"), 150).startswith("a: why a. w int6, −0.29 kB · f fp32, +")
     assert words.sentence(draft, entry(draft, "a"), 10) == "a: why a."
     assert words.sentence(draft, entry(draft, "bn"), 150) == "bn: Conv2d, folded into a."
     assert words.sentence(draft, None, 150) == ""

@@ -210,11 +210,13 @@ def _resize(mode: str, **attributes: Any) -> Build:
         given = any(scale and scale * size != out for scale, (size, out) in zip(scales, pairs, strict=False))
         if given or (mode == "nearest" and any(out % size for size, out in pairs)):
             return str(exactly(at))
-        sizes = at.graph.shape(at.shape, f"{at.hint}_sizes")
+        # With scales the file serves images of other sizes too.
+        whole = len(pairs) == len(scales) and all(scale and float(scale).is_integer() for scale in scales)
+        by = [at.graph.constant(np.array([1, 1, *scales], np.float32))] if whole else ["", at.graph.shape(at.shape, f"{at.hint}_sizes")]
         kind = attributes.get("coordinate_transformation_mode")
         if mode != "nearest":
             kind = "align_corners" if at.args[2] else "half_pixel"
-        return at.node("Resize", at.args[0], "", "", sizes, mode=mode, **{**attributes, "coordinate_transformation_mode": kind})
+        return at.node("Resize", at.args[0], "", *by, mode=mode, **{**attributes, "coordinate_transformation_mode": kind})
 
     return build
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext, Runner, of_one_item, program_runner
+from engine.export.onnx.image_sizes import with_open_sizes
 from engine.export.onnx.layer_parity import layer_parity
 from engine.export.onnx.steps import Bound, write_program
 from engine.export.split import split
@@ -23,14 +24,21 @@ options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32,
          "tensor(bool)": numpy.bool_}
-session.run(None, {x.name: numpy.zeros([2 if isinstance(n, str) else n for n in x.shape], kinds[x.type]) for x in session.get_inputs()})
+known = {name: int(size) for name, size in session.get_modelmeta().custom_metadata_map.items() if name in ("height", "width")}
+session.run(None, {x.name: numpy.zeros([known.get(n, 2) if isinstance(n, str) else n for n in x.shape], kinds[x.type])
+                   for x in session.get_inputs()})
 """
 
 
 def write(context: ExportContext, path: Path) -> str:
     """Every convolution ends in integers here, also those that torch's kernels add to another value before they round: ONNX
-    Runtime has integer convolutions of no other form."""
-    path.write_bytes(build(split(context), context, "integers").SerializeToString())
+    Runtime has integer convolutions of no other form. Height and width of images are open where the network serves every size."""
+    model = split(context)
+
+    def built(of: ExportContext) -> Any:
+        return build(model, of, "integers")
+
+    path.write_bytes(with_open_sizes(built(context), context, built).SerializeToString())
     return of_one_item(context)
 
 

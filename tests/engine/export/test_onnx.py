@@ -60,6 +60,65 @@ def test_every_kind_of_network_runs_for_any_number_of_images(make: Any, weights:
         assert distance(given.model(x), runner.run(Batch((x,)))) > (32 if bits else 30)
 
 
+class AnySize(nn.Module):
+    """A network that gives a map: each of its sizes follows those of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.b(F.relu(self.a(x))), scale_factor=2.0, mode="nearest")
+
+
+class OneSize(nn.Module):
+    """A network whose linear layer reads every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 16 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)).flatten(1))
+
+
+class Upsampled(AnySize):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.b(F.relu(self.a(x))), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.interpolate(y, scale_factor=3.0, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "result"),
+    [
+        (Upsampled, ["batch", 4, "logits_height", "logits_width"]),
+        (nets.Residual, ["batch", 10]),
+        (AnySize, ["batch", 4, "logits_height", "logits_width"]),
+    ],
+)
+def test_images_of_other_sizes_are_taken_where_the_network_serves_them(make: Any, result: list[Any], tmp_path: Path) -> None:
+    given = nets.quantized(make)
+    write(given, path := tmp_path / "model.onnx")
+    model = onnx.load(path)
+    assert dimensions(model.graph.input[0]) == ["batch", 3, "height", "width"] and dimensions(model.graph.output[0]) == result
+    assert {prop.key: prop.value for prop in model.metadata_props}["height"] == "16"
+    pytest.importorskip("onnxruntime")
+    runner = load(path, given)
+    for size in ((16, 16), (24, 20), (33, 47)):
+        x = torch.randn(2, 3, *size)
+        assert distance(split(given)(x), runner.run(Batch((x,)))) > 38
+
+
+def test_a_network_of_one_size_has_it_in_its_file(tmp_path: Path) -> None:
+    write(nets.quantized(OneSize), path := tmp_path / "model.onnx")
+    model = onnx.load(path)
+    assert dimensions(model.graph.input[0]) == ["batch", 3, 16, 16] and dimensions(model.graph.output[0]) == ["batch", 5]
+
+
+def dimensions(value: Any) -> list[int | str]:
+    return [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
 def test_a_convolution_that_rounds_by_itself_stays_close() -> None:
     for make in (nets.Residual, nets.Mobile):
         given = nets.quantized(make)
