@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import io
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from engine.errors import Cancelled, EngineError, UsageError, nearest, one_line
 from engine.plain_text import plain
 
 T = TypeVar("T")
+_MOST_SAID = 1 << 20
 _ENGINE = str(Path(__file__).parent) + os.sep
 
 
@@ -81,8 +84,9 @@ class _Plain(io.TextIOBase):
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """While somebody's code runs: what it prints goes to stderr, without control characters; ``os._exit`` and ``os.abort`` are
-    errors as ``sys.exit`` is; and a process that it forked and left ends where it comes back."""
+    """While somebody's code runs: what it prints goes to stderr, without control characters, also what it or a library of it writes to
+    the descriptors of the terminal; ``os._exit`` and ``os.abort`` are errors as ``sys.exit`` is; and a process that it forked and left
+    ends where it comes back."""
     owner = os.getpid()
     kept = os._exit, os.abort
 
@@ -95,12 +99,51 @@ def contained() -> Iterator[None]:
     said = _Plain(sys.stderr)
     os._exit = os.abort = leave  # type: ignore[assignment]
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with _descriptors_contained(said), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             yield
     finally:
         os._exit, os.abort = kept
         if os.getpid() != owner:
             kept[0](0)
+
+
+@contextlib.contextmanager
+def _descriptors_contained(said: TextIO) -> Iterator[None]:
+    """The process's own stdout and stderr are a file meanwhile, and ``said`` takes its text at the end. A crash is told at once, with
+    the place in Python."""
+    owner = os.getpid()
+    with contextlib.ExitStack() as stack:
+        kept: dict[int, int] = {}
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile())
+            for descriptor in (1, 2):
+                kept[descriptor] = os.dup(descriptor)
+                stack.callback(os.close, kept[descriptor])
+            for descriptor in kept:
+                os.dup2(held.fileno(), descriptor)
+        except OSError:
+            # A stream that is closed has nothing to keep clean.
+            for descriptor, copy in kept.items():
+                os.dup2(copy, descriptor)
+            yield
+            return
+        crashes = not faulthandler.is_enabled()
+        if crashes:
+            faulthandler.enable(kept[2])
+        try:
+            yield
+        finally:
+            if crashes:
+                faulthandler.disable()
+            for stream in (sys.__stdout__, sys.__stderr__):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()  # type: ignore[union-attr]
+            if os.getpid() == owner:
+                for descriptor, copy in kept.items():
+                    os.dup2(copy, descriptor)
+                held.seek(0)
+                if text := held.read(_MOST_SAID).decode("utf-8", "replace"):
+                    said.write(text)
 
 
 def _from_file(path: Path, what: str) -> ModuleType:

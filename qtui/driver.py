@@ -72,11 +72,12 @@ class Output:
 
 
 def _unblocking(descriptor: int) -> int:
-    """The same terminal opened once more, so that not to block here changes nothing for the programs that share the descriptor."""
+    """The same terminal opened once more, so that not to block here changes nothing for the programs that share the descriptor, and
+    it is still painted on where the descriptor is put to another use."""
     try:
         return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
-        return descriptor
+        return os.dup(descriptor)
 
 
 class QtuiDriver(LinuxDriver):

@@ -431,6 +431,23 @@ def test_what_a_factory_prints_goes_to_stderr_and_steers_nothing(tmp_path: Path,
     assert told.out == "" and told.err == "a?[2Jb\nc?d\n"
 
 
+def test_what_a_factory_writes_to_the_terminal_itself_is_told_as_plain_text_on_stderr(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import os\nfrom torch import nn\ndef make():\n    os.write(1, b'a\\x1b[2Jb')\n    os.system('printf \"c\\033[1md\" >&2')\n"
+        "    return nn.Linear(1, 1)\n"
+    )
+    code = f"from engine.models.custom import build\nbuild({f'{tmp_path}/m.py:make'!r})\nprint('after')\n"
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("after\n", "a?[2Jbc?[1md")
+
+
+def test_a_factory_that_crashes_tells_where(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("import ctypes\ndef make():\n    ctypes.CDLL(None).abort()\n")
+    code = f"from engine.models.custom import build\nbuild({f'{tmp_path}/m.py:make'!r})\n"
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert done.returncode < 0 and "m.py" in done.stderr and "line 3 in make" in done.stderr
+
+
 def test_a_process_that_a_factory_forked_does_not_come_back(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     (tmp_path / "m.py").write_text("import os\nfrom torch import nn\ndef make():\n    os.fork()\n    return nn.Linear(1, 1)\n")
