@@ -108,7 +108,7 @@ def contained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _descriptors_contained(said: TextIO) -> Iterator[None]:
+def _descriptors_contained(said: io.TextIOBase) -> Iterator[None]:
     """The process's own stdout and stderr are a file meanwhile, and ``said`` takes its text at the end. A crash is told at once, with
     the place in Python."""
     owner = os.getpid()
