@@ -30,14 +30,14 @@ from engine.errors import UsageError
 from engine.export.registry import FORMATS
 from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
-from engine.recipe.number_formats import NUMBER_FORMATS
+from engine.recipe.number_formats import ACTIVATION_FORMATS, NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
 from engine.recipe.targets import parsed
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
 Preset = Literal[
-    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
     "q3_k_m", "q2_k", "tensorrt",
 ]  # fmt: skip
 Device = Literal["auto", "cpu", "cuda"]
@@ -81,6 +81,12 @@ def _number_format(name: str) -> str:
     return name
 
 
+def _activation_format(name: str) -> str:
+    if name not in ACTIVATION_FORMATS:
+        raise PydanticCustomError("number_format", "no number format of activations")
+    return name
+
+
 # A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
 _Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 _Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -91,6 +97,8 @@ _Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
 _CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
 _Method = Annotated[str, AfterValidator(_method), Field(description=f"one of {', '.join(METHODS)}")]
 _NumberFormat = Annotated[str, AfterValidator(_number_format)]
+_ActivationFormat = Annotated[str, AfterValidator(_activation_format)]
+_FLOATS = f"one of {', '.join(ACTIVATION_FORMATS)}, or null for integers of so many bits"
 _INTEGERS = f"one of {', '.join(NUMBER_FORMATS)}, or null for integers of so many bits"
 _Flag = Annotated[bool, Field(description="true or false")]
 
@@ -164,12 +172,23 @@ class WeightsPart(_Part):
 
 
 class ActivationsPart(_Part):
-    """A rule's activations: the fields of ``ActivationSpec``."""
+    """A rule's activations: the fields of ``ActivationSpec``; ``group_size`` null is the whole token."""
 
     bits: _Bits = 8
     symmetric: _Flag = False
     observer: Annotated[Observer, Field(description=_one_of(Observer))] = "minmax"
     dynamic: _Flag = False
+    format: Annotated[_ActivationFormat | None, Field(description=_FLOATS)] = None
+    group_size: Annotated[Literal[32, 64, 128] | None, Field(description="one of 32, 64, 128, or null for the whole token")] = None
+
+    @model_validator(mode="after")
+    def _groups_are_of_floats(self) -> Self:
+        if self.group_size is not None and not (self.format and self.dynamic):
+            raise ValueError("activations.group_size has no effect without a format and dynamic: true: add both, or leave it out")
+        entry = NUMBER_FORMATS.get(self.format or "")
+        if entry is not None and entry.block and self.group_size not in (None, entry.block):
+            raise ValueError(f"activations.group_size is {self.group_size} and {entry.name} has {entry.block}: leave group_size out")
+        return self
 
 
 class RulePart(_Part):
@@ -203,7 +222,7 @@ class RulePart(_Part):
     def rule(self) -> Rule:
         """The rule in the engine's words, with the line of the recipe it came from."""
         weights = WeightSpec.of(self.weights.model_dump(exclude_none=True)) if self.weights else None
-        activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
+        activations = ActivationSpec.of(self.activations.model_dump()) if self.activations else None
         return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
 
 
@@ -371,7 +390,7 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 _DECODERS: dict[str, dict[str, Any]] = {
-    "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False},
+    "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False, "format": None, "group_size": None},
     "data": {
         "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
         "channels": None,

@@ -13,6 +13,7 @@ from engine.models.experts import has_separate_experts
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.recipe.number_formats import ACTIVATION_FORMATS
 from engine.recipe.spec import ActivationSpec, Observer
 
 KIND, SCHEMA = "decoder", 1
@@ -39,8 +40,13 @@ def config_dict(config: Any) -> dict[str, Any]:
 def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
     return {
         **matrix.weight.meta(), "tied": matrix.tied,
-        "activations": asdict(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
+        "activations": _said(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
     }  # fmt: skip
+
+
+def _said(spec: ActivationSpec) -> dict[str, Any]:
+    """What files of earlier versions do not have is left out while it says nothing."""
+    return {name: value for name, value in asdict(spec).items() if value or name not in ("format", "group_size")}
 
 
 def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
@@ -59,6 +65,8 @@ def _activations(path: str, about: Any) -> ActivationSpec | None:
         raise ValueError(f"activations of {path} are {spec.bits!r} bits by {spec.observer!r}")
     if type(spec.dynamic) is not bool or type(spec.symmetric) is not bool:
         raise ValueError(f"activations of {path} are neither dynamic nor static")
+    if spec.format and (spec.format not in ACTIVATION_FORMATS or type(spec.group_size) is not int or not 0 <= spec.group_size <= 128):
+        raise ValueError(f"activations of {path} are {spec.format!r} in groups of {spec.group_size!r}")
     return spec
 
 
