@@ -30,6 +30,10 @@ _TARGET = (
     "search a plan that comes to this, the cheapest remedy first: drop:0.003, size:0.2 (of fp32's file) or size:1.5MB, bpw:4.5 (bits per "
     "weight), latency:0.5 (of fp32's time) or latency:3ms; may be given several times"
 )
+_CACHE = (
+    "of a language model: keep keys and values in int8, fp8 or int4; fp8:per-tensor has one scale a layer, int4:per-group:64 groups of 64 "
+    "channels (default: floats)"
+)
 _FORMATS = choices()
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
 _TRAINED_STEM = "first layers of a torchvision model (default: by the size of the images; as published for digits)"
@@ -151,6 +155,7 @@ def _run(run: Parser) -> None:
     )
     run.add_argument("--target", metavar="KIND:VALUE", action="append", help=_TARGET)
     run.add_argument("--preset", choices=PRESETS)
+    run.add_argument("--cache", metavar="FORMAT", help=_CACHE)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)
     run.add_argument("--size", metavar="N", type=_integer, help="scale the shorter side of a folder's images to N pixels")

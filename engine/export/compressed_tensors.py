@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.events.event import LayerRow
 from engine.export.base import ExportContext, Runner, decoder_runner
 from engine.kernels.matrix.kind import kind_of
+from engine.lowering.modules.coded_cache import QuantizedCache
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
@@ -149,7 +150,7 @@ def write_folder(decoder: QuantizedDecoder, source: Path | None, folder: Path) -
     from safetensors.torch import save_file
 
     schemes = schemes_of(decoder)
-    tensors = _tensors(decoder, schemes)
+    tensors = _tensors(decoder, schemes) | _cache_scales(decoder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {**config_dict(decoder.twin.config), "dtype": "float16", "architectures": [type(decoder.twin).__name__]}
     config["quantization_config"] = quantization_config(decoder, schemes)
@@ -255,9 +256,37 @@ def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]
     formats = {kind.format for kind in kinds}
     return {
         "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": None, "config_groups": groups,
+        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(decoder.cache), "config_groups": groups,
         "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
     }  # fmt: skip
+
+
+def holds_cache(form: QuantizedCache | None) -> bool:
+    """Whether the format has a place for a cache: 8 bits, one step from calibration for a layer's keys and one for its values."""
+    return form is not None and form.spec.granularity == "per-tensor" and form.spec.bits == 8
+
+
+def _cache_scheme(form: QuantizedCache | None) -> dict[str, Any] | None:
+    if form is None or not holds_cache(form):
+        return None
+    kind = "int" if form.spec.format == "int8" else "float"
+    return {"num_bits": 8, "type": kind, "strategy": "tensor", "dynamic": False, "symmetric": True, "group_size": None}
+
+
+def _cache_scales(decoder: QuantizedDecoder) -> Tensors:
+    """``k_scale`` and ``v_scale`` of each attention, which is the module that holds the projection of values."""
+    if decoder.cache is None or not holds_cache(decoder.cache):
+        return {}
+    blocks = anatomy(decoder.twin).blocks
+    made: Tensors = {}
+    for number, steps in decoder.cache.steps.items():
+        prefix = f"{blocks}.{number}."
+        names = [path for path, _ in linears(decoder.twin) if path.startswith(prefix) and re.search(r"\.(v_proj|qkv_proj)$", path)]
+        if len(names) != 1:
+            raise EngineError(f"no single attention of layer {number} is known, where the format keeps the cache's scales: leave cache out")
+        place = names[0].rpartition(".")[0]
+        made |= {f"{place}.{name}": step.reshape(1).clone() for name, step in zip(("k_scale", "v_scale"), steps, strict=True)}
+    return made
 
 
 def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensors:
@@ -331,6 +360,8 @@ def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
         said.append(f"{len(narrow)} matrices of 8 outputs or fewer are stored in float16, for zero points: {_named(narrow, parts.blocks)}")
     if rest := parts.uncovered:
         said.append(f"{len(rest)} tensors that no method quantizes are stored in float16: {_named(rest, parts.blocks)}")
+    if decoder.cache is not None and not holds_cache(decoder.cache):
+        said.append(f"its readers have no cache of {decoder.cache.spec}: keys and values are floats there")
     kept = [path for path, scheme in schemes.items() if not (scheme.dynamic or scheme.activations)]
     if plain := sum(decoder.matrices[path].activations is not None for path in kept):
         said.append(f"the activations of {plain} matrices are not rounded: the format's readers have them for 8-bit weights a channel")

@@ -30,6 +30,7 @@ from engine.errors import UsageError
 from engine.export.registry import FORMATS
 from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
+from engine.recipe.cache_spec import CacheFormat, CacheGranularity, CacheSpec
 from engine.recipe.number_formats import ACTIVATION_FORMATS, NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
 from engine.recipe.targets import parsed
@@ -239,6 +240,29 @@ class QatPart(_Part):
     distill: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
 
 
+class CachePart(_Part):
+    """The cache of keys and values of a language model: the fields of ``CacheSpec``, what is null being the usual; ``bits`` 8 and 4 are
+    other words for ``int8`` and ``int4``."""
+
+    bits: Annotated[Literal[4, 8] | None, Field(description="4 or 8, or null")] = None
+    format: Annotated[CacheFormat | None, Field(description=f"{_one_of(CacheFormat)}, or null")] = None
+    granularity: Annotated[CacheGranularity | None, Field(description=f"{_one_of(CacheGranularity)}, or null")] = None
+    group_size: Annotated[Literal[16, 32, 64, 128] | None, Field(description="one of 16, 32, 64, 128, or null")] = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        spec = self.spec()
+        if self.bits not in (None, spec.bits):
+            raise ValueError(f"cache.bits is {self.bits} and {spec.format} has {spec.bits}: leave bits out")
+        if self.group_size is not None and spec.granularity != "per-group":
+            raise ValueError(f"cache.group_size has no effect {spec.granularity}: add granularity: per-group")
+        return self
+
+    def spec(self) -> CacheSpec:
+        """The cache in the engine's words."""
+        return CacheSpec.of(self.model_dump())
+
+
 class Recipe(_Part):
     """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
 
@@ -250,7 +274,8 @@ class Recipe(_Part):
     and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``equalize``
     brings the ranges of channels of neighbouring layers near one another before they are rounded, and ``bias_correction`` lets biases
     take up the mean error after it; each is undone where it makes the outputs no better. ``graph`` is what is shown of a language
-    model: its modules, or the operations that ``torch.export`` finds."""
+    model: its modules, or the operations that ``torch.export`` finds; ``cache`` is what its keys and
+    values are kept in, None for floats."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -258,6 +283,7 @@ class Recipe(_Part):
     data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
     stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
     preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
+    cache: Annotated[CachePart | None, Field(description="a mapping, such as {format: int8}, or null for a cache in floats")] = None
     rules: Annotated[
         tuple[RulePart, ...],
         Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
@@ -283,6 +309,18 @@ class Recipe(_Part):
     device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0
     isa: Annotated[str | None, Field(description="text, or null")] = None
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _cache_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            spec = CacheSpec.parse(given)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        group = {"group_size": spec.group_size} if spec.granularity == "per-group" else {}
+        return {"format": spec.format, "granularity": spec.granularity, **group}
 
     @model_validator(mode="before")
     @classmethod
@@ -383,7 +421,9 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         del fields["graph"]
     if fields.get("task") is None:
         fields.pop("task", None)
-    for unsaid in ("targets", "equalize", "bias_correction"):
+    if fields.get("cache") is not None:
+        fields["cache"] = {key: value for key, value in fields["cache"].items() if value is not None}
+    for unsaid in ("cache", "targets", "equalize", "bias_correction"):
         if not fields.get(unsaid):
             fields.pop(unsaid, None)
     return fields

@@ -13,6 +13,7 @@ from engine.models.experts import has_separate_experts
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.recipe.cache_spec import CACHE_FORMATS, CACHE_GRANULARITIES, CacheSpec
 from engine.recipe.number_formats import ACTIVATION_FORMATS
 from engine.recipe.spec import ActivationSpec, Observer
 
@@ -27,6 +28,7 @@ def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, A
     return {
         "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
         "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
+        **({"cache": asdict(decoder.cache.spec)} if decoder.cache is not None else {}),
         **({"experts": "separate"} if has_separate_experts(decoder.twin) else {}),
     }  # fmt: skip
 
@@ -55,6 +57,14 @@ def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMat
     if tied is not None and (not isinstance(tied, str) or tied == path):
         raise ValueError(f"{path} is tied to {tied!r}")
     return QuantizedMatrix(weight, _activations(path, about["activations"]), _grid(path, about["grid"]), tied)
+
+
+def cache(about: Any) -> CacheSpec:
+    """The inverse for the cache. Raises ValueError, KeyError or TypeError for what no run writes."""
+    spec = CacheSpec(**about)
+    if spec.format not in CACHE_FORMATS or spec.granularity not in CACHE_GRANULARITIES or spec.group_size not in (16, 32, 64, 128):
+        raise ValueError(f"the cache is {spec.format!r} {spec.granularity!r} {spec.group_size!r}")
+    return spec
 
 
 def _activations(path: str, about: Any) -> ActivationSpec | None:

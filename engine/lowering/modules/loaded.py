@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.lowering.modules.artifact import read_with_header
+from engine.lowering.modules.coded_cache import attached
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.numerics.float_activations import round_floats
 from engine.numerics.formats import round_to_
@@ -61,13 +62,14 @@ def load(path: Path) -> LoadedDecoder:
 
 @contextmanager
 def rounding(decoder: QuantizedDecoder) -> Iterator[Any]:
-    """The twin with the inputs of its matrices rounded as the recipe says, until the end of the block."""
+    """The twin with the inputs of its matrices, and its keys and values, rounded as the recipe says, until the end of the block."""
     hooks = [
         decoder.twin.get_submodule(path).register_forward_pre_hook(_round(matrix))
         for path, matrix in decoder.matrices.items() if matrix.activations is not None
     ]  # fmt: skip
     try:
-        yield decoder.twin
+        with attached(decoder.twin, decoder.cache):
+            yield decoder.twin
     finally:
         for hook in hooks:
             hook.remove()

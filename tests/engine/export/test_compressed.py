@@ -351,3 +351,32 @@ def test_groups_that_do_not_divide_the_inputs_are_not_exported(tmp_path: Path) -
     assert "the activations of 14 matrices are not rounded" in write(decoder, None, tmp_path)
     scale = load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.up_proj.weight_scale"]
     assert scale.shape == (1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", ["fp8:per-tensor", "int8:per-tensor", "int8"])
+def test_the_cache_goes_where_the_format_has_a_place_for_it(text: str, tmp_path: Path) -> None:
+    library()
+    from engine.events.cancellation import StopToken
+    from engine.export.compressed_tensors_run import CompressedDecoder
+    from engine.lowering.modules.coded_cache import attached, calibrated
+    from engine.recipe.cache_spec import CacheSpec
+
+    decoder = wide("llama", int_scheme(8, 0, True))
+    form = calibrated(decoder.twin, CacheSpec.parse(text), list(some_ids()), 2, StopToken())
+    said = write(replace(decoder, cache=form), None, tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    if text == "int8":
+        assert about is None and "its readers have no cache of int8 per-token" in said
+        return
+    assert about["type"] == ("float" if "fp8" in text else "int") and "no cache" not in said
+    held = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(held["model.layers.1.self_attn.k_scale"], form.steps[1][0].reshape(1))
+    for parameter in decoder.twin.parameters():
+        parameter.copy_(parameter.half())
+    apply(decoder.twin, {path: decoder.matrices[path].weight for path in schemes_of(decoder)})
+    plain = decoder.twin(some_ids()).logits
+    with attached(decoder.twin, form):
+        wanted = decoder.twin(some_ids()).logits
+    got = CompressedDecoder(tmp_path)(some_ids())
+    assert (got - wanted).norm() < 0.35 * (plain - wanted).norm()
