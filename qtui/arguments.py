@@ -12,8 +12,8 @@ from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
 PRESETS = (
-    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4", "nvfp4", "q8_0",
-    "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "tensorrt",
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4", "nvfp4",
+    "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "tensorrt",
 )  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")
 QAT_MODES = ("auto", "always", "never")

@@ -256,8 +256,8 @@ def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]
     formats = {kind.format for kind in kinds}
     return {
         "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(decoder.cache), "config_groups": groups,
-        "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
+        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(decoder.cache),
+        "config_groups": groups, "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
     }  # fmt: skip
 
 

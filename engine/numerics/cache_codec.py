@@ -25,8 +25,8 @@ _TINY, _FLOAT16 = 2.0**-24, 65504.0
 
 @dataclass(frozen=True)
 class CacheCodec:
-    """For rows of ``width`` channels. ``step`` float32, that multiplies a code, is (heads, 1, width) or () where it comes from calibration,
-    None where each row has its own."""
+    """For rows of ``width`` channels. ``step``, float32, multiplies a code: (heads, 1, width) or () where it comes from calibration, None
+    where each row has its own."""
 
     spec: CacheSpec
     width: int
@@ -89,7 +89,7 @@ class CacheCodec:
         lacking = size * self.groups - self.width
         if lacking:
             values = torch.cat([values, values[..., -1:].expand(*values.shape[:-1], lacking)], -1)
-        return values.unflatten(-1, (self.groups, size))
+        return values.reshape(*values.shape[:-1], self.groups, size)
 
     def _flat(self, grouped: Tensor) -> Tensor:
         return grouped.flatten(-2)[..., : self.width]
@@ -128,7 +128,8 @@ def _rounded(values: Tensor, name: str) -> Tensor:
 
 
 def _by_rows(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    return change(values.reshape(-1, values.shape[-1]).contiguous()).unflatten(0, values.shape[:-1])
+    changed = change(values.reshape(-1, values.shape[-1]).contiguous())
+    return changed.reshape(*values.shape[:-1], changed.shape[-1])
 
 
 def _as_bytes(scale: Tensor) -> Tensor:

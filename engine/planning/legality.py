@@ -122,7 +122,7 @@ def _granularity(spec: LayerSpec, capabilities: Capabilities) -> Limited:
         return replace(spec, weights=replace(weights, granularity="per-channel")), "blocks of 128 by 128 are for fp8: one scale per channel"
     if "per-tensor" in capabilities.granularities:
         return spec, None
-    return replace(spec, weights=replace(spec.weights, granularity="per-channel")), "decoders have a scale per channel at least"
+    return replace(spec, weights=replace(weights, granularity="per-channel")), "decoders have a scale per channel at least"
 
 
 def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:

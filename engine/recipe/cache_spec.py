@@ -19,8 +19,8 @@ _USUAL: Mapping[str, CacheGranularity] = {"int8": "per-token", "fp8_e4m3": "per-
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Keys and values in ``format``, with a float16 scale for each token of a head (``per-token``) or for each ``group_size`` channels of it
-    (``per-group``), as they come; or with scales from calibration, one for each channel of a head (``per-channel``) or one for all
+    """Keys and values in ``format``, with a float16 scale for each token of a head (``per-token``) or for each ``group_size`` channels of
+    it (``per-group``), as they come; or with scales from calibration, one for each channel of a head (``per-channel``) or one for all
     keys and one for all values of a layer (``per-tensor``). Integers of 4 bits in groups have an offset beside the scale."""
 
     format: CacheFormat = "int8"
@@ -62,5 +62,5 @@ class CacheSpec:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> CacheSpec:
         """From the fields of a recipe's ``cache``: what is null is the usual."""
-        form = fields.get("format") or ("int4" if fields.get("bits") == 4 else "int8")
+        form: Any = fields.get("format") or ("int4" if fields.get("bits") == 4 else "int8")
         return cls(form, fields.get("granularity") or _USUAL[form], fields.get("group_size") or 32)

@@ -38,8 +38,8 @@ from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
 Preset = Literal[
-    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
-    "q3_k_m", "q2_k", "tensorrt",
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4",
+    "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "tensorrt",
 ]  # fmt: skip
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
@@ -430,7 +430,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 _DECODERS: dict[str, dict[str, Any]] = {
-    "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False, "format": None, "group_size": None},
+    "weights": {"symmetric": True, "method": "nearest", "format": None},
+    "activations": {"dynamic": False, "format": None, "group_size": None},
     "data": {
         "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
         "channels": None,

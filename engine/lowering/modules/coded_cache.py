@@ -91,7 +91,7 @@ def coded_cache(config: Any, form: QuantizedCache, recorded: dict[int, Steps] | 
     ``holds_codes`` tells it from others."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    cache = DynamicCache(config=config)
+    cache: Any = DynamicCache(config=config)
     if cache.layer_class_to_replicate is not None:
         raise EngineError(f"{type(config).__name__} does not say how many layers hold keys and values: leave the cache in floats")
     for number, layer in enumerate(cache.layers):

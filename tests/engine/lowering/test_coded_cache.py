@@ -138,9 +138,8 @@ def test_a_run_quantizes_the_cache_and_counts_its_bytes(tmp_path: Path) -> None:
     outcome = driving.drive(asked, tmp_path / "run")
     assert outcome.error is None
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert (
-        report["cache"]["spec"] == "int4 per-group 16" and report["cache"]["bytes_per_token"] < report["cache"]["float16_bytes_per_token"]
-    )
+    held = report["cache"]
+    assert held["spec"] == "int4 per-group 16" and held["bytes_per_token"] < held["float16_bytes_per_token"]
     assert Recipe.load(tmp_path / "run" / "recipe.yaml").cache == asked.cache
     back: Any = engine.load_quantized(tmp_path / "run")
     assert back.decoder.cache.spec == CacheSpec("int4", "per-group", 16)
