@@ -12,8 +12,8 @@ from engine.plain_text import one_line
 from engine.tasks.registry import task_of
 
 PRESETS = (
-    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
-    "q3_k_m", "q2_k", "tensorrt",
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4", "nvfp4",
+    "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "tensorrt",
 )  # fmt: skip
 REPAIRS = ("bias_correction", "bn_reestimation", "equalize")
 DEVICES = ("auto", "cpu", "cuda")
@@ -30,6 +30,10 @@ _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which per
 _TARGET = (
     "search a plan that comes to this, the cheapest remedy first: drop:0.003, size:0.2 (of fp32's file) or size:1.5MB, bpw:4.5 (bits per "
     "weight), latency:0.5 (of fp32's time) or latency:3ms; may be given several times"
+)
+_CACHE = (
+    "of a language model: keep keys and values in int8, fp8 or int4; fp8:per-tensor has one scale a layer, int4:per-group:64 groups of 64 "
+    "channels (default: floats)"
 )
 _FORMATS = choices()
 _STEM = "first layers of a torchvision model: for small images, or as published (default: those of the weights)"
@@ -153,6 +157,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--target", metavar="KIND:VALUE", action="append", help=_TARGET)
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--repair", metavar="LIST", type=_repairs, help=f"of a network, undone where it does not help: {', '.join(REPAIRS)}")
+    run.add_argument("--cache", metavar="FORMAT", help=_CACHE)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)
     run.add_argument("--size", metavar="N", type=_integer, help="scale the shorter side of a folder's images to N pixels")

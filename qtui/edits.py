@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from engine.events.event import LayerRow
-from engine.planning.legality import legalize
+from engine.planning.legality import legalize, pairs
 from engine.recipe.number_formats import NUMBER_FORMATS, format_entry
 from engine.recipe.presets import DYNAMIC
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, WeightSpec
+from qtui.spec_words import activations
 
 EditName = Literal["weights", "activations", "granularity", "rounding", "observer", "symmetric", "keep", "reset"]
 
@@ -102,12 +103,21 @@ def _weights(row: LayerRow, spec: LayerSpec, aim: int | str, before: Before) -> 
     return LayerSpec(WeightSpec.of({**asdict(spec.weights), "format": aim}))
 
 
+def _rounded_inputs(row: LayerRow, spec: LayerSpec) -> dict[str, ActivationSpec]:
+    """The ways to round what a matrix of a language model reads, as they go with its weights."""
+    if spec.weights is None or not spec.weights.format:
+        return {"a8 dynamic": DYNAMIC, "a8": STATIC}
+    found = [ActivationSpec.of({"format": name, "dynamic": True}) for name in pairs(spec.weights.format, row.capabilities)]
+    found += [replace(one, dynamic=False) for one in found if not one.group_size]
+    return {activations(one): one for one in found}
+
+
 def _next_activations(row: LayerRow, spec: LayerSpec) -> Any:
     able = row.capabilities
     if not able.rounds_inputs:
         return None
     if "dynamic" in able.activations:
-        return _after((DYNAMIC, STATIC, None), spec.activations)
+        return _after((*_rounded_inputs(row, spec).values(), None), spec.activations)
     if spec.activations is None:
         return ACTIVATION_BITS[0]
     widths = [bits for bits in ACTIVATION_BITS if bits in able.activation_bits]
@@ -119,7 +129,7 @@ def _every_activations(row: LayerRow, spec: LayerSpec) -> dict[str, Any]:
     if not able.rounds_inputs:
         return {}
     if "dynamic" in able.activations:
-        return {"a8 dynamic": DYNAMIC, "a8": STATIC, "fp32": None}
+        return {**_rounded_inputs(row, spec), "fp32": None}
     return {**{f"a{bits}": bits for bits in ACTIVATION_BITS if bits in able.activation_bits}, "fp32": None}
 
 

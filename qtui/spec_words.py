@@ -30,12 +30,14 @@ def weights(found: WeightSpec) -> str:
 
 def scheme(found: WeightSpec) -> str:
     """How scales are shared, without what is usual: ``g32``, ``tensor affine``, empty for one a channel."""
-    shared = {"per-group": f"g{found.group_size}", "per-tensor": "tensor"}.get(found.granularity, "")
+    shared = {"per-group": f"g{found.group_size}", "per-tensor": "tensor", "per-block": "blocks"}.get(found.granularity, "")
     return " ".join(filter(None, (shared, "" if found.symmetric else "affine")))
 
 
 def activations(found: ActivationSpec) -> str:
     """``a8``, ``a7 sym``, ``a8 dynamic``."""
+    if found.format:
+        return f"{found.format}{f' g{found.group_size}' if found.group_size else ''}{' dynamic' if found.dynamic else ''}"
     return f"a{found.bits}{' dynamic' if found.dynamic else ' sym' if found.symmetric else ''}"
 
 
@@ -43,8 +45,9 @@ def respelled(said: Any) -> str:
     """What a report says of a layer (``w4 per-group 32, a8 per-tensor``) in this spelling."""
     weights_part, comma, rest = str(said or "").partition(", ")
     shared = re.sub(r" per-channel\b", "", weights_part)
-    shared = re.sub(r" (?:per-)?group (\d+)", r" g\1", shared).replace(" per-tensor", " tensor")
+    shared = re.sub(r" (?:per-)?group (\d+)", r" g\1", shared).replace(" per-tensor", " tensor").replace(" per-block", " blocks")
     if not comma:
         return shared
+    rest = re.sub(r" per-token (\d+)", r" g\1", rest)
     read = rest.replace("fp32 activations", FP32).replace(" per-tensor", "").replace(" per-token", "").replace(" symmetric", " sym")
     return f"{shared}{JOINED}{read}"

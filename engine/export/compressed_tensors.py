@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.events.event import LayerRow
 from engine.export.base import ExportContext, Runner, decoder_runner
 from engine.kernels.matrix.kind import kind_of
+from engine.lowering.modules.coded_cache import QuantizedCache
 from engine.lowering.modules.header import config_dict
 from engine.lowering.modules.layers import plan as plan_of
 from engine.lowering.modules.quantized import QuantizedDecoder
@@ -52,13 +53,18 @@ FLOATS = {
 @dataclass(frozen=True)
 class Scheme:
     """How one matrix is stored; those with equal schemes are a group of the config. ``group`` 0 is the whole row, ``floats`` a key of
-    ``FLOATS``, empty for integers."""
+    ``FLOATS``, empty for integers; of those ``activations`` is what the format calls the way in which inputs are rounded to the same
+    floats (``token``, ``group`` of ``inputs_group`` channels, ``tensor`` with a scale from calibration), empty where they are not, and
+    ``rows`` how many outputs share a scale, 0 being all."""
 
     bits: int
     group: int
     symmetric: bool
     dynamic: bool
     floats: str = ""
+    activations: str = ""
+    inputs_group: int = 0
+    rows: int = 1
 
     @property
     def format(self) -> str:
@@ -70,7 +76,7 @@ class Scheme:
         """The group's JSON, whole: readers differ in what they take as default."""
         if self.floats:
             return {
-                "targets": targets, "weights": self._float_weights(), "input_activations": None, "output_activations": None,
+                "targets": targets, "weights": self._float_weights(), "input_activations": self._float_inputs(), "output_activations": None,
                 "format": self.format,
             }  # fmt: skip
         weights = {
@@ -85,10 +91,24 @@ class Scheme:
 
     def _float_weights(self) -> dict[str, Any]:
         strategy = "tensor_group" if self.floats == "nvfp4" else "group" if self.group else "channel"
+        size: dict[str, Any] = {"group_size": self.group or None}
+        if self.rows != 1:
+            strategy = "block" if self.rows else "tensor"
+            size = {"group_size": None, **({"block_structure": [self.rows, self.group]} if self.rows else {})}
         scale = FLOATS[self.floats][1]
         return {
-            "num_bits": self.bits, "type": "float", "symmetric": True, "strategy": strategy, "group_size": self.group or None,
+            "num_bits": self.bits, "type": "float", "symmetric": True, "strategy": strategy, **size,
             "dynamic": False, **({"scale_dtype": scale, "zp_dtype": scale} if scale else {}),
+        }  # fmt: skip
+
+    def _float_inputs(self) -> dict[str, Any] | None:
+        if not self.activations:
+            return None
+        scale = FLOATS[self.floats][1]
+        return {
+            "num_bits": self.bits, "type": "float", "symmetric": True, "strategy": self.activations,
+            "group_size": self.inputs_group or None, "dynamic": self.activations != "tensor",
+            **({"scale_dtype": scale, "zp_dtype": scale} if scale else {}),
         }  # fmt: skip
 
 
@@ -130,7 +150,7 @@ def write_folder(decoder: QuantizedDecoder, source: Path | None, folder: Path) -
     from safetensors.torch import save_file
 
     schemes = schemes_of(decoder)
-    tensors = _tensors(decoder, schemes)
+    tensors = _tensors(decoder, schemes) | _cache_scales(decoder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {**config_dict(decoder.twin.config), "dtype": "float16", "architectures": [type(decoder.twin).__name__]}
     config["quantization_config"] = quantization_config(decoder, schemes)
@@ -188,7 +208,7 @@ def _schemes(asked: Sequence[_Asked]) -> dict[str, Scheme]:
 
 def _scheme(path: str, spec: WeightScheme, inputs: int, activations: ActivationSpec | None) -> Scheme:
     whole = spec.size(inputs) == inputs
-    if not whole and inputs % spec.group_size:
+    if not whole and inputs % spec.group_size and spec.rows == 1:
         raise EngineError(
             f"its groups are of equal size, and {path} has {inputs} inputs in groups of {spec.group_size}: "
             "give a group size that divides them, or export to onnx or safetensors"
@@ -198,13 +218,26 @@ def _scheme(path: str, spec: WeightScheme, inputs: int, activations: ActivationS
             raise EngineError(f"it has no form for {spec.format.name}, which {path} is: give {', '.join(FLOATS)}, or export to safetensors")
         if spec.format.block and inputs % spec.format.block:
             raise EngineError(f"its blocks of {spec.format.block} do not divide the {inputs} inputs of {path}: export to safetensors")
-        return Scheme(spec.bits, 0 if spec.group_size > inputs else spec.group_size, True, False, spec.format.name)
+        # Blocks keep their size where a matrix is smaller: what its readers pad is the matrix.
+        group = spec.group_size if spec.group_size <= inputs or spec.rows != 1 else 0
+        return Scheme(spec.bits, group, True, False, spec.format.name, *_rounded_inputs(spec, inputs, activations), spec.rows)
     bits = 4 if spec.bits <= 4 else 8
     dynamic = activations is not None and activations.dynamic and activations.bits == 8
     if whole and dynamic and bits == 8 and spec.symmetric:
         return Scheme(bits, 0, True, True)
     # A row of one group is like the rows of more: layers that are alike have one scheme.
     return Scheme(bits, 0 if spec.group_size > inputs else spec.group_size, spec.symmetric, False)
+
+
+def _rounded_inputs(spec: WeightScheme, inputs: int, activations: ActivationSpec | None) -> tuple[str, int]:
+    """How the inputs are rounded to the weights' own floats, and channels that share a scale; nothing where they stay floats of 16 bits,
+    or where groups do not divide them, as the format asks."""
+    if activations is None or activations.format != spec.format.name:
+        return "", 0
+    if not activations.dynamic:
+        return "tensor", 0
+    size = activations.group_size
+    return ("", 0) if size and inputs % size else ("group", size) if size else ("token", 0)
 
 
 def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
@@ -223,15 +256,47 @@ def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]
     formats = {kind.format for kind in kinds}
     return {
         "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": None, "config_groups": groups,
-        "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
+        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(decoder.cache),
+        "config_groups": groups, "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
     }  # fmt: skip
+
+
+def holds_cache(form: QuantizedCache | None) -> bool:
+    """Whether the format has a place for a cache: 8 bits, one step from calibration for a layer's keys and one for its values."""
+    return form is not None and form.spec.granularity == "per-tensor" and form.spec.bits == 8
+
+
+def _cache_scheme(form: QuantizedCache | None) -> dict[str, Any] | None:
+    if form is None or not holds_cache(form):
+        return None
+    kind = "int" if form.spec.format == "int8" else "float"
+    return {"num_bits": 8, "type": kind, "strategy": "tensor", "dynamic": False, "symmetric": True, "group_size": None}
+
+
+def _cache_scales(decoder: QuantizedDecoder) -> Tensors:
+    """``k_scale`` and ``v_scale`` of each attention, which is the module that holds the projection of values."""
+    if decoder.cache is None or not holds_cache(decoder.cache):
+        return {}
+    blocks = anatomy(decoder.twin).blocks
+    made: Tensors = {}
+    for number, steps in decoder.cache.steps.items():
+        prefix = f"{blocks}.{number}."
+        names = [path for path, _ in linears(decoder.twin) if path.startswith(prefix) and re.search(r"\.(v_proj|qkv_proj)$", path)]
+        if len(names) != 1:
+            raise EngineError(f"no single attention of layer {number} is known, where the format keeps the cache's scales: leave cache out")
+        place = names[0].rpartition(".")[0]
+        made |= {f"{place}.{name}": step.reshape(1).clone() for name, step in zip(("k_scale", "v_scale"), steps, strict=True)}
+    return made
 
 
 def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensors:
     made: Tensors = {}
     for path, scheme in schemes.items():
         stored = stored_matrix(decoder.matrices[path].weight, scheme)
+        if scheme.activations == "tensor":
+            grid = decoder.matrices[path].grid
+            assert grid is not None, "static activations have a step"
+            stored["input_scale"] = torch.tensor([grid.scale])
         made.update({f"{path}.{name}": tensor for name, tensor in stored.items()})
     seen: set[int] = set()
     for name, tensor in decoder.twin.state_dict(keep_vars=True).items():
@@ -266,6 +331,8 @@ def _stored_floats(weight: QTensor, scheme: Scheme) -> Tensors:
     # The scales of microscaling formats lie there as the bytes that their powers of two are.
     scale = weight.scale.view(torch.uint8) if scheme.floats.startswith("mx") else weight.scale
     if scheme.bits == 8:
+        if scheme.rows != 1:
+            scale = scale[:: scheme.rows] if scheme.rows else scale[0]
         return {"weight": weight.codes.view(torch.float8_e4m3fn).contiguous(), "weight_scale": scale.contiguous()}
     made = {"weight_packed": pack(weight.codes, scheme.bits), "weight_scale": scale.contiguous()}
     if weight.tensor_scale is not None:
@@ -293,8 +360,13 @@ def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
         said.append(f"{len(narrow)} matrices of 8 outputs or fewer are stored in float16, for zero points: {_named(narrow, parts.blocks)}")
     if rest := parts.uncovered:
         said.append(f"{len(rest)} tensors that no method quantizes are stored in float16: {_named(rest, parts.blocks)}")
-    if plain := sum(decoder.matrices[path].activations is not None and not scheme.dynamic for path, scheme in schemes.items()):
+    if decoder.cache is not None and not holds_cache(decoder.cache):
+        said.append(f"its readers have no cache of {decoder.cache.spec}: keys and values are floats there")
+    kept = [path for path, scheme in schemes.items() if not (scheme.dynamic or scheme.activations)]
+    if plain := sum(decoder.matrices[path].activations is not None for path in kept):
         said.append(f"the activations of {plain} matrices are not rounded: the format's readers have them for 8-bit weights a channel")
+    if any(scheme.activations and scheme.floats.startswith("mx") for scheme in schemes.values()):
+        said.append("the format's readers choose the powers of two of activations by a rule of their own")
     return "; ".join(said)
 
 

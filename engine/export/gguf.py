@@ -202,6 +202,9 @@ def note(decoder: QuantizedDecoder) -> str:
     said = []
     if rounded := sum(matrix.activations is not None for matrix in decoder.matrices.values()):
         said.append(f"the activations of {rounded} matrices are not rounded as measured: llama.cpp has 8 bits in blocks of its own")
+    if decoder.cache is not None:
+        kind = {"int8": "q8_0", "int4": "q4_1"}.get(decoder.cache.spec.format, "f16")
+        said.append(f"llama.cpp chooses its cache when it starts, and has blocks of its own: --cache-type-k {kind} --cache-type-v {kind}")
     window = getattr(decoder.twin.config, "sliding_window", None)
     if decoder.twin.config.model_type == "mistral" and window:
         said.append(f"llama.cpp computes Mistral without its windows of {window} tokens")

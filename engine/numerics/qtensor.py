@@ -24,7 +24,7 @@ class QTensor:
     Invariants: ``codes`` has the dtype ``format.storage`` and the shape (out, ...) of the weight. A row is its inputs in order,
     flattened, in groups of ``group_size``, the last of which may hold fewer; 0 is the whole row. ``scale`` is floating point
     (out, groups), and ``zero`` uint8 (out, groups) where the format is affine, else None. Where scales are stored in E4M3
-    ``tensor_scale``, float32 (), multiplies them all.
+    ``tensor_scale``, float32 (), multiplies them all. So many outputs as ``rows_of_scale`` have equal scales, which are stored once.
 
     Scales of two levels: ``multiplier`` is uint8 (out, groups) and ``scale`` (out, 1), so that a group's step is their product.
     ``code * multiplier`` fits in int8, and grouped weights run on the kernels of one scale a channel (QServe, Lin et al. 2024,
@@ -45,10 +45,11 @@ class QTensor:
     tensor_scale: Tensor | None = None
     offset: Tensor | None = None
     offset_multiplier: Tensor | None = None
+    rows_of_scale: int = 1
 
     @property
     def scheme(self) -> WeightScheme:
-        return WeightScheme(self.format, self.group_size)
+        return WeightScheme(self.format, self.group_size, self.rows_of_scale)
 
     @property
     def shape(self) -> torch.Size:
@@ -143,7 +144,8 @@ class QTensor:
             parts = (self.scale, self.offset, self.multiplier, self.offset_multiplier)
             return {"packed": to_blocks(self.format, self.codes, *parts)}
         if self._packed:
-            tensors = {"packed": self.format.pack(self.codes), "scale": self.scale.contiguous()}
+            step = self.scheme.rows or len(self.scale)
+            tensors = {"packed": self.format.pack(self.codes), "scale": self.scale[::step].contiguous()}
             tensors |= {} if self.zero is None else {"zero": self.format.pack(self.zero)}
             return tensors | ({} if self.tensor_scale is None else {"tensor_scale": self.tensor_scale})
         tensors = {**self._stored_codes(), "scale": self.channel_scale.contiguous()}
@@ -161,7 +163,9 @@ class QTensor:
             return about
         about = {"bits": self.bits, "group_size": self.group_size, "symmetric": not self.format.affine, "shape": [*self.shape]}
         # Integers are what a file without a format's name has.
-        return about if self.format == integer(self.bits, not self.format.affine) else {**about, "format": self.format.name}
+        if self.format == integer(self.bits, not self.format.affine):
+            return about
+        return {**about, "format": self.format.name, **({} if self.rows_of_scale == 1 else {"rows_of_scale": self.rows_of_scale})}
 
 
 def per_channel(scale: Tensor, dims: int) -> Tensor:
@@ -179,22 +183,25 @@ def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTen
 
 def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
     form = FORMATS[str(meta["format"])] if "format" in meta else integer(int(meta["bits"]), bool(meta["symmetric"]))
-    scheme = WeightScheme(form, int(meta["group_size"]))
+    scheme = WeightScheme(form, int(meta["group_size"]), int(meta.get("rows_of_scale", 1)))
     out, inputs = (int(length) for length in meta["shape"])
     if form.layout is not None:
         return of_blocks(form, tensors["packed"], out, inputs)
-    packed, scale, wanted = tensors["packed"], tensors["scale"], (out, scheme.groups(inputs))
+    if scheme.rows < 0:
+        raise ValueError(f"{scheme.rows} outputs share a scale")
+    packed, scale, wanted = tensors["packed"], tensors["scale"], (scheme.scale_rows(out), scheme.groups(inputs))
     zero = form.unpack(tensors["zero"], wanted[1]) if form.affine else None
     whole = tensors["tensor_scale"] if form.two_level else None
     if (
         packed.shape[0] != out
         or tuple(scale.shape) != wanted
         or scale.dtype != form.scale
-        or (zero is not None and zero.shape != wanted)
+        or (zero is not None and zero.shape != (out, wanted[1]))
         or (whole is not None and (whole.dtype != torch.float32 or whole.shape != () or not torch.isfinite(whole)))
     ):
         raise EngineError(f"a packed weight of {out} x {inputs} has scales of {tuple(scale.shape)}: the file is damaged; quantize again")
-    return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size, tensor_scale=whole)
+    scale = scheme.spread_rows(scale, out)
+    return QTensor(form.unpack(packed, inputs), scale, zero, form, scheme.group_size, tensor_scale=whole, rows_of_scale=scheme.rows)
 
 
 def of_blocks(form: NumberFormat, blocks: Tensor, out: int, inputs: int) -> QTensor:

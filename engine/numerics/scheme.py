@@ -9,15 +9,17 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.numerics.formats import FORMATS, NumberFormat, integer
-from engine.recipe.spec import WeightSpec
+from engine.recipe.spec import BLOCK, WeightSpec
 
 
 @dataclass(frozen=True)
 class WeightScheme:
-    """A group is ``group_size`` consecutive inputs of one output, the last one of a row may hold fewer; 0 is the whole row."""
+    """A group is ``group_size`` consecutive inputs of one output, the last one of a row may hold fewer; 0 is the whole row. ``rows``
+    consecutive outputs share a scale in each group, 0 being all of them: tensors of scales have a row for each output all the same."""
 
     format: NumberFormat
     group_size: int = 0
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if self.group_size < 0:
@@ -25,6 +27,8 @@ class WeightScheme:
 
     def __str__(self) -> str:
         groups = f"g{self.group_size}" if self.group_size else "per-channel"
+        if self.rows != 1:
+            groups = f"blocks of {self.rows}x{self.group_size}" if self.rows else "per-tensor"
         if self.format.levels:
             return self.format.name if self.format.block else f"{self.format.name} {groups}"
         return f"w{self.bits} {groups} {'sym' if self.symmetric else 'affine'}"
@@ -64,6 +68,23 @@ class WeightScheme:
         layout = self.format.layout
         return 1 if layout is None else layout.weights // self.format.block
 
+    def scale_rows(self, out: int) -> int:
+        """Rows of scales as they are stored, for ``out`` outputs."""
+        return -(-out // self.rows) if self.rows else 1
+
+    def shared(self, step: Tensor) -> Tensor:
+        """``step`` (out, groups) with the largest of the outputs that share a scale in the place of each."""
+        if self.rows == 1 or not len(step):
+            return step
+        rows = self.rows or len(step)
+        filled = torch.nn.functional.pad(step, (0, 0, 0, -len(step) % rows))
+        largest = filled.reshape(-1, rows, step.shape[1]).amax(1)
+        return largest.repeat_interleave(rows, 0)[: len(step)]
+
+    def spread_rows(self, stored: Tensor, out: int) -> Tensor:
+        """Scales (``scale_rows``, groups) as they are stored as (out, groups)."""
+        return stored if self.rows == 1 else stored.repeat_interleave(self.rows or out, 0)[:out]
+
     def storage_bytes(self, out: int, inputs: int) -> int:
         """Exact bytes on disk: packed codes, scales, packed zero points; of GGUF's formats whole blocks."""
         if layout := self.format.layout:
@@ -71,7 +92,7 @@ class WeightScheme:
         groups = self.groups(inputs)
         zeros = self.format.packed_width(groups) if self.format.affine else 0
         whole = 4 if self.format.two_level else 0
-        return out * (self.format.packed_width(inputs) + self.format.scale.itemsize * groups + zeros) + whole
+        return out * (self.format.packed_width(inputs) + zeros) + self.format.scale.itemsize * groups * self.scale_rows(out) + whole
 
 
 def int_scheme(bits: int = 4, group_size: int = 64, symmetric: bool = False) -> WeightScheme:
@@ -81,8 +102,9 @@ def int_scheme(bits: int = 4, group_size: int = 64, symmetric: bool = False) -> 
 
 def scheme_of(spec: WeightSpec) -> WeightScheme:
     """What a layer's ``spec`` asks of a matrix, which has a scale for each row at least."""
-    size = spec.group_size if spec.granularity == "per-group" else 0
-    return WeightScheme(FORMATS[spec.format], size) if spec.format else int_scheme(spec.bits, size, spec.symmetric)
+    size = {"per-group": spec.group_size, "per-block": BLOCK}.get(spec.granularity, 0)
+    rows = {"per-block": BLOCK, "per-tensor": 0}.get(spec.granularity, 1)
+    return WeightScheme(FORMATS[spec.format], size, rows) if spec.format else int_scheme(spec.bits, size, spec.symmetric)
 
 
 def in_groups(weight: Tensor, scheme: WeightScheme) -> Tensor:

@@ -47,21 +47,21 @@ class WeightQParams:
     def stored(cls, scheme: WeightScheme, step: Tensor, zero: Tensor | None = None) -> WeightQParams:
         """Steps (out, groups) as the format stores them: rounded, that is. ``zero`` (out, groups) are zero points, real numbers where
         the format is shifted. Raises EngineError where they are not finite, or beyond what is stored."""
-        form = scheme.format
+        form, step = scheme.format, scheme.shared(step)
         if form.layout is not None:
             return in_blocks(scheme, step, step * zero if form.shifted and zero is not None else None)
         if form.scale == torch.float16:
             return cls(scheme, stored_scale(step), zero)
         _refuse_nonfinite(step)
         if form.scale == torch.float8_e8m0fnu:
-            return cls(scheme, _power_of_two(step, form.high), zero)
+            return cls(scheme, power_of_two(step, form.high), zero)
         whole = (step.amax() / _LARGEST_E4M3).clamp_min(torch.finfo(torch.float32).tiny).to(torch.float32)
         return cls(scheme, (step / whole).clamp(_SMALLEST_E4M3, _LARGEST_E4M3).to(form.scale), zero, None, whole)
 
     def with_codes(self, codes: Tensor) -> QTensor:
         return QTensor(
             codes, self.scale, self.zero, self.scheme.format, self.scheme.group_size, self.multiplier, self.tensor_scale,
-            self.offset, self.offset_multiplier,
+            self.offset, self.offset_multiplier, self.scheme.rows,
         )  # fmt: skip
 
     def regridded(self, weight: QTensor) -> QTensor:
@@ -168,7 +168,7 @@ def _refuse_nonfinite(scale: Tensor) -> None:
         raise EngineError("the weights hold NaN or infinity: they cannot be quantized; load other weights")
 
 
-def _power_of_two(step: Tensor, high: float) -> Tensor:
+def power_of_two(step: Tensor, high: float) -> Tensor:
     """E8M0 scales: 2^(floor(log2 m) - e) for the largest magnitude m = ``step * high`` of a block and the exponent e of the largest
     value ``high`` of an element, so that what is above it is rounded down (OCP Microscaling 1.0, section 6.3)."""
     largest = step.to(torch.float64) * high

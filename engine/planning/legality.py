@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from engine.recipe.capabilities import Capabilities
-from engine.recipe.number_formats import format_entry
+from engine.recipe.number_formats import FLOAT_BLOCKS, PAIRS, format_entry
 from engine.recipe.presets import DYNAMIC
-from engine.recipe.spec import FP32, METHODS, LayerSpec, WeightSpec
+from engine.recipe.spec import FP32, METHODS, ActivationSpec, LayerSpec, WeightSpec
 
 NO_KERNEL = "no integer kernel for this kind of layer"
 NOT_FOLDED = "is not folded: "
@@ -55,9 +55,24 @@ def _format(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if weights.format not in capabilities.formats:
         integers = replace(weights, format="")
         return replace(spec, weights=integers), f"{weights.format} is for matrices of language models: integers of {weights.bits} bits"
-    if spec.activations is None:
+    if spec.activations is None or spec.activations.format in pairs(weights.format, capabilities):
         return spec, None
+    if spec.activations.format:
+        return LayerSpec(weights), f"nothing multiplies {weights.format} with activations of {spec.activations.format}: they stay floats"
     return LayerSpec(weights), f"no kernel multiplies {weights.format} with integer activations: they stay floats"
+
+
+def pairs(weights: str, capabilities: Capabilities) -> tuple[str, ...]:
+    """The formats of activations that go with weights of the format ``weights``."""
+    return tuple(name for name in PAIRS.get(weights, ()) if name in capabilities.activation_formats)
+
+
+def _float_activations(spec: LayerSpec, capabilities: Capabilities) -> Limited:
+    weights, asked = spec.weights, spec.activations
+    if weights is None or asked is None or not asked.format or weights.format:
+        return spec, None
+    eight = DYNAMIC if "dynamic" in capabilities.activations else ActivationSpec(8)
+    return replace(spec, activations=eight), f"activations of {asked.format} go with weights of floats: integers of 8 bits"
 
 
 def _divided(weights: WeightSpec, capabilities: Capabilities) -> tuple[LayerSpec, str]:
@@ -98,9 +113,16 @@ def _dynamic(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 
 def _granularity(spec: LayerSpec, capabilities: Capabilities) -> Limited:
-    if spec.weights is None or spec.weights.granularity in capabilities.granularities:
+    weights = spec.weights
+    if weights is None or weights.granularity in capabilities.granularities:
         return spec, None
-    return replace(spec, weights=replace(spec.weights, granularity="per-channel")), "decoders have a scale per channel at least"
+    if weights.format in FLOAT_BLOCKS and weights.format in capabilities.formats:
+        return spec, None
+    if weights.granularity == "per-block":
+        return replace(spec, weights=replace(weights, granularity="per-channel")), "blocks of 128 by 128 are for fp8: one scale per channel"
+    if "per-tensor" in capabilities.granularities:
+        return spec, None
+    return replace(spec, weights=replace(weights, granularity="per-channel")), "decoders have a scale per channel at least"
 
 
 def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:
@@ -111,7 +133,7 @@ def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 
 def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
-    if spec.activations is None or spec.activations.bits in capabilities.activation_bits:
+    if spec.activations is None or spec.activations.format or spec.activations.bits in capabilities.activation_bits:
         return spec, None
     bits = min(capabilities.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
     sentence = f"the kernels of decoders take activations of {bits} bits"
@@ -120,7 +142,7 @@ def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     weights, activations = spec.weights, spec.activations
-    if weights is None or activations is None or activations.dynamic or capabilities.static_groups:
+    if weights is None or activations is None or activations.dynamic or activations.format or capabilities.static_groups:
         return spec, None
     if weights.symmetric and weights.granularity != "per-group":
         return spec, None
@@ -129,5 +151,5 @@ def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 
 _LIMITS: tuple[Callable[[LayerSpec, Capabilities], Limited], ...] = (
-    _inputs, _format, _method, _affine, _dynamic, _granularity, _groups, _width, _static,
+    _inputs, _format, _float_activations, _method, _affine, _dynamic, _granularity, _groups, _width, _static,
 )  # fmt: skip

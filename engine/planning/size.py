@@ -13,7 +13,7 @@ from engine.events.rows import LayerRow
 from engine.planning.legality import NO_KERNEL, NOT_FOLDED, legalize
 from engine.recipe.capabilities import Role
 from engine.recipe.number_formats import format_entry
-from engine.recipe.spec import LayerSpec, WeightSpec
+from engine.recipe.spec import BLOCK, LayerSpec, WeightSpec
 
 _FILE_TEXT = 2000
 _WIDEST = 8
@@ -35,7 +35,11 @@ def packed_bytes(shape: tuple[int, ...], spec: WeightSpec) -> int:
     groups = math.ceil(inputs / spec.group_size) if spec.granularity == "per-group" else 1
     zeros = 0 if spec.symmetric else _packed(groups, spec.bits)
     scale = 2 if not spec.format or format_entry(spec.format).scale == "float16" else 1
-    return out * (_packed(inputs, spec.bits) + scale * groups + zeros)
+    if spec.granularity == "per-block":
+        scales = math.ceil(out / BLOCK) * math.ceil(inputs / BLOCK)
+    else:
+        scales = 1 if spec.format and spec.granularity == "per-tensor" else out * groups
+    return out * (_packed(inputs, spec.bits) + zeros) + scale * scales
 
 
 def _packed(count: int, bits: int) -> int:

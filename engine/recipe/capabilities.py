@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from engine.recipe.number_formats import NUMBER_FORMATS
+from engine.recipe.number_formats import ACTIVATION_FORMATS, NUMBER_FORMATS
 from engine.recipe.spec import GRANULARITIES, METHODS, Granularity
 
 # What a layer is to the planner. ``block`` and ``outside`` are the matrices inside and outside of a decoder's blocks, between floats;
@@ -35,7 +35,8 @@ class Capabilities:
     whether weights may have zero points. ``activations`` are the ways in which the inputs are rounded: on a grid from calibration
     (``static``), with a scale for each token as it comes (``dynamic``), not at all (``none``); ``activation_bits`` the widths there
     are kernels for. ``static_groups`` is whether static inputs go with weights in groups or with zero points. ``formats`` are the
-    number formats that weights can have beside integers, ``undivided`` others that would, were its rows whole blocks of them.
+    number formats that weights can have beside integers, ``activation_formats`` those of the activations beside weights of floats;
+    ``undivided`` others that would, were its rows whole blocks of them.
     """
 
     role: Role = "none"
@@ -47,6 +48,7 @@ class Capabilities:
     activation_bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     static_groups: bool = True
     formats: tuple[str, ...] = ()
+    activation_formats: tuple[str, ...] = ()
     undivided: tuple[str, ...] = ()
 
     @property
@@ -67,11 +69,11 @@ CONVOLUTION = Capabilities("convolution")
 LINEAR = Capabilities("linear")
 BLOCK = Capabilities(
     "block", tuple(METHODS), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False,
-    formats=tuple(NUMBER_FORMATS),
+    formats=tuple(NUMBER_FORMATS), activation_formats=ACTIVATION_FORMATS,
 )  # fmt: skip
 OUTSIDE = Capabilities(
     "outside", alone(), ("per-channel", "per-group"), 8, True, ("dynamic", "static", "none"), (8,), static_groups=False,
-    formats=tuple(NUMBER_FORMATS),
+    formats=tuple(NUMBER_FORMATS), activation_formats=ACTIVATION_FORMATS,
 )  # fmt: skip
 EMBEDDING = Capabilities(
     "embedding", alone(), ("per-channel", "per-group"), 8, True, ("none",), (8,), static_groups=False, formats=tuple(NUMBER_FORMATS)

@@ -121,6 +121,13 @@ NUMBER_FORMATS: dict[str, FormatEntry] = {
 }
 
 
+# The formats that what a layer reads is rounded to as well, by those of its weights: what GPUs multiply with one another.
+PAIRS = {"fp8_e4m3": ("fp8_e4m3",), "mxfp8": ("mxfp8",), "mxfp4": ("mxfp4", "mxfp8")}
+ACTIVATION_FORMATS = ("fp8_e4m3", "mxfp8", "mxfp4")
+# The formats whose scales may be shared among outputs too, down to one for the whole matrix.
+FLOAT_BLOCKS = ("fp8_e4m3", "fp8_e5m2")
+
+
 def format_entry(name: str) -> FormatEntry:
     """Raises UsageError for a name that is not known."""
     if name not in NUMBER_FORMATS:

@@ -14,6 +14,9 @@ from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 INT8 = WeightSpec(8, "per-channel")
 DYNAMIC = ActivationSpec(8, dynamic=True)
 _STATIC = ActivationSpec(8, observer="histogram-mse")
+_FP8 = WeightSpec.of({"format": "fp8_e4m3"})
+FP8_DYNAMIC = ActivationSpec.of({"format": "fp8_e4m3", "dynamic": True})
+FP8_STATIC = ActivationSpec.of({"format": "fp8_e4m3"})
 _FEW = WeightSpec(4, "per-group", 64, symmetric=False, method="gptq+")
 
 # Of a network whose values stay integers from layer to layer.
@@ -36,7 +39,10 @@ BLOCKS: dict[str, LayerSpec] = {
     "w4a8": LayerSpec(_FEW, DYNAMIC),
     "w4": LayerSpec(_FEW),
     "w3": LayerSpec(replace(_FEW, bits=3)),
-    "fp8": LayerSpec(WeightSpec.of({"format": "fp8_e4m3"})),
+    "fp8": LayerSpec(_FP8),
+    "fp8-dynamic": LayerSpec(_FP8, FP8_DYNAMIC),
+    "fp8-static": LayerSpec(_FP8, FP8_STATIC),
+    "fp8-block": LayerSpec(replace(_FP8, granularity="per-block"), replace(FP8_DYNAMIC, group_size=128)),
     "mxfp4": LayerSpec(WeightSpec.of({"format": "mxfp4", "method": "gptq"})),
     "nvfp4": LayerSpec(WeightSpec.of({"format": "nvfp4", "method": "gptq"})),
 }
@@ -104,7 +110,8 @@ def _mixed(preset: str, role: Role, at: Place) -> str:
 def _outside(name: str, spec: LayerSpec) -> LayerSpec:
     if name in MIXTURES:
         return LayerSpec(WeightSpec.of({"format": "q8_0" if name == "q8_0" else "q6_k", "method": "nearest" if name == "q8_0" else "mse"}))
-    return LayerSpec(INT8, DYNAMIC if spec.activations else None)
+    floats = spec.activations is not None and spec.activations.format
+    return LayerSpec(INT8, DYNAMIC if spec.activations and not floats else None)
 
 
 BY_ROLE: Mapping[Role, Mapping[str, LayerSpec]] = {

@@ -30,15 +30,16 @@ from engine.errors import UsageError
 from engine.export.registry import FORMATS
 from engine.models.transform import Interpolation
 from engine.recipe import yaml as recipe_yaml
-from engine.recipe.number_formats import NUMBER_FORMATS
+from engine.recipe.cache_spec import CacheFormat, CacheGranularity, CacheSpec
+from engine.recipe.number_formats import ACTIVATION_FORMATS, NUMBER_FORMATS
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, Granularity, LayerSpec, Observer, Rule, WeightSpec
 from engine.recipe.targets import parsed
 from engine.recipe.threshold import Threshold as Threshold
 
 Scale = Literal["minmax", "mse"]
 Preset = Literal[
-    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "mxfp4", "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0",
-    "q3_k_m", "q2_k", "tensorrt",
+    "default", "w8a8", "w8a8-static", "w4a8", "w4a4", "w8", "w4", "w3", "fp8", "fp8-dynamic", "fp8-static", "fp8-block", "mxfp4",
+    "nvfp4", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "tensorrt",
 ]  # fmt: skip
 Device = Literal["auto", "cpu", "cuda"]
 QatMode = Literal["auto", "always", "never"]
@@ -81,6 +82,12 @@ def _number_format(name: str) -> str:
     return name
 
 
+def _activation_format(name: str) -> str:
+    if name not in ACTIVATION_FORMATS:
+        raise PydanticCustomError("number_format", "no number format of activations")
+    return name
+
+
 # A description completes the sentence "KEY is VALUE: must be …" (recipe_yaml reads it).
 _Text = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
 _Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -91,6 +98,8 @@ _Count = Annotated[int, Field(ge=1, le=_LARGEST, description="1 or more")]
 _CountOrNull = Annotated[int | None, Field(ge=1, le=_LARGEST, description="1 or more, or null")]
 _Method = Annotated[str, AfterValidator(_method), Field(description=f"one of {', '.join(METHODS)}")]
 _NumberFormat = Annotated[str, AfterValidator(_number_format)]
+_ActivationFormat = Annotated[str, AfterValidator(_activation_format)]
+_FLOATS = f"one of {', '.join(ACTIVATION_FORMATS)}, or null for integers of so many bits"
 _INTEGERS = f"one of {', '.join(NUMBER_FORMATS)}, or null for integers of so many bits"
 _Flag = Annotated[bool, Field(description="true or false")]
 
@@ -164,12 +173,23 @@ class WeightsPart(_Part):
 
 
 class ActivationsPart(_Part):
-    """A rule's activations: the fields of ``ActivationSpec``."""
+    """A rule's activations: the fields of ``ActivationSpec``; ``group_size`` null is the whole token."""
 
     bits: _Bits = 8
     symmetric: _Flag = False
     observer: Annotated[Observer, Field(description=_one_of(Observer))] = "minmax"
     dynamic: _Flag = False
+    format: Annotated[_ActivationFormat | None, Field(description=_FLOATS)] = None
+    group_size: Annotated[Literal[32, 64, 128] | None, Field(description="one of 32, 64, 128, or null for the whole token")] = None
+
+    @model_validator(mode="after")
+    def _groups_are_of_floats(self) -> Self:
+        if self.group_size is not None and not (self.format and self.dynamic):
+            raise ValueError("activations.group_size has no effect without a format and dynamic: true: add both, or leave it out")
+        entry = NUMBER_FORMATS.get(self.format or "")
+        if entry is not None and entry.block and self.group_size not in (None, entry.block):
+            raise ValueError(f"activations.group_size is {self.group_size} and {entry.name} has {entry.block}: leave group_size out")
+        return self
 
 
 class RulePart(_Part):
@@ -203,7 +223,7 @@ class RulePart(_Part):
     def rule(self) -> Rule:
         """The rule in the engine's words, with the line of the recipe it came from."""
         weights = WeightSpec.of(self.weights.model_dump(exclude_none=True)) if self.weights else None
-        activations = ActivationSpec(**self.activations.model_dump()) if self.activations else None
+        activations = ActivationSpec.of(self.activations.model_dump()) if self.activations else None
         return Rule(self.match, FP32 if self.keep else LayerSpec(weights, activations), self._line)
 
 
@@ -220,6 +240,29 @@ class QatPart(_Part):
     distill: Annotated[_Float, Field(ge=0, le=1, description="0 to 1")] = 0.5
 
 
+class CachePart(_Part):
+    """The cache of keys and values of a language model: the fields of ``CacheSpec``, what is null being the usual; ``bits`` 8 and 4 are
+    other words for ``int8`` and ``int4``."""
+
+    bits: Annotated[Literal[4, 8] | None, Field(description="4 or 8, or null")] = None
+    format: Annotated[CacheFormat | None, Field(description=f"{_one_of(CacheFormat)}, or null")] = None
+    granularity: Annotated[CacheGranularity | None, Field(description=f"{_one_of(CacheGranularity)}, or null")] = None
+    group_size: Annotated[Literal[16, 32, 64, 128] | None, Field(description="one of 16, 32, 64, 128, or null")] = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        spec = self.spec()
+        if self.bits not in (None, spec.bits):
+            raise ValueError(f"cache.bits is {self.bits} and {spec.format} has {spec.bits}: leave bits out")
+        if self.group_size is not None and spec.granularity != "per-group":
+            raise ValueError(f"cache.group_size has no effect {spec.granularity}: add granularity: per-group")
+        return self
+
+    def spec(self) -> CacheSpec:
+        """The cache in the engine's words."""
+        return CacheSpec.of(self.model_dump())
+
+
 class Recipe(_Part):
     """Everything a run is asked. Frozen; build one with ``load`` (YAML file) or ``make`` (keywords).
 
@@ -231,7 +274,8 @@ class Recipe(_Part):
     and a run writes down what came of it. ``targets`` are what a run searches a plan for (``engine.recipe.targets``). ``equalize``
     brings the ranges of channels of neighbouring layers near one another before they are rounded, and ``bias_correction`` lets biases
     take up the mean error after it, ``bn_reestimation`` biases and scales that of mean and range; each is undone where it makes the
-    outputs no better. ``graph`` is what is shown of a language model: its modules, or the operations that ``torch.export`` finds."""
+    outputs no better. ``graph`` is what is shown of a language model: its modules, or the operations that ``torch.export`` finds;
+    ``cache`` is what its keys and values are kept in, None for floats."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -239,6 +283,7 @@ class Recipe(_Part):
     data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
     stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
     preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
+    cache: Annotated[CachePart | None, Field(description="a mapping, such as {format: int8}, or null for a cache in floats")] = None
     rules: Annotated[
         tuple[RulePart, ...],
         Field(strict=False, description="a list of mappings with match and weights, activations or keep; [] for none"),
@@ -265,6 +310,18 @@ class Recipe(_Part):
     device: Annotated[Device, Field(description=_one_of(Device))] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="0 to 4294967295")] = 0
     isa: Annotated[str | None, Field(description="text, or null")] = None
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _cache_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            spec = CacheSpec.parse(given)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        group = {"group_size": spec.group_size} if spec.granularity == "per-group" else {}
+        return {"format": spec.format, "granularity": spec.granularity, **group}
 
     @model_validator(mode="before")
     @classmethod
@@ -365,14 +422,17 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         del fields["graph"]
     if fields.get("task") is None:
         fields.pop("task", None)
-    for unsaid in ("targets", "equalize", "bias_correction", "bn_reestimation"):
+    if fields.get("cache") is not None:
+        fields["cache"] = {key: value for key, value in fields["cache"].items() if value is not None}
+    for unsaid in ("cache", "targets", "equalize", "bias_correction", "bn_reestimation"):
         if not fields.get(unsaid):
             fields.pop(unsaid, None)
     return fields
 
 
 _DECODERS: dict[str, dict[str, Any]] = {
-    "weights": {"symmetric": True, "method": "nearest", "format": None}, "activations": {"dynamic": False},
+    "weights": {"symmetric": True, "method": "nearest", "format": None},
+    "activations": {"dynamic": False, "format": None, "group_size": None},
     "data": {
         "context": None, "stride": 512, "crop": None, "interpolation": None, "classes": None, "rate": None, "calibration_from": None,
         "channels": None,

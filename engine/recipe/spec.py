@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from engine.algorithms.registry import METHODS as METHODS
 from engine.recipe.number_formats import format_entry
 
-Granularity = Literal["per-tensor", "per-channel", "per-group"]
+Granularity = Literal["per-tensor", "per-channel", "per-group", "per-block"]
 Observer = Literal["minmax", "moving-average", "percentile", "histogram-mse", "entropy"]
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+GRANULARITIES: tuple[Granularity, ...] = ("per-tensor", "per-channel", "per-group")
+# Inputs and outputs that share a scale ``per-block``, as DeepSeek-V3 has them (arXiv:2412.19437, section 3.3.2).
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class WeightSpec:
     """Weights of ``bits`` bits: integers, symmetric around zero or, in decoders, affine; or of the ``format`` of
     ``engine.recipe.number_formats``, which has its own bits and may have its own groups.
 
-    ``group_size`` counts input features and is used by ``per-group`` alone. ``method`` is how scales and integers are chosen, a
+    ``group_size`` counts input features and is used by ``per-group`` alone; ``per-block`` shares a scale among ``BLOCK`` inputs of
+    ``BLOCK`` outputs. ``method`` is how scales and integers are chosen, a
     name of ``engine.algorithms.registry``: ``nearest`` takes the scale from the largest weight, ``mse`` the clip with the least
     squared error.
     """
@@ -65,17 +68,33 @@ class WeightSpec:
 @dataclass(frozen=True)
 class ActivationSpec:
     """Unsigned integer activations with one scale and zero point for the tensor (affine), or a zero point fixed in
-    the middle of the range (symmetric). ``dynamic`` ones, of decoders, are signed, and have a scale for each token as it comes."""
+    the middle of the range (symmetric). ``dynamic`` ones, of decoders, are signed, and have a scale for each token as it comes, or for
+    each ``group_size`` channels of one where that is not 0. With a ``format``, of decoders too, they are floats of few bits around
+    zero, and the scale is one number for the tensor where they are not dynamic."""
 
     bits: int = 8
     symmetric: bool = False
     observer: Observer = "minmax"
     dynamic: bool = False
+    format: str = ""
+    group_size: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ActivationSpec:
+        """The spec in a recipe's words. Raises UsageError for a format that is not known."""
+        named = {**fields, "format": fields.get("format") or "", "group_size": fields.get("group_size") or 0}
+        if named["format"]:
+            entry = format_entry(named["format"])
+            named |= {"bits": entry.bits, "symmetric": True}
+            named |= {"dynamic": True, "group_size": entry.block} if entry.block else {}
+        return cls(**named)
 
     def __str__(self) -> str:
+        name = self.format or f"a{self.bits}"
         if self.dynamic:
-            return f"a{self.bits} per-token dynamic"
-        return f"a{self.bits} per-tensor" + (" symmetric" if self.symmetric else "")
+            own = bool(self.format) and format_entry(self.format).block == self.group_size
+            return f"{name} per-token{f' {self.group_size}' if self.group_size and not own else ''} dynamic"
+        return f"{name} per-tensor" + (" symmetric" if self.symmetric and not self.format else "")
 
 
 @dataclass(frozen=True)

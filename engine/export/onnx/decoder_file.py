@@ -65,6 +65,8 @@ def write_decoder(decoder: QuantizedDecoder, path: Path, about: Mapping[str, str
     multiplied = [matrix for path, matrix in decoder.matrices.items() if kind_of(decoder.twin.get_submodule(path)) != "Embedding"]
     if accuracy == 4 and (blocks := sum(m.activations is not None and not per_token(m) for m in multiplied)):
         said.append(f"ONNX Runtime rounds what enters {blocks} matrices to 8 bits in blocks, whatever the recipe says of it")
+    if decoder.cache is not None:
+        said.append(f"its cache holds floats where {decoder.cache.spec} was measured")
     save(build(decoder, about, accuracy), path)
     return "; ".join(part for part in said if part)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.kernels.matrix.base import Asked, MatrixKernel, asked
 from engine.kernels.matrix.dynamic import Dynamic
+from engine.kernels.matrix.floats import Floats
 from engine.kernels.matrix.int_mm import IntMM
 from engine.kernels.matrix.kind import Kind
 from engine.kernels.matrix.nibbles import Nibbles
@@ -21,7 +22,7 @@ from engine.recipe.spec import LayerSpec
 # Best first; the last of each kind takes what is left.
 KERNELS: tuple[MatrixKernel, ...] = (
     IntMM(dynamic=True), IntMM(dynamic=False), OnGpu(), Dynamic(), Static(), Nibbles(), WeightOnly(), Rows(),
-    Dynamic(simulated=True), Static(simulated=True), Stored(),
+    Floats(), Dynamic(simulated=True), Static(simulated=True), Stored(),
 )  # fmt: skip
 FP32 = "torch fp32"
 

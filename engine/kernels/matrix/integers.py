@@ -40,6 +40,8 @@ class Integers(ABC):
 
     def unasked(self, asked: Asked) -> str | None:
         """Why a matrix is not meant for this way of rounding, or None."""
+        if asked.activations is not None and asked.activations.format:
+            return "activations are floats of few bits"
         if asked.kind != "Embedding" and asked.activations is not None and asked.activations.dynamic == self.dynamic:
             return None
         return "activations are not rounded as they come" if self.dynamic else "activations have no fixed grid"

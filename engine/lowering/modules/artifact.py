@@ -16,7 +16,8 @@ from torch import Tensor
 
 from engine.errors import EngineError, one_line
 from engine.kernels.matrix.kind import kind_of
-from engine.lowering.modules.header import KIND, SCHEMA, header, matrix
+from engine.lowering.modules.coded_cache import QuantizedCache
+from engine.lowering.modules.header import KIND, SCHEMA, cache, header, matrix
 from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.skeleton import empty, skeleton
 from engine.models.anatomy import weight_of
@@ -25,6 +26,7 @@ from engine.numerics.qtensor import QTensor, from_tensors
 from engine.numerics.quantized_matrix import QuantizedMatrix
 
 Tensors = dict[str, Tensor]
+_CACHED = ("keys", "values")
 
 
 def to_bytes(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> bytes:
@@ -37,6 +39,8 @@ def to_bytes(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> bytes:
             tensors.update({f"matrix/{path}/{part}": tensor.contiguous() for part, tensor in held.weight.to_tensors().items()})
     tensors.update({f"rest/{name}": tensor.float().contiguous().clone() for name, tensor in decoder.rest().items()})
     tensors.update({f"buffer/{name}": tensor.contiguous().clone() for name, tensor in buffers(decoder.twin).items()})
+    for number, steps in decoder.cache.steps.items() if decoder.cache is not None else ():
+        tensors.update({f"cache/{number}/{name}": step.contiguous() for name, step in zip(_CACHED, steps, strict=True)})
     return save(tensors, {"qtui": json.dumps(header(decoder, recipe_yaml, isa))})
 
 
@@ -85,6 +89,7 @@ def _decoder(about: Mapping[str, Any], tensors: Tensors) -> QuantizedDecoder:
     separate = about.get("experts") == "separate"
     shape = skeleton(about["config"], len(tensors), separate)
     matrices = _matrices(about["matrices"], tensors)
+    coded = _cache(about, tensors)
     rest = {name.removeprefix("rest/"): tensor for name, tensor in tensors.items() if name.startswith("rest/")}
     kept = {name.removeprefix("buffer/"): tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
     if len(rest) + len(kept) != len(tensors):
@@ -97,7 +102,22 @@ def _decoder(about: Mapping[str, Any], tensors: Tensors) -> QuantizedDecoder:
     places = {**dict(twin.named_parameters()), **buffers(twin)}
     for name, tensor in {**rest, **kept}.items():
         places[name].copy_(tensor)
-    return QuantizedDecoder(twin, matrices)
+    return QuantizedDecoder(twin, matrices, coded)
+
+
+def _cache(about: Mapping[str, Any], tensors: Tensors) -> QuantizedCache | None:
+    if about.get("cache") is None:
+        return None
+    spec, steps = cache(about["cache"]), {}
+    for name in sorted(name for name in tensors if name.startswith("cache/") and name.endswith("/keys")):
+        number = int(name.split("/")[1])
+        pair = [tensors.pop(f"cache/{number}/{part}") for part in _CACHED]
+        for step in pair:
+            shaped = step.shape == () if spec.granularity == "per-tensor" else step.dim() == 3 and step.shape[1] == 1
+            if step.dtype != torch.float32 or not shaped or not (torch.isfinite(step) & (step > 0)).all():
+                raise ValueError(f"the cache of layer {number} has steps of {step.dtype} {tuple(step.shape)}")
+        steps[number] = (pair[0], pair[1])
+    return QuantizedCache(spec, steps)
 
 
 def _matrices(about: Mapping[str, Any], tensors: Tensors) -> dict[str, QuantizedMatrix]:

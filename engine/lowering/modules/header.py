@@ -13,6 +13,8 @@ from engine.models.experts import has_separate_experts
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.recipe.cache_spec import CACHE_FORMATS, CACHE_GRANULARITIES, CacheSpec
+from engine.recipe.number_formats import ACTIVATION_FORMATS
 from engine.recipe.spec import ActivationSpec, Observer
 
 KIND, SCHEMA = "decoder", 1
@@ -26,6 +28,7 @@ def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, A
     return {
         "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
         "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
+        **({"cache": asdict(decoder.cache.spec)} if decoder.cache is not None else {}),
         **({"experts": "separate"} if has_separate_experts(decoder.twin) else {}),
     }  # fmt: skip
 
@@ -39,8 +42,13 @@ def config_dict(config: Any) -> dict[str, Any]:
 def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
     return {
         **matrix.weight.meta(), "tied": matrix.tied,
-        "activations": asdict(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
+        "activations": _said(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
     }  # fmt: skip
+
+
+def _said(spec: ActivationSpec) -> dict[str, Any]:
+    """What files of earlier versions do not have is left out while it says nothing."""
+    return {name: value for name, value in asdict(spec).items() if value or name not in ("format", "group_size")}
 
 
 def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
@@ -51,6 +59,14 @@ def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMat
     return QuantizedMatrix(weight, _activations(path, about["activations"]), _grid(path, about["grid"]), tied)
 
 
+def cache(about: Any) -> CacheSpec:
+    """The inverse for the cache. Raises ValueError, KeyError or TypeError for what no run writes."""
+    spec = CacheSpec(**about)
+    if spec.format not in CACHE_FORMATS or spec.granularity not in CACHE_GRANULARITIES or spec.group_size not in (16, 32, 64, 128):
+        raise ValueError(f"the cache is {spec.format!r} {spec.granularity!r} {spec.group_size!r}")
+    return spec
+
+
 def _activations(path: str, about: Any) -> ActivationSpec | None:
     if about is None:
         return None
@@ -59,6 +75,8 @@ def _activations(path: str, about: Any) -> ActivationSpec | None:
         raise ValueError(f"activations of {path} are {spec.bits!r} bits by {spec.observer!r}")
     if type(spec.dynamic) is not bool or type(spec.symmetric) is not bool:
         raise ValueError(f"activations of {path} are neither dynamic nor static")
+    if spec.format and (spec.format not in ACTIVATION_FORMATS or type(spec.group_size) is not int or not 0 <= spec.group_size <= 128):
+        raise ValueError(f"activations of {path} are {spec.format!r} in groups of {spec.group_size!r}")
     return spec
 
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.lowering.modules.artifact import read_with_header
+from engine.lowering.modules.coded_cache import attached
 from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.numerics.float_activations import round_floats
 from engine.numerics.formats import round_to_
 from engine.numerics.quantized_matrix import QuantizedMatrix
 
@@ -60,21 +62,25 @@ def load(path: Path) -> LoadedDecoder:
 
 @contextmanager
 def rounding(decoder: QuantizedDecoder) -> Iterator[Any]:
-    """The twin with the inputs of its matrices rounded as the recipe says, until the end of the block."""
+    """The twin with the inputs of its matrices, and its keys and values, rounded as the recipe says, until the end of the block."""
     hooks = [
         decoder.twin.get_submodule(path).register_forward_pre_hook(_round(matrix))
         for path, matrix in decoder.matrices.items() if matrix.activations is not None
     ]  # fmt: skip
     try:
-        yield decoder.twin
+        with attached(decoder.twin, decoder.cache):
+            yield decoder.twin
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def rounded(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-    """``x`` (..., in) on the matrix's activation grid: one symmetric step a row where it is dynamic, else the calibrated one."""
+    """``x`` (..., in) on the matrix's activation grid: one symmetric step a row where it is dynamic, else the calibrated one;
+    in floats of few bits where the recipe says so."""
     assert matrix.activations is not None
+    if matrix.activations.format:
+        return round_floats(x, matrix.activations, None if matrix.grid is None else matrix.grid.scale)
     if matrix.activations.dynamic:
         top = (1 << (matrix.activations.bits - 1)) - 1
         step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / top

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, Lowering, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import NAME
 from engine.lowering.modules.artifact import to_bytes
+from engine.lowering.modules.coded_cache import calibrated, size_of
 from engine.lowering.modules.exported_graph import exported_rows
 from engine.lowering.modules.finetune import finetune
 from engine.lowering.modules.fused_activations import fuse_activations
@@ -159,7 +160,15 @@ class ModulesLowering(Lowering):
         kept = sum(matrix.kept for matrix in matrices.values())
         if kept:
             yield Notice(f"{kept} of {len(matrices)} matrices were rounded before the run was stopped, and are taken from {BLOCKS}")
-        return self._running(decoder, matrices)
+        return self._running(self._with_cache(decoder), matrices)
+
+    def _with_cache(self, decoder: QuantizedDecoder) -> QuantizedDecoder:
+        """With the cache of keys and values that the recipe asks for, its steps from calibration text."""
+        asked = self.run.recipe.cache
+        if asked is None:
+            return decoder
+        windows = self.windows[:OBSERVED]
+        return replace(decoder, cache=calibrated(decoder.twin, asked.spec(), windows, self.task.windows_at_once, self.run.stop))
 
     def _running(self, decoder: QuantizedDecoder, matrices: Mapping[str, MatrixQuantized]) -> Quantized:
         model, placement = running(decoder, self.machine)
@@ -194,7 +203,7 @@ class ModulesLowering(Lowering):
         decoder, matrices = yield from retuned(
             state.decoder, state.matrices, self.model, tuned.model, tuned.weights, self.windows, batch, self.run.stop
         )
-        return self._running(decoder, matrices)
+        return self._running(self._with_cache(decoder), matrices)
 
     def layer_results(self, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
         return layer_results(plan, quantized.state.matrices, quantized.state.placement)
@@ -230,7 +239,10 @@ class ModulesLowering(Lowering):
         }  # fmt: skip
 
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
-        return {"activations": _channels(statistics), **({"unseen_experts": list(self.unseen)} if self.unseen else {})}
+        return {
+            "activations": _channels(statistics), **({"unseen_experts": list(self.unseen)} if self.unseen else {}),
+            **_cache(quantized.state.decoder),
+        }  # fmt: skip
 
 
 def unseen(layers: Iterable[str], seen: Mapping[str, Inputs]) -> tuple[str, ...]:
@@ -238,6 +250,13 @@ def unseen(layers: Iterable[str], seen: Mapping[str, Inputs]) -> tuple[str, ...]
     experts = dict.fromkeys(path.rpartition(".")[0] for path in layers if is_expert(path))
     known = {path.rpartition(".")[0] for path in seen}
     return tuple(path for path in experts if path not in known)
+
+
+def _cache(decoder: QuantizedDecoder) -> dict[str, Any]:
+    """What a token of context takes; nothing where keys and values are floats."""
+    if decoder.cache is None:
+        return {}
+    return {"cache": {"spec": str(decoder.cache.spec), **asdict(size_of(decoder.twin, decoder.cache))}}
 
 
 def _channels(inputs: Mapping[str, Inputs]) -> list[dict[str, Any]]:

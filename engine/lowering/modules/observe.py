@@ -17,6 +17,7 @@ from engine.events.event import Bins, Event, RangeRow, Ranges
 from engine.events.progress import Every, Ticker
 from engine.lowering.graph.ranges import BINS, ends
 from engine.models.experts import is_expert
+from engine.numerics.float_activations import static_step
 from engine.numerics.histogram import Histogram
 from engine.numerics.observers import RangeObserver, observer, settled
 from engine.numerics.qparams import QParams, affine
@@ -69,8 +70,10 @@ class Inputs:
         return int((self.largest > STANDS_OUT * self.largest.median().clamp_min(1e-30)).sum())
 
     def grid(self, path: str) -> QParams:
-        """Raises EngineError where the values are not finite."""
+        """Of floats of few bits the step alone counts. Raises EngineError where the values are not finite."""
         low, high = settled(self.observer, self.spec.bits, path)
+        if self.spec.format:
+            return QParams(static_step(low, high, self.spec.format), 0)
         return affine(low, high, self.spec.bits, self.spec.symmetric)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.lowering.modules.coded_cache import QuantizedCache
 from engine.models.anatomy import weight_of
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
@@ -19,10 +20,11 @@ from engine.numerics.quantized_matrix import QuantizedMatrix
 class QuantizedDecoder:
     """``twin`` is a transformers model in float32 whose weights are what the integers stand for, with scales folded into its
     norms and biases; ``matrices`` are the integers by module path. Paths that are no key of it stay in float32. All of it is on the
-    processor: ``runtime.running`` brings a copy to another device."""
+    processor: ``runtime.running`` brings a copy to another device. ``cache`` is what keys and values are kept in, None for floats."""
 
     twin: Any
     matrices: Mapping[str, QuantizedMatrix]
+    cache: QuantizedCache | None = None
 
     def rest(self) -> dict[str, Tensor]:
         """The tensors of the state that are not integers: embeddings that are kept, norms, biases. Each tied tensor once."""

@@ -16,6 +16,7 @@ from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.on_int8 import INT8
 from engine.kernels.matrix.rows import PackedEmbedding
 from engine.kernels.probe import Machine
+from engine.lowering.modules.coded_cache import attach
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.quantized import QuantizedDecoder
 
@@ -89,6 +90,8 @@ def running(decoder: QuantizedDecoder, machine: Machine) -> tuple[Any, dict[str,
         object.__setattr__(module, "weight", HeldElsewhere(path, decoder.twin.get_submodule(path).weight.shape, machine.device))
         setattr(model.get_submodule(parent), name, module)
     fuse_activations(model)
+    if decoder.cache is not None:
+        attach(model, decoder.cache)
     return model.eval(), {path: Placement(choice.label, choice.reason, choice.storage_only) for path, choice in found.items()}
 
 

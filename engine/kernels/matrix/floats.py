@@ -1,0 +1,53 @@
+"""Weights and activations in floats of few bits: their error is exact on any device, and their speed that of float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.kernels.matrix.base import Asked, form_name
+from engine.kernels.matrix.computed import Computed
+from engine.kernels.probe import Machine
+from engine.kernels.simulate import Simulate
+from engine.numerics.float_activations import round_floats
+from engine.numerics.qtensor import QTensor
+from engine.numerics.quantized_matrix import QuantizedMatrix
+
+
+class Floats:
+    """What ``torch._scaled_mm`` of a GPU computes, in float32: products of values with 4 bits of mantissa are exact there."""
+
+    storage_only = True
+
+    def label(self, asked: Asked, machine: Machine) -> str:
+        assert asked.activations is not None
+        return f"{Simulate.name} {asked.activations.format}"
+
+    def refuses(self, asked: Asked, machine: Machine) -> str | None:
+        if asked.kind == "Embedding" or asked.activations is None or not asked.activations.format:
+            return "activations are no floats of few bits"
+        return None
+
+    def note(self, asked: Asked, machine: Machine) -> str | None:
+        return f"no kernel here multiplies {form_name(asked.weights)}: the error is that of the GPUs it is for, the speed is float32's"
+
+    def computed(self, weight: QTensor) -> Tensor:
+        return weight.dequantize()
+
+    def build(self, matrix: QuantizedMatrix, bias: Tensor | None, machine: Machine) -> nn.Module:
+        out, given = matrix.weight.codes.shape
+        return Computed(RoundedLinear(matrix, bias, machine.device), (out, given), f"{Simulate.name} floats")
+
+
+class RoundedLinear:
+    """(..., in) to (..., out) in float32, the inputs rounded as the matrix asks."""
+
+    def __init__(self, matrix: QuantizedMatrix, bias: Tensor | None, device: str) -> None:
+        assert matrix.activations is not None
+        self._weight = matrix.weight.dequantize().to(device)
+        self._bias = None if bias is None else bias.float().to(device)
+        self._spec, self._step = matrix.activations, None if matrix.grid is None else matrix.grid.scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(round_floats(x.to(torch.float32), self._spec, self._step), self._weight, self._bias)
