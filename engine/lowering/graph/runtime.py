@@ -161,6 +161,11 @@ class QuantizedModel(nn.Module):
         self._plans.move_to_end(key)
         return self._plans[key]
 
+    def plan_for(self, x: Tensors) -> Fixed | None:
+        """The plan in fixed memory that computes inputs like ``x``; None where they are computed step by step."""
+        with torch.inference_mode(), self._lock:
+            return self._fixed(x) if self._steps is not None else None
+
     def _meets_again(self, key: Any) -> bool:
         if key in self._met:
             return True
