@@ -160,7 +160,7 @@ def _dense(x: Tensor) -> bool:
 
 def _row(x: Tensor) -> Tensor:
     """The same memory as one row."""
-    return x.as_strided((1, 1, 1, x.numel()), (x.numel(), x.numel(), x.numel(), 1))
+    return x.as_strided((1, x.numel(), 1, 1), (x.numel(), 1, x.numel(), x.numel()))
 
 
 def quantize(dnnl: Library, q: QParams, as_it_lies: bool, instead: Function) -> StepOnShapes | None:
