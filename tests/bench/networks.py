@@ -1,7 +1,7 @@
 """Many networks of torchvision beside ONNX Runtime int8 and OpenVINO int8: one line each, latencies as ratios.
 
 usage: uv run --group bench python tests/bench/networks.py [--only resnet18,vit_b_16] [--threads 2] [--batch 1] [--images 64]
-       [--rounds 30] [--write FILE]
+       [--rounds 30] [--least] [--write FILE]
 
 Weights are drawn at random from a fixed seed and images are smooth noise of 224 pixels. All runtimes of a network are measured in one
 process, on the same threads, in turns; a runtime that does not take a network says why.
@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peers import Peer, fp32_peers, int8_peers, latency
+from peers import Peer, fp32_peers, int8_peers, timed
 from runtimes import OPENVINO, Case, Noise, network, sqnr
 from tables import put
 from vision import bind, ours
@@ -41,7 +42,7 @@ def tried(make: Callable[[], list[Peer]], what: str, notes: list[str]) -> list[P
         return []
 
 
-def row(name: str, batch: int, images: int, threads: int, rounds: int, notes: list[str]) -> tuple[str, float | None, float | None]:
+def row(name: str, batch: int, images: int, threads: int, rounds: int, figure: Callable[[list[float]], float], notes: list[str]) -> tuple[str, float | None, float | None]:
     """A line of the table, and our latency in parts of OpenVINO's and ONNX Runtime's."""
     data = Noise(SIDE, max(images, batch, 32))
     model = network(Case(name, SIDE, batch, PART), data)
@@ -56,11 +57,11 @@ def row(name: str, batch: int, images: int, threads: int, rounds: int, notes: li
         )  # fmt: skip
     found += tried(lambda: [ours(model, data, "w8a8", images, PART)], f"{name}, qtui", notes)
     x = example.numpy()
-    times = latency({peer.name: bind(peer.run, x) for peer in found}, rounds, 3)
+    times = {name: figure(ms) for name, ms in timed({peer.name: bind(peer.run, x) for peer in found}, rounds, 3).items()}
     exact, own = found[0].run(x), found[-1].name
     noise = {peer.name: sqnr(exact, peer.run(x)) for peer in found[1:]}
-    ratios = [times[own][0] / times[peer][0] if peer in times else None for peer in (OPENVINO, ORT)]
-    cells = [f"{times[peer][0]:.2f}" if peer in times else "–" for peer in (FP32, ORT, OPENVINO, own)]
+    ratios = [times[own] / times[peer] if peer in times else None for peer in (OPENVINO, ORT)]
+    cells = [f"{times[peer]:.2f}" if peer in times else "–" for peer in (FP32, ORT, OPENVINO, own)]
     cells += ["–" if ratio is None else f"**{ratio:.2f}**" for ratio in ratios]
     cells += [f"{noise[peer]:.1f}" if peer in noise else "–" for peer in (ORT, OPENVINO, own)]
     cells += [f"{peer.seconds:.1f}" if peer else "–" for key in (ORT, OPENVINO, own) for peer in [named(found, key)]]
@@ -82,19 +83,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--least", action="store_true", help="least times instead of medians, for a machine with other work")
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     notes: list[str] = []
     lines = [
-        f"Batch {arguments.batch}, 224 pixels, {arguments.images} calibration images, {arguments.threads} threads; p50 in ms, SQNR in dB",
+        f"Batch {arguments.batch}, 224 pixels, {arguments.images} calibration images, {arguments.threads} threads; "
+        f"{'least' if arguments.least else 'median'} of {arguments.rounds} in ms, SQNR in dB",
         "",
         "| | fp32 | ORT int8 | OpenVINO int8 | qtui | to OpenVINO | to ORT | SQNR ORT | OpenVINO | qtui | seconds ORT | OpenVINO | qtui |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     pairs = []
     for name in arguments.only.split(",") if arguments.only else NETWORKS:
-        line, *ratios = row(name, arguments.batch, arguments.images, arguments.threads, arguments.rounds, notes)
+        line, *ratios = row(name, arguments.batch, arguments.images, arguments.threads, arguments.rounds, min if arguments.least else statistics.median, notes)
         pairs.append(ratios)
         lines.append(line)
         print(line, file=sys.stderr, flush=True)

@@ -125,7 +125,13 @@ def int8_peers(
 
 
 def latency(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: int = 10) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile in ms of one call of each candidate, in a process that serves this model alone.
+    """Median and 95th percentile in ms of one call of each candidate, as `timed` measures them."""
+    times = timed(runs, rounds, warmup)
+    return {name: (float(np.percentile(ms, 50)), float(np.percentile(ms, 95))) for name, ms in times.items()}
+
+
+def timed(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: int = 10) -> dict[str, list[float]]:
+    """Milliseconds of ``rounds`` calls of each candidate, in a process that serves this model alone.
 
     The candidates are interleaved, so that drift of the machine hits all alike, and each round starts at another one, so
     that none always runs in the wake of the same neighbour.
@@ -148,7 +154,7 @@ def latency(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: in
             start = time.perf_counter()
             runs[name]()
             times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: (float(np.percentile(ms, 50)), float(np.percentile(ms, 95))) for name, ms in times.items()}
+    return times
 
 
 def accuracy(run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
