@@ -42,7 +42,9 @@ def tried(make: Callable[[], list[Peer]], what: str, notes: list[str]) -> list[P
         return []
 
 
-def row(name: str, batch: int, images: int, threads: int, rounds: int, figure: Callable[[list[float]], float], notes: list[str]) -> tuple[str, float | None, float | None]:
+def row(
+    name: str, batch: int, images: int, threads: int, rounds: int, figure: Callable[[list[float]], float], notes: list[str]
+) -> tuple[str, float | None, float | None]:
     """A line of the table, and our latency in parts of OpenVINO's and ONNX Runtime's."""
     data = Noise(SIDE, max(images, batch, 32))
     model = network(Case(name, SIDE, batch, PART), data)
@@ -97,7 +99,15 @@ def main() -> None:
     ]
     pairs = []
     for name in arguments.only.split(",") if arguments.only else NETWORKS:
-        line, *ratios = row(name, arguments.batch, arguments.images, arguments.threads, arguments.rounds, min if arguments.least else statistics.median, notes)
+        line, *ratios = row(
+            name,
+            arguments.batch,
+            arguments.images,
+            arguments.threads,
+            arguments.rounds,
+            min if arguments.least else statistics.median,
+            notes,
+        )
         pairs.append(ratios)
         lines.append(line)
         print(line, file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def step_times(model: QuantizedModel, x: Tensor, passes: int = _PASSES) -> tuple
                     run(x)
                     found[place] += time.perf_counter() - start
             else:
-                values = {name: x for name in model.input_names}
+                values = dict.fromkeys(model.input_names, x)
                 for place, (step, function) in enumerate(model.functions()):
                     start = time.perf_counter()
                     values[step.output] = function(*[values[name] for name in step.inputs])
