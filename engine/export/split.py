@@ -23,6 +23,8 @@ from engine.numerics.qparams import affine
 _BITS = 8
 _INSIDE = ("none", "relu", "relu6")
 _BATCH = 32
+# Activations whose function has another name.
+_CALLS: dict[str, dict[str, Any]] = {"gelu_tanh": {"function": "F.gelu", "kwargs": {"dict": {"approximate": "tanh"}}}}
 
 
 def split(context: ExportContext) -> QuantizedModel:
@@ -77,7 +79,7 @@ def _parts(step: Step, ends: tuple[float, float]) -> list[Step]:
     if a["activation"] in _INSIDE:
         return [alone, Step("dequantize", step.output, (own,), {"grid": inner})]
     number, active = f"{own[:-2]}_number", f"{own[:-2]}_{a['activation']}"
-    call = {"function": f"F.{a['activation']}", "args": {"tuple": [{"$": number}]}, "kwargs": {"dict": {}}}
+    call = {"args": {"tuple": [{"$": number}]}, **_CALLS.get(a["activation"], {"function": f"F.{a['activation']}", "kwargs": {"dict": {}}})}
     last = active if a["output"] else step.output
     parts = [alone, Step("dequantize", number, (own,), {"grid": inner}), Step("call", last, (number,), call)]
     return [*parts, Step("quantize", step.output, (active,), {"grid": a["output"]})] if a["output"] else parts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +17,11 @@ LayerFunction = Callable[..., Tensor]
 # torch's own, by the number of spatial dimensions.
 CONVOLUTIONS: dict[int, LayerFunction] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # What a kernel may run before it rounds, by ``IntegerLayer.activation``.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu, "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"), "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid, "tanh": torch.tanh,
+    "mish": F.mish,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Fixable(Protocol):
 class Steps(Protocol):
     """Steps between layers that a library computes on integers; None where it cannot. ``instead`` computes other shapes."""
 
-    def quantize(self, q: QParams, instead: LayerFunction) -> Fixable | None: ...
+    def quantize(self, q: QParams, as_it_lies: bool, instead: LayerFunction) -> Fixable | None: ...
 
     def max_pool(
         self, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], instead: LayerFunction
@@ -73,6 +79,12 @@ class Steps(Protocol):
     def add(self, left: QParams, right: QParams, target: QParams, relu: bool, instead: LayerFunction) -> Fixable | None: ...
 
     def mean(self, source: QParams, target: QParams, flat: bool, instead: LayerFunction) -> Fixable | None: ...
+
+    def affine(
+        self, factor: Tensor, shift: Tensor, source: QParams, target: QParams, relu: bool, instead: LayerFunction
+    ) -> Fixable | None: ...
+
+    def gate(self, values: QParams, gates: QParams, target: QParams, instead: LayerFunction) -> Fixable | None: ...
 
 
 class Kernel(Protocol):

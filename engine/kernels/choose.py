@@ -6,12 +6,12 @@ from engine.kernels.base import Kernel
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.probe import Machine
 from engine.kernels.simulate import Simulate
-from engine.kernels.x86_int8 import OneDNN
+from engine.kernels.x86_int8 import OneDNN, OneDNNThenTorch
 
 
 def kernels_for(machine: Machine) -> list[Kernel]:
     """Integer kernels that the probe found exact, then simulation as the last resort."""
-    found: list[Kernel] = [kernel for kernel in (Direct(), OneDNN()) if machine.runs(kernel.name)]
+    found: list[Kernel] = [kernel for kernel in (Direct(), OneDNN(), OneDNNThenTorch()) if machine.runs(kernel.name)]
     return [*found, Simulate()]
 
 

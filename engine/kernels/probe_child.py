@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import one_line
-from engine.kernels.base import IntegerLayer, Kernel, Steps
+from engine.kernels.base import ACTIVATIONS, IntegerLayer, Kernel, Steps
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.probe import FAMILIES
 from engine.kernels.x86_int8 import OneDNN
@@ -48,7 +49,7 @@ def _conv(kernel: Kernel) -> str | None:
     layer = _layer("conv", (8, 16, 3, 3), activation="relu", stride=(2, 2), padding=(1, 1), dilation=(1, 1))
     x = _integers((2, 16, 9, 9)).to(memory_format=torch.channels_last)
     exact = F.conv2d(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double(), 2, 1)  # type: ignore[union-attr]
-    return _compare(kernel.build(layer)(x), exact.relu(), layer)
+    return _compare(kernel.build(layer)(x), exact.relu(), layer) or _activated(kernel, layer, x, exact)
 
 
 def _conv_sum(kernel: Kernel) -> str | None:
@@ -65,8 +66,17 @@ def _conv_sum(kernel: Kernel) -> str | None:
 def _linear(kernel: Kernel) -> str | None:
     layer = _layer("linear", (8, 64), activation="relu")
     x = _integers((3, 64))
-    exact = F.linear(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double()).relu()  # type: ignore[union-attr]
-    return _compare(kernel.build(layer)(x), exact, layer)
+    exact = F.linear(dequantize(x, layer.input).double(), _weights(layer), layer.bias.double())  # type: ignore[union-attr]
+    return _compare(kernel.build(layer)(x), exact.relu(), layer) or _activated(kernel, layer, x, exact)
+
+
+def _activated(kernel: Kernel, layer: IntegerLayer, x: Tensor, exact: Tensor) -> str | None:
+    """``layer`` with each activation that the kernel has, on a grid of 255 and of 127 steps; ``exact`` is its result without."""
+    for name, grid in product(ACTIVATIONS, (QParams(0.03, 40), QParams(0.06, 20, 127))):
+        given = replace(layer, activation=name, output=grid)
+        if kernel.refuses(given) is None and (wrong := _compare(kernel.build(given)(x), ACTIVATIONS[name](exact), given)):
+            return f"{wrong} with {name}"
+    return None
 
 
 def _steps() -> str | None:
@@ -76,7 +86,7 @@ def _steps() -> str | None:
     a, b = dequantize(x, left).double(), dequantize(y, right).double()
     pool = (2, 2), (2, 2), (0, 0), (1, 1)
     cases = [
-        (steps.quantize(target, _never), (a.float(),), quantize(a, target)),
+        (steps.quantize(target, False, _never), (a.float(),), quantize(a, target)),
         (steps.max_pool(*pool, _never), (x,), F.max_pool2d(x.float(), 2)),
         (steps.add(left, right, target, True, _never), (x, y), quantize((a + b).relu(), target)),
         (steps.mean(left, target, False, _never), (x,), quantize(a.mean((2, 3), keepdim=True), target)),
@@ -86,7 +96,45 @@ def _steps() -> str | None:
         off = (step(*inputs).int() - exact.int()).abs().max().item()
         if off > 1:
             return f"off by {off} steps"
-    return _layouts(steps)
+    return _layouts(steps) or _flat(steps) or _per_channel(steps)
+
+
+def _flat(steps: Steps) -> str | None:
+    """Quantizing dense tensors as they lie, also to grids that end before a byte does."""
+    for shape, top in product(((3, 5), (2, 7, 33), (1, 5, 9, 24), (1025,)), (15, 127, 255)):
+        for x in (torch.randn(shape, generator=torch.Generator().manual_seed(2)), torch.randn(shape).transpose(0, -1)):
+            grid = QParams(0.021, top // 3, top)
+            function = steps.quantize(grid, True, _never)
+            assert function is not None
+            off = (function(x).int() - quantize(x.double(), grid).int()).abs().max().item()
+            if off > 1:
+                return f"off by {off} steps on a dense tensor {shape} with {top} steps"
+    return None
+
+
+def _per_channel(steps: Steps) -> str | None:
+    """A factor and a shift for each channel, and a gate, over layouts, zero points, sizes and grids."""
+    for (n, c, h, w), zero, top in product(((1, 18, 8, 8), (2, 33, 7, 5), (3, 8, 1, 1), (1, 1, 16, 32)), (0, 114), (127, 255)):
+        draw = torch.Generator().manual_seed(c)
+        one, gates, target = QParams(0.02, zero), QParams(1 / 255, zero // 2), QParams(0.017, top // 4, top)
+        factor, shift = torch.randn(c, generator=draw), torch.randn(c, generator=draw)
+        by = torch.randint(0, 256, (n, c, 1, 1), generator=draw, dtype=torch.uint8)
+        for name, x in _ways(n, c, h, w).items():
+            real = dequantize(x, one).double()
+            moved = real * factor.double()[:, None, None] + shift.double()[:, None, None]
+            cases = [
+                (steps.affine(factor, shift, one, target, False, _never), (x,), moved),
+                (steps.affine(factor, shift, one, target, True, _never), (x,), moved.relu()),
+                (steps.gate(one, gates, target, _never), (x, by), real * dequantize(by, gates).double()),
+                (steps.mean(one, target, False, _never), (x,), real.mean((2, 3), keepdim=True)),
+                (steps.add(one, one, target, True, _never), (x, x), (real + real).relu()),
+            ]
+            for function, inputs, exact in cases:
+                assert function is not None
+                off = (function(*inputs).int() - quantize(exact, target).int()).abs().max().item()
+                if off > 1:
+                    return f"off by {off} steps on a {name} tensor {(n, c, h, w)} with zero point {zero} and {top} steps"
+    return None
 
 
 def _layouts(steps: Steps) -> str | None:
@@ -94,7 +142,7 @@ def _layouts(steps: Steps) -> str | None:
     for (n, c, h, w), zero in product(((1, 18, 8, 8), (2, 33, 7, 5), (1, 1, 16, 32)), (0, 114, 255)):
         grid, one = QParams(0.031, zero), QParams(0.02, 255 - zero)
         functions = (
-            steps.quantize(grid, _never), steps.add(one, grid, grid, False, _never), steps.mean(one, grid, False, _never),
+            steps.quantize(grid, False, _never), steps.add(one, grid, grid, False, _never), steps.mean(one, grid, False, _never),
             steps.max_pool((2, 2), (1, 1), (0, 0), (1, 1), _never),
         )  # fmt: skip
         for name, x in _ways(n, c, h, w).items():

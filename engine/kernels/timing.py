@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.events.speed import is_slower
-from engine.kernels.base import CONVOLUTIONS, IntegerLayer, Kernel
+from engine.kernels.base import ACTIVATIONS, CONVOLUTIONS, IntegerLayer, Kernel
 from engine.kernels.stopwatch import Run, Stopwatch
 from engine.numerics.qparams import QParams
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
+    **ACTIVATIONS, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "hardswish": lambda y: F.hardswish(y, inplace=True),
+    "silu": lambda y: F.silu(y, inplace=True), "sigmoid": torch.sigmoid_, "tanh": torch.tanh_, "mish": lambda y: F.mish(y, inplace=True),
+    "hardsigmoid": lambda y: F.hardsigmoid(y, inplace=True),
 }  # fmt: skip
 
 

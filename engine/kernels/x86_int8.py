@@ -6,10 +6,13 @@ module is used.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from engine.kernels.base import IntegerLayer, LayerFunction
+from engine.kernels.base import ACTIVATIONS, IntegerLayer, LayerFunction
+from engine.numerics.qparams import quantize
 
 _POST_OPS: dict[str, tuple[str, list[float]]] = {
     "none": ("none", []),
@@ -87,6 +90,24 @@ class OneDNN:
             )  # fmt: skip
 
         return _finished(run_sum, layer)
+
+
+class OneDNNThenTorch(OneDNN):
+    """The same for activations that these kernels do not have inside: the layer's float result, which torch activates and rounds."""
+
+    def label(self, layer: IntegerLayer) -> str:
+        return f"{super().label(layer)}, then torch"
+
+    def refuses(self, layer: IntegerLayer) -> str | None:
+        if layer.accumulate:
+            return f"no fused {layer.activation}"
+        return super().refuses(replace(layer, output=None, activation="none"))
+
+    def build(self, layer: IntegerLayer) -> LayerFunction:
+        run, activation, output = super().build(replace(layer, output=None, activation="none")), ACTIVATIONS[layer.activation], layer.output
+        if output is None:
+            return lambda x: activation(run(x))
+        return lambda x: quantize(activation(run(x)), output)
 
 
 def _finished(run: LayerFunction, layer: IntegerLayer) -> LayerFunction:

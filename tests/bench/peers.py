@@ -38,6 +38,7 @@ REQUIRES = {
     "OpenVINO fp32": ("openvino",),
     "OpenVINO int8 (NNCF)": ("openvino", "nncf"),
 }
+OPENVINO_INT8 = "OpenVINO int8 (NNCF)"
 INPUT = "input"
 SETTLE_S = 0.005
 
@@ -103,27 +104,34 @@ def int8_peers(
     methods: Sequence[str] = ("min-max",),
     vnni: bool | None = None,
     batch: int | None = None,
+    only: str | None = None,
 ) -> list[Peer]:
     """The same model after each library's own post-training quantization on the same images.
 
     `methods` are ONNX Runtime's calibrators ("min-max", "entropy", "percentile"). `vnni` says whether 8-bit products
     accumulate without saturating; None asks the CPU. Where they saturate, each library's own remedy is switched on.
-    `threads` binds the finished models; the calibrators offer no such setting and take every core.
+    `only` is one group of `REQUIRES`. `threads` binds the finished models; the calibrators offer no such setting and take every core.
     """
     if unknown := set(methods) - set(CALIBRATORS):
         raise ValueError(f"unknown calibration method {sorted(unknown)}: choose from {sorted(CALIBRATORS)}")
     vnni = torch.cpu._is_vnni_supported() if vnni is None else vnni
     torch.set_num_threads(threads)
     peers = []
-    if _installed("ONNX Runtime int8"):
+    if only != OPENVINO_INT8 and _installed("ONNX Runtime int8"):
         peers += [_onnxruntime_int8(model, example, calibration, threads, method, vnni) for method in methods]
-    if _installed("OpenVINO int8 (NNCF)"):
+    if only in (None, OPENVINO_INT8) and _installed(OPENVINO_INT8):
         peers.append(_openvino_int8(model, example, calibration, threads, vnni, batch))
     return peers
 
 
 def latency(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: int = 10) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile in ms of one call of each candidate, in a process that serves this model alone.
+    """Median and 95th percentile in ms of one call of each candidate, as `timed` measures them."""
+    times = timed(runs, rounds, warmup)
+    return {name: (float(np.percentile(ms, 50)), float(np.percentile(ms, 95))) for name, ms in times.items()}
+
+
+def timed(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: int = 10) -> dict[str, list[float]]:
+    """Milliseconds of ``rounds`` calls of each candidate, in a process that serves this model alone.
 
     The candidates are interleaved, so that drift of the machine hits all alike, and each round starts at another one, so
     that none always runs in the wake of the same neighbour.
@@ -146,7 +154,7 @@ def latency(runs: dict[str, Callable[[], object]], rounds: int = 100, warmup: in
             start = time.perf_counter()
             runs[name]()
             times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: (float(np.percentile(ms, 50)), float(np.percentile(ms, 95))) for name, ms in times.items()}
+    return times
 
 
 def accuracy(run: Run, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -52,7 +52,7 @@ CASES = (Case("resnet18", 224, 1, 32), Case("resnet18", 32, 64, 64), Case("mobil
 class Noise:
     """Images of smooth noise (N, 3, side, side), the same for the same seed; the interface of the program's data sets."""
 
-    name, classes, mean, std = "noise", 1000, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    name, classes, mean, std = "noise", tuple(map(str, range(1000))), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     transform = None
 
     def __init__(self, side: int, images: int = CALIBRATION) -> None:
@@ -70,6 +70,12 @@ class Noise:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for some in self._images[: self.count(split, limit)].split(batch):
             yield some, torch.zeros(len(some), dtype=torch.int64)
+
+    def calibration_count(self, limit: int) -> int:
+        return self.count("train", limit)
+
+    def calibration_batches(self, batch: int, limit: int, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches("train", batch, limit=limit, device=device)
 
 
 def network(case: Case, data: Noise) -> nn.Module:

@@ -31,11 +31,13 @@ from engine.lowering.graph import calibration, conversion, folding, tracing
 from engine.lowering.graph.artifact import to_bytes
 from engine.lowering.graph.fp32_forms import fp32_size
 from engine.lowering.graph.plan import plan
+from engine.lowering.graph.runtime import QuantizedModel
 from engine.models.custom import build
 from engine.models.registry import find
 from engine.models.weights_file import load_into
 from engine.recipe.recipe import Recipe
 from engine.runs.pipeline import run
+from engine.tasks.base import Batch
 from engine.tasks.classification import Classification
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,6 +60,19 @@ def ours(
     model: nn.Module, data: Data, preset: str, images: int = CALIBRATION, batch: int = 64, told: Callable[[str], None] = lambda place: None
 ) -> Peer:
     """Trace to converted model through the program's own stages, each timed; ``told`` hears where calibration begins and ends."""
+    quantized, parts, size = staged(model, data, preset, images, batch, told)
+    name = f"qtui {preset}" + (" (simulated)" if quantized.simulated else "")
+    return Peer(name, f"torch {torch.__version__}", sum(parts.values()), parts, size, lambda x: quantized(torch.from_numpy(x)).numpy())
+
+
+def converted(model: nn.Module, data: Data, preset: str, images: int, batch: int) -> QuantizedModel:
+    return staged(model, data, preset, images, batch)[0]
+
+
+def staged(
+    model: nn.Module, data: Data, preset: str, images: int, batch: int, told: Callable[[str], None] = lambda place: None
+) -> tuple[QuantizedModel, dict[str, float], int]:
+    """The quantized model, the seconds of each stage and the size of its file in bytes."""
     machine, parts = probe(), {}
     recipe = Recipe.make(model="bench", preset=preset)
     mark = time.perf_counter()
@@ -70,7 +85,7 @@ def ours(
     traced = drain(tracing.trace(model, example))
     lap("trace")
     pairs = drain(folding.analyze(traced.graph))
-    fused, _, _ = drain(folding.fuse(traced, example, pairs))
+    fused, _, _ = drain(folding.fuse(traced, Batch((example,), count=len(example)), pairs))
     lap("fuse")
     made, layout = drain(plan(fused, machine, kernels_for(machine), recipe, traced.time_share, fp32_size(fused)))
     lap("plan")
@@ -79,11 +94,9 @@ def ours(
     told("calibrated")
     lap("calibrate")
     weights = conversion.round_weights(fused, layout, made.specs())
-    converted = drain(conversion.convert(fused, layout, grids, weights, kernels_for(machine))).model
+    quantized: QuantizedModel = drain(conversion.convert(fused, layout, grids, weights, kernels_for(machine))).model  # type: ignore[attr-defined]
     lap("convert")
-    size = len(to_bytes(converted.program, recipe.to_yaml(), machine.isa))
-    name = f"qtui {preset}" + (" (simulated)" if converted.simulated else "")
-    return Peer(name, f"torch {torch.__version__}", sum(parts.values()), parts, size, lambda x: converted(torch.from_numpy(x)).numpy())
+    return quantized, parts, len(to_bytes(quantized.program, recipe.to_yaml(), machine.isa))
 
 
 def numpy_batches(data: Data, split: str, batch: int, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

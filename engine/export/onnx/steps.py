@@ -29,6 +29,11 @@ Bound = Literal["integers", "numbers"]
 _SLACK = 1 + 1e-6
 # ONNX Runtime's integer mean stops where a step of the sum is 256 steps of the result: means of what a normalization has centred.
 _WIDEST = 128.0
+# Operators by what a layer computes before it rounds.
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("Relu", {}), "hardswish": ("HardSwish", {}), "sigmoid": ("Sigmoid", {}), "tanh": ("Tanh", {}), "mish": ("Mish", {}),
+    "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}), "gelu": ("Gelu", {}), "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+}  # fmt: skip
 _KINDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
@@ -215,6 +220,19 @@ class Writer:
         made = self.graph.node("Add", [self.graph.read(self._float(name)) for name in step.inputs], step.output)
         self._quantized(step, self._activated(made, "relu" if step.attrs["relu"] else "none", out, step.output), out)
 
+    def _op_gate(self, step: Step, _: Function) -> None:
+        made = self.graph.node("Mul", [self.graph.read(self._float(name)) for name in step.inputs], step.output)
+        self._quantized(step, made, _grid(step, "output"))
+
+    def _op_affine(self, step: Step, _: Function) -> None:
+        """As a batch normalization, which runtimes fuse with what follows."""
+        out = _grid(step, "output")
+        factor, shift = (self.program.tensors[f"{step.attrs['norm']}.{part}"] for part in ("factor", "shift"))
+        made = self.graph.read(self._float(step.inputs[0]))
+        made = self.graph.node("Mul", [made, self.graph.constant(factor.reshape(-1, 1, 1))], step.output)
+        made = self.graph.node("Add", [made, self.graph.constant(shift.reshape(-1, 1, 1))], step.output)
+        self._quantized(step, self._activated(made, "relu" if step.attrs["relu"] else "none", out, step.output), out)
+
     def _op_layer(self, step: Step, _: Function) -> None:
         a, hint = step.attrs, step.attrs["layer"]
         source, out = _grid(step, "input"), grid_from(a["output"])
@@ -273,7 +291,10 @@ class Writer:
             if byte and top:
                 return made
             return self.graph.node("Clip", [made, self.graph.constant(0.0), self.graph.constant(6.0)], hint)
-        return self.graph.node({"relu": "Relu", "hardswish": "HardSwish"}[kind], [made], hint)
+        if kind == "silu":
+            return self.graph.node("Mul", [made, self.graph.node("Sigmoid", [made], hint)], hint)
+        name, about = _ACTIVATIONS[kind]
+        return self.graph.node(name, [made], hint, **about)
 
 
 def _around(x: Tensor, pads: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.kernels.base import IntegerLayer, LayerFunction, Steps
+from engine.kernels.base import ACTIVATIONS, IntegerLayer, LayerFunction, Steps
 from engine.kernels.dnnl.library import Library, dims, library
 from engine.kernels.dnnl.primitive import (
     BIAS,
@@ -32,7 +32,8 @@ from engine.kernels.dnnl.primitive import (
 )  # fmt: skip
 from engine.kernels.dnnl.steps import DnnlSteps
 
-_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid")
+# oneDNN's alpha and beta.
+_FACTORS = {"silu": (1.0, 0.0), "hardswish": (1 / 6, 0.5), "hardsigmoid": (1 / 6, 0.5)}
 _FLOAT_MAX = 3.0e38
 _SHAPES = 4
 
@@ -47,7 +48,7 @@ class Direct:
         return "dnnl.matmul" if layer.kind == "linear" else "dnnl.convolution+sum" if layer.accumulate else "dnnl.convolution"
 
     def refuses(self, layer: IntegerLayer) -> str | None:
-        if layer.activation not in _ACTIVATIONS:
+        if layer.activation not in ACTIVATIONS:
             return f"no fused {layer.activation}"
         if layer.kind == "conv" and layer.dims != 2:
             return f"no {layer.dims}-D convolution"
@@ -81,7 +82,7 @@ def attributes(layer: IntegerLayer) -> Attributes:
     if layer.activation in ("relu", "relu6"):
         low, top = 0.0, min(top, 6.0) if layer.activation == "relu6" else top
     elif layer.activation != "none":
-        alpha, beta = {"silu": (1.0, 0.0), "hardswish": (1 / 6, 0.5), "hardsigmoid": (1 / 6, 0.5)}.get(layer.activation, (0.0, 0.0))
+        alpha, beta = _FACTORS.get(layer.activation, (0.0, 0.0))
         found.then(layer.activation, alpha, beta)
     if low == 0.0 and top == _FLOAT_MAX:
         found.then("relu")

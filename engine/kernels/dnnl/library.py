@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "post_ops_create": (POINTER(c_void_p),),
     "post_ops_append_sum": (c_void_p, c_float, c_int32, c_int),
     "post_ops_append_eltwise": (c_void_p, c_int, c_float, c_float),
+    "post_ops_append_binary": (c_void_p, c_int, c_void_p),
     "convolution_forward_primitive_desc_create": (*_FORWARD, c_int, *_PADDED, *_PADDED, c_void_p),
     "matmul_primitive_desc_create": (POINTER(c_void_p), c_void_p, *_PADDED, c_void_p),
     "pooling_forward_primitive_desc_create": (*_FORWARD, c_int, c_void_p, c_void_p, *(c_void_p,) * 5, c_void_p),

@@ -21,9 +21,11 @@ _ANY = 1
 _QUERY = {SRC: 129, WEIGHTS: 131, DST: 133}
 TYPES = {torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
 ELTWISE = {
-    "relu": 0x20, "linear": 0x26, "hardsigmoid": 0x28, "sigmoid": 0x29, "gelu_tanh": 0x2B, "silu": 0x2C, "clip": 0x2F, "gelu": 0x31,
-    "hardswish": 0x34,
+    "relu": 0x20, "tanh": 0x21, "linear": 0x26, "hardsigmoid": 0x28, "sigmoid": 0x29, "gelu_tanh": 0x2B, "silu": 0x2C, "clip": 0x2F, "gelu": 0x31,
+    "mish": 0x33, "hardswish": 0x34,
 }  # fmt: skip
+ADD, MULTIPLY = 0x1FFF0, 0x1FFF1
+_POST_OPERAND = 32768
 _ALIGNED = 64
 
 
@@ -74,6 +76,7 @@ class Attributes:
     scales: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     zero_points: dict[int, int] = field(default_factory=dict)
     post: list[tuple[str, float, float]] = field(default_factory=list)
+    added: dict[int, Handle] = field(default_factory=dict)
 
     def scale(self, argument: int, value: float | Tensor, mask: int = 0) -> None:
         """One factor for all, or with ``mask`` (a bit for each axis) one for each index."""
@@ -83,6 +86,12 @@ class Attributes:
         """A function of ``ELTWISE``, or ``sum``: ``alpha`` times what the destination held (uint8)."""
         self.post.append((what, alpha, beta))
 
+    def then_add(self, about: Handle) -> int:
+        """Add a tensor of the layout ``about`` that is broadcast; gives the argument that it is passed as."""
+        self.added[len(self.post)] = about
+        self.post.append(("add", 0.0, 0.0))
+        return _POST_OPERAND * len(self.post) | SRC_1
+
     def handle(self, library: Library) -> Handle:
         made = Handle(library, "primitive_attr", library.make("primitive_attr_create"))
         for argument, (_, mask) in self.scales.items():
@@ -91,8 +100,10 @@ class Attributes:
             library.call("primitive_attr_set_zero_points_mask", made.address, argument, 0)
         if self.post:
             post = Handle(library, "post_ops", library.make("post_ops_create"))
-            for what, alpha, beta in self.post:
-                if what == "sum":
+            for place, (what, alpha, beta) in enumerate(self.post):
+                if place in self.added:
+                    library.call("post_ops_append_binary", post.address, ADD, self.added[place].address)
+                elif what == "sum":
                     library.call("post_ops_append_sum", post.address, alpha, 0, TYPES[torch.uint8])
                 else:
                     library.call("post_ops_append_eltwise", post.address, ELTWISE[what], alpha, beta)

@@ -20,6 +20,7 @@ from engine.kernels.dnnl.library import Library, dims
 from engine.kernels.dnnl.primitive import (
     DST,
     INFERENCE,
+    MULTIPLY,
     SRC,
     SRC_1,
     Attributes,
@@ -28,6 +29,7 @@ from engine.kernels.dnnl.primitive import (
     channels_last,
     described,
     descriptor,
+    memory,
 )  # fmt: skip
 from engine.numerics.qparams import QParams
 
@@ -47,6 +49,7 @@ class Form:
     attributes: Attributes
     inputs: int = 1
     flat: bool = False
+    constants: tuple[tuple[int, Handle], ...] = ()
 
 
 class StepOnShapes:
@@ -112,17 +115,58 @@ class StepOnShapes:
         target = descriptor(self._library, out, torch.uint8, channels_last(out))
         try:
             about = self._form.describe(self._library, shape, source, target)
-            constants = self._form.attributes.arguments(self._library)
+            constants = [*self._form.attributes.arguments(self._library), *self._form.constants]
             moving = [(SRC, source), (SRC_1, source)][: self._form.inputs]
             return Primitive(self._library, about, constants, [*moving, (DST, target)])
         except EngineError:
             return None
 
 
-def quantize(dnnl: Library, q: QParams, instead: Function) -> StepOnShapes | None:
-    """float32 of any layout to uint8 on ``q``; None for grids that end below 255, where oneDNN would not stop."""
+class QuantizeOnShapes(StepOnShapes):
+    """float32 to uint8. ``as_it_lies`` leaves dense tensors of any number of dimensions in their layout."""
+
+    def __init__(self, dnnl: Library, form: Form, as_it_lies: bool, instead: Function) -> None:
+        super().__init__(dnnl, form, instead)
+        self._flat = as_it_lies
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        if not self._flat or not _dense(x):
+            return super().__call__(x)
+        primitive = self._at((_row(x),))
+        if primitive is None:
+            return self._instead(x)
+        y = torch.empty_like(x, dtype=torch.uint8)
+        primitive.bind(x, y).run()
+        return y
+
+    def fix(self, inputs: tuple[Tensor, ...], out: Tensor) -> Callable[[Tensor], None] | None:
+        (x,) = inputs
+        if not self._flat or not _dense(x) or x.stride() != out.stride():
+            return super().fix(inputs, out)
+        primitive = self._at((_row(x),))
+        return None if primitive is None else primitive.bind(x, out).run
+
+    def head(self, x: Tensor, out: Tensor) -> Callable[[Tensor], None] | None:
+        return None if self._flat else super().head(x, out)
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x if self._flat and _dense(x) else super().dense(x)
+
+
+def _dense(x: Tensor) -> bool:
+    return torch.ops.aten.is_non_overlapping_and_dense(x)  # type: ignore[no-any-return]
+
+
+def _row(x: Tensor) -> Tensor:
+    """The same memory as one row."""
+    return x.as_strided((1, x.numel(), 1, 1), (x.numel(), 1, x.numel(), x.numel()))
+
+
+def quantize(dnnl: Library, q: QParams, as_it_lies: bool, instead: Function) -> StepOnShapes | None:
+    """float32 of any layout to uint8 on ``q``."""
     if q.qmax != 255:
-        return None
+        return _bounded(dnnl, q, as_it_lies, instead)
     extra = Attributes()
     extra.scale(DST, q.scale)
     if q.zero_point:
@@ -132,7 +176,22 @@ def quantize(dnnl: Library, q: QParams, instead: Function) -> StepOnShapes | Non
     def describe(dnnl: Library, shape: tuple[int, ...], source: Handle, target: Handle) -> Handle:
         return described(dnnl, "reorder", source.address, dnnl.engine, target.address, dnnl.engine, held.address)
 
-    return StepOnShapes(dnnl, Form(lambda shape: shape, describe, extra), instead)
+    return QuantizeOnShapes(dnnl, Form(lambda shape: shape, describe, extra), as_it_lies, instead)
+
+
+def _bounded(dnnl: Library, q: QParams, as_it_lies: bool, instead: Function) -> StepOnShapes:
+    """As a product with one number: a reorder would not stop at a bound under 255."""
+    extra = Attributes()
+    extra.then("linear", 1.0, float(q.zero_point))
+    extra.then("clip", 0.0, float(q.qmax))
+    held = extra.handle(dnnl)
+    one = descriptor(dnnl, (1, 1, 1, 1), torch.float32, (1, 1, 1, 1))
+    inverse = memory(dnnl, one, torch.tensor([1.0 / q.scale]))
+
+    def describe(dnnl: Library, shape: tuple[int, ...], source: Handle, to: Handle) -> Handle:
+        return described(dnnl, "binary", dnnl.engine, MULTIPLY, source.address, one.address, to.address, held.address)
+
+    return QuantizeOnShapes(dnnl, Form(lambda shape: shape, describe, extra, constants=((SRC_1, inverse),)), as_it_lies, instead)
 
 
 def max_pool(
@@ -152,17 +211,14 @@ def max_pool(
 
 
 def add(dnnl: Library, left: QParams, right: QParams, target: QParams, relu: bool, instead: Function) -> StepOnShapes | None:
-    """Sum of two tensors on their grids, with relu, on a third; None for grids that end below 255."""
-    if target.qmax != 255:
-        return None
+    """Sum of two tensors on their grids, with relu, on a third."""
     extra = Attributes()
     # In steps of the result, where its zero point is the one bound that relu needs.
     extra.scale(SRC, left.scale / target.scale)
     extra.scale(SRC_1, right.scale / target.scale)
     moved = -left.zero_point * left.scale / target.scale - right.zero_point * right.scale / target.scale
     extra.then("linear", 1.0, moved + target.zero_point)
-    if relu and target.zero_point:
-        extra.then("clip", float(target.zero_point), 255.0)
+    _bound(extra, target, relu)
     held = extra.handle(dnnl)
 
     def describe(dnnl: Library, shape: tuple[int, ...], source: Handle, to: Handle) -> Handle:
@@ -173,11 +229,10 @@ def add(dnnl: Library, left: QParams, right: QParams, target: QParams, relu: boo
 
 def mean(dnnl: Library, source: QParams, target: QParams, flat: bool, instead: Function) -> StepOnShapes | None:
     """Mean over height and width, (N, C, H, W) to (N, C, 1, 1) or ``flat`` (N, C), from one grid to another."""
-    if target.qmax != 255:
-        return None
     extra = Attributes()
     ratio = source.scale / target.scale
     extra.then("linear", ratio, target.zero_point - source.zero_point * ratio)
+    _bound(extra, target)
     held = extra.handle(dnnl)
     none = dims((0, 0))
 
@@ -188,6 +243,117 @@ def mean(dnnl: Library, source: QParams, target: QParams, flat: bool, instead: F
     return StepOnShapes(dnnl, Form(lambda shape: (*shape[:2], 1, 1), describe, extra, flat=flat), instead)
 
 
+def _bound(extra: Attributes, target: QParams, relu: bool = False) -> None:
+    """The grid's ends, in its own steps, where those of a byte are others; relu is its zero point."""
+    if target.qmax < 255 or (relu and target.zero_point):
+        extra.then("clip", float(target.zero_point) if relu else 0.0, float(target.qmax))
+
+
+class _PerChannel:
+    """``x`` (N, C, H, W) times a number plus a number for each channel, in steps of ``target``: one primitive for an image or, where
+    the numbers are the same for all, for a batch."""
+
+    def __init__(self, dnnl: Library, target: QParams, relu: bool) -> None:
+        self._library, self._target, self._relu = dnnl, target, relu
+        self._made: OrderedDict[Any, Primitive | None] = OrderedDict()
+
+    def at(self, shape: tuple[int, ...]) -> Primitive | None:
+        """For uint8 images of this shape, bound to them, float32 factors and shifts (C,), and the result; None where oneDNN has none."""
+        key = (shape, self._library.match_threads())
+        if key not in self._made:
+            self._made[key] = self._make(shape)
+            if len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        return self._made[key]
+
+    def _make(self, shape: tuple[int, ...]) -> Primitive | None:
+        dnnl, one_each = self._library, (1, shape[1], 1, 1)
+        x = descriptor(dnnl, shape, torch.uint8, channels_last(shape))
+        numbers = descriptor(dnnl, one_each, torch.float32, channels_last(one_each))
+        extra = Attributes()
+        added = extra.then_add(numbers)
+        _bound(extra, self._target, self._relu)
+        held = extra.handle(dnnl)
+        try:
+            about = described(dnnl, "binary", dnnl.engine, MULTIPLY, x.address, numbers.address, x.address, held.address)
+            return Primitive(dnnl, about, [], [(SRC, x), (SRC_1, numbers), (added, numbers), (DST, x)])
+        except EngineError:
+            return None
+
+    def empty(self, x: Tensor) -> Tensor:
+        return torch.empty(x.shape, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+class AffineOnShapes:
+    """uint8 (N, C, H, W) on one grid to a factor times it and a shift for each channel, with relu, on another."""
+
+    def __init__(
+        self, dnnl: Library, factor: Tensor, shift: Tensor, source: QParams, target: QParams, relu: bool, instead: Function
+    ) -> None:
+        self._each, self._instead = _PerChannel(dnnl, target, relu), instead
+        per_step = factor.double() * source.scale
+        self._factors = (per_step / target.scale).float()
+        self._shifts = ((shift.double() - per_step * source.zero_point) / target.scale + target.zero_point).float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = self.dense(x)
+        primitive = self._each.at(tuple(x.shape))
+        if primitive is None:
+            return self._instead(x)
+        y = self._each.empty(x)
+        primitive.bind(x, self._factors, self._shifts, y).run()
+        return y
+
+    def fix(self, inputs: tuple[Tensor, ...], out: Tensor) -> Callable[[Tensor], None] | None:
+        primitive = self._each.at(tuple(inputs[0].shape))
+        return None if primitive is None else primitive.bind(inputs[0], self._factors, self._shifts, out).run
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class GateOnShapes:
+    """uint8 (N, C, H, W) times uint8 (N, C, 1, 1), each on its grid, on a third. The factors are made numbers first: oneDNN takes no
+    zero points here, and one set of numbers a channel, so each image has a call of its own."""
+
+    def __init__(self, dnnl: Library, values: QParams, gates: QParams, target: QParams, instead: Function) -> None:
+        self._each, self._instead = _PerChannel(dnnl, target, False), instead
+        self._factor = values.scale * gates.scale / target.scale
+        self._gates_zero, self._zero, self._shift = gates.zero_point, float(values.zero_point), float(target.zero_point)
+
+    def __call__(self, x: Tensor, gates: Tensor) -> Tensor:
+        x, y = self.dense(x), self._each.empty(x)
+        run = self.fix((x, gates), y)
+        if run is None:
+            return self._instead(x, gates)
+        run(x)
+        return y
+
+    def fix(self, inputs: tuple[Tensor, ...], out: Tensor) -> Callable[[Tensor], None] | None:
+        x, gates = inputs
+        primitive = self._each.at((1, *x.shape[1:]))
+        if primitive is None or gates.numel() != x.shape[0] * x.shape[1]:
+            return None
+        factors, shifts = torch.empty(x.shape[:2]), torch.empty(x.shape[:2])
+        flat = gates.view(x.shape[:2])
+        runs = [primitive.bind(*each).run for each in zip(x.split(1), factors, shifts, out.split(1), strict=True)]
+        moved, moving, scale, zero = -self._gates_zero * self._factor, self._zero != 0.0, self._factor, self._zero
+        base = torch.full((), self._shift)
+        shifts.fill_(self._shift)
+
+        def run(_: Tensor) -> None:
+            factors.copy_(flat).mul_(scale).add_(moved)
+            if moving:
+                torch.add(base, factors, alpha=-zero, out=shifts)
+            for each in runs:
+                each()
+
+        return run
+
+    def dense(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+
 class DnnlSteps:
     """The steps above on one library."""
 
@@ -196,3 +362,5 @@ class DnnlSteps:
         self.max_pool = partial(max_pool, dnnl)
         self.add = partial(add, dnnl)
         self.mean = partial(mean, dnnl)
+        self.affine = partial(AffineOnShapes, dnnl)
+        self.gate = partial(GateOnShapes, dnnl)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import EngineError, one_line
+from engine.kernels.base import ACTIVATIONS
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, probe
 from engine.lowering.files import NAME, file_of
@@ -104,18 +105,26 @@ def _check(step: Step, program: Program) -> None:
     for key in _GRIDS:
         if step.attrs.get(key) is not None:
             _check_grid(*step.attrs[key])
-    count = {"quantize": 1, "dequantize": 1, "max_pool": 1, "sum": 2, "layer": 2 if step.attrs.get("accumulate") else 1}.get(step.op)
+    read = {"quantize": 1, "dequantize": 1, "max_pool": 1, "affine": 1, "sum": 2, "gate": 2}
+    count = {**read, "layer": 2 if step.attrs.get("accumulate") else 1}.get(step.op)
     if count is not None and len(step.inputs) != count:
         raise ValueError(f"step {step.output} reads {step.inputs}")
     if step.op == "max_pool":
         _check_sizes(step.output, step.attrs, 2, ("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    if step.op == "affine":
+        _check_affine(step, *(program.tensors[f"{step.attrs['norm']}.{part}"] for part in ("factor", "shift")))
     if step.op == "layer":
         _check_layer(step, program.layers[step.attrs["layer"]], program)
 
 
+def _check_affine(step: Step, factor: Tensor, shift: Tensor) -> None:
+    if factor.dim() != 1 or factor.shape != shift.shape or {factor.dtype, shift.dtype} != {torch.float32}:
+        raise ValueError(f"step {step.output} multiplies by {tuple(factor.shape)} and adds {tuple(shift.shape)}")
+
+
 def _check_layer(step: Step, weight: QTensor, program: Program) -> None:
     a, dims = step.attrs, weight.codes.dim() - 2
-    if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ("none", "relu", "relu6", "hardswish"):
+    if dims not in {"linear": (0,), "conv": (1, 2, 3)}[a["kind"]] or a["activation"] not in ACTIVATIONS:
         raise ValueError(f"{a['layer']} is no {a['kind']} of {dims} dimensions with {a['activation']}")
     bias = program.tensors[f"{a['layer']}.bias"] if a["bias"] else None
     if bias is not None and (bias.dtype != torch.float32 or bias.shape != weight.shape[:1]):

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from engine.kernels.base import geometry
 from engine.lowering.graph.call import of_program
 from engine.lowering.graph.calls import encode, function_call, names_in, pooling
-from engine.lowering.graph.fuse import LAYERS, folded_parameters
+from engine.lowering.graph.fuse import LAYERS, factor_and_shift, folded_parameters
 from engine.lowering.graph.kinds import SIZES, attribute, kind, module_of, tensor_inputs
-from engine.lowering.graph.layout import AVERAGES, CARRIES, Layout, Sum, Unit
+from engine.lowering.graph.layout import AVERAGES, CARRIES, Affine, Gate, Layout, Sum, Unit
 from engine.lowering.graph.module_recipes import module_recipe
 from engine.lowering.graph.program import Program, Step, grid
 from engine.lowering.graph.sizes import held_sizes
@@ -67,7 +67,9 @@ class _Converter:
         self.nodes = {node.name: node for node in gm.graph.nodes}
         self.units = {unit.output: unit for unit in layout.units}
         self.sums = {s.output: s for s in layout.sums}
-        self.hidden = set(layout.inside()) | {s.add for s in layout.sums}
+        self.gates = {gate.output: gate for gate in layout.gates}
+        self.affines = {affine.output: affine for affine in layout.affines}
+        self.hidden = set(layout.inside()) | {s.add for s in layout.sums} | {affine.norm for affine in layout.affines}
         self.class_of = layout.class_of()
         self.steps: list[Step] = []
         self.tensors: dict[str, Tensor] = {}
@@ -88,6 +90,10 @@ class _Converter:
                 self._unit(node, self.units[node.name])
             elif node.name in self.sums:
                 self._sum(node, self.sums[node.name])
+            elif node.name in self.gates:
+                self._gate(node, self.gates[node.name])
+            elif node.name in self.affines:
+                self._affine(node, self.affines[node.name])
             elif node.name not in self.hidden:
                 self._other(node)
         raise AssertionError("a graph without output")
@@ -117,6 +123,21 @@ class _Converter:
         self._emit(
             "sum", self._result(node, True), inputs, left=grid(self._grid(addition.left)), right=grid(self._grid(addition.right)),
             output=grid(self._grid(node.name)), relu=addition.relu is not None,
+        )  # fmt: skip
+
+    def _gate(self, node: fx.Node, gate: Gate) -> None:
+        inputs = [self._as_integer(gate.values), self._as_integer(gate.gates)]
+        self._emit(
+            "gate", self._result(node, True), inputs, left=grid(self._grid(gate.values)), right=grid(self._grid(gate.gates)),
+            output=grid(self._grid(node.name)),
+        )  # fmt: skip
+
+    def _affine(self, node: fx.Node, affine: Affine) -> None:
+        factor, shift = factor_and_shift(module_of(self.nodes[affine.norm]))
+        self.tensors |= {f"{affine.norm}.factor": factor.float(), f"{affine.norm}.shift": shift.float()}
+        self._emit(
+            "affine", self._result(node, True), [self._as_integer(affine.input)], norm=affine.norm, relu=affine.relu is not None,
+            path=str(self.nodes[affine.norm].target), input=grid(self._grid(affine.input)), output=grid(self._grid(node.name)),
         )  # fmt: skip
 
     def _other(self, node: fx.Node) -> None:

@@ -35,10 +35,12 @@ class NotFixed(Exception):
 
 @dataclass(frozen=True)
 class Fixed:
-    """``run`` in order computes ``result`` from inputs of one shape and layout."""
+    """``run`` in order computes ``result`` from inputs of one shape and layout. ``owners`` gives for each of ``run`` the place of the
+    program's step that it carries out."""
 
     run: tuple[Run, ...]
     result: Tensors
+    owners: tuple[int, ...] = ()
 
     def __call__(self, given: Tensors) -> Tensors:
         for step in self.run:
@@ -101,13 +103,16 @@ class Fixing:
             self._values[name], self._space[name] = x, None
             if name in self._results or any(name in step.inputs and step.op != "quantize" for step in self._steps):
                 self._hold(name, x)
+        # Inputs are copied for the first step.
+        owners = [0] * len(self._run)
         for index, (step, function) in enumerate(zip(self._steps, self._functions, strict=True)):
             self._fix(index, step, function)
+            owners += [index] * (len(self._run) - len(owners))
             self._release(index)
         results = tuple(self._values[name] for name in self._results)
         if not all(isinstance(result, Tensor) for result in results):
             raise NotFixed("a result is not a tensor")
-        return Fixed(tuple(self._run), results if isinstance(self._result, tuple) else results[0])
+        return Fixed(tuple(self._run), results if isinstance(self._result, tuple) else results[0], tuple(owners))
 
     def _hold(self, name: str, x: Tensor) -> None:
         """Inputs that are not only quantized are copied to a place of their own."""

@@ -92,18 +92,25 @@ def folded_parameters(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor
     """Weight and bias, in float64, of the layer that computes ``norm(layer(x))`` in eval mode."""
     assert isinstance(layer, LAYERS)
     assert isinstance(norm, BATCH_NORMS)
+    weight = layer.weight.detach().double()
+    factor, shift = factor_and_shift(norm, None if layer.bias is None else layer.bias.detach())
+    return weight * _along_outputs(layer, factor), shift
+
+
+def factor_and_shift(norm: nn.Module | None, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What a batch normalization on running statistics multiplies each channel with and adds to it, in float64; with ``bias`` what it
+    adds where that was added before."""
+    assert isinstance(norm, BATCH_NORMS)
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
-    weight = layer.weight.detach().double()
-    bias = torch.zeros_like(mean, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
-    mean = mean.double()
-    factor = torch.rsqrt(var.double() + norm.eps)
-    shift = torch.zeros_like(mean)
+    factor = torch.rsqrt(var.detach().double() + norm.eps)
+    shift = torch.zeros_like(factor)
     if norm.affine:
         factor = factor * norm.weight.detach().double()
         shift = norm.bias.detach().double()
-    return weight * _along_outputs(layer, factor), shift + (bias - mean) * factor
+    before = torch.zeros_like(factor) if bias is None else bias.double()
+    return factor, shift + (before - mean.detach().double()) * factor
 
 
 def _along_outputs(layer: nn.Module, factor: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+# What an integer kernel may compute before it rounds.
+IN_KERNELS = ("relu", "relu6", "hardswish", "silu", "gelu", "gelu_tanh", "sigmoid", "hardsigmoid", "tanh", "mish")
+
 # Methods that tell the shape of a tensor, whatever it holds.
 SIZES = ("size", "dim", "ndimension", "numel", "nelement")
 
@@ -25,6 +28,11 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.Hardswish: "hardswish",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Tanh: "tanh",
+    nn.Mish: "mish",
     nn.MaxPool2d: "max_pool",
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
@@ -37,6 +45,12 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
     F.relu6: "relu6",
     F.hardswish: "hardswish",
+    F.silu: "silu",
+    **dict.fromkeys((torch.sigmoid, torch.sigmoid_, F.sigmoid), "sigmoid"),
+    F.hardsigmoid: "hardsigmoid",
+    **dict.fromkeys((torch.tanh, torch.tanh_, F.tanh), "tanh"),
+    F.mish: "mish",
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), "mul"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), "add"),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose), "reshape"),
     F.max_pool2d: "max_pool",
@@ -60,6 +74,9 @@ _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 _METHODS: dict[str, str] = {
     **dict.fromkeys(("relu", "relu_"), "relu"),
     **dict.fromkeys(("add", "add_"), "add"),
+    **dict.fromkeys(("mul", "mul_", "multiply"), "mul"),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys(("tanh", "tanh_"), "tanh"),
     **dict.fromkeys(("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose"), "reshape"),
     **dict.fromkeys(("contiguous", "clone", "detach"), "identity"),
     "mean": "mean",
@@ -128,6 +145,8 @@ def kind(node: fx.Node) -> str:
     """The operation's name, or ``placeholder``, ``output``, ``get_attr``, ``other``."""
     if node.op in ("placeholder", "output", "get_attr"):
         return node.op
+    if (approximate := _gelu(node)) is not None:
+        return "gelu" if approximate == "none" else "gelu_tanh"
     if node.op == "call_module":
         return _MODULES.get(type(module_of(node)), "other")  # type: ignore[arg-type]
     if node.op == "call_method":
@@ -141,6 +160,14 @@ def kind(node: fx.Node) -> str:
     if node.target in _DROPOUTS:
         return "identity" if not _argument(node, 2, "training", True) else "other"
     return _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]
+
+
+def _gelu(node: fx.Node) -> str | None:
+    """How a GELU is approximated; None for what is none."""
+    if node.op == "call_module":
+        module = module_of(node)
+        return module.approximate if type(module) is nn.GELU else None
+    return str(node.kwargs.get("approximate", "none")) if node.op == "call_function" and node.target is F.gelu else None
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -13,12 +13,13 @@ import torch
 from torch import fx, nn
 
 from engine.lowering.graph.fuse import find_pairs
-from engine.lowering.graph.kinds import kind, module_of, source, tensor_inputs
+from engine.lowering.graph.kinds import BATCH_NORMS, IN_KERNELS, kind, module_of, source, tensor_inputs
 from engine.recipe.spec import ActivationSpec, LayerSpec
 
 CARRIES = ("max_pool", "reshape", "identity", "slice", "pad", "cat", "shuffle")
 AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
-_IN_CONV2D = ("relu", "relu6", "hardswish")
+# By what torch's kernels take, or finish in floating point, for other layers than 2-D convolutions.
+_IN_OTHERS = tuple(name for name in IN_KERNELS if name != "relu6")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,29 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A product of (N, C, H, W) ``values`` with one number for each channel of each item, ``gates`` (N, C, 1, 1), both of which integer
+    layers give: squeeze and excitation (Hu et al. 2018, arXiv:1709.01507)."""
+
+    output: str
+    values: str
+    gates: str
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A batch normalization that no convolution takes in, with the relu that follows it: a factor and a shift for each channel."""
+
+    norm: str
+    input: str
+    relu: str | None = None
+
+    @property
+    def output(self) -> str:
+        return self.relu or self.norm
+
+
+@dataclass(frozen=True)
 class ValueClass:
     """Values on one grid. ``members`` are node names; ``sources`` are those whose producer sets new values and that are
     observed; ``layers`` are the paths of the quantized layers that read them."""
@@ -74,6 +98,8 @@ class Layout:
     units: tuple[Unit, ...]
     sums: tuple[Sum, ...]
     classes: tuple[ValueClass, ...]
+    gates: tuple[Gate, ...] = ()
+    affines: tuple[Affine, ...] = ()
 
     def class_of(self) -> dict[str, ValueClass]:
         return {member: c for c in self.classes for member in c.members}
@@ -102,7 +128,9 @@ def arrange(gm: fx.GraphModule, specs: Mapping[str, LayerSpec]) -> Layout:
     need = _needed(gm, units)
     inside = {name for unit in units for name in unit.nodes()}
     sums = [_sum(node) for node in gm.graph.nodes if _is_sum(node) and node.name not in inside and _end_of_sum(node).name in need]
-    return Layout(tuple(units), tuple(sums), _classes(gm, units, need, specs))
+    gates = [gate for node in gm.graph.nodes if node.name in need and (gate := _gate(node, units)) is not None]
+    affines = [_affine(node) for node in gm.graph.nodes if _is_affine(node, inside) and _end_of_sum(node).name in need]
+    return Layout(tuple(units), tuple(sums), _classes(gm, units, need, specs), tuple(gates), tuple(affines))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -114,7 +142,7 @@ def _chain(layer: fx.Node, foldable: set[str]) -> Unit:
     user = _only_user(end)
     if user is not None and kind(user) == "bn" and str(user.target) in foldable:
         end, bn = user, user.name
-    activation, activation_kind = _activation_after(end, _IN_CONV2D if isinstance(module_of(layer), nn.Conv2d) else ("relu",))
+    activation, activation_kind = _activation_after(end, IN_KERNELS if isinstance(module_of(layer), nn.Conv2d) else _IN_OTHERS)
     read = source(layer)
     assert read is not None
     return Unit(
@@ -178,6 +206,8 @@ def _needed(gm: fx.GraphModule, units: list[Unit]) -> set[str]:
             unit = inside.get(user.name)
             moved = kind(user) in (*CARRIES, *AVERAGES) and user.name in need
             added = _is_sum(user) and _end_of_sum(user).name in need
+            added |= _is_affine(user, inside) and _end_of_sum(user).name in need
+            added |= user.name in need and _gate(user, units) is not None
             if user.name in inputs or (unit is None and (moved or added)) or (unit is not None and unit.other == node.name):
                 need.add(node.name)
     return need
@@ -191,6 +221,35 @@ def _is_value(node: fx.Node) -> bool:
 def _is_sum(node: fx.Node) -> bool:
     inputs = tensor_inputs(node)
     return kind(node) == "add" and len(inputs) == 2 and not node.kwargs and all(map(_is_value, inputs))
+
+
+def _gate(node: fx.Node, units: list[Unit]) -> Gate | None:
+    """``node`` as a gate where it is one whose factors are results of layers."""
+    inputs = tensor_inputs(node)
+    if kind(node) != "mul" or len(inputs) != 2 or node.kwargs or not all(map(_is_value, inputs)):
+        return None
+    given = {unit.output for unit in units}
+    shape = node.meta.get("shape", ())
+    one_each = (*shape[:2], 1, 1)
+    for gates, values in (inputs, inputs[::-1]):
+        if len(shape) == 4 and gates.meta.get("shape") == one_each and values.meta.get("shape") == shape and shape != one_each:
+            return Gate(node.name, values.name, gates.name) if {gates.name, values.name} <= given else None
+    return None
+
+
+def _is_affine(node: fx.Node, inside: Mapping[str, Unit] | set[str]) -> bool:
+    """Whether a node normalizes an image by fixed numbers, and no layer before it takes it in."""
+    norm, read = module_of(node), source(node)
+    if kind(node) != "bn" or node.name in inside or read is None or not _is_value(read) or len(node.meta.get("shape", ())) != 4:
+        return False
+    fixed = isinstance(norm, BATCH_NORMS) and norm.running_mean is not None and norm.running_var is not None and not norm.training
+    return fixed and kind(read) not in ("conv", "conv_transpose", "linear")
+
+
+def _affine(norm: fx.Node) -> Affine:
+    read, end = source(norm), _end_of_sum(norm)
+    assert read is not None
+    return Affine(norm.name, read.name, None if end is norm else end.name)
 
 
 def _end_of_sum(add: fx.Node) -> fx.Node:

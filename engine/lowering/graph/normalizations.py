@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import BATCH_NORMS, attribute, kind, module_of, reads_below, source
+from engine.lowering.graph.kinds import BATCH_NORMS, IN_KERNELS, attribute, kind, module_of, reads_below, source
 
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _BY_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_TAKEN_IN = ("bn", "relu", "relu6", "hardswish")
+_TAKEN_IN = ("bn", *IN_KERNELS)
 _MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 _ADDS = (operator.add, operator.iadd, torch.add)
 

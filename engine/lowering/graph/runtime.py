@@ -161,6 +161,11 @@ class QuantizedModel(nn.Module):
         self._plans.move_to_end(key)
         return self._plans[key]
 
+    def plan_for(self, x: Tensors) -> Fixed | None:
+        """The plan in fixed memory that computes inputs like ``x``; None where they are computed step by step."""
+        with torch.inference_mode(), self._lock:
+            return self._fixed(x) if self._steps is not None else None
+
     def _meets_again(self, key: Any) -> bool:
         if key in self._met:
             return True
@@ -266,7 +271,10 @@ class QuantizedModel(nn.Module):
             layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
             return torch.add(shift, x, alpha=inverse).clamp_(0, top).to(torch.uint8, memory_format=layout)
 
-        return (self._steps.quantize(q, run) if self._steps else None) or run
+        # What linear layers alone read stays as it lies; an image gets its channels side by side.
+        readers = [reader for reader in self.program.steps if step.output in reader.inputs]
+        flat = all(reader.op == "layer" and reader.attrs["kind"] == "linear" for reader in readers)
+        return (self._steps.quantize(q, flat, run) if self._steps else None) or run
 
     def _op_dequantize(self, step: Step) -> Function:
         q = grid_from(step.attrs["grid"])
@@ -311,6 +319,31 @@ class QuantizedModel(nn.Module):
             return quantize(y.relu_() if relu else y, out)
 
         return (self._steps.add(left, right, out, relu, run) if self._steps else None) or run
+
+    def _op_affine(self, step: Step) -> Function:
+        a = step.attrs
+        source, target = grid_from(a["input"]), grid_from(a["output"])
+        assert source is not None
+        assert target is not None
+        factor, shift = (self.program.tensors[f"{a['norm']}.{part}"] for part in ("factor", "shift"))
+        along = (-1, 1, 1)
+
+        def run(x: Tensor) -> Tensor:
+            y = dequantize(x, source).mul_(factor.reshape(along)).add_(shift.reshape(along))
+            return quantize(y.relu_() if a["relu"] else y, target)
+
+        return (self._steps.affine(factor, shift, source, target, a["relu"], run) if self._steps else None) or run
+
+    def _op_gate(self, step: Step) -> Function:
+        values, gates, target = (grid_from(step.attrs[key]) for key in ("left", "right", "output"))
+        assert values is not None
+        assert gates is not None
+        assert target is not None
+
+        def run(x: Tensor, by: Tensor) -> Tensor:
+            return quantize(dequantize(x, values).mul_(dequantize(by, gates)), target)
+
+        return (self._steps.gate(values, gates, target, run) if self._steps else None) or run
 
     def _op_max_pool(self, step: Step) -> Function:
         a = step.attrs

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import BATCH_NORMS, kind, module_of, source
+from engine.lowering.graph.kinds import BATCH_NORMS, IN_KERNELS, kind, module_of, source
 
 # Operations on single values, or single channels, that may run before the phases are in their places.
-_COMMUTES = ("bn", "relu", "relu6", "hardswish", "identity")
+_COMMUTES = ("bn", *IN_KERNELS, "identity")
 _MARK = "subpixel"
 _GEOMETRY = "transposed"
 

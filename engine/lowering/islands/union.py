@@ -46,6 +46,8 @@ class Part:
             tuple(unit for unit in layout.units if unit.layer in self.names),
             tuple(addition for addition in layout.sums if addition.add in self.names),
             tuple(c for c in layout.classes if c.name in self.names),
+            tuple(gate for gate in layout.gates if gate.output in self.names),
+            tuple(affine for affine in layout.affines if affine.norm in self.names),
         )
 
     def of_nodes(self, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from engine.kernels.base import IntegerLayer, geometry
 from engine.kernels.dnnl.layers import Direct
 from engine.kernels.dnnl.library import path
 from engine.kernels.simulate import Simulate
-from engine.kernels.x86_int8 import OneDNN
+from engine.kernels.x86_int8 import OneDNN, OneDNNThenTorch
 from engine.numerics.qparams import QParams
 
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.onednn, "qconv_pointwise"), reason="torch without oneDNN's integer operations")
@@ -21,6 +21,7 @@ needs_dnnl = pytest.mark.skipif(path() is None, reason="onednn-cpu-gomp is not i
 KERNELS = [
     pytest.param(Direct(), marks=needs_dnnl, id="dnnl"),
     pytest.param(OneDNN(), marks=needs_onednn, id="onednn"),
+    pytest.param(OneDNNThenTorch(), marks=needs_onednn, id="onednn then torch"),
     pytest.param(Simulate(), id="simulate"),
 ]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -32,6 +33,13 @@ ACTIVATIONS = {
     "relu": lambda y: y.clamp(min=0),
     "relu6": lambda y: y.clamp(0, 6),
     "hardswish": lambda y: y * (y + 3).clamp(0, 6) / 6,
+    "silu": lambda y: y / (1 + torch.exp(-y)),
+    "gelu": lambda y: y / 2 * (1 + torch.erf(y / 2**0.5)),
+    "gelu_tanh": lambda y: y / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))),
+    "sigmoid": lambda y: 1 / (1 + torch.exp(-y)),
+    "hardsigmoid": lambda y: (y + 3).clamp(0, 6) / 6,
+    "tanh": torch.tanh,
+    "mish": lambda y: y * torch.tanh(torch.log1p(torch.exp(y))),
 }
 
 

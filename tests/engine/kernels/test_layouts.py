@@ -212,6 +212,80 @@ def test_means_are_right_for_every_layout(call, source, target, threads):
 
 
 @needs_dnnl
+@pytest.mark.parametrize(("source", "target", "top"), [(0, 114, 255), (114, 0, 127), (255, 128, 255), (57, 60, 63)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_factors_and_shifts_of_channels_are_right_for_every_layout(source, target, top, relu, threads):
+    into, wrong = QParams(0.047, min(target, top), top), []
+    channels = (1, 3, 18, 33) if threads == 1 else (18,)
+    for c in channels:
+        draw = torch.Generator().manual_seed(c)
+        factor, shift = torch.randn(c, generator=draw), torch.randn(c, generator=draw)
+        attrs = {"norm": "n", "path": "n", "relu": relu, "input": grid(QParams(0.021, source)), "output": grid(into)}
+        step = Step("affine", "y", ("x",), attrs)
+        function = function_of(step, tensors={"n.factor": factor, "n.shift": shift})
+        for name, x in lattice(numbers, (c,), ((7, 5), (8, 8), (1, 1))):
+            real = (x.long() - source).double() * 0.021 * factor.double()[:, None, None] + shift.double()[:, None, None]
+            place = (real.clamp(min=0) if relu else real) / 0.047 + into.zero_point
+            wrong += [(name, way) for way, got in both_ways(step, function, x).items() if far(got, place, top)]
+    assert wrong == []
+
+
+@needs_dnnl
+@pytest.mark.parametrize(
+    ("left", "right", "target", "top"), [(0, 0, 0, 255), (31, 0, 29, 127), (255, 0, 128, 255), (114, 7, 60, 127), (1, 255, 3, 63)]
+)
+def test_gates_are_right_for_every_layout(left, right, target, top, threads):
+    a, b, y = QParams(0.021, left), QParams(1 / 250, right), QParams(0.013, target, top)
+    step = Step("gate", "y", ("a", "b"), {"left": grid(a), "right": grid(b), "output": grid(y)})
+    function, wrong = function_of(step), []
+    for c, (h, w), n in itertools.product((1, 3, 18, 33) if threads == 1 else (18,), ((7, 5), (8, 8), (1, 2)), (1, 2, 7)):
+        ways = list(layouts(numbers, n, c, h, w).items())
+        gates = list(layouts(numbers, n, c, 1, 1).values())
+        for i, (name, one) in enumerate(ways):
+            by = gates[(i + 4) % len(gates)]
+            place = (one.long() - left).double() * 0.021 * (by.long() - right).double() / 250 / 0.013 + target
+            wrong += [(name, n, c, h, w, way) for way, got in both_ways(step, function, one, by).items() if far(got, place, top)]
+    assert wrong == []
+
+
+@needs_dnnl
+@pytest.mark.parametrize("top", [15, 63, 127])
+def test_steps_end_where_their_grid_does(top, threads):
+    zero = top // 3
+    a, b, y = QParams(0.021, 40), QParams(0.034, 7), QParams(0.019, zero, top)
+    both = Step("sum", "y", ("a", "b"), {"left": grid(a), "right": grid(b), "output": grid(y), "relu": True})
+    call = {"function": "torch.mean", "args": {"tuple": [{"$": "x"}, {"list": [2, 3]}]}, "kwargs": {"dict": {}}}
+    mean = Step("average", "y", ("x",), {**call, "input": grid(a), "output": grid(y)})
+    rounded = Step("quantize", "y", ("x",), {"grid": grid(y)})
+    wrong = []
+    for name, x in lattice(numbers, (1, 18, 33), ((7, 5), (8, 8)), (1, 2)):
+        real = (x.long() - 40).double() * 0.021
+        total = (real + (x.long() - 7).double() * 0.034).clamp(min=0)
+        for what, step, inputs, exact in (
+            ("sum", both, (x, x), total), ("mean", mean, (x,), real.mean((2, 3))), ("quantize", rounded, (real.float(),), real.float()),
+        ):  # fmt: skip
+            place = exact.double() / 0.019 + zero
+            wrong += [(what, name, way) for way, got in both_ways(step, function_of(step), *inputs).items() if far(got, place, top)]
+    assert wrong == []
+
+
+@needs_dnnl
+@pytest.mark.parametrize("top", [15, 127, 255])
+def test_what_linear_layers_read_is_quantized_as_it_lies(top, threads):
+    wrong, zero = [], top // 4
+    step, reader = Step("quantize", "y", ("x",), {"grid": [STEP, zero, top]}), Step("layer", "z", ("y",), {"kind": "linear"})
+    for name, x in itertools.chain(lattice(normal, (3, 18), ((7, 5), (1, 64)), (1, 2)), other_ranks(normal).items()):
+        model = QuantizedModel(Program((step,), "y", {}, {}), [Direct()])
+        model.program = Program((step, reader), "y", {}, {})
+        place = x.double() / torch.tensor(STEP).double() + zero
+        for way, got in both_ways(step, model._function(step), x).items():
+            dense = x.is_contiguous() or (way == "called" and torch.ops.aten.is_non_overlapping_and_dense(x))
+            if far(got, place, top) or (dense and got.stride() != x.stride()):
+                wrong.append((name, way))
+    assert wrong == []
+
+
+@needs_dnnl
 @pytest.mark.parametrize("zero", ZERO_POINTS)
 def test_padding_is_right_for_every_layout(zero):
     call = {"function": "F.pad", "args": {"tuple": [{"$": "x"}, {"tuple": [1, 2, 3, 0]}]}, "kwargs": {"dict": {}}}
