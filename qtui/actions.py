@@ -122,6 +122,7 @@ def _strategy() -> tuple[Action, ...]:
         Action("expand", ("right", "l"), "open", "Open the module under the cursor.", where, 0, edit),
         Action("preset", ("p",), "preset", "Plan all layers anew from a preset.", where, 0, reasons.replan_not_open),
         Action("sensitivity", ("e",), "which layers hurt", "The layers by the harm that is estimated for each, and a cure for the worst.", where, 0, edit),
+        Action("budget", ("P",), "budget", "Plans within a limit of size, bits, time or loss, on a chart: ← and → walk, ⏎ takes one.", where, 0, edit),
         Action("diff", ("d",), "diff", "What differs from the proposal.", where, 0, edit),
         Action("save", ("S",), "save recipe", "Write this strategy as a recipe file.", where, 0, edit),
         Action("open", ("O",), "open recipe", "Take the strategy of a recipe file.", where, 0, reasons.replan_not_open),

@@ -19,6 +19,7 @@ from qtui.screens import strategy_words as words
 from qtui.screens.base import bindings
 from qtui.screens.picker import Picker
 from qtui.screens.sensitivity_rows import known
+from qtui.screens.strategy_budget import Budget
 from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_recipes import Recipes
@@ -26,6 +27,7 @@ from qtui.screens.strategy_tree import Entry
 from qtui.stage_table import digit
 from qtui.state import State
 from qtui.strategy_rules import rules_of
+from qtui.widgets.budget_strip import BudgetStrip
 from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.lines import PieceLine
 from qtui.widgets.sentence import Sentence
@@ -35,7 +37,7 @@ _DETAILED = 32
 """Rows of a window that leaves room for everything about a layer beneath the table."""
 
 
-class StrategyScreen(EditKeys, Recipes):
+class StrategyScreen(EditKeys, Recipes, Budget):
     """Which modules are closed belongs to the screen; what is edited is the run's draft."""
 
     stage = "strategy"
@@ -48,6 +50,7 @@ class StrategyScreen(EditKeys, Recipes):
         #strategy-pane { height: 1fr; border-subtitle-color: $text-accent; }
         #layer-pane { height: 10; display: none; }
         &.-tall #layer-pane { display: block; }
+        #budget { display: none; }
     }
     """
 
@@ -63,6 +66,7 @@ class StrategyScreen(EditKeys, Recipes):
             grid = Grid(id="layer")
             grid.can_focus = False
             yield grid
+        yield BudgetStrip(id="budget")
 
     def on_mount(self) -> None:
         self.watch(self._pane.grid, "scroll_y", lambda y: self._scrolled(), init=False)
@@ -75,7 +79,8 @@ class StrategyScreen(EditKeys, Recipes):
 
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
-        changed, about = self._paint(state), (self._follows, self._news, self.size)
+        self._budget(state)
+        changed, about = self._paint(state), (self._follows, self._news, self.size, self.strip.display, id(self._front), id(self.strip.chosen))
         if changed or about != self._about:
             # What the next keys would make of a layer takes a few predictions of the size.
             self._about = about
@@ -96,7 +101,7 @@ class StrategyScreen(EditKeys, Recipes):
                 self.qtui.go(state.run.at)
 
     def _paint(self, state: State) -> bool:
-        changed = self._pane.show(state, self.size.width)
+        changed = self._pane.show(self.shown(state), self.size.width, "a plan, not taken yet" if self.shown_plan else "")
         if changed:
             self._detail()
         return changed
@@ -112,6 +117,9 @@ class StrategyScreen(EditKeys, Recipes):
             return
         titles(pane, detail.detail_title(draft, row, self.size.width - 6))
         grid.show(detail.DETAIL_COLUMNS, detail.detail(draft, row))
+
+    def _settle(self) -> None:
+        self._pane.grid.focus()
 
     @property
     def _pane(self) -> StrategyPane:
@@ -130,6 +138,8 @@ class StrategyScreen(EditKeys, Recipes):
             return "Measured again as a run of its own: it loads and folds first, then calibrates. The other run stays as it is."
         if self._news:
             return self._news
+        if self.strip.display and self.strip.has_focus:
+            return self.budget_sentence()
         if (draft := self._draft) is None:
             return "A plan says what each layer becomes: how many bits, on which scales, and why."
         width, height = self.size
