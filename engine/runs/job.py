@@ -23,7 +23,7 @@ from engine.lowering.sensitivity import event_of
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
-from engine.recipe.decisions import Answer, Sensitive, Strategy
+from engine.recipe.decisions import Answer, Inspect, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
 from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
@@ -84,6 +84,8 @@ class Job(Work):
             )  # fmt: skip
             plan = yield from search.run()
         plan = yield from lowering.settle(plan)
+        if self.attended:
+            yield from lowering.inspected(plan)
         statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
         quantized = yield from self.stage("convert", lowering.conversion, lowering.convert(plan, statistics))
         seconds = self.seconds + quantized.seconds
@@ -147,8 +149,12 @@ class Job(Work):
             elif isinstance(answer, Strategy) and answer.go:
                 return plan
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
-            while isinstance(answer, Sensitive):
-                yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
+            while isinstance(answer, Sensitive | Inspect):
+                if isinstance(answer, Inspect):
+                    steps = self.lowering.inspect(plan, answer.path, answer.spec)
+                    yield from self.stage("inspect", f"Looking at {answer.path}", steps)
+                else:
+                    yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
                 answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 if refused is not None:

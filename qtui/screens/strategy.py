@@ -17,6 +17,7 @@ from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
 from qtui.screens.base import bindings
+from qtui.screens.microscope_words import NOT_KEPT, wanted
 from qtui.screens.picker import Picker
 from qtui.screens.sensitivity_rows import known
 from qtui.screens.strategy_budget import Budget
@@ -285,6 +286,23 @@ class StrategyScreen(EditKeys, Recipes, Budget):
                 return
             self.session.answer(Sensitive())
         self.app.push_screen(SensitivityScreen())
+
+    def do_microscope(self) -> None:
+        from qtui.screens.microscope import StrategyMicroscope
+
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            self.explain("There is no layer under the cursor")
+            return
+        path = entry.paths[0]
+        if entry.module or wanted(draft, path) is None:
+            row = draft.layer(path)
+            obstacle = row.obstacle if row is not None and not entry.module else None
+            self.explain(f"{path} has no weights of its own to round: {obstacle or 'it stays as it is'}" if not entry.module else "Put the cursor on a layer: a module has none of its own")
+        elif self.state.asking != "quantize" and path not in self.state.run.inspected:
+            self.explain(NOT_KEPT)
+        else:
+            self.app.push_screen(StrategyMicroscope(path))
 
     def do_diff(self) -> None:
         from qtui.screens.dialogs import Reading
