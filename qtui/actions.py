@@ -216,7 +216,17 @@ def _microscope() -> tuple[Action, ...]:
     )
 
 
-_TABLE: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare(), *_sensitivity(), *_microscope())
+_TABLE: tuple[Action, ...] = (
+    *_models(),
+    *_graph(),
+    *_strategy(),
+    *_calibrate(),
+    *_train(),
+    *_report(),
+    *_compare(),
+    *_sensitivity(),
+    *_microscope(),
+)
 # The screens that lie over a stage's own, by their titles.
 OVER: dict[str, str] = {"sensitivity": "Sensitivity", "compare": "Compare", "microscope": "Microscope"}
 

@@ -141,7 +141,9 @@ def front_of(draft: Draft, estimates: Sensitivity) -> Front:
             if found is not None:
                 kept[found.file_bytes] = plan_of(draft, items, found)
     plans = [kept[size] for size in sorted(kept)]
-    return Front(now, tuple(plan for before, plan in zip([None, *plans], plans, strict=False) if before is None or plan.harm < before.harm), items)
+    return Front(
+        now, tuple(plan for before, plan in zip([None, *plans], plans, strict=False) if before is None or plan.harm < before.harm), items
+    )
 
 
 def _now(draft: Draft, items: Sequence[Item]) -> search.Selection:

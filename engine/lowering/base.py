@@ -232,6 +232,14 @@ class Lowering(ABC):
     def calibrate(self, plan: Plan) -> Generator[Event, None, Any]:
         """Statistics of the training split that rounding and grids need."""
 
+    def kept(self, statistics: Any) -> dict[str, Any] | None:
+        """``statistics`` as plain values and tensors, for a run that is stopped and goes on; None where gathering it again costs less."""
+        return None
+
+    def restored(self, plan: Plan, state: Mapping[str, Any]) -> Any | None:
+        """What ``kept`` told; None where it does not fit the plan."""
+        return None
+
     conversion: ClassVar[str] = "Converting to integer kernels"
 
     @abstractmethod

@@ -37,7 +37,9 @@ def points(front: Front, chosen: Plan | None) -> tuple[Point, ...]:
 def drawn(front: Front | None, chosen: Plan | None, waiting: str, width: int, height: int) -> list[Line]:
     """The strip as a chart of that size: less error is up, smaller is left."""
     found = points(front, chosen) if front is not None else ()
-    return scatter(found, width, height, x_label="size", x_format=lambda x: text.size(10**x), y_format=lambda y: text.small(10**-y), empty=waiting)
+    return scatter(
+        found, width, height, x_label="size", x_format=lambda x: text.size(10**x), y_format=lambda y: text.small(10**-y), empty=waiting
+    )
 
 
 def title(front: Front | None) -> str:
@@ -76,4 +78,3 @@ def _listed(changed: Sequence[tuple[str, LayerSpec, LayerSpec]]) -> str:
 def _short(spec: LayerSpec) -> str:
     """The weights alone where a layer has any: activations stay as the plan has them."""
     return spelled(spec).partition(" · ")[0]
-

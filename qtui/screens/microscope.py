@@ -87,7 +87,9 @@ class Microscope(Over):
             reads.show(lambda width, height: note("what it reads was not looked at", width, height))
         else:
             bins, clips = values.bins, (values.clip_low, values.clip_high)
-            reads.show(lambda width, height: histogram(bins.start, bins.width, bins.counts, width, height, clip_low=clips[0], clip_high=clips[1]))
+            reads.show(
+                lambda width, height: histogram(bins.start, bins.width, bins.counts, width, height, clip_low=clips[0], clip_high=clips[1])
+            )
         self.query_one(Sentence).keep(words.sentence(found, values, row) if found is not None else waiting)
 
     def do_earlier(self) -> None:

@@ -81,7 +81,10 @@ class StrategyScreen(EditKeys, Recipes, Budget):
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
         self._budget(state)
-        changed, about = self._paint(state), (self._follows, self._news, self.size, self.strip.display, id(self._front), id(self.strip.chosen))
+        changed, about = (
+            self._paint(state),
+            (self._follows, self._news, self.size, self.strip.display, id(self._front), id(self.strip.chosen)),
+        )
         if changed or about != self._about:
             # What the next keys would make of a layer takes a few predictions of the size.
             self._about = about
@@ -298,7 +301,11 @@ class StrategyScreen(EditKeys, Recipes, Budget):
         if entry.module or wanted(draft, path) is None:
             row = draft.layer(path)
             obstacle = row.obstacle if row is not None and not entry.module else None
-            self.explain(f"{path} has no weights of its own to round: {obstacle or 'it stays as it is'}" if not entry.module else "Put the cursor on a layer: a module has none of its own")
+            self.explain(
+                f"{path} has no weights of its own to round: {obstacle or 'it stays as it is'}"
+                if not entry.module
+                else "Put the cursor on a layer: a module has none of its own"
+            )
         elif self.state.asking != "quantize" and path not in self.state.run.inspected:
             self.explain(NOT_KEPT)
         else:

@@ -55,7 +55,9 @@ class Budget(StageScreen):
         """Open the strip; where nothing is estimated yet, have it estimated."""
         if self.state.run.sensitivity is None:
             if self.state.asking != "quantize":
-                self.explain(f"Plans are found by estimates, which a run makes while it waits at its strategy: start one ({digit('model')}, then n)")
+                self.explain(
+                    f"Plans are found by estimates, which a run makes while it waits at its strategy: start one ({digit('model')}, then n)"
+                )
                 return
             self.session.answer(Sensitive())
         self.strip.display = True

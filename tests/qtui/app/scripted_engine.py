@@ -284,7 +284,7 @@ class ScriptedEngine:
                     (directory / "state.json").write_text(json.dumps(about))
                     return found
                 except Cancelled:
-                    (directory / "state.json").write_text(json.dumps({**about, "state": "cancelled", "text": "stopped during qat"}))
+                    (directory / "state.json").write_text(json.dumps({**about, "state": "cancelled", "text": "QAT epoch 2 of 3, step 8"}))
                     yield ev.Stopped(str(directory), "qat")
                     raise
                 if not isinstance(event, ev.Progress):
