@@ -122,6 +122,8 @@ def _strategy() -> tuple[Action, ...]:
         Action("expand", ("right", "l"), "open", "Open the module under the cursor.", where, 0, edit),
         Action("preset", ("p",), "preset", "Plan all layers anew from a preset.", where, 0, reasons.replan_not_open),
         Action("sensitivity", ("e",), "which layers hurt", "The layers by the harm that is estimated for each, and a cure for the worst.", where, 0, edit),
+        Action("budget", ("P",), "budget", "Plans within a limit of size, bits, time or loss, on a chart: ← and → walk, ⏎ takes one.", where, 0, edit),
+        Action("microscope", ("i",), "microscope", "The layer's weights before and after rounding, its channels, and what it reads.", where, 0, edit),
         Action("diff", ("d",), "diff", "What differs from the proposal.", where, 0, edit),
         Action("save", ("S",), "save recipe", "Write this strategy as a recipe file.", where, 0, edit),
         Action("open", ("O",), "open recipe", "Take the strategy of a recipe file.", where, 0, reasons.replan_not_open),
@@ -168,6 +170,7 @@ def _report() -> tuple[Action, ...]:
         Action("view", ("v",), "runtimes", "Change between the layers and the latency per runtime.", where, 3, reasons.no_report),
         Action("samples", ("w",), "words", "What fp32 and the quantized language model write after the same words, side by side.", where, 0, reasons.no_samples),
         Action("changed", ("i",), "changed items", "The items that the quantized model answers otherwise than fp32, those that lost most first.", where, 0, reasons.no_changes),
+        Action("microscope", ("I",), "microscope", "The layer's weights before and after rounding, its channels, and what it reads.", where, 0, reasons.no_plan),
         Action("files", ("f",), "files", "The run's files and exports.", where, 4, reasons.no_report),
         Action("compare", ("c",), "compare runs", "This run among the others, on a chart.", where, 5),
         Action("order", ("o",), "order", "Order the layers by harm, or as in the graph.", where, 0),
@@ -204,9 +207,28 @@ def _sensitivity() -> tuple[Action, ...]:
     )  # fmt: skip
 
 
-_TABLE: tuple[Action, ...] = (*_models(), *_graph(), *_strategy(), *_calibrate(), *_train(), *_report(), *_compare(), *_sensitivity())
+def _microscope() -> tuple[Action, ...]:
+    where = ("microscope",)
+    return (
+        Action("earlier", ("left", "up", "k"), "layer before", "The layer before this one.", where, 3),
+        Action("later", ("right", "down", "j"), "next layer", "The layer after this one.", where, 4),
+        Action("back", ("escape", "i", "I"), "back", "Go back.", where, 9),
+    )
+
+
+_TABLE: tuple[Action, ...] = (
+    *_models(),
+    *_graph(),
+    *_strategy(),
+    *_calibrate(),
+    *_train(),
+    *_report(),
+    *_compare(),
+    *_sensitivity(),
+    *_microscope(),
+)
 # The screens that lie over a stage's own, by their titles.
-OVER: dict[str, str] = {"sensitivity": "Sensitivity", "compare": "Compare"}
+OVER: dict[str, str] = {"sensitivity": "Sensitivity", "compare": "Compare", "microscope": "Microscope"}
 
 
 def own(where: str) -> tuple[Action, ...]:

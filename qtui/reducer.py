@@ -193,6 +193,8 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
             return replace(run, weights={row.path: row for row in event.rows})
         case ev.Sensitivities():
             return replace(run, sensitivity=event)
+        case ev.Inspected():
+            return replace(run, inspected={**run.inspected, **{row.path: row for row in event.rows}})
         case ev.Ranges():
             return replace(run, ranges=event)
         case ev.Measured():

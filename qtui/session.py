@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import EngineError, one_line
 from engine.events import event as ev
 from engine.events.cancellation import StopToken
-from engine.recipe.decisions import Answer, Sensitive, Strategy
+from engine.recipe.decisions import Answer, Inspect, Sensitive, Strategy
 from engine.runs.rundir import RunSummary, list_runs, runs_root
 from qtui import messages as ms
 from qtui.draft import Draft
@@ -131,7 +131,7 @@ class Session:
             if self.state.job is not None and self.state.job.paused:
                 # Held just as the question came: who answers it goes on.
                 self.pause()
-            again = isinstance(value, Sensitive) or (isinstance(value, Strategy) and not value.go)
+            again = isinstance(value, Sensitive | Inspect) or (isinstance(value, Strategy) and not value.go)
             self._tell(ms.Answered("plan" if again else self.state.asking, self.state.asking == "qat" and value is not False))
             self._thread.answer(self._token, value)
 

@@ -20,7 +20,7 @@ REGISTRY: tuple[StageDef, ...] = (
         reasons.no_graph,
     ),
     StageDef(
-        "strategy", "Strategy", "qtui.screens.strategy:StrategyScreen", ("plan", "sensitivity"), ("quantize",),
+        "strategy", "Strategy", "qtui.screens.strategy:StrategyScreen", ("plan", "sensitivity", "inspect"), ("quantize",),
         "What each layer is to become: bits of weights and activations, scales, observer; and why that is proposed.",
         reasons.no_plan,
     ),

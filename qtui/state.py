@@ -85,6 +85,7 @@ class Run:
     weights: Mapping[str, ev.WeightRow] = field(default_factory=dict)
     ranges: ev.Ranges | None = None
     sensitivity: ev.Sensitivities | None = None
+    inspected: Mapping[str, ev.RoundedLayer] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ its groups, and each of its outputs the product with one patch of the input."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +124,17 @@ class PatchMoments:
             Gram.of(xx, total, self.count, None if held is None else HeldBack(held[group]))
             for group, (xx, total) in enumerate(zip(self.xx.cpu(), self.sums.cpu(), strict=True))
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was gathered, as plain values and tensors."""
+        return {"xx": self.xx.cpu(), "sums": self.sums.cpu(), "count": self.count, "seen": self._seen, "held": list(self._held)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError or ValueError for what is no such state of a layer of this form."""
+        if state["xx"].shape != self.xx.shape or state["sums"].shape != self.sums.shape:
+            raise ValueError("moments of another layer")
+        self.xx, self.sums, self.count, self._seen = state["xx"], state["sums"], state["count"], state["seen"]
+        self._held = list(state["held"])
 
 
 def bytes_of(groups: int, inputs: int) -> int:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 # Whoever reads events reads their rows: both are had from here.
 from engine.events.rows import Bins as Bins
 from engine.events.rows import ChangeRow as ChangeRow
+from engine.events.rows import ChannelRow as ChannelRow
 from engine.events.rows import LayerRow as LayerRow
 from engine.events.rows import LayerSensitivity as LayerSensitivity
 from engine.events.rows import NodeRow as NodeRow
 from engine.events.rows import PairRow as PairRow
 from engine.events.rows import RangeRow as RangeRow
+from engine.events.rows import RoundedLayer as RoundedLayer
 from engine.events.rows import WeightRow as WeightRow
 
 
@@ -195,6 +197,13 @@ class Ranges(Detail):
 @dataclass(frozen=True)
 class Weights(Detail):
     rows: tuple[WeightRow, ...]
+
+
+@dataclass(frozen=True)
+class Inspected(Detail):
+    """Layers under the microscope; one that comes again takes the place of the earlier one."""
+
+    rows: tuple[RoundedLayer, ...]
 
 
 @dataclass(frozen=True)

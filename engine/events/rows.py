@@ -148,6 +148,42 @@ class WeightRow:
 
 
 @dataclass(frozen=True)
+class ChannelRow:
+    """One channel's least and greatest weight; ``index`` counts from 0."""
+
+    index: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """One layer's weights before and after rounding as ``spec`` says (to nearest where its method needs more than the weights).
+
+    ``before`` and ``after`` count them as parts of the largest magnitude of the grid that each is rounded on (that of its group, channel,
+    or tensor), so that all grids lie upon one another; ``ticks`` are its levels, empty where they are too many to be told apart. ``lows``
+    and ``highs`` are the ends of ``channels`` in the order of their largest magnitude, or of an even sample of them; ``outliers`` the
+    first of the ``standing_out`` channels that have several times ``median``, the median channel's. ``zeros`` and ``clipped`` are parts of
+    the weights: rounded to 0, and beyond the grid's end. ``values`` is what the layer reads, None where that was not looked at."""
+
+    path: str
+    spec: LayerSpec
+    channels: int
+    before: Bins
+    after: Bins
+    ticks: tuple[float, ...]
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
+    outliers: tuple[ChannelRow, ...]
+    standing_out: int
+    median: float
+    sqnr_db: float
+    zeros: float
+    clipped: float
+    values: RangeRow | None = None
+
+
+@dataclass(frozen=True)
 class ChangeRow:
     """An item of the test split that a quantized model answers otherwise: its ``place`` there, what is right, what fp32 and the
     quantized model say, how good both are (greater is better, None where nothing is right), and its file where it has one."""

@@ -12,19 +12,22 @@ from torch import nn
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Table
+from engine.events.event import Event, Inspected, Table
 from engine.kernels.probe import Machine
-from engine.lowering import sensitivity
+from engine.lowering import inspecting, sensitivity
 from engine.planning.layer import Layer
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Candidate, Sensitivity
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
+from engine.recipe.spec import LayerSpec
 from engine.recipe.threshold import Threshold
 from engine.tasks.base import Batch, Forward, Task, forward_of
 from engine.tasks.subject import Subject
 
 T = TypeVar("T")
+# Weights that are rounded once more for a look at them.
+_INSPECTED = 30_000_000
 Steps = Generator[Event, Answer, T]
 
 
@@ -202,6 +205,26 @@ class Lowering(ABC):
         )  # fmt: skip
         return (yield from steps)
 
+    def inspect(self, plan: Plan, path: str, spec: LayerSpec) -> Generator[Event, None, None]:
+        """One layer before and after it becomes ``spec``. Yields Progress and ``Inspected``, which has no row where there is nothing to
+        look at. Raises Cancelled on stop."""
+        only = {path: (Candidate(inspecting.by_weights(spec.weights)),)} if spec.weights else {}
+        subject = self.sensitive(plan, only) if only else None
+        if subject is None or not subject.sites:
+            yield Inspected(())
+        else:
+            yield from inspecting.inspect(subject, spec, self.subject.task, self.run.recipe.data.calibration, self.run.stop)
+
+    def inspected(self, plan: Plan) -> Generator[Event, None, None]:
+        """The weights of all layers of ``plan`` before and after rounding, where that takes a moment alone: for the report's microscope."""
+        rows = {row.path: row for row in plan.layers if row.editable and row.actual.weights is not None and row.tied is None}
+        if not rows or sum(row.params for row in rows.values()) > _INSPECTED:
+            return
+        only = {path: (Candidate(inspecting.by_weights(row.actual.weights)),) for path, row in rows.items() if row.actual.weights}
+        subject = self.sensitive(plan, only)
+        if subject is not None:
+            yield Inspected(tuple(inspecting.rounded_layer(site, rows[site.path].actual) for site in subject.sites))
+
     @property
     @abstractmethod
     def calibration(self) -> str:
@@ -210,6 +233,14 @@ class Lowering(ABC):
     @abstractmethod
     def calibrate(self, plan: Plan) -> Generator[Event, None, Any]:
         """Statistics of the training split that rounding and grids need."""
+
+    def kept(self, statistics: Any) -> dict[str, Any] | None:
+        """``statistics`` as plain values and tensors, for a run that is stopped and goes on; None where gathering it again costs less."""
+        return None
+
+    def restored(self, plan: Plan, state: Mapping[str, Any]) -> Any | None:
+        """What ``kept`` told; None where it does not fit the plan."""
+        return None
 
     conversion: ClassVar[str] = "Converting to integer kernels"
 

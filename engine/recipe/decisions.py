@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.recipe.spec import Rule
+from engine.recipe.spec import LayerSpec, Rule
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,18 @@ class Sensitive:
 
 
 @dataclass(frozen=True)
+class Inspect:
+    """To ``quantize``: show one layer (by path) before and after it becomes ``spec`` (the event ``Inspected``), and ask again."""
+
+    path: str
+    spec: LayerSpec
+
+
+@dataclass(frozen=True)
 class Train:
     """To ``qat``: train for that many epochs."""
 
     epochs: int
 
 
-Answer = bool | Fold | Strategy | Sensitive | Train | None
+Answer = bool | Fold | Strategy | Sensitive | Inspect | Train | None

@@ -23,14 +23,16 @@ from engine.lowering.sensitivity import event_of
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
-from engine.recipe.decisions import Answer, Sensitive, Strategy
+from engine.recipe.decisions import Answer, Inspect, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
 from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
+from engine.runs.kept import Kept, harms_of, harms_to_json
 from engine.runs.measuring import Form, measure
+from engine.runs.measuring import Measured as Measurement
 from engine.runs.orders import with_orders
 from engine.runs.rundir import RunDir
 from engine.runs.searching import Search
@@ -84,16 +86,20 @@ class Job(Work):
             )  # fmt: skip
             plan = yield from search.run()
         plan = yield from lowering.settle(plan)
-        statistics = yield from self.stage("calibrate", lowering.calibration, lowering.calibrate(plan))
+        if self.attended:
+            yield from lowering.inspected(plan)
+        kept = Kept(self.where, self.recipe, plan, self.subject.fingerprint)
+        statistics = yield from self.stage("calibrate", lowering.calibration, self._calibrated(plan, kept))
         quantized = yield from self.stage("convert", lowering.conversion, lowering.convert(plan, statistics))
         seconds = self.seconds + quantized.seconds
         before = lowering.baseline()
-        steps = measure(self.task, quantized, before, self.recipe, self.stop, self.subject.device, seconds)
+        steps = self._measured(quantized, before, seconds, kept)
         measured = yield from self.stage("evaluate", f"Measuring on validation and test {self.task.plural}", steps)
         baseline, ptq = measured.baseline, measured.form
         yield from _told(baseline, ptq.figures)
         if self.attended:
             yield from self._judge("ptq", plan, ptq, baseline)
+        self._keep_measured(measured, kept)
         baseline, ptq, trained, training = yield from self._train(plan, before, baseline, ptq)
         if self.attended and trained and training:
             yield from self._judge("qat", plan, trained, baseline, training.why, ptq)
@@ -127,6 +133,7 @@ class Job(Work):
             **lowering.details(plan, statistics, chosen.quantized),
             **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
         }), self.recipe, self.where.path)  # fmt: skip
+        kept.forget()
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
@@ -134,6 +141,37 @@ class Job(Work):
         self.where.state("finished", text, **told)
         yield Finished(str(self.where.path), found.met and not over, text)
         return report
+
+    def _calibrated(self, plan: Plan, kept: Kept) -> Run[Any]:
+        """What the calibration gathers, or had gathered before the run was stopped."""
+        state = kept.calibration()
+        statistics = self.lowering.restored(plan, state) if state is not None else None
+        if state is not None and statistics is not None:
+            self.seconds += float(state.get("seconds") or 0.0)
+            yield Notice("the calibration is kept from before the run was stopped")
+            return statistics
+        began = self.stop.clock()
+        statistics = yield from self.lowering.calibrate(plan)
+        kept.keep_calibration(self.lowering.kept(statistics), self.stop.clock() - began)
+        return statistics
+
+    def _measured(self, quantized: Quantized, before: Baseline, seconds: float, kept: Kept) -> Run[Measurement]:
+        """The figures of PTQ and of fp32, measured or as they were measured before the run was stopped."""
+        found = kept.measured(quantized)
+        if found is None:
+            return (yield from measure(self.task, quantized, before, self.recipe, self.stop, self.subject.device, seconds))
+        measured, about = found
+        yield Notice("what was measured is kept from before the run was stopped")
+        if about.get("layers") is not None:
+            self._layers["ptq"], self._of_plan = about["layers"], harms_of(about["harms"])
+        if about.get("samples") is not None:
+            self._samples["ptq"] = about["samples"]
+        return measured
+
+    def _keep_measured(self, measured: Measurement, kept: Kept) -> None:
+        kept.keep_measured(
+            measured, {"layers": self._layers.get("ptq"), "harms": harms_to_json(self._of_plan), "samples": self._samples.get("ptq")}
+        )
 
     def _plan(self) -> Run[Plan]:
         """The plan that was agreed to, made again for each strategy that is asked for. Raises UsageError where one is agreed to that an
@@ -147,8 +185,12 @@ class Job(Work):
             elif isinstance(answer, Strategy) and answer.go:
                 return plan
             answer = yield from self.ask("quantize", "Quantize?", needed=True)
-            while isinstance(answer, Sensitive):
-                yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
+            while isinstance(answer, Sensitive | Inspect):
+                if isinstance(answer, Inspect):
+                    steps = self.lowering.inspect(plan, answer.path, answer.spec)
+                    yield from self.stage("inspect", f"Looking at {answer.path}", steps)
+                else:
+                    yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
                 answer = yield from self.ask("quantize", "Quantize?", needed=True)
             if not isinstance(answer, Strategy):
                 if refused is not None:

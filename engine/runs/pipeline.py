@@ -27,6 +27,7 @@ from engine.report.report import Report
 from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
 from engine.runs.job import CHECKPOINT, Job
+from engine.runs.place import Place
 from engine.runs.rundir import RunDir, find_run, is_running, new_directory
 from engine.runs.work import Run, T, stage
 from engine.tasks import fitting
@@ -52,8 +53,9 @@ def run(
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
-    """Go on with a run that was stopped: the stages before training are done again (seconds), training continues at
-    the step where it was. What was agreed to is not asked again."""
+    """Go on with a run that was stopped: the model is traced, planned and rounded again, which takes seconds; calibration and
+    measuring that were done are taken from its folder, and training continues at the step where it was. What was agreed to is not asked
+    again."""
     directory = find_run(str(directory))
     recipe = Recipe.load(directory / "recipe.yaml")
     if recipe.model.startswith(IN_MEMORY):
@@ -113,18 +115,26 @@ def _guarded(
     name = subject.task.data(1, None)["name"]
     where = RunDir(out or new_directory(recipe.model, name), recipe.model, name, _ROOM * subject.bytes, resumed)
     job = Job(recipe, subject, machine, where, stop, attended)
+    place = Place()
+
+    def told(event: Event) -> None:
+        where.event(event)
+        if place.see(event) and not where.finished:
+            # A process that is killed writes nothing any more.
+            where.state("running", place.text)
+
     try:
         for event in seen:
             where.event(event)
         where.write("recipe.yaml", absolute(recipe).to_yaml())
         if moved:
             yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
-        return (yield from _tapped(job.run(), where.event))
+        return (yield from _tapped(job.run(), told))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
             raise
         with contextlib.suppress(EngineError):
-            where.state("cancelled", f"stopped during {job.doing}")
+            where.state("cancelled", place.text)
             where.event(Stopped(str(where.path), job.doing))
         if isinstance(stopped, GeneratorExit):
             raise

@@ -26,6 +26,8 @@ from engine.reading import MB, read_json, regular
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
 
+# What stages found, for a run that goes on; gone once it is finished.
+CALIBRATION, MEASURED = "calibration.pt", "measured.json"
 _EXPORTS = tuple(dict.fromkeys(name for entry in FORMATS.values() for name in entry.files))
 _FILES = (
     "state.json",
@@ -39,6 +41,8 @@ _FILES = (
     "traceback.txt",
     "sensitivity.json",
     "search.json",
+    CALIBRATION,
+    MEASURED,
 )
 
 # Characters of a folder's name behind its time: systems take 255.

@@ -144,6 +144,9 @@ class _Training(Generic[B]):
             except Cancelled:
                 if self.unsaved:
                     self._save()
+                if self.position is not None and self.position.running.unread and self.position.running.finite:
+                    before = sum(self.counts[: epoch - 1])
+                    yield self.position.running.step(self.context.stage, epoch, self.schedule, before + self.position.steps, self.total)
                 raise
             yield self._finished(epoch, loss, judged)
         return self.history.fitted()

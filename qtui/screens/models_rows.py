@@ -12,6 +12,7 @@ from qtui.drawing.rows import Cell, Column, Row
 from qtui.stage_table import digit
 from qtui.state import Job, Training
 from qtui.subject import short_name, short_names
+from qtui.what_is_lost import of_stopped, place_of
 from qtui.widgets.filter_bar import matches
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ RUN_COLUMNS = (
     Column("what", "verdict", min=10, grow=1, cut="end", priority=1),
 )
 _WIDE = 100
-_RESUMES = {False: "r resumes it", True: "r resumes"}
 _STATES = {
     "finished": ("●", "finished", "good"), "running": ("◐", "running", "accent"), "cancelled": ("◌", "stopped", "change"),
     "failed": ("✗", "failed", "harm"), "damaged": ("✗", "damaged", "harm"),
@@ -114,9 +114,15 @@ def _run(run: RunSummary, name: str, short: bool) -> Row:
         values = text.summaries(text.metric_of_run(run), run.baseline, run.value)
     role_of_row = "dim" if run.state in ("failed", "damaged") else ""
     when = run.started[5:16].replace("T", " ")
-    verdict = _verdict(run, short) if run.state == "finished" else _RESUMES[short] if can_resume(run) else run.text
+    verdict = _verdict(run, short) if run.state == "finished" else _stopped_at(run, short) if can_resume(run) else run.text
     cells = (Cell(word, role), when, name, short_name(run.data), values, verdict)
     return Row(str(run.directory), cells, role_of_row, glyph=glyph)
+
+
+def _stopped_at(run: RunSummary, short: bool) -> str:
+    """Where it goes on: ``QAT epoch 2 of 5, step 310``, where there is no room ``QAT 2/5 step 310``."""
+    said = place_of(run) if run.text else "r resumes" if short else "r resumes it"
+    return re.sub(r" epoch (\d+) of (\d+),?", r" \1/\2", said) if short else said
 
 
 def _verdict(run: RunSummary, short: bool) -> str:
@@ -235,5 +241,7 @@ def run_sentence(run: RunSummary | None) -> str:
         return f"{run.directory.name} is at work in another process; it can be opened when it has ended."
     if run.state == "damaged":
         return f"{run.directory.name} is damaged: {run.text}. ⏎ looks at what there is."
-    what = run.text or "it ended before it was finished"
-    return f"{what[:1].upper()}{what[1:]}. r goes on where it was, ⏎ looks at what there is."
+    if not can_resume(run):
+        what = run.text or "it ended before it was finished"
+        return f"{what[:1].upper()}{what[1:]}. ⏎ looks at what there is."
+    return f"{of_stopped(run)}. r goes on there, ⏎ looks at what there is."

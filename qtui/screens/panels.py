@@ -17,6 +17,7 @@ from qtui.screens.dialogs import Confirm, Reading
 from qtui.stage_table import find
 from qtui.state import Stage, State
 from qtui.text import plain
+from qtui.what_is_lost import by_leaving
 
 _LEFT = {
     "train": "Training is saved where it stands, and goes on from there.",
@@ -72,5 +73,6 @@ def problem_panel(problem: Problem) -> Reading:
 
 def leave_panel(state: State) -> Confirm:
     """Leaving while the engine works."""
-    saved = _LEFT.get(state.job.kind if state.job else "", "The run stops within a batch and is saved: r on the first screen resumes it.")
+    kind = state.job.kind if state.job else ""
+    saved = _LEFT.get(kind) or f"The run stops within a batch and is saved: r on the first screen resumes it.\n{by_leaving(state)}"
     return Confirm("leave?", f"{state.work}.\n{saved}", "stop, save and leave", "stay")

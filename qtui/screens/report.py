@@ -236,6 +236,21 @@ class ReportScreen(StageScreen):
         else:
             self.app.push_screen(Reading(f"layer ─ {row.get('name') or '?'}", layer_panel(row, self.state.run)))
 
+    def do_microscope(self) -> None:
+        from qtui.screens.microscope import ReportMicroscope
+        from qtui.screens.microscope_words import NOT_KEPT
+
+        row = self._under_cursor()
+        path = str(row.get("name")) if row is not None and not self.on_runtimes else ""
+        if not path:
+            self.explain(_NO_LAYERS)
+        elif path in self.state.run.inspected:
+            self.app.push_screen(ReportMicroscope(path))
+        elif self.state.run.inspected:
+            self.explain(f"{path} has no weights that were rounded")
+        else:
+            self.explain(NOT_KEPT)
+
     def do_files(self) -> None:
         files = self._run_files(self.state, again=True)
         self.app.push_screen(Reading("this run", files_panel(self.state.run, files), hint="↑↓ scroll   esc back"))

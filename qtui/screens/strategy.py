@@ -17,8 +17,10 @@ from qtui.screens import strategy_detail as detail
 from qtui.screens import strategy_files as files
 from qtui.screens import strategy_words as words
 from qtui.screens.base import bindings
+from qtui.screens.microscope_words import NOT_KEPT, wanted
 from qtui.screens.picker import Picker
 from qtui.screens.sensitivity_rows import known
+from qtui.screens.strategy_budget import Budget
 from qtui.screens.strategy_keys import EditKeys
 from qtui.screens.strategy_pane import StrategyPane
 from qtui.screens.strategy_recipes import Recipes
@@ -26,6 +28,7 @@ from qtui.screens.strategy_tree import Entry
 from qtui.stage_table import digit
 from qtui.state import State
 from qtui.strategy_rules import rules_of
+from qtui.widgets.budget_strip import BudgetStrip
 from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.lines import PieceLine
 from qtui.widgets.sentence import Sentence
@@ -35,7 +38,7 @@ _DETAILED = 32
 """Rows of a window that leaves room for everything about a layer beneath the table."""
 
 
-class StrategyScreen(EditKeys, Recipes):
+class StrategyScreen(EditKeys, Recipes, Budget):
     """Which modules are closed belongs to the screen; what is edited is the run's draft."""
 
     stage = "strategy"
@@ -48,6 +51,7 @@ class StrategyScreen(EditKeys, Recipes):
         #strategy-pane { height: 1fr; border-subtitle-color: $text-accent; }
         #layer-pane { height: 10; display: none; }
         &.-tall #layer-pane { display: block; }
+        #budget { display: none; }
     }
     """
 
@@ -63,6 +67,7 @@ class StrategyScreen(EditKeys, Recipes):
             grid = Grid(id="layer")
             grid.can_focus = False
             yield grid
+        yield BudgetStrip(id="budget")
 
     def on_mount(self) -> None:
         self.watch(self._pane.grid, "scroll_y", lambda y: self._scrolled(), init=False)
@@ -75,7 +80,11 @@ class StrategyScreen(EditKeys, Recipes):
 
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
-        changed, about = self._paint(state), (self._follows, self._news, self.size)
+        self._budget(state)
+        changed, about = (
+            self._paint(state),
+            (self._follows, self._news, self.size, self.strip.display, id(self._front), id(self.strip.chosen)),
+        )
         if changed or about != self._about:
             # What the next keys would make of a layer takes a few predictions of the size.
             self._about = about
@@ -96,7 +105,7 @@ class StrategyScreen(EditKeys, Recipes):
                 self.qtui.go(state.run.at)
 
     def _paint(self, state: State) -> bool:
-        changed = self._pane.show(state, self.size.width)
+        changed = self._pane.show(self.shown(state), self.size.width, "a plan, not taken yet" if self.shown_plan else "")
         if changed:
             self._detail()
         return changed
@@ -112,6 +121,9 @@ class StrategyScreen(EditKeys, Recipes):
             return
         titles(pane, detail.detail_title(draft, row, self.size.width - 6))
         grid.show(detail.DETAIL_COLUMNS, detail.detail(draft, row))
+
+    def _settle(self) -> None:
+        self._pane.grid.focus()
 
     @property
     def _pane(self) -> StrategyPane:
@@ -130,6 +142,8 @@ class StrategyScreen(EditKeys, Recipes):
             return "Measured again as a run of its own: it loads and folds first, then calibrates. The other run stays as it is."
         if self._news:
             return self._news
+        if self.strip.display and self.strip.has_focus:
+            return self.budget_sentence()
         if (draft := self._draft) is None:
             return "A plan says what each layer becomes: how many bits, on which scales, and why."
         width, height = self.size
@@ -275,6 +289,27 @@ class StrategyScreen(EditKeys, Recipes):
                 return
             self.session.answer(Sensitive())
         self.app.push_screen(SensitivityScreen())
+
+    def do_microscope(self) -> None:
+        from qtui.screens.microscope import StrategyMicroscope
+
+        draft, entry = self._draft, self._entry
+        if draft is None or entry is None:
+            self.explain("There is no layer under the cursor")
+            return
+        path = entry.paths[0]
+        if entry.module or wanted(draft, path) is None:
+            row = draft.layer(path)
+            obstacle = row.obstacle if row is not None and not entry.module else None
+            self.explain(
+                f"{path} has no weights of its own to round: {obstacle or 'it stays as it is'}"
+                if not entry.module
+                else "Put the cursor on a layer: a module has none of its own"
+            )
+        elif self.state.asking != "quantize" and path not in self.state.run.inspected:
+            self.explain(NOT_KEPT)
+        else:
+            self.app.push_screen(StrategyMicroscope(path))
 
     def do_diff(self) -> None:
         from qtui.screens.dialogs import Reading

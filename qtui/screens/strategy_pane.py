@@ -51,11 +51,11 @@ class StrategyPane(Vertical):
     def closed(self, entry: Entry | None) -> bool:
         return entry is not None and entry.key in self._shut and not self.bar.text
 
-    def show(self, state: State, width: int) -> bool:
-        """Bring the table up to ``state``; whether anything in it changed."""
+    def show(self, state: State, width: int, note: str = "") -> bool:
+        """Bring the table up to ``state``; whether anything in it changed. ``note`` is said in the title."""
         draft, text = state.run.draft, self.bar.text
         coming = draft is None and state.busy and state.asking is None and state.run.at == "strategy"
-        what = (draft, state.run.layers, self._shut, text, width, coming)
+        what = (draft, state.run.layers, self._shut, text, width, coming, note)
         if len(self._painted) == len(what) and all(a is b for a, b in zip(what, self._painted, strict=True)):
             return False
         if draft is None:
@@ -64,11 +64,11 @@ class StrategyPane(Vertical):
             self.grid.show((), ())
             titles(self, "Strategy", "")
         else:
-            self._paint(draft, state, text, width)
-        self._painted = (draft, state.run.layers, self._shut, text, width, coming)
+            self._paint(draft, state, text, width, note)
+        self._painted = (draft, state.run.layers, self._shut, text, width, coming, note)
         return True
 
-    def _paint(self, draft: Draft, state: State, text: str, width: int) -> None:
+    def _paint(self, draft: Draft, state: State, text: str, width: int, note: str) -> None:
         lines = tree(draft.plan.layers, short_name(state.run.model) or "model")
         if lines is not self._lines:
             self._lines, self._shut = lines, closed_at_first(lines)
@@ -84,6 +84,7 @@ class StrategyPane(Vertical):
         if kept is not None:
             self.bar.count(len(kept), count)
             found = self.bar.filtered(len(kept), count)
+        found = " ─ ".join(filter(None, (note, found)))
         self._found = found
         titles(self, words.title(draft, width, found, self.hidden(draft)), words.total(draft, width))
 

@@ -212,12 +212,35 @@ class GraphLowering(Lowering):
         if run.attended:
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
-        inputs = conversion.watched(self.gm, self.layout, specs, task.calibration_count(part.calibration))
+        inputs = self._watched(plan)
         readers = {node: moments.add for node, moments in inputs.items()}
         grids = yield from calibration.calibrate(
             self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, readers
         )
         return Statistics(grids, inputs)
+
+    def kept(self, statistics: Statistics) -> dict[str, Any] | None:
+        return {
+            "grids": {name: [grid.scale, grid.zero_point, grid.qmax] for name, grid in statistics.grids.items()},
+            "inputs": {node: moments.state_dict() for node, moments in statistics.inputs.items()},
+        }
+
+    def restored(self, plan: Plan, state: Mapping[str, Any]) -> Statistics | None:
+        inputs = self._watched(plan)
+        try:
+            grids = {name: QParams(*grid) for name, grid in state["grids"].items()}
+            if grids.keys() != {c.name for c in self.layout.classes} or inputs.keys() != state["inputs"].keys():
+                return None
+            for node, moments in inputs.items():
+                moments.load_state_dict(state["inputs"][node])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return Statistics(grids, inputs)
+
+    def _watched(self, plan: Plan) -> dict[str, PatchMoments]:
+        """What the calibration is to gather for roundings, still empty."""
+        task, part = self.subject.task, self.run.recipe.data
+        return conversion.watched(self.gm, self.layout, plan.specs(), task.calibration_count(part.calibration))
 
     def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
         steps = conversion.round_layers(self.gm, self.layout, plan.specs(), statistics.inputs, self.run.stop)

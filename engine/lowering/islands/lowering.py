@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
+from engine.algorithms.patches import PatchMoments
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow, Notice, Ranges, Table, Weights
@@ -161,9 +162,7 @@ class IslandsLowering(GraphLowering):
         if run.attended:
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
-        # What an island is given are items of its own: of a head on regions of an image there are many for each of them.
-        each = max(max((len(x) for x in inputs if x.dim()), default=1) for island in self.union.islands for inputs in island.calls)
-        inputs = conversion.watched(self.gm, self.layout, specs, total * each)
+        inputs = self._watched(plan)
         root, graph = self._on_device(self.gm)
         parts = self.union.parts(graph)
         readers = {node: moments.add for node, moments in inputs.items()}
@@ -186,6 +185,12 @@ class IslandsLowering(GraphLowering):
         if watch:
             yield Ranges(watch.seen, total, watch.last(grids), final=True)
         return Statistics(grids, inputs)
+
+    def _watched(self, plan: Plan) -> dict[str, PatchMoments]:
+        # What an island is given are items of its own: of a head on regions of an image there are many for each of them.
+        each = max(max((len(x) for x in inputs if x.dim()), default=1) for island in self.union.islands for inputs in island.calls)
+        total = calibration_count(self.subject.task, self.run.recipe.data.calibration)
+        return conversion.watched(self.gm, self.layout, plan.specs(), total * each)
 
     def _on_device(self, gm: fx.GraphModule) -> tuple[nn.Module, fx.GraphModule]:
         device, root = self.subject.device, self.subject.model

@@ -14,7 +14,7 @@ from typing import Any
 from engine.errors import Cancelled
 from engine.events import event as ev
 from engine.events.cancellation import StopToken
-from engine.recipe.decisions import Answer, Fold, Sensitive, Strategy, Train
+from engine.recipe.decisions import Answer, Fold, Inspect, Sensitive, Strategy, Train
 from engine.recipe.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.strategy_rules import resolve, rules_of
 
@@ -194,6 +194,18 @@ def estimates(measured: bool = False) -> ev.Sensitivities:
     return ev.Sensitivities(tuple(found), "kl", 64, 1.5, int(measured))
 
 
+def looked(path: str, spec: LayerSpec, asked: bool = True) -> ev.RoundedLayer:
+    """A layer under the microscope: a bell that is rounded to seven levels; channel 7 stands out."""
+    before = bell(128, width=0.18)
+    after = tuple(sum(before[i - 9 : i + 10]) if i % 19 == 7 else 0 for i in range(128))
+    highs = tuple(2.0 if i == 0 else 0.4 - 0.002 * i for i in range(64))
+    values = ranges(512, 512, final=True).rows[0] if asked else None
+    return ev.RoundedLayer(
+        path, spec, 64, ev.Bins(-1.0, 2 / 128, before), ev.Bins(-1.0, 2 / 128, after), tuple(-0.88 + 0.297 * i for i in range(7)),
+        tuple(-high for high in highs), highs, (ev.ChannelRow(7, -2.0, 2.0),), 1, 0.34, 17.9, 0.21, 0.0003, values,
+    )  # fmt: skip
+
+
 class ScriptedEngine:
     """``met`` is whether PTQ meets the threshold; ``fail`` maps a place to an exception; ``gates`` hold the script."""
 
@@ -272,7 +284,7 @@ class ScriptedEngine:
                     (directory / "state.json").write_text(json.dumps(about))
                     return found
                 except Cancelled:
-                    (directory / "state.json").write_text(json.dumps({**about, "state": "cancelled", "text": "stopped during qat"}))
+                    (directory / "state.json").write_text(json.dumps({**about, "state": "cancelled", "text": "QAT epoch 2 of 3, step 8"}))
                     yield ev.Stopped(str(directory), "qat")
                     raise
                 if not isinstance(event, ev.Progress):
@@ -317,6 +329,7 @@ class ScriptedEngine:
         yield ev.Graph("fused", tuple(replace(node, args=into.get(node.args, node.args)) for node in NODES if node.name not in into))
         yield ev.StageFinished("fuse", 0.1)
         yield from self._plan(settings, resumed, stop)
+        yield ev.Inspected(tuple(looked(row.path, row.actual, asked=False) for row in LAYERS))
         yield ev.StageStarted("calibrate", "Calibrating on 512 training images")
         yield ev.Weights(WEIGHTS)
         for seen in range(64, 513, 64):
@@ -357,10 +370,15 @@ class ScriptedEngine:
             yield ev.Planned(layers, preset, 8, 2_181_000)
             yield ev.StageFinished("plan", 0.0)
             answer: Answer = True if resumed else (yield from self._ask("quantize"))
-            while isinstance(answer, Sensitive):
-                yield ev.StageStarted("sensitivity", "Estimating what each layer costs")
-                yield estimates(bool(answer.measured))
-                yield ev.StageFinished("sensitivity", 1.5)
+            while isinstance(answer, Sensitive | Inspect):
+                what = "inspect" if isinstance(answer, Inspect) else "sensitivity"
+                yield ev.StageStarted(what, "Looking at it" if what == "inspect" else "Estimating what each layer costs")
+                if isinstance(answer, Inspect):
+                    self._at("inspect", stop)
+                    yield ev.Inspected((looked(answer.path, answer.spec),))
+                else:
+                    yield estimates(bool(answer.measured))
+                yield ev.StageFinished(what, 1.5)
                 answer = yield from self._ask("quantize")
             if not isinstance(answer, Strategy):
                 return

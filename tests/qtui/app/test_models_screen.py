@@ -37,7 +37,14 @@ def summary(state: str, text: str = "", chosen: str | None = None, name: str = "
 def past_run(root: Path, name: str, state: str, started: str = "2026-01-02T03:04:05") -> Path:
     folder = root / name
     folder.mkdir(parents=True)
-    about = {"started": started, "model": "simplecnn", "data": "digits", "state": state, "text": "stopped during qat", "pid": os.getpid()}
+    about = {
+        "started": started,
+        "model": "simplecnn",
+        "data": "digits",
+        "state": state,
+        "text": "QAT epoch 2 of 5, step 310",
+        "pid": os.getpid(),
+    }
     (folder / "state.json").write_text(json.dumps(about))
     (folder / "events.jsonl").write_text("")
     return folder
@@ -645,7 +652,7 @@ def test_the_list_of_runs_follows_what_other_processes_do(runs: Path) -> None:
             finally:
                 other.kill()
         await driver.until(lambda state: [run.state for run in state.runs] == ["failed"])
-        assert "r resumes" in driver.text
+        assert "QAT 2/5 step 310" in driver.text
 
     drive(ScriptedEngine(runs), script)
 
