@@ -74,8 +74,11 @@ def _handler(command: str) -> Callable[[Namespace], int]:
 
 
 def _complain(error: object) -> None:
+    from engine.machine.ranks.place import speaks
     from qtui.text import one_line
 
+    if not speaks():
+        return
     # A terminal may be gone; the exit code still tells.
     with contextlib.suppress(OSError):
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
+from engine.machine.ranks.place import place
 from engine.plain_text import plain
 from qtui.ownership import owned
 
@@ -77,9 +78,10 @@ def train(args: Namespace) -> int:
 
 
 def _report(report: Report, args: Namespace) -> int:
-    if args.json:
+    if args.json and place().is_first:
         print(report.to_json(), flush=True)
-    return MET if report.met else NOT_MET
+    # A launcher takes every code but 0 for a crash, and starts the ranks again.
+    return MET if report.met or place().count > 1 else NOT_MET
 
 
 def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespace) -> T:
@@ -93,18 +95,24 @@ def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespa
     as_json = getattr(args, "json", False)
     stop = StopToken()
     # A reader that has gone (| head) stops the run, so that its state is saved.
+    # Rank 0 has the console; the others say nothing.
+    speaks = place().is_first
     screen = Screen(sys.stderr if as_json else sys.stdout, on_lost=stop.set)
     bars = Bars(_terminal(sys.stderr, screen.stream))
-    with Interrupts(stop) as interrupts:
+    with Interrupts(stop, speaks) as interrupts:
         prompts = Prompts(screen, sys.stdin, getattr(args, "yes", False), stop, interrupts.asking)
         try:
-            return drive(start(stop), Console(screen, bars, prompts))
+            return drive(start(stop), Console(screen, bars, prompts) if speaks else _silent)
         except Cancelled:
             if screen.lost and screen.lost.errno not in (errno.EPIPE, errno.EIO):
                 raise screen.lost from None
             raise
         finally:
             bars.close()
+
+
+def _silent(event: Event) -> None:
+    """What a rank shows that is not the first: questions are answered by rank 0."""
 
 
 def _terminal(*streams: TextIO) -> TextIO | None:

@@ -20,6 +20,7 @@ from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
 from engine.lowering.registry import captured, lowering_of
 from engine.lowering.sensitivity import event_of
+from engine.machine import ranks
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
@@ -93,10 +94,19 @@ class Job(Work):
         baseline, ptq = measured.baseline, measured.form
         yield from _told(baseline, ptq.figures)
         if self.attended:
-            yield from self._judge("ptq", plan, ptq, baseline)
+            yield from ranks.by_first(self._judge("ptq", plan, ptq, baseline))
         baseline, ptq, trained, training = yield from self._train(plan, before, baseline, ptq)
         if self.attended and trained and training:
-            yield from self._judge("qat", plan, trained, baseline, training.why, ptq)
+            yield from ranks.by_first(self._judge("qat", plan, trained, baseline, training.why, ptq))
+        finished = self._reported(plan, statistics, search, before, baseline, ptq, trained, training)
+        return (yield from ranks.by_first(finished))
+
+    def _reported(
+        self, plan: Plan, statistics: Any, search: Search | None, before: Baseline, baseline: BaselineFigures, ptq: Form,
+        trained: Form | None, training: TrainingFigures | None,
+    ) -> Run[Report]:  # fmt: skip
+        """The verdict, the files and the report, of what was measured."""
+        lowering = self.lowering
         which: Which = "qat" if trained and training and training.kept else "ptq"
         chosen = trained if trained and which == "qat" else ptq
         found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)

@@ -41,6 +41,7 @@ from engine.lowering.graph.layers import layers
 from engine.lowering.graph.output_noise import outputs
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
+from engine.machine import ranks
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.planning import planner
@@ -160,7 +161,7 @@ class GraphLowering(Lowering):
         if self._speeds is None:
             proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
-            self._speeds = yield from timed
+            self._speeds = yield from ranks.by_first(timed)
         paces, outside = self._speeds.layers, self._others()
         shares, size, sensitive = profile.shares, self._size, self._outputs()
         steps = plan(self.gm, run.machine, self.kernels, run.recipe, shares, size, again, paces, sensitive, outside)
@@ -212,10 +213,10 @@ class GraphLowering(Lowering):
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
         inputs = conversion.watched(self.gm, self.layout, specs, task.calibration_count(part.calibration))
-        readers = {node: moments.add for node, moments in inputs.items()}
         grids = yield from calibration.calibrate(
-            self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, readers
+            self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, inputs
         )
+        conversion.merge(inputs)
         return Statistics(grids, inputs)
 
     def convert(self, plan: Plan, statistics: Statistics) -> Generator[Event, None, Quantized]:
