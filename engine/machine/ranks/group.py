@@ -115,7 +115,7 @@ def _met(at: Place) -> _Group:
             f"rank {at.rank} of {at.count} met nobody at {where} within {patience:.0f} s: start the others, or look at the "
             f"rendezvous endpoint ({one_line(error, 80)})"
         ) from error
-    store, watched = (dist.PrefixStore(f"qtui/{at.attempt}", one) for one in (base, other))
+    store, watched = (_prefixed(f"qtui/{at.attempt}", one) for one in (base, other))
     store.set(f"card/{at.rank}", json.dumps([host(), os.getpid()]))
     store.set(f"beat/{at.rank}", "0")
     peers = []
@@ -136,12 +136,18 @@ def _met(at: Place) -> _Group:
         torch.cuda.set_device(at.local % torch.cuda.device_count())
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=at.rank, world_size=at.count,
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=_prefixed("group", store), rank=at.rank, world_size=at.count,
             timeout=_LONG,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"the {at.count} ranks cannot be connected ({one_line(error, 120)}): look at the network of {host()}") from error
     return _Group(at, base, Watch(watched, at, peers, _give_up))
+
+
+def _prefixed(prefix: str, store: Any) -> Any:
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    return PrefixStore(prefix, store)
 
 
 def _store(dist: Any, at: Place, patience: float) -> Any:
@@ -252,9 +258,9 @@ def called_by_first(compute: Callable[[], T]) -> T:
                 found = (compute(), None)
         except EngineError as error:
             found = (None, error)
-    value, error = of_first(found)
-    if error is not None:
-        raise error
+    value, raised = of_first(found)
+    if raised is not None:
+        raise raised
     return value  # type: ignore[no-any-return]
 
 
@@ -271,9 +277,9 @@ def by_first(steps: Generator[E, Any, T]) -> Generator[E, Any, T]:
             found = (None, error)
     else:
         steps.close()
-    value, error = of_first(found)
-    if error is not None:
-        raise error
+    value, raised = of_first(found)
+    if raised is not None:
+        raise raised
     return value  # type: ignore[no-any-return]
 
 
@@ -307,9 +313,7 @@ def remembered(key: str) -> str | None:
 
 
 def _of_all_attempts(group: _Group) -> Any:
-    import torch.distributed as dist
-
-    return dist.PrefixStore("qtui/all", group.base)
+    return _prefixed("qtui/all", group.base)
 
 
 def leave(how: How, reason: str = "") -> None:
