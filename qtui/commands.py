@@ -33,17 +33,22 @@ def run(args: Namespace) -> int:
     from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
-    return _report(_drive(lambda stop: owned(out, pipeline.run(recipe, out, stop)), args), args)
+    return _report(_drive(lambda stop: owned(_own(out), pipeline.run(recipe, out, stop)), args), args)
+
+
+def _own(directory: Path | None) -> Path | None:
+    """The folder where this process has it: of several ranks the first."""
+    return directory if place().is_first else None
 
 
 def resume(args: Namespace) -> int:
     """``qtui resume``: go on with a run that was stopped."""
     from engine.runs.rundir import find_run
 
-    directory = find_run(args.run)
+    directory = find_run(args.run) if place().is_first else Path(args.run)
     from engine.runs import pipeline
 
-    return _report(_drive(lambda stop: owned(directory, pipeline.resume(directory, stop)), args), args)
+    return _report(_drive(lambda stop: owned(_own(directory), pipeline.resume(directory, stop)), args), args)
 
 
 def export(args: Namespace) -> int:

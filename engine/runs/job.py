@@ -185,7 +185,7 @@ class Job(Work):
     def sensitivity(self, plan: Plan, measured: Sequence[tuple[str, str]] | None = ()) -> Run[Sensitivity]:
         """What each candidate of each layer costs, estimated once in a run; and measured, of all of them where that is None."""
         if self._sensitivity is None:
-            self._sensitivity = yield from self.lowering.sensitivity(plan)
+            self._sensitivity = yield from ranks.by_first(self.lowering.sensitivity(plan))
         else:
             yield event_of(self._sensitivity)
         if measured is None or measured:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,7 +100,8 @@ class GraphLowering(Lowering):
         traced = yield from run.stage("trace", "Tracing", tracing.tried(self.subject.model, self.example))
         if isinstance(traced, NotWhole):
             raise traced
-        self.traced = traced
+        # Parts of the time are measured: all ranks are to plan by the same.
+        self.traced = replace(traced, profile=ranks.of_first(traced.profile))
         with torch.inference_mode():
             self.subject.task.outputs(forward_of(structured(self.traced.graph))(self.example.first(1)))
         # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.

@@ -4,6 +4,7 @@ Everything else asks here. A process by itself is rank 0 of 1: nothing is sent, 
 """
 
 from engine.machine.ranks.group import LostRank as LostRank
+from engine.machine.ranks.group import added_up as added_up
 from engine.machine.ranks.group import apart as apart
 from engine.machine.ranks.group import by_first as by_first
 from engine.machine.ranks.group import called_by_first as called_by_first

@@ -316,6 +316,15 @@ def _of_all_attempts(group: _Group) -> Any:
     return _prefixed("qtui/all", group.base)
 
 
+def added_up(value: Any) -> Any:
+    """The sum of a tensor over all ranks, in its own type: in place."""
+    import torch.distributed as dist
+
+    with _together():
+        dist.all_reduce(value)
+    return value
+
+
 def leave(how: How, reason: str = "") -> None:
     """Tell the others that this rank goes, and why; nothing is shared afterwards."""
     global _group, _left
