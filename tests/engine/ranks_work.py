@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import tiny_decoders
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -24,7 +23,7 @@ from engine.lowering.graph.trace import trace
 from engine.lowering.modules.blocks import Task, quantize_blocks
 from engine.lowering.modules.capture import capture
 from engine.machine import ranks
-from engine.numerics.scheme import WeightScheme
+from engine.numerics.scheme import scheme_of
 from engine.recipe.recipe import QatPart, Threshold
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 from engine.tasks.base import forward_of
@@ -139,8 +138,9 @@ def judged(batch: int) -> dict[str, Any]:
     steps = evaluate(
         TASK, {"other": forward_of(other)}, forward_of(gm), "test", batch=batch, stop=StopToken(), watch={"other": watch}
     )  # fmt: skip
+    found = {name: asdict(result) for name, result in finished(steps).items()}
     changes = watch.changes()
-    return {**{name: asdict(result) for name, result in finished(steps).items()}, "changes": None if changes is None else asdict(changes)}
+    return {**found, "changes": None if changes is None else asdict(changes)}
 
 
 def trained(given: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +160,8 @@ def trained(given: dict[str, Any]) -> dict[str, Any]:
 
 def a_decoder(given: dict[str, Any]) -> dict[str, Any]:
     """A small decoder of which each block is rounded on the text of ``count`` batches; and what its layers read."""
+    import tiny_decoders
+
     model = tiny_decoders.decoder(given["family"])
     named = tiny_decoders.blocks_of(model, given["family"])
     texts = tiny_decoders.texts(given["count"])
@@ -167,7 +169,7 @@ def a_decoder(given: dict[str, Any]) -> dict[str, Any]:
     batches = capture(lambda ids: model(ids, use_cache=False), [block for _, block in named], [texts[turn] for turn in turns])
     for turn, batch in zip(turns, batches, strict=True):
         batch.turn, batch.counts = turn, ranks.mine(turn)
-    task = Task(WeightScheme(4), given["method"])
+    task = Task(scheme_of(WeightSpec(4, granularity="per-group", group_size=16)), given["method"])
     packed = finished(quantize_blocks(named, batches, lambda name: task, StopToken(), given.get("checkpoints")))
     return {
         "weights": {name: (weight.codes, weight.scale) for name, weight in packed.items()},
