@@ -12,6 +12,8 @@ from importlib import import_module
 from engine.errors import Cancelled, EngineError, UsageError
 
 FAILED, WRONG_USAGE, STOPPED = 1, 2, 130
+# What several processes can do together.
+SHARED = ("run", "resume")
 READER_GONE = 141  # What a shell reports for a program that SIGPIPE ended.
 
 # Each command is ``module:function``, imported when it is asked for.
@@ -48,6 +50,7 @@ def dispatch(argv: Sequence[str]) -> int:
             parser.print_help()
             return WRONG_USAGE
         args.argv = list(argv)
+        _fits_ranks(args.command)
         return _handler(args.command)(args)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else WRONG_USAGE
@@ -63,6 +66,14 @@ def dispatch(argv: Sequence[str]) -> int:
         return FAILED
 
 
+def _fits_ranks(command: str) -> None:
+    """Raises UsageError where several processes were started for what one does."""
+    from engine.machine.ranks.place import place
+
+    if command not in SHARED and place().count > 1:
+        raise UsageError(f"qtui {command} is done by one process: start it without torchrun (several can share {' and '.join(SHARED)})")
+
+
 def _at_a_terminal() -> bool:
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty())
 
@@ -74,8 +85,11 @@ def _handler(command: str) -> Callable[[Namespace], int]:
 
 
 def _complain(error: object) -> None:
+    from engine.machine.ranks.place import speaks
     from qtui.text import one_line
 
+    if not speaks():
+        return
     # A terminal may be gone; the exit code still tells.
     with contextlib.suppress(OSError):
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
+from engine.machine.ranks.place import place
 from engine.plain_text import plain
 from qtui.ownership import owned
 
@@ -32,17 +33,22 @@ def run(args: Namespace) -> int:
     from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
-    return _report(_drive(lambda stop: owned(out, pipeline.run(recipe, out, stop)), args), args)
+    return _report(_drive(lambda stop: owned(_own(out), pipeline.run(recipe, out, stop)), args), args)
+
+
+def _own(directory: Path | None) -> Path | None:
+    """The folder where this process has it: of several ranks the first."""
+    return directory if place().is_first else None
 
 
 def resume(args: Namespace) -> int:
     """``qtui resume``: go on with a run that was stopped."""
     from engine.runs.rundir import find_run
 
-    directory = find_run(args.run)
+    directory = find_run(args.run) if place().is_first else Path(args.run)
     from engine.runs import pipeline
 
-    return _report(_drive(lambda stop: owned(directory, pipeline.resume(directory, stop)), args), args)
+    return _report(_drive(lambda stop: owned(_own(directory), pipeline.resume(directory, stop)), args), args)
 
 
 def export(args: Namespace) -> int:
@@ -77,9 +83,10 @@ def train(args: Namespace) -> int:
 
 
 def _report(report: Report, args: Namespace) -> int:
-    if args.json:
+    if args.json and place().is_first:
         print(report.to_json(), flush=True)
-    return MET if report.met else NOT_MET
+    # A launcher takes every code but 0 for a crash, and starts the ranks again.
+    return MET if report.met or place().count > 1 else NOT_MET
 
 
 def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespace) -> T:
@@ -93,18 +100,24 @@ def _drive(start: Callable[[StopToken], Generator[Event, Any, T]], args: Namespa
     as_json = getattr(args, "json", False)
     stop = StopToken()
     # A reader that has gone (| head) stops the run, so that its state is saved.
+    # Rank 0 has the console; the others say nothing.
+    speaks = place().is_first
     screen = Screen(sys.stderr if as_json else sys.stdout, on_lost=stop.set)
     bars = Bars(_terminal(sys.stderr, screen.stream))
-    with Interrupts(stop) as interrupts:
+    with Interrupts(stop, speaks) as interrupts:
         prompts = Prompts(screen, sys.stdin, getattr(args, "yes", False), stop, interrupts.asking)
         try:
-            return drive(start(stop), Console(screen, bars, prompts))
+            return drive(start(stop), Console(screen, bars, prompts) if speaks else _silent)
         except Cancelled:
             if screen.lost and screen.lost.errno not in (errno.EPIPE, errno.EIO):
                 raise screen.lost from None
             raise
         finally:
             bars.close()
+
+
+def _silent(event: Event) -> None:
+    """What a rank shows that is not the first: questions are answered by rank 0."""
 
 
 def _terminal(*streams: TextIO) -> TextIO | None:

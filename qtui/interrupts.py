@@ -17,8 +17,9 @@ STDERR = 2
 class Interrupts:
     """While entered: the first signal sets the token, a second Ctrl-C ends the program at once."""
 
-    def __init__(self, stop: StopToken) -> None:
-        self._stop = stop
+    def __init__(self, stop: StopToken, speaks: bool = True) -> None:
+        """Without ``speaks`` nothing is said of it."""
+        self._stop, self._speaks = stop, speaks
         self._asking = False
         self._pressed = False
         self._received_any = False
@@ -57,6 +58,8 @@ class Interrupts:
             self._pressed = True
         if self._asking:
             raise KeyboardInterrupt
+        if not self._speaks:
+            return
         # Not through sys.stderr: a handler may interrupt a write to it, and a buffered stream cannot be entered twice.
         with contextlib.suppress(OSError):
             os.write(STDERR, f"{chr(10) if os.isatty(STDERR) else ''}stopping after this batch …\n".encode())

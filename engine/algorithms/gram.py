@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError
+from engine.machine import ranks
 
 # Inputs a text gives for one independent one: neighbouring tokens are much alike. Chosen on the validation part of the
 # calibration sequences of the bench's GPT-2 (4,400 tokens; 20 does as well and 1 to 4 worse); with 262,144 tokens and 768 inputs
@@ -21,6 +22,9 @@ class HeldBack:
 
     inputs: Tensor
     originals: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> HeldBack:
+        return HeldBack(self.inputs.to(device), None if self.originals is None else self.originals.to(device))
 
     def errors(self, weight: Tensor, rounded: Tensor, shift: Tensor | None) -> tuple[float, float]:
         """Squared norms of W x0 and of what a layer of ``rounded`` and ``shift`` lacks of it. Without a bias to take it up, the mean
@@ -83,6 +87,23 @@ class Gram:
             drift = self._rows(original, keep) - rows
             self.cross.addmm_(drift.T, rows)
             self.moved += drift.sum(0)
+
+    def pool(self) -> None:
+        """Take in what the other ranks have gathered, each from its part of the text: sums are added up in float64."""
+        if not ranks.several():
+            return
+        self.xx, self.total, self.magnitude, self.moved = map(ranks.total, (self.xx, self.total, self.magnitude, self.moved))
+        if self.cross is not None:
+            self.cross = ranks.total(self.cross)
+        own = None if self.held_back is None else self.held_back.to("cpu")
+        several = ranks.gathered((self.count, self.peak.cpu(), own))
+        self.count = sum(count for count, _, _ in several)
+        self.peak = torch.stack([peak for _, peak, _ in several]).amax(0).to(self.device)
+        held = [one for _, _, one in several if one is not None]
+        if held:
+            originals = [one.originals for one in held if one.originals is not None]
+            whole = HeldBack(torch.cat([one.inputs for one in held]), torch.cat(originals) if originals else None)
+            self.held_back = whole.to(self.device)
 
     def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None) -> None:
         """Keep the inputs (..., in) that ``held``, bool of the leading shape, names for judging."""

@@ -75,40 +75,71 @@ class PatchMoments:
     count: int = field(init=False, default=0)
     xx: Tensor = field(init=False)
     sums: Tensor = field(init=False)
-    held_back: Tensor | None = field(init=False, default=None)
+    turn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.rows = self.rows or max(ROWS, PER_INPUT * self.inputs)
         self.xx = torch.zeros(self.patching.groups, self.inputs, self.inputs)
         self.sums = torch.zeros(self.patching.groups, self.inputs)
         self._seen, self._generator = 0, torch.Generator().manual_seed(self.seed)
-        self._held: list[Tensor] = []
+        # The rows that are held back, with the batch that they are of, and how many there are in all.
+        self._held: list[tuple[int, Tensor]] = []
+        self._held_rows = 0
+        # Of each caller: parts for each item, and positions of a part; and the items that went by before that was known.
+        self._shapes: dict[str, tuple[float, int]] = {}
+        self._passed: list[tuple[int, str]] = []
 
     @property
     def bytes(self) -> int:
         return bytes_of(self.patching.groups, self.inputs)
 
     @torch.no_grad()
-    def add(self, x: Tensor, items: int) -> None:
-        """The layer's input for ``items`` calibration items, the first dimension being theirs or parts of theirs. Raises EngineError
-        for NaN or infinity."""
+    def add(self, x: Tensor, items: int, caller: str = "") -> None:
+        """The layer's input for ``items`` calibration items, the first dimension being theirs or parts of theirs; ``caller`` tells apart
+        the places that a layer is called from. Raises EngineError for NaN or infinity."""
         windows = self.patching.windows(x)
         parts, each = len(windows), windows.shape[2 : 2 + max(len(self.patching.kernel), 1)].numel()
+        self._shapes[caller] = (parts / items, each)
+        for passed, by in self._passed:
+            rate, size = self._shapes.get(by, self._shapes[caller])
+            self._drawn(passed, round(rate * passed), size)
+        self._passed.clear()
+        owners, places, held = self._drawn(items, parts, each)
+        rows = self.patching.patches(windows, owners.to(x.device), places.to(x.device)).to(torch.float32)
+        if not bool(torch.isfinite(rows).all()):
+            raise EngineError("a layer's inputs hold NaN or infinity on the calibration items: the model cannot be calibrated")
+        self._sum(rows[:, (~held).to(x.device)])
+        if bool(held.any()):
+            self._held.append((self.turn, rows[:, held.to(x.device)].cpu()))
+
+    def skip(self, items: int, caller: str = "") -> None:
+        """``items`` calibration items that another one of several takes in: places of later ones are drawn as if they had been seen."""
+        self._passed.append((items, caller))
+
+    def _drawn(self, items: int, parts: int, each: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the next ``items``, in ``parts`` of ``each`` positions: the part and the place of each patch that is taken, and whether it is
+        held back."""
         taken = min(each, math.ceil(self.rows * items / (self.total * parts)))
         if taken < each:
             places = torch.rand(parts, each, generator=self._generator).topk(taken, 1).indices.flatten()
         else:
             places = torch.arange(each).repeat(parts)
         owners = torch.arange(parts).repeat_interleave(taken)
-        rows = self.patching.patches(windows, owners.to(x.device), places.to(x.device)).to(torch.float32)
-        if not bool(torch.isfinite(rows).all()):
-            raise EngineError("a layer's inputs hold NaN or infinity on the calibration items: the model cannot be calibrated")
         item = owners * items // parts + self._seen if self.total >= HELD else torch.arange(len(owners))
         self._seen += items
-        held = (item % HELD == HELD - 1) & (sum(part.shape[1] for part in self._held) < MOST)
-        self._sum(rows[:, (~held).to(x.device)])
-        if bool(held.any()):
-            self._held.append(rows[:, held.to(x.device)].cpu())
+        held = (item % HELD == HELD - 1) & (self._held_rows < MOST)
+        self._held_rows += int(held.sum())
+        return owners, places, held
+
+    def take(self, xx: Tensor, sums: Tensor, count: int, held: Sequence[tuple[int, Tensor]]) -> None:
+        """Become the sums of all of several, ``held`` being what each of them holds back."""
+        self.xx, self.sums, self.count = xx, sums, count
+        self._held = sorted(held, key=lambda one: one[0])
+
+    @property
+    def held(self) -> Sequence[tuple[int, Tensor]]:
+        """What is held back, with the turn of each batch."""
+        return self._held
 
     def _sum(self, rows: Tensor) -> None:
         if self.xx.device != rows.device:
@@ -119,7 +150,7 @@ class PatchMoments:
 
     def grams(self) -> Sequence[Gram]:
         """The sums of each group, on the processor."""
-        held = torch.cat(self._held, 1) if self._held else None
+        held = torch.cat([rows for _, rows in self._held], 1) if self._held else None
         return [
             Gram.of(xx, total, self.count, None if held is None else HeldBack(held[group]))
             for group, (xx, total) in enumerate(zip(self.xx.cpu(), self.sums.cpu(), strict=True))

@@ -22,6 +22,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow, Notice, Sensitivities
 from engine.events.progress import Ticker
 from engine.lowering.probing import Probe, Site, grouped
+from engine.machine import ranks
 from engine.models.anatomy import weight_of
 from engine.numerics.scheme import scheme_of
 from engine.numerics.sqnr import sqnr_db
@@ -310,7 +311,7 @@ def measure(
     stopped or killed goes on with the next candidate. ``identity`` tells what the figures are of. Raises Cancelled within a batch.
     """
     asked = [(s, c) for s in subject.sites for c in (*s.weights, *s.activations) if wanted is None or (s.path, c.name) in wanted]
-    state = _State(directory / STATE, identity)
+    state: _State = ranks.called_by_first(lambda: _State(directory / STATE, identity))
     left = [(s, c) for s, c in asked if f"{s.path} {c.name}" not in state.drops]
     begun = stop.clock()
     with _frozen(subject.model):
@@ -321,20 +322,28 @@ def measure(
                     with torch.inference_mode(), ranges.looking("ranges", _rows(part)):
                         subject.forward(part)
         if state.baseline is None:
-            state.baseline = _metric(subject, task, split, batch, stop)
-            state.seconds = stop.clock() - begun
+            state.baseline, state.seconds = ranks.called_by_first(
+                lambda: (_metric(subject, task, split, batch, stop), stop.clock() - begun)
+            )
             state.write()
         kept = f", {len(asked) - len(left)} are known already" if len(left) < len(asked) else ""
-        cost = _duration(state.seconds * len(left))
+        cost = _duration(state.seconds * math.ceil(len(left) / ranks.count()))
         yield Notice(f"measuring {len(left)} candidates on {task.count(split):,} {split} {task.plural}: about {cost}{kept}")
         ticker = Ticker("sensitivity", len(asked), "candidates", clock=stop.clock)
         ticker.skip(len(asked) - len(left))
-        for site, candidate in left:
-            with _rounded(site, candidate):
-                value = _metric(subject, task, split, batch, stop)
-            state.drops[f"{site.path} {candidate.name}"] = task.metric.drop(state.baseline, value)
+        # Each rank measures one of as many as there are ranks; what all have come to is kept before they go on.
+        for start in range(0, len(left), ranks.count()):
+            several = left[start : start + ranks.count()]
+            own: dict[str, float] = {}
+            for place, (site, candidate) in enumerate(several):
+                if ranks.mine(place):
+                    with _rounded(site, candidate):
+                        value = _metric(subject, task, split, batch, stop)
+                    own[f"{site.path} {candidate.name}"] = task.metric.drop(state.baseline, value)
+            for found_there in ranks.gathered(own):
+                state.drops |= found_there
             state.write()
-            yield from ticker.advance()
+            yield from ticker.advance(len(several))
     drops = {(s.path, c.name): state.drops[f"{s.path} {c.name}"] for s, c in asked}
     result = found.with_drops(drops)
     yield event_of(result)
@@ -362,7 +371,8 @@ class _State:
 
     def write(self) -> None:
         content = {"identity": self.identity, "baseline": self.baseline, "seconds": self.seconds, "drops": self.drops}
-        save(self.path, (json.dumps(content) + "\n").encode())
+        if ranks.is_first():
+            save(self.path, (json.dumps(content) + "\n").encode())
 
 
 def _metric(subject: Subject, task: Task, split: Any, batch: int, stop: StopToken) -> float:

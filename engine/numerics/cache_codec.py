@@ -51,8 +51,7 @@ class CacheCodec:
 
     def encode(self, x: Tensor) -> Tensor:
         """(..., heads, tokens, width) in floating point to uint8 (..., heads, tokens, ``row_bytes``). Raises EngineError for numbers
-        that are
-        not finite, which no scale covers."""
+        that are not finite, which no scale covers."""
         values = x.to(torch.float32)
         if not torch.isfinite(values).all():
             raise EngineError("keys or values are NaN or infinite: check the weights, or leave the cache in floats")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ class RangeObserver(ABC):
     """``update`` takes a float tensor of any shape; ``range`` gives (low, high) for that many bits.
 
     ``histogram`` is None for an observer that counts nothing; ``quick`` says that ``range`` costs little beside a batch;
-    ``batchwise`` that it matters which values come in one ``update``: it is to see all those of a batch.
+    ``batchwise`` that it matters which values come in one ``update``: it is to see all those of a batch. One that is a ``part`` sees
+    some of the batches alone, each in its ``turn``, and ``merged`` puts several together.
     """
 
     histogram: Histogram | None = None
+    turn: int = 0
     quick: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
 
@@ -32,6 +34,16 @@ class RangeObserver(ABC):
 
     @abstractmethod
     def range(self, bits: int) -> tuple[float, float]: ...
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Any]) -> None:
+        """Become, from fresh, what one observer of all batches would be that ``parts``, of the same class, saw."""
+
+    def at(self, turn: int) -> None:
+        """What comes next belongs to batch ``turn`` of all."""
+        self.turn = turn
+        if self.histogram is not None:
+            self.histogram.turn = turn
 
     @property
     @abstractmethod
@@ -42,12 +54,18 @@ class RangeObserver(ABC):
 class MinMax(RangeObserver):
     """The extremes of all that was seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: bool = False) -> None:
         self.low, self.high = math.inf, -math.inf
 
     def update(self, x: Tensor) -> None:
-        low, high = extremes(x)
+        self._take(*extremes(x))
+
+    def _take(self, low: float, high: float) -> None:
         self.low, self.high = _min(self.low, low), _max(self.high, high)
+
+    def merge(self, parts: Sequence[MinMax]) -> None:
+        for part in parts:
+            self._take(part.low, part.high)
 
     def range(self, bits: int) -> tuple[float, float]:
         return self.low, self.high
@@ -63,13 +81,23 @@ class MovingAverage(RangeObserver):
     momentum = 0.1
     batchwise = True
 
-    def __init__(self) -> None:
+    def __init__(self, part: bool = False) -> None:
         self.low, self.high = math.inf, -math.inf
         self.lowest, self.highest = math.inf, -math.inf
         self.fresh = True
+        self._batches: list[tuple[int, float, float]] | None = [] if part else None
 
     def update(self, x: Tensor) -> None:
         low, high = extremes(x)
+        if self._batches is not None:
+            self._batches.append((self.turn, low, high))
+        self._take(low, high)
+
+    def merge(self, parts: Sequence[MovingAverage]) -> None:
+        for _, low, high in sorted((one for part in parts for one in part._batches or ()), key=lambda one: one[0]):
+            self._take(low, high)
+
+    def _take(self, low: float, high: float) -> None:
         self.lowest, self.highest = _min(self.lowest, low), _max(self.highest, high)
         fresh, self.fresh = self.fresh, False
         self.low = low if fresh else self.low + self.momentum * (low - self.low)
@@ -86,11 +114,14 @@ class MovingAverage(RangeObserver):
 class _HistogramObserver(RangeObserver):
     histogram: Histogram
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
+    def __init__(self, part: bool = False) -> None:
+        self.histogram = Histogram(part)
 
     def update(self, x: Tensor) -> None:
         self.histogram.update(x)
+
+    def merge(self, parts: Sequence[_HistogramObserver]) -> None:
+        self.histogram = Histogram.merged([part.histogram for part in parts])
 
     def range(self, bits: int) -> tuple[float, float]:
         seen = self.histogram
@@ -142,7 +173,7 @@ class Entropy(_HistogramObserver):
         return _search(self.histogram, lambda lows, highs: _divergence(self.histogram, lows, highs, bits))
 
 
-_OBSERVERS: dict[str, Callable[[], RangeObserver]] = {
+_OBSERVERS: dict[str, Callable[[bool], RangeObserver]] = {
     "minmax": MinMax,
     "moving-average": MovingAverage,
     "percentile": Percentile,
@@ -151,9 +182,16 @@ _OBSERVERS: dict[str, Callable[[], RangeObserver]] = {
 }
 
 
-def observer(spec: ActivationSpec) -> RangeObserver:
-    """A fresh observer of the kind that ``spec`` names."""
-    return _OBSERVERS[spec.observer]()
+def observer(spec: ActivationSpec, part: bool = False) -> RangeObserver:
+    """A fresh observer of the kind that ``spec`` names; a ``part`` of several that each see some of the batches."""
+    return _OBSERVERS[spec.observer](part)
+
+
+def merged(spec: ActivationSpec, parts: Sequence[RangeObserver]) -> RangeObserver:
+    """What one observer of ``spec`` would be that saw the batches of all ``parts``, bit for bit."""
+    whole = observer(spec)
+    whole.merge(parts)
+    return whole
 
 
 def settled(observer: RangeObserver, bits: int, what: str) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
 from engine.lowering.registry import captured, lowering_of
 from engine.lowering.sensitivity import event_of
+from engine.machine import ranks
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Sensitivity
 from engine.recipe.changes import with_strategy
@@ -98,11 +99,22 @@ class Job(Work):
         baseline, ptq = measured.baseline, measured.form
         yield from _told(baseline, ptq.figures)
         if self.attended:
-            yield from self._judge("ptq", plan, ptq, baseline)
+            yield from ranks.by_first(self._judge("ptq", plan, ptq, baseline))
         self._keep_measured(measured, kept)
         baseline, ptq, trained, training = yield from self._train(plan, before, baseline, ptq)
         if self.attended and trained and training:
-            yield from self._judge("qat", plan, trained, baseline, training.why, ptq)
+            yield from ranks.by_first(self._judge("qat", plan, trained, baseline, training.why, ptq))
+        finished = self._reported(plan, statistics, search, before, baseline, ptq, trained, training)
+        report = yield from ranks.by_first(finished)
+        kept.forget()
+        return report
+
+    def _reported(
+        self, plan: Plan, statistics: Any, search: Search | None, before: Baseline, baseline: BaselineFigures, ptq: Form,
+        trained: Form | None, training: TrainingFigures | None,
+    ) -> Run[Report]:  # fmt: skip
+        """The verdict, the files and the report, of what was measured."""
+        lowering = self.lowering
         which: Which = "qat" if trained and training and training.kept else "ptq"
         chosen = trained if trained and which == "qat" else ptq
         found = self._verdict(which, chosen, baseline, training.why if training else None, ptq if which == "qat" else None)
@@ -133,7 +145,6 @@ class Job(Work):
             **lowering.details(plan, statistics, chosen.quantized),
             **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
         }), self.recipe, self.where.path)  # fmt: skip
-        kept.forget()
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
@@ -217,7 +228,7 @@ class Job(Work):
     def sensitivity(self, plan: Plan, measured: Sequence[tuple[str, str]] | None = ()) -> Run[Sensitivity]:
         """What each candidate of each layer costs, estimated once in a run; and measured, of all of them where that is None."""
         if self._sensitivity is None:
-            self._sensitivity = yield from self.lowering.sensitivity(plan)
+            self._sensitivity = yield from ranks.by_first(self.lowering.sensitivity(plan))
         else:
             yield event_of(self._sensitivity)
         if measured is None or measured:

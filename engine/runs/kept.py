@@ -18,6 +18,7 @@ from engine.events.pictures import Picture, to_json
 from engine.events.pictures import read as read_pictures
 from engine.events.replay import from_dict
 from engine.lowering.base import Quantized
+from engine.machine import ranks
 from engine.planning.plan import Plan
 from engine.reading import MB, read_bytes
 from engine.recipe.recipe import Recipe
@@ -49,7 +50,8 @@ class Kept:
 
     def calibration(self) -> dict[str, Any] | None:
         """What the calibration had gathered, as the lowering told it; None where it is to be gathered."""
-        if not self.where.resumed:
+        if not self.where.resumed or ranks.several():
+            # Other hosts may not see the folder, and all ranks take the same way.
             return None
         try:
             return checkpoint.read(self.where.path / CALIBRATION, self.identity)
@@ -67,7 +69,8 @@ class Kept:
 
     def measured(self, quantized: Quantized) -> tuple[Measured, dict[str, Any]] | None:
         """What was measured of ``quantized``, and what was told of its layers; None where it is to be measured."""
-        if not self.where.resumed:
+        if not self.where.resumed or ranks.several():
+            # Other hosts may not see the folder, and all ranks take the same way.
             return None
         try:
             found = json.loads(read_bytes(self.where.path / MEASURED, _LARGEST))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.lowering.base import Baseline, Quantized
+from engine.machine import ranks
 from engine.recipe.recipe import Recipe
 from engine.report.figures import BaselineFigures, QuantizedFigures, speedups
 from engine.report.verdict import Quality
@@ -55,7 +56,7 @@ def measure(
         yield Notice(told, "warning")
     # Figures that stand in one table are of one timing: of two, fp32's alone may differ by more than what is told of the models.
     models = {**baseline.forms, _THIS: quantized.model, **({_EARLIER: earlier.quantized.model} if earlier else {})}
-    timings = yield from task.time(models, stop, device)
+    timings = yield from ranks.by_first(task.time(models, stop, device))
     fp32, kernel = _fastest(task, baseline, timings)
     test = found["test"]
     quality = {split: _quality(results[_THIS], results[REFERENCE], task) for split, results in found.items()}

@@ -6,6 +6,7 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 
 from engine.errors import Cancelled, EngineError, UsageError, one_line
 from engine.events.cancellation import StopToken
-from engine.events.event import Ask, Event, Notice, StageStarted, Stopped
+from engine.events.event import Ask, Event, Failed, Notice, StageStarted, Stopped
 from engine.events.replay import read
 from engine.kernels.probe import probe
 from engine.lowering.sensitivity import STATE as MEASURED
+from engine.machine import ranks
 from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
@@ -28,7 +30,7 @@ from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.place import Place
-from engine.runs.rundir import RunDir, find_run, is_running, new_directory
+from engine.runs.rundir import Elsewhere, RunDir, find_run, is_running, new_directory
 from engine.runs.work import Run, T, stage
 from engine.tasks import fitting
 from engine.tasks.base import Task
@@ -36,6 +38,7 @@ from engine.tasks.registry import OWN, TaskEntry, task_of
 from engine.tasks.subject import Subject
 
 IN_MEMORY = "in memory: "
+_FOLDER = "folder"
 _ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
 
@@ -49,23 +52,29 @@ def run(
     recipe then only names them. Raises UsageError or EngineError in one
     line, and Cancelled once the state is saved. Before loading has succeeded nothing is written.
     """
+    ranks.join()
+    begun = ranks.called_by_first(lambda: _begun_before(recipe, out))
+    if begun is not None:
+        return (yield from resume(begun, stop, attended))
     return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended, in_hand=in_hand))
+
+
+def _begun_before(recipe: Recipe, out: Path | None) -> Path | None:
+    """The folder of this very run where its ranks were started again, as ``torchrun --max-restarts`` does; else None."""
+    if ranks.place().attempt == 0 or recipe.model.startswith(IN_MEMORY):
+        return None
+    known = ranks.remembered(_FOLDER)
+    directory = out or (Path(known) if known else None)
+    return directory if directory and (directory / "recipe.yaml").exists() and not (directory / "report.json").exists() else None
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
     """Go on with a run that was stopped: the model is traced, planned and rounded again, which takes seconds; calibration and
     measuring that were done are taken from its folder, and training continues at the step where it was. What was agreed to is not asked
     again."""
-    directory = find_run(str(directory))
-    recipe = Recipe.load(directory / "recipe.yaml")
-    if recipe.model.startswith(IN_MEMORY):
-        raise UsageError(f"{directory} is the run of a model in memory: call engine.quantize with that model and {directory} again")
-    if (directory / "report.json").exists():
-        raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
-    if is_running(directory):
-        raise UsageError(f"{directory} is still going: stop it first, or wait for it")
-    # A plan whose layers were looked at when the run ended had not been agreed to.
-    open_ = {"quantize"} if (directory / MEASURED).exists() and not _calibrated(directory) else set()
+    ranks.join()
+    place = directory
+    directory, recipe, open_ = ranks.called_by_first(lambda: _left_off(place))
     steps = _guarded(recipe, directory, stop, resumed=True, attended=attended)
     answer: Answer = None
     thrown: BaseException | None = None
@@ -75,12 +84,26 @@ def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Repo
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         answer, thrown = True, None
-        # Training that had not begun had not been agreed to either.
-        if not isinstance(event, Ask) or event.key in open_ or (event.key == "qat" and not (directory / CHECKPOINT).exists()):
+        if not isinstance(event, Ask) or event.key in open_:
             try:
                 answer = yield event
             except BaseException as error:
                 thrown = error
+
+
+def _left_off(directory: Path) -> tuple[Path, Recipe, set[str]]:
+    """A stopped run's folder and recipe, and the questions that had not been agreed to. Raises UsageError for one that cannot go on."""
+    directory = find_run(str(directory))
+    recipe = Recipe.load(directory / "recipe.yaml")
+    if recipe.model.startswith(IN_MEMORY):
+        raise UsageError(f"{directory} is the run of a model in memory: call engine.quantize with that model and {directory} again")
+    if (directory / "report.json").exists():
+        raise UsageError(f"{directory} is finished: look at it with `qtui show {directory}`")
+    if is_running(directory):
+        raise UsageError(f"{directory} is still going: stop it first, or wait for it")
+    # A plan whose layers were looked at when the run ended had not been agreed to, nor training that had not begun.
+    open_ = {"quantize"} if (directory / MEASURED).exists() and not _calibrated(directory) else set()
+    return directory, recipe, open_ if (directory / CHECKPOINT).exists() else open_ | {"qat"}
 
 
 def _calibrated(directory: Path) -> bool:
@@ -92,6 +115,20 @@ def _calibrated(directory: Path) -> bool:
 
 
 def _guarded(
+    recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool, in_hand: tuple[nn.Module, Task] | None = None
+) -> Run[Report]:
+    """``_carried_out``, and word to the other ranks where this one does not come to its end."""
+    try:
+        return (yield from _carried_out(recipe, out, stop, resumed, attended, in_hand))
+    except (Cancelled, KeyboardInterrupt, GeneratorExit, ranks.LostRank):
+        ranks.leave("stopped")
+        raise
+    except BaseException as error:
+        ranks.leave("failed", one_line(error, 300))
+        raise
+
+
+def _carried_out(
     recipe: Recipe, out: Path | None, stop: StopToken, resumed: bool, attended: bool, in_hand: tuple[nn.Module, Task] | None = None
 ) -> Run[Report]:
     entry = OWN if in_hand else task_of(recipe.model, recipe.task)
@@ -109,30 +146,30 @@ def _guarded(
         text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
         raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
     machine = probe()
+    asked = {"recipe": recipe.fingerprint(), "device": device, "processor": machine.instructions, "weights": subject.fingerprint}
+    ranks.same(asked, "recipes, devices or models", "start all of them with the same")
     moved = machine.moved_from(recipe.isa)
     recipe = recipe.model_copy(update={"isa": machine.instructions})
     recipe = subject.task.settled(recipe)
     name = subject.task.data(1, None)["name"]
-    where = RunDir(out or new_directory(recipe.model, name), recipe.model, name, _ROOM * subject.bytes, resumed)
+    where = _folder(out, recipe.model, name, subject, resumed)
+    ranks.join(lambda text: where.state("failed", text))
     job = Job(recipe, subject, machine, where, stop, attended)
     place = Place()
-
-    def told(event: Event) -> None:
-        where.event(event)
-        if place.see(event) and not where.finished:
-            # A process that is killed writes nothing any more.
-            where.state("running", place.text)
-
     try:
         for event in seen:
             where.event(event)
         where.write("recipe.yaml", absolute(recipe).to_yaml())
         if moved:
             yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
-        return (yield from _tapped(job.run(), told))
+        return (yield from _tapped(job.run(), partial(_told, where, place)))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
             raise
+        # A launcher stops the other ranks where one was lost.
+        if lost := ranks.missed():
+            _keep_failed(where, lost)
+            raise ranks.LostRank(_lost(lost, job.doing, where.path)) from stopped
         with contextlib.suppress(EngineError):
             where.state("cancelled", place.text)
             where.event(Stopped(str(where.path), job.doing))
@@ -140,6 +177,9 @@ def _guarded(
             raise
         yield Stopped(str(where.path), job.doing)
         raise Cancelled from stopped
+    except ranks.LostRank as error:
+        _keep_failed(where, str(error))
+        raise ranks.LostRank(_lost(str(error), job.doing, where.path)) from error
     except EngineError as error:
         where.fail(str(error))
         raise
@@ -151,6 +191,43 @@ def _guarded(
         ) from error
     finally:
         where.close()
+
+
+def _told(where: RunDir, place: Place, event: Event) -> None:
+    where.event(event)
+    if place.see(event) and not where.finished:
+        # A process that is killed writes nothing any more.
+        where.state("running", place.text)
+
+
+def _folder(out: Path | None, model: str, name: str, subject: Subject, resumed: bool) -> RunDir:
+    """The run's folder, which rank 0 has."""
+
+    def made() -> RunDir:
+        return RunDir(out or new_directory(model, name), model, name, _ROOM * subject.bytes, resumed)
+
+    if not ranks.several():
+        return made()
+    own: list[RunDir] = []
+
+    def path() -> Path:
+        own.append(made())
+        ranks.remember(_FOLDER, str(own[0].path))
+        return own[0].path
+
+    there = ranks.called_by_first(path)
+    return own[0] if own else Elsewhere(there, resumed)
+
+
+def _keep_failed(where: RunDir, text: str) -> None:
+    """What a run whose rank was lost has saved stays: fewer ranks go on with it."""
+    with contextlib.suppress(EngineError):
+        where.state("failed", text)
+        where.event(Failed(text))
+
+
+def _lost(text: str, doing: str, directory: Path) -> str:
+    return f"{text}, during {doing}: go on, with as many ranks as there are, by qtui resume {directory}"
 
 
 def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Subject]:

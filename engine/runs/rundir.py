@@ -194,6 +194,32 @@ class RunDir:
         return self.path
 
 
+class Elsewhere(RunDir):
+    """The folder of a run as a rank that does not own it has it: it may be read where the hosts share it, and nothing is written."""
+
+    def __init__(self, path: Path, resumed: bool = False) -> None:
+        self.path, self.resumed, self.finished = path, resumed, False
+        self.written: list[str] = []
+
+    def event(self, event: Event) -> None:
+        pass
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        return self.path / name
+
+    def expect(self, names: Iterable[str]) -> None:
+        pass
+
+    def state(self, state: State, text: str = "", **more: Any) -> None:
+        self.finished = state == "finished"
+
+    def close(self) -> None:
+        pass
+
+    def fail(self, text: str, trace: str | None = None) -> Path:
+        return self.path
+
+
 def runs_root() -> Path:
     """``QTUI_RUNS``, or ``runs`` in the working directory."""
     return Path(os.environ.get("QTUI_RUNS") or "runs")

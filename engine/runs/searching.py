@@ -18,6 +18,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, LayerRow, Notice, Progress, Table
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Lowering
+from engine.machine import ranks
 from engine.paths import save
 from engine.planning import search
 from engine.planning.plan import Plan
@@ -164,8 +165,9 @@ class Search:
             try:
                 yield from self._search(baseline)
             finally:
-                with suppress(OSError):
-                    shutil.rmtree(self.work.directory / TRIALS)
+                if ranks.is_first():
+                    with suppress(OSError):
+                        shutil.rmtree(self.work.directory / TRIALS)
             self.chosen = self._best()
             if self.chosen is None:
                 yield Notice("no plan could be tried: the run goes on as asked", "warning")
@@ -394,7 +396,9 @@ class Search:
         latency_ms = latency = None
         if self._target("latency") is not None:
             first = task.workloads[0].key
-            times = yield from _progress(task.time({**baseline.forms, "quantized": quantized.model}, work.stop, self.device))
+            times = yield from _progress(
+                ranks.by_first(task.time({**baseline.forms, "quantized": quantized.model}, work.stop, self.device))
+            )
             latency_ms = times["quantized"].latencies[first].p50
             latency = latency_ms / min(times[name].latencies[first].p50 for name in baseline.forms)
         specs = plan.specs()
@@ -486,12 +490,13 @@ class Search:
             "identity": self._identity, "tried": [asdict(one) for one in self.tried], "skipped": self.skipped, "front": list(self.front),
             "chosen": self.chosen.key if self.chosen else None,
         }  # fmt: skip
-        save(self._path, (json.dumps(content) + "\n").encode())
+        if ranks.is_first():
+            save(self._path, (json.dumps(content) + "\n").encode())
 
     def _read(self) -> None:
         """What an interrupted search has tried; a file of another one, or that cannot be read, counts as none."""
         try:
-            known = read_json(self._path, _LARGEST_STATE)
+            known = ranks.called_by_first(lambda: _read_or_none(self._path))
             if not isinstance(known, dict) or known.get("identity") != self._identity:
                 return
             several = [Tried(**{**one, "rules": tuple(one["rules"]), "repairs": tuple(one.get("repairs", ()))}) for one in known["tried"]]
@@ -533,3 +538,10 @@ def _with_observer(specs: Mapping[str, LayerSpec], rows: Sequence[LayerRow], obs
         if _free(row) and spec.weights is not None and spec.activations is not None and not spec.activations.dynamic:
             found[row.path] = replace(spec, activations=replace(spec.activations, observer=observer))
     return found if found != specs else None
+
+
+def _read_or_none(path: Path) -> Any:
+    try:
+        return read_json(path, _LARGEST_STATE)
+    except (OSError, ValueError):
+        return None

@@ -11,6 +11,7 @@ from engine.errors import Cancelled
 from engine.events.cancellation import StopToken
 from engine.events.event import Ask, Event, Notice, Setting, StageFinished, StageStarted
 from engine.kernels.probe import Machine
+from engine.machine import ranks
 from engine.recipe.changes import with_epochs
 from engine.recipe.decisions import Answer, Train
 from engine.recipe.recipe import Recipe, Threshold
@@ -87,7 +88,7 @@ class Work:
         """The answer, never None; anything but False is a yes."""
         self.doing = key
         self.stop.check()
-        answer = yield Ask(key, question, default)
+        answer = ranks.of_first((yield Ask(key, question, default)))
         self.stop.check()
         answer = default if answer is None else answer
         if needed and answer is False:

@@ -6,13 +6,14 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from engine.errors import EngineError
+from engine.tasks import pooling
 from engine.tasks.detections import MOST, Detections
 from engine.tasks.intervals import LEAST
 from engine.tasks.metrics import MetricValue
@@ -47,6 +48,8 @@ class AveragePrecision:
     """Detections and targets of one split, judged as COCO does: IoU 0.50 to 0.95, at most 100 boxes an image and class.
 
     The areas of objects play no part. An object with ``iscrowd`` counts neither for nor against. Raises EngineError without pycocotools."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_found": "sum", "_targets": "sum"}
 
     def __init__(self, classes: int) -> None:
         require()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.models.transformers_load import LanguageModel
 from engine.recipe.recipe import QatPart, Recipe
+from engine.tasks import pooling
 from engine.tasks.base import Batch, Split, Task
 from engine.tasks.decode_timing import Lengths
 from engine.tasks.metrics import DECODE, PERPLEXITY, PREFILL, MetricValue
@@ -161,6 +162,8 @@ class CausalLM(Task):
 
 class PerplexityEvaluator:
     """The negative log-likelihood of each window, and the perplexity that follows from all of them."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_sums": "sum", "_scored": "sum", "_context": "max"}
 
     def __init__(self, stride: int | None) -> None:
         self._stride = stride

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,12 +33,17 @@ class _Change:
     row: ChangeRow
     picture: Picture | None
 
+    def later(self, by: int) -> _Change:
+        """The same of a split that so many items come before."""
+        picture = None if self.picture is None else replace(self.picture, place=self.picture.place + by)
+        return _Change(replace(self.row, place=self.row.place + by), picture)
+
 
 class Watch:
     """Takes in what both forms answer, batch by batch, and keeps the ``most`` items that lost most."""
 
     def __init__(self, task: Task, most: int = MOST) -> None:
-        self._task, self._most = task, most
+        self._task, self.most = task, most
         self._items = self._changed = self._worse = self._better = 0
         self._kept: list[_Change] = []
         self._any = True
@@ -59,14 +64,28 @@ class Watch:
             found.append((loss, index, first, second))
         # Of a batch no more can be among the first of all: only their pictures are made.
         found.sort(key=lambda one: (-one[0], one[1]))
-        self._kept += [self._change(batch, *one) for one in found[: self._most]]
-        self._kept = ranked(self._kept, self._most)
+        self._kept += [self._change(batch, *one) for one in found[: self.most]]
+        self._kept = ranked(self._kept, self.most)
         self._items += len(answers)
 
     def _change(self, batch: Batch, loss: float, index: int, first: ItemAnswer, second: ItemAnswer) -> _Change:
         place = self._items + index
         row = ChangeRow(place, first.label, first.words, second.words, _finite(first.score), _finite(second.score))
         return _Change(row, pictured(self._task.picture(batch, index), place, first, second))
+
+    def state(self) -> tuple[Any, ...]:
+        """What was taken in, for another to ``take``."""
+        return self._items, self._changed, self._worse, self._better, self._any, self._kept
+
+    def take(self, state: tuple[Any, ...]) -> None:
+        """What another took in of the batches that come next."""
+        items, changed, worse, better, any_, kept = state
+        self._any = self._any and any_
+        if not self._any:
+            return
+        self._changed, self._worse, self._better = self._changed + changed, self._worse + worse, self._better + better
+        self._kept = ranked([*self._kept, *(one.later(self._items) for one in kept)], self.most)
+        self._items += items
 
     def changes(self) -> Changes | None:
         """What was found; None of a task that has nothing to show of single items."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.recipe.recipe import Recipe
-from engine.tasks import image_models
+from engine.tasks import image_models, pooling
 from engine.tasks.base import Batch, ItemAnswer, Split, Task
 from engine.tasks.fitting import check, first_images, transform_of
 from engine.tasks.metrics import ACCURACY, MetricValue, wilson
@@ -97,6 +97,8 @@ class Classification(Task):
 
 class Top1:
     """The part of items whose largest logit is the label's."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"right": "sum", "total": "sum", "_classes": "sum"}
 
     def __init__(self) -> None:
         self.right = self.total = 0

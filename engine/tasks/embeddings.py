@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from engine.events.event import Event
 from engine.models.text_models import TextModel, WithMask, pooling_of
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
+from engine.tasks import pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import COSINE, SPEARMAN, MetricValue
@@ -72,6 +73,8 @@ class Embeddings(item_tasks.ItemTask):
 
 class Similarities:
     """The cosine of each text's vector to fp32's; of pairs that have a score, the rank correlation of their cosine with it."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_cosines": "sum", "_vectors": "sum", "_scores": "sum"}
 
     def __init__(self, scored: bool) -> None:
         self._scored = scored

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Generator, Mapping
+import operator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +16,10 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
+from engine.machine import ranks
 from engine.numerics.sqnr import sqnr_db
-from engine.tasks.base import Forward, Split, Task
+from engine.tasks import pooling
+from engine.tasks.base import Batch, Forward, Split, Task
 from engine.tasks.changes import Watch
 from engine.tasks.metrics import MetricValue
 
@@ -75,28 +79,81 @@ def evaluate(
     Raises EngineError for fp32 outputs that are not finite, and as the task's evaluator does; Cancelled on stop.
     """
     ticker = Ticker(stage, task.count(split, limit), task.unit, clock=stop.clock)
-    evaluators = {name: task.evaluator() for name in (REFERENCE, *forms)}
-    sums = {name: _Sums(task) for name in evaluators}
-    count = 0
+    whole = _Judging(task, forms, watch)
+    parts: list[tuple[int, dict[str, Any]]] = []
+    # Where evaluators cannot be put together, each rank looks at all.
+    shared = ranks.several() and whole.is_pooled
     with torch.inference_mode():
-        for part in task.batches(split, batch=batch, limit=limit, device=device):
+        for index, part in enumerate(task.batches(split, batch=batch, limit=limit, device=device)):
             stop.check()
+            if shared and not ranks.mine(index):
+                yield from ticker.advance(part.count)
+                continue
             part = part.laid_out()
             raw = reference(part)
             expected = task.scored(task.outputs(raw), part.targets)
             if not all(torch.isfinite(output).all() for output in expected):
                 raise EngineError(f"the fp32 model gives NaN or infinity on the data: {task.not_finite}")
-            for name, evaluator in evaluators.items():
+            # One of each batch: put together in their order, they are what one process has.
+            judging = _Judging(task, forms, watch, fresh=True) if shared else whole
+            for name in judging.evaluators:
                 found = raw if name == REFERENCE else forms[name](part)
-                evaluator.update(found, task.held_against(raw, part.targets))
-                if watch and name in watch:
-                    watch[name].add(part, raw, found)
-                sums[name].add(expected, expected if name == REFERENCE else task.scored(task.outputs(found), part.targets))
+                judging.add(name, part, raw, expected, found)
                 stop.check()
-            count += part.count
+            judging.count += part.count
+            if shared:
+                parts.append((index, judging.state()))
             yield from ticker.advance(part.count)
-    first = evaluators[REFERENCE]
-    return {name: _result(evaluator, first, sums[name].closeness(), count) for name, evaluator in evaluators.items()}
+    if not shared:
+        return whole.results()
+    for _, state in sorted((one for several in ranks.gathered(parts) for one in several), key=lambda one: one[0]):
+        whole.take(state)
+    return ranks.called_by_first(whole.results)
+
+
+class _Judging:
+    """What is gathered of a split, or of one batch of it: evaluators, sums and what is watched, by form."""
+
+    def __init__(self, task: Task, forms: Mapping[str, Forward], watch: Mapping[str, Watch] | None, fresh: bool = False) -> None:
+        self._task = task
+        self.evaluators = {name: task.evaluator() for name in (REFERENCE, *forms)}
+        self._sums = {name: _Sums(task) for name in self.evaluators}
+        self._watch = {name: Watch(task, one.most) if fresh else one for name, one in (watch or {}).items()}
+        self.count = 0
+
+    @property
+    def is_pooled(self) -> bool:
+        return all(pooling.is_pooled(evaluator) for evaluator in self.evaluators.values())
+
+    def add(self, name: str, part: Batch, raw: Any, expected: tuple[Tensor, ...], found: Any) -> None:
+        task = self._task
+        self.evaluators[name].update(found, task.held_against(raw, part.targets))
+        if name in self._watch:
+            self._watch[name].add(part, raw, found)
+        self._sums[name].add(expected, expected if name == REFERENCE else task.scored(task.outputs(found), part.targets))
+
+    def state(self) -> dict[str, Any]:
+        evaluators = {name: pooling.state_of(evaluator) for name, evaluator in self.evaluators.items()}
+        sums = {name: one.state() for name, one in self._sums.items()}
+        return {
+            "evaluators": evaluators,
+            "sums": sums,
+            "watch": {name: one.state() for name, one in self._watch.items()},
+            "count": self.count,
+        }
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """What was gathered of the next batch."""
+        for name, evaluator in self.evaluators.items():
+            pooling.add(evaluator, state["evaluators"][name])
+            self._sums[name].take(state["sums"][name])
+        for name, one in self._watch.items():
+            one.take(state["watch"][name])
+        self.count += state["count"]
+
+    def results(self) -> dict[str, SplitResult]:
+        first = self.evaluators[REFERENCE]
+        return {name: _result(evaluator, first, self._sums[name].closeness(), self.count) for name, evaluator in self.evaluators.items()}
 
 
 def _result(evaluator: Any, reference: Any, closeness: Closeness, count: int) -> SplitResult:
@@ -110,33 +167,51 @@ def _result(evaluator: Any, reference: Any, closeness: Closeness, count: int) ->
 
 
 class _Sums:
-    """Sums over a split, in doubles."""
+    """Sums over a split, in doubles: their parts are kept and added up at the end, in the order in which they came."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self.signal = self.noise = self.divergence = 0.0
-        self.numbers = self.same = self.answered = 0
+        self._signal: list[float] = []
+        self._noise: list[float] = []
+        self._divergence: list[float] = []
+        self._numbers = self._same = self._answered = 0
 
     def add(self, expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
         for wanted, got in zip(expected, found, strict=True):
             for a, b in zip(*map(_rows, _of_one_shape(wanted, got)), strict=True):
-                self.signal += a.double().square().sum().item()
-                self.noise += (b - a).double().square().sum().item()
-                self.numbers += a.numel()
+                self._signal.append(a.double().square().sum().item())
+                self._noise.append((b - a).double().square().sum().item())
+                self._numbers += a.numel()
         first, second = self._task.answers(expected), self._task.answers(found)
         if first is not None and second is not None:
-            self.same += int((first == second).sum())
-            self.answered += first.numel()
+            self._same += int((first == second).sum())
+            self._answered += first.numel()
         if self._task.divergence:
             for a, b in zip(_rows(expected[0]), _rows(found[0]), strict=True):
                 before, after = a.float().log_softmax(-1), b.float().log_softmax(-1)
-                self.divergence += (before.exp() * (before - after)).double().sum().item()
+                self._divergence.append((before.exp() * (before - after)).double().sum().item())
+
+    def state(self) -> tuple[Any, ...]:
+        return self._signal, self._noise, self._divergence, self._numbers, self._same, self._answered
+
+    def take(self, state: tuple[Any, ...]) -> None:
+        signal, noise, divergence, numbers, same, answered = state
+        self._signal += signal
+        self._noise += noise
+        self._divergence += divergence
+        self._numbers, self._same, self._answered = self._numbers + numbers, self._same + same, self._answered + answered
 
     def closeness(self) -> Closeness:
-        agreement = self.same / self.answered if self.answered else None
-        divergence = self.divergence / self.answered if self._task.divergence and self.answered else None
-        mse = self.noise / self.numbers if self.numbers else math.nan
-        return Closeness(mse, sqnr_db(self.signal, self.noise), agreement, divergence)
+        agreement = self._same / self._answered if self._answered else None
+        divergence = _total(self._divergence) / self._answered if self._task.divergence and self._answered else None
+        noise = _total(self._noise)
+        mse = noise / self._numbers if self._numbers else math.nan
+        return Closeness(mse, sqnr_db(_total(self._signal), noise), agreement, divergence)
+
+
+def _total(parts: Sequence[float]) -> float:
+    # From Python 3.12 on ``sum`` compensates: a report is to be the same with each.
+    return functools.reduce(operator.add, parts, 0.0)
 
 
 def _of_one_shape(wanted: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:

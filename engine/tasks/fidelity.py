@@ -17,7 +17,7 @@ from engine.events.event import Event
 from engine.numerics.sqnr import sqnr_db
 from engine.plain_text import one_line
 from engine.recipe.recipe import Recipe
-from engine.tasks import items
+from engine.tasks import items, pooling
 from engine.tasks.base import Batch
 from engine.tasks.intervals import bootstrap
 from engine.tasks.metrics import AGREEMENT, LARGEST_ERROR, SQNR, Metric, MetricValue, batched
@@ -99,6 +99,8 @@ class Distances:
     """The distance of outputs from fp32's, item by item where all outputs count the items, else batch by batch.
 
     Of several outputs the SQNR is of all their numbers together, and each one's own is told as ``SQNR of boxes``."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_rows": "sum", "_alike": "sum", "_worst": "max", "_known": "min", "_names": "first"}
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import image_items, items
+from engine.tasks import image_items, items, pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import LEAST, RESAMPLES, between, bootstrap, draws
 from engine.tasks.metrics import F1, MAP, MetricValue
@@ -72,6 +72,8 @@ def _threshold(outputs: Tensor) -> float:
 
 class Ranking:
     """The outputs and labels of a split."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_outputs": "sum", "_targets": "sum"}
 
     def __init__(self) -> None:
         self._outputs: list[Tensor] = []

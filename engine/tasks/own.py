@@ -20,7 +20,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import computed_weights, custom
 from engine.recipe.recipe import Recipe
-from engine.tasks import fidelity
+from engine.tasks import fidelity, pooling
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
 from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
@@ -232,6 +232,8 @@ class OwnEvaluator:
             metric.reset()
         self._outputs: list[Any] = []
         self._targets: list[Any] = []
+        # A person's object says nothing of how two of it become one.
+        self.pooled: Mapping[str, pooling.How] = {} if self._objects else {"_outputs": "sum", "_targets": "sum"}
 
     def update(self, raw: Any, targets: Any) -> None:
         raw = normalized(raw)

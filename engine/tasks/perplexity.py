@@ -15,6 +15,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.events.progress import Ticker
+from engine.machine import ranks
 
 Logits = Callable[[Tensor], Tensor]
 # Ids (tokens,), and the first place of them that is scored.
@@ -114,22 +115,32 @@ def _score(
     """Each part is read whole and scored from the given place on."""
     context = max(len(ids) for ids, _ in parts)
     ticker = Ticker(stage, sum(len(ids) - first for ids, first in parts), "tok", clock=stop.clock)
-    sums: list[tuple[float, int]] = []
-    batch, at = 1, 0
+    # By the place of the first part of each batch. All ranks read the first one, which tells how many go together.
+    found: dict[int, list[tuple[float, int]]] = {}
+    batch, at, turn = 1, 0, 0
     with torch.inference_mode():
         while at < len(parts):
             stop.check()
             several = parts[at : at + batch]
+            turn += 1
+            if turn > 1 and not ranks.mine(turn - 1):
+                at += len(several)
+                yield from ticker.advance(sum(len(ids) - first for ids, first in several))
+                continue
             ids = filled([ids for ids, _ in several])[0].to(device)
             out = logits(ids)
-            for row, (part, first) in enumerate(several):
-                sums.append((_nll(out[row, first - 1 : len(part) - 1], ids[row, first : len(part)]), len(part) - first))
-            if not all(math.isfinite(nll) for nll, _ in sums[at:]):
+            sums = [
+                (_nll(out[row, first - 1 : len(part) - 1], ids[row, first : len(part)]), len(part) - first)
+                for row, (part, first) in enumerate(several)
+            ]
+            if not all(math.isfinite(nll) for nll, _ in sums):
                 raise EngineError("the model's output on the text is NaN or infinite: check the weights")
+            found[at] = sums
             at += len(several)
             batch = max(min(_ROOM // (context * out.shape[-1]), 8), 1)
-            yield from ticker.advance(sum(count for _, count in sums[-len(several) :]))
-    return perplexity_of(sums, context, stride)
+            yield from ticker.advance(sum(count for _, count in sums))
+    whole = {at: sums for rank in ranks.gathered(found) for at, sums in rank.items()}
+    return perplexity_of([one for at in sorted(whole) for one in whole[at]], context, stride)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> float:

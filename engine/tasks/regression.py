@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.models.mlp import MLP
 from engine.recipe.recipe import Recipe
-from engine.tasks import image_items, items
+from engine.tasks import image_items, items, pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import MAE, R2, MetricValue
@@ -93,6 +93,8 @@ def _written(numbers: Tensor) -> str:
 
 class Errors:
     """Sums of absolute and squared errors, item by item."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_rows": "sum"}
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []

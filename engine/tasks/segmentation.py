@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.recipe.recipe import Recipe
-from engine.tasks import image_items, items
+from engine.tasks import image_items, items, pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import DICE, MIOU, PIXEL_ACCURACY, MetricValue, batched
@@ -144,6 +144,8 @@ def _known(logits: Tensor, classes: int) -> int:
 
 class Overlaps:
     """Sums of pixels by class, image by image."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_rows": "sum", "_classes": "max"}
 
     def __init__(self, classes: int) -> None:
         self._classes = classes

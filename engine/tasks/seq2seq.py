@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from engine.events.event import Event
 from engine.models.text_models import TextModel
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
+from engine.tasks import pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import EXACT, LOSS, MetricValue, wilson
@@ -87,6 +88,8 @@ class TokenLosses:
     The latter needs no decoding: as long as all tokens were right, greedy decoding reads what the right text begins with. It makes the
     right text exactly where the most likely token is right at every place, the end included.
     """
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_rows": "sum"}
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from engine.models.text_models import Logits, TextModel
 from engine.plain_text import one_line
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
+from engine.tasks import pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import bootstrap, paired_error
 from engine.tasks.metrics import ACCURACY, F1, MATTHEWS, MetricValue, wilson
@@ -68,6 +69,8 @@ class PairClassification(TextClassification):
 
 class LabelCounts:
     """Answers and labels of items: accuracy, F1 averaged over the labels, and Matthews' correlation."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_answers": "sum", "_targets": "sum"}
 
     def __init__(self, labels: int) -> None:
         self._labels = labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from engine.events.event import Event
 from engine.models.text_models import Logits, TextModel
 from engine.recipe.recipe import Recipe
 from engine.tasks import items as item_tasks
+from engine.tasks import pooling
 from engine.tasks.base import Batch, ItemAnswer
 from engine.tasks.intervals import paired_error
 from engine.tasks.metrics import ACCURACY, F1, MATTHEWS, MetricValue
@@ -69,6 +70,8 @@ class TokenClassification(item_tasks.ItemTask):
 
 class TagCounts:
     """Answers and tags of words, sentence by sentence: accuracy, macro F1 and Matthews' correlation over all words."""
+
+    pooled: ClassVar[Mapping[str, pooling.How]] = {"_answers": "sum", "_targets": "sum"}
 
     def __init__(self, labels: int) -> None:
         self._labels = labels

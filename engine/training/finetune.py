@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.data.text.encoded import SequenceData, TextData
 from engine.errors import EngineError
 from engine.training.schedule import Schedule
-from engine.training.text_batches import batches, steps
+from engine.training.text_batches import batches, shared_rows, steps
 from engine.training.trainable import Part
 
 
@@ -65,3 +65,6 @@ class TextWindows:
     def batches(self, epoch: int) -> Iterator[Part[tuple[Tensor, Tensor]]]:
         for ids, keep in batches(self._data, *self._reading(epoch)):
             yield Part((ids.to(self._device), keep.to(self._device)), 1)
+
+    def share(self, batch: tuple[Tensor, Tensor], index: int, count: int) -> tuple[tuple[Tensor, Tensor], float]:
+        return shared_rows(*batch, index, count)

@@ -17,7 +17,7 @@ from engine.training.loop import fit
 from engine.training.schedule import Schedule
 from engine.training.task_model import ModelInTraining
 from engine.training.text_batches import perplexity_judge
-from engine.training.trainable import Fitted, Part, TrainingContext
+from engine.training.trainable import Fitted, Part, TrainingContext, cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,11 @@ class StreamWindows:
     def batches(self, epoch: int) -> Iterator[Part[Tensor]]:
         for ids in batches(self._stream, self._schedule, epoch):
             yield Part(ids.to(self._device), ids.numel() - len(ids))
+
+    def share(self, batch: Tensor, index: int, count: int) -> tuple[Tensor, float]:
+        places = cut(len(batch), index, count)
+        rows = batch[places.start : places.stop]
+        return rows, 1 / count if len(rows) == len(batch) else len(rows) / len(batch)
 
 
 class NextToken(ModelInTraining):

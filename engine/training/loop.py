@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.errors import Cancelled, EngineError
 from engine.events.event import EpochFinished, Event, Notice
 from engine.events.progress import Every, Ticker
+from engine.machine import ranks
 from engine.training import checkpoint
 from engine.training.adamw import AdamW
 from engine.training.optimizer import Optimizer
@@ -126,6 +127,8 @@ class _Training(Generic[B]):
         self.history = _History()
         self.position: _Position | None = None
         self.unsaved = False
+        # What the ranks have agreed on in the last step: to stop, to end training here.
+        self.stops = self.enough = False
         self.due, self.saving = Every(0.25, context.stop.clock), checkpoint.Due(context.stop.clock)
 
     def steps(self) -> Generator[Event, None, Fitted]:
@@ -178,8 +181,8 @@ class _Training(Generic[B]):
         if at.steps:
             checkpoint.restore_random(at.random, device)
         for part in batches:
-            stop.check()
-            if stop.wants_enough and self.history.scores:
+            self._check()
+            if self._has_enough() and self.history.scores:
                 return None
             at.running.add(self._step(part.batch, before + at.steps), part.weight)
             at.steps, at.weight = at.steps + 1, at.weight + part.weight
@@ -200,12 +203,52 @@ class _Training(Generic[B]):
         rate = self.schedule.rate(done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
+        weight = 1.0
+        if ranks.several():
+            batch, weight = self.data.share(batch, ranks.number(), ranks.count())
         with self.half.autocast():
             loss = self.trainable.loss(batch)
         self.optimizer.zero_grad()
-        self.half.step(loss, self.optimizer, self.trainable.parameters(), self.schedule.clip)
+        if not ranks.several():
+            self.half.step(loss, self.optimizer, self.trainable.parameters(), self.schedule.clip)
+        else:
+            loss = loss * weight
+            whole = loss.detach().clone()
+            unsaved, self.unsaved = self.unsaved, False
+            self.half.step(loss, self.optimizer, self.trainable.parameters(), self.schedule.clip, lambda: self._put_together(whole))
+            loss, self.unsaved = whole, unsaved
         self.trainable.after_step()
         return loss
+
+    def _put_together(self, loss: Tensor) -> None:
+        """Add up the gradients of all ranks, each of its part of the batch, and the ``loss``, in place; and hear what they were asked."""
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        stop = self.context.stop
+        asked = loss.new_tensor([self.stops, stop.wants_enough, *(parameter.grad is not None for parameter in trained)])
+        parts = [p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in trained]
+        flat = ranks.added_up(torch.cat([asked.float(), loss.reshape(1).float(), *(part.float() for part in parts)]))
+        told, total, rest = flat[: len(asked)], flat[len(asked)], flat[len(asked) + 1 :]
+        self.stops, self.enough = bool(told[0] > 0), bool(told[1] > 0)
+        loss.copy_(total)
+        has = (told[2:] > 0).tolist()
+        for parameter, gradient, any_ in zip(trained, rest.split([p.numel() for p in trained]), has, strict=True):
+            if any_:
+                parameter.grad = gradient.reshape(parameter.shape).to(parameter.dtype)
+
+    def _check(self) -> None:
+        """Raises Cancelled where the run is to stop: of several ranks all at the same step, so that its state is whole."""
+        if not ranks.several():
+            self.context.stop.check()
+            return
+        if self.stops:
+            raise Cancelled
+        try:
+            self.context.stop.check()
+        except Cancelled:
+            self.stops = True
+
+    def _has_enough(self) -> bool:
+        return self.enough if ranks.several() else self.context.stop.wants_enough
 
     def _judged(self) -> Generator[Event, None, Judged]:
         self.trainable.after_epoch()
@@ -224,7 +267,7 @@ class _Training(Generic[B]):
     def _save(self) -> None:
         """Write the state as of the last step; nothing where the loss is no longer finite."""
         self.unsaved = False
-        if self.context.checkpoint is None or (self.position and not self.position.running.finite):
+        if not ranks.is_first() or self.context.checkpoint is None or (self.position and not self.position.running.finite):
             return
         began = self.context.stop.clock()
         parts = {
@@ -236,7 +279,7 @@ class _Training(Generic[B]):
 
     def _restored(self) -> bool:
         """Whether there was a checkpoint, whose state this is now."""
-        kept = checkpoint.read(self.context.checkpoint, self.context.fingerprint)
+        kept = ranks.called_by_first(lambda: checkpoint.read(self.context.checkpoint, self.context.fingerprint))
         if kept is None:
             return False
         try:

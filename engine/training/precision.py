@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,10 +44,15 @@ class Half:
     def autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._type is None else torch.autocast(self._device, self._type)
 
-    def step(self, loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter], clip: float | None) -> None:
-        """Backward, the gradient's norm bounded by ``clip``, and the optimizer's step."""
+    def step(
+        self, loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter], clip: float | None,
+        after: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Backward, what comes ``after`` it, the gradient's norm bounded by ``clip``, and the optimizer's step."""
         # The scaler asks for torch's optimizer and uses its groups and its step.
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if after is not None:
+            after()
         if clip is not None:
             self._scaler.unscale_(optimizer)  # type: ignore[arg-type]
             nn.utils.clip_grad_norm_(parameters, clip)

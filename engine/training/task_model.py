@@ -14,7 +14,8 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.tasks.base import Batch, Split, Task, forward_of
 from engine.training.schedule import Schedule
-from engine.training.trainable import Judge, Judged, Part, TrainingContext
+from engine.training.shared_norm import share_statistics
+from engine.training.trainable import Judge, Judged, Part, TrainingContext, cut
 
 Loss = Callable[[Batch, Any], Tensor]
 """A batch and the raw outputs to the loss of their mean item."""
@@ -43,6 +44,7 @@ class ModelInTraining:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        share_statistics(model)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return parameter_groups(self.model, weight_decay)
@@ -117,6 +119,10 @@ class TaskBatches:
         else:
             found = self._task.batches("train", batch=batch, limit=self._items, seed=seed, device=self._device)
         return (Part(one, one.count, one.count) for one in found)
+
+    def share(self, batch: Batch, index: int, count: int) -> tuple[Batch, float]:
+        places = cut(batch.count, index, count)
+        return batch.items(places), 1 / count if len(places) == batch.count else len(places) / batch.count
 
 
 def validation(model: nn.Module, task: Task, schedule: ItemSchedule, context: TrainingContext) -> Judge:

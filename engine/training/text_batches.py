@@ -11,7 +11,7 @@ from engine.data.text.batching import filled
 from engine.data.text.encoded import SequenceData, TextData
 from engine.events.event import Event
 from engine.tasks.perplexity import Logits, Perplexity, sequence_perplexity, stream_perplexity
-from engine.training.trainable import Judge, Judged, TrainingContext
+from engine.training.trainable import Judge, Judged, TrainingContext, cut
 
 
 def batches(data: TextData | SequenceData, context: int, windows: int, tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -35,6 +35,16 @@ def batches(data: TextData | SequenceData, context: int, windows: int, tokens: i
         groups[-1].append(ids)
     for at in torch.randperm(len(groups), generator=draw).tolist():
         yield filled(groups[at])
+
+
+def shared_rows(ids: Tensor, keep: Tensor, index: int, count: int) -> tuple[tuple[Tensor, Tensor], float]:
+    """The sequences of a batch that rank ``index`` of ``count`` trains on, and the part of the tokens that are scored which they have."""
+    places = cut(len(ids), index, count)
+    if len(places) == len(ids):
+        return (ids, keep), 1 / count
+    rows = slice(places.start, places.stop)
+    scored = keep[:, 1:].sum()
+    return (ids[rows], keep[rows]), float(keep[rows, 1:].sum() / scored.clamp_min(1))
 
 
 def steps(data: TextData | SequenceData, context: int, windows: int, tokens: int, seed: int) -> int:

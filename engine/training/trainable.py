@@ -82,6 +82,15 @@ class EpochData(Protocol[B]):
 
     def batches(self, epoch: int) -> Iterator[Part[B]]: ...
 
+    def share(self, batch: B, index: int, count: int) -> tuple[B, float]:
+        """The part of a batch that rank ``index`` of ``count`` takes its gradient from, and what it weighs in the loss of the whole."""
+        ...
+
+
+def cut(items: int, index: int, count: int) -> range:
+    """The places of ``items`` that rank ``index`` of ``count`` has; all of them, on each rank, where there are too few for all."""
+    return range(items) if items < count else range(index * items // count, (index + 1) * items // count)
+
 
 @dataclass(frozen=True)
 class Judged:

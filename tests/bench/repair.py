@@ -82,9 +82,8 @@ class Bench:
         specs = plan(self.gm, self.machine, "w8a8", [*rules, Rule("*", asked)]).specs()
         layout = arrange(self.gm, specs)
         inputs = conversion.watched(self.gm, layout, specs, IMAGES)
-        readers = {node: moments.add for node, moments in inputs.items()}
         begun, stop = time.perf_counter(), StopToken()
-        grids = drain(calibration.calibrate(self.gm, layout, self.task, IMAGES, BATCH, "cpu", stop, readers=readers))
+        grids = drain(calibration.calibrate(self.gm, layout, self.task, IMAGES, BATCH, "cpu", stop, readers=inputs))
         calibrated = time.perf_counter()
         rounded = drain(conversion.round_layers(self.gm, layout, specs, inputs, stop))
         steps = reconstructing.reconstructed(self.gm, layout, specs, grids, rounded, self.task, IMAGES, {}, seed, stop)

@@ -16,6 +16,7 @@ from engine.lowering.graph.call import inputs_of
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.observe import Observed, Reader
 from engine.lowering.graph.ranges import Watch
+from engine.machine import ranks
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.tasks.base import Batch, Task
@@ -39,7 +40,8 @@ def calibrate(
     def observe(part: Batch) -> None:
         observed.batch(*inputs_of(gm, part), count=part.count)
 
-    yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=stop.clock), stop)
+    yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=stop.clock), stop, observed)
+    observed.merge()
     grids = observed.grids()
     if watch:
         yield Ranges(watch.seen, total, watch.last(grids), final=True)
@@ -57,13 +59,20 @@ def calibration_count(task: Task, items: int) -> int:
 
 
 def observing(
-    batches: Iterator[Batch], observe: Callable[[Batch], None], watch: Watch | None, ticker: Ticker, stop: StopToken
-) -> Generator[Event, None, None]:
-    """``observe`` each of ``batches``; ``watch`` tells the ranges on the way."""
+    batches: Iterator[Batch], observe: Callable[[Batch], None], watch: Watch | None, ticker: Ticker, stop: StopToken,
+    shared: Observed | None = None,
+) -> Generator[Event, None, None]:  # fmt: skip
+    """``observe`` each of ``batches``; ``watch`` tells the ranges on the way. With ``shared``, which is what looks at them, each rank has
+    its part of them."""
     due = Every(0.25, stop.clock)
-    for part in batches:
+    for index, part in enumerate(batches):
         stop.check()
-        observe(part)
+        if shared is None or ranks.mine(index):
+            if shared is not None:
+                shared.turn(index)
+            observe(part)
+        else:
+            shared.skip(part.count)
         if watch:
             watch.batch(part.count)
             if due():

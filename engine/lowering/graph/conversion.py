@@ -29,6 +29,7 @@ from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.ranges import BINS
 from engine.lowering.graph.reconstruct import Reconstructed
 from engine.lowering.graph.runtime import QuantizedModel
+from engine.machine import ranks
 from engine.numerics.qparams import QParams
 from engine.numerics.qtensor import QTensor, per_channel
 from engine.numerics.weights import WeightQParams
@@ -86,6 +87,16 @@ def watched(gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], 
     return {node: found[path] for node, path in paths.items() if path in found}
 
 
+def merge(inputs: Mapping[str, PatchMoments]) -> None:
+    """Put together what the ranks have gathered of ``watched``: sums are added up in float64."""
+    if not ranks.several():
+        return
+    for moments in {id(moments): moments for moments in inputs.values()}.values():
+        held = [one for several in ranks.gathered(moments.held) for one in several]
+        count = sum(ranks.gathered(moments.count))
+        moments.take(ranks.total(moments.xx.cpu()), ranks.total(moments.sums.cpu()), count, held)
+
+
 def round_layers(
     gm: fx.GraphModule, layout: Layout, specs: Mapping[str, LayerSpec], inputs: Mapping[str, PatchMoments], stop: StopToken
 ) -> Generator[Event, None, RoundedWeights]:
@@ -97,12 +108,12 @@ def round_layers(
     notes: dict[str, str] = {}
     done: dict[str, LayerQuantized] = {}
     moved = _Moved(gm, layout)
-    for node, path, weight, spec in asked:
+    known = yield from _shared_out(asked, inputs, moved, stop)
+    for index, (node, path, weight, spec) in enumerate(asked):
         stop.check()
         how = method(spec.method).beginning
         if path not in done or not how.needs_inputs:
-            grams = inputs[node].grams() if node in inputs else ()
-            done[path] = quantize_layer(weight.cpu(), spec, how, grams, moved.has_bias(node))
+            done[path] = known[index] if index in known else _one_rounded(node, weight, spec, inputs, moved)
             if how.needs_inputs:
                 if node not in inputs:
                     done[path] = replace(done[path], note=f"{how.title} would need {_giga(BUDGET)} for inputs: rounded to nearest")
@@ -113,6 +124,34 @@ def round_layers(
         if ticker:
             yield from ticker.advance()
     return RoundedWeights(weights, notes, moved.graph)
+
+
+def _one_rounded(node: str, weight: Tensor, spec: WeightSpec, inputs: Mapping[str, PatchMoments], moved: _Moved) -> LayerQuantized:
+    grams = inputs[node].grams() if node in inputs else ()
+    return quantize_layer(weight.cpu(), spec, method(spec.method).beginning, grams, moved.has_bias(node))
+
+
+def _shared_out(
+    asked: Sequence[tuple[str, str, Tensor, WeightSpec]], inputs: Mapping[str, PatchMoments], moved: _Moved, stop: StopToken
+) -> Generator[Event, None, dict[int, LayerQuantized]]:
+    """Where several ranks work, the layers whose rounding takes time, each rounded by one of them: by their places in ``asked``."""
+    if not ranks.several():
+        return {}
+    first: dict[str, int] = {}
+    for index, (_, path, _, spec) in enumerate(asked):
+        if method(spec.method).beginning.needs_inputs:
+            first.setdefault(path, index)
+    # The largest first, so that none is left with two of them.
+    turns = sorted(first.values(), key=lambda index: (-asked[index][2].numel(), index))
+    ticker = Ticker("convert", len(turns), "layers", clock=stop.clock)
+    own: dict[int, LayerQuantized] = {}
+    for turn, index in enumerate(turns):
+        stop.check()
+        if ranks.mine(turn):
+            node, _, weight, spec = asked[index]
+            own[index] = _one_rounded(node, weight, spec, inputs, moved)
+        yield from ticker.advance()
+    return {index: found for several in ranks.gathered(own) for index, found in several.items()}
 
 
 def _giga(size: int) -> str:

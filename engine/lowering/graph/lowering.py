@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ from engine.lowering.graph.layers import layers
 from engine.lowering.graph.output_noise import outputs
 from engine.lowering.graph.plan import about_device, plan
 from engine.lowering.graph.structured import structured
+from engine.machine import ranks
 from engine.models.memory import channels_last
 from engine.numerics.qparams import QParams
 from engine.planning import planner
@@ -100,7 +101,8 @@ class GraphLowering(Lowering):
         traced = yield from run.stage("trace", "Tracing", tracing.tried(self.subject.model, self.example))
         if isinstance(traced, NotWhole):
             raise traced
-        self.traced = traced
+        # Parts of the time are measured: all ranks are to plan by the same.
+        self.traced = replace(traced, profile=ranks.of_first(traced.profile))
         with torch.inference_mode():
             self.subject.task.outputs(forward_of(structured(self.traced.graph))(self.example.first(1)))
         # The graph to quantize; and the fully folded one, which is the baseline, with its pairs and its largest change.
@@ -161,7 +163,7 @@ class GraphLowering(Lowering):
         if self._speeds is None:
             proposal = planner.plan(self.layers(), "default", run.recipe.layer_rules(), run.machine.activation_bits)
             timed = layer_timing.timing(self.gm, run.machine, self.kernels, profile.sizes, proposal, run.stop, run.recipe.slower)
-            self._speeds = yield from timed
+            self._speeds = yield from ranks.by_first(timed)
         paces, outside = self._speeds.layers, self._others()
         shares, size, sensitive = profile.shares, self._size, self._outputs()
         steps = plan(self.gm, run.machine, self.kernels, run.recipe, shares, size, again, paces, sensitive, outside)
@@ -213,10 +215,10 @@ class GraphLowering(Lowering):
             nearest = conversion.round_weights(self.gm, self.layout, specs)
             yield Weights(conversion.weight_rows(self.gm, self.layout, specs, nearest))
         inputs = self._watched(plan)
-        readers = {node: moments.add for node, moments in inputs.items()}
         grids = yield from calibration.calibrate(
-            self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, readers
+            self.gm, self.layout, task, part.calibration, part.batch, self.subject.device, run.stop, run.attended, inputs
         )
+        conversion.merge(inputs)
         return Statistics(grids, inputs)
 
     def kept(self, statistics: Statistics) -> dict[str, Any] | None:

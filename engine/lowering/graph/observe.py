@@ -6,21 +6,31 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from engine.lowering.graph.kinds import source
 from engine.lowering.graph.layout import Layout
+from engine.machine import ranks
 from engine.models.memory import laid_out
 from engine.numerics.histogram import Histogram, extremes
 from engine.numerics.memory import as_it_lies
-from engine.numerics.observers import RangeObserver, observer, settled
+from engine.numerics.observers import RangeObserver, merged, observer, settled
 from engine.numerics.qparams import QParams, affine
 
 SAMPLE = 2**16
 
-Reader = Callable[[Tensor, int], None]
+
+class Reader(Protocol):
+    """Takes in what a layer reads, and of how many items, from the layer node that ``caller`` names."""
+
+    turn: int
+
+    def add(self, x: Tensor, items: int, caller: str = "") -> None: ...
+
+    def skip(self, items: int, caller: str = "") -> None: ...
 
 
 class Observed:
@@ -41,8 +51,9 @@ class Observed:
     ) -> None:
         self._at_once, self._images = at_once, 0
         self._readers = dict(readers or {})
-        self.observers: dict[str, RangeObserver] = {c.name: observer(c.spec) for c in layout.classes}
-        self._extra = {name: Histogram() for name, seen in self.observers.items() if counting and seen.histogram is None}
+        part = ranks.several()
+        self.observers: dict[str, RangeObserver] = {c.name: observer(c.spec, part) for c in layout.classes}
+        self._extra = {name: Histogram(part) for name, seen in self.observers.items() if counting and seen.histogram is None}
         self._classes = {c.name: c for c in layout.classes}
         self._class_of = {name: c.name for c in layout.classes for name in c.sources}
         self._pending: dict[str, list[float]] = {}
@@ -68,7 +79,7 @@ class Observed:
         return looking
 
     def _read(self, layer: str, value: Tensor) -> None:
-        self._readers[layer](value, self._images)
+        self._readers[layer].add(value, self._images, layer)
 
     def _see(self, producer: str, value: Tensor) -> None:
         name = self._class_of[producer]
@@ -96,6 +107,31 @@ class Observed:
         for producer, ends in self._pending.items():
             self.observers[self._class_of[producer]].update(torch.tensor(ends))
         self._pending.clear()
+
+    def turn(self, index: int) -> None:
+        """What comes next is batch ``index`` of all."""
+        for seen in self.observers.values():
+            seen.at(index)
+        for counted in self._extra.values():
+            counted.turn = index
+        for reader in self._readers.values():
+            reader.turn = index
+
+    def skip(self, count: int) -> None:
+        """A batch of ``count`` items that another rank looks at."""
+        for start in range(0, count, self._at_once or count):
+            for layer, reader in self._readers.items():
+                reader.skip(min(count - start, self._at_once or count), layer)
+
+    def merge(self) -> None:
+        """Take in what the other ranks have seen: what one process would have of all batches, bit for bit."""
+        if not ranks.several():
+            return
+        found = ranks.gathered((self.observers, self._extra))
+        for name in self.observers:
+            self.observers[name] = merged(self._classes[name].spec, [observers[name] for observers, _ in found])
+        for name in self._extra:
+            self._extra[name] = Histogram.merged([extra[name] for _, extra in found])
 
     def grids(self) -> Mapping[str, QParams]:
         """The grid of each class. Raises EngineError when a value was never finite."""

@@ -16,6 +16,7 @@ from engine.lowering.graph.call import call_of, inputs_of
 from engine.lowering.graph.layout import Layout
 from engine.lowering.graph.reconstruct import Start, items_within, reconstruct
 from engine.lowering.graph.reconstruction import asks
+from engine.machine import ranks
 from engine.numerics.qparams import QParams
 from engine.recipe.spec import LayerSpec
 from engine.tasks.base import Task
@@ -48,7 +49,8 @@ def learn(
 ) -> Generator[Event, None, tuple[conversion.RoundedWeights, Mapping[str, QParams]]]:  # fmt: skip
     """The same on the graph's inputs ``chunks``."""
     start = Start(gm, rounded.graph, layout, specs, grids, rounded.weights, results)
-    found = yield from reconstruct(start, chunks, stop, seed, rounded.notes, checkpoints)
+    # Each layer is learned on what those before it give: one after the other, by one rank.
+    found = yield from ranks.by_first(reconstruct(start, chunks, stop, seed, rounded.notes, checkpoints))
     return conversion.learned(gm, layout, rounded, found), {**grids, **found.grids}
 
 
@@ -59,7 +61,8 @@ def corrected(
     """``rounded`` with its biases corrected, with ``ranges`` its scales too, and the report's entry of what that brought; as it is where
     the results on the items held back are no better. It is done on ``items`` of the calibration items of ``task``, as many as have room."""
     chunks = _chunks(gm, task, items_within(gm, sizes, items))
-    found = yield from correct(Start(gm, rounded.graph, layout, specs, grids, rounded.weights), chunks, stop, ranges)
+    start = Start(gm, rounded.graph, layout, specs, grids, rounded.weights)
+    found = yield from ranks.by_first(correct(start, chunks, stop, ranges))
     entry = {
         "step": "bn_reestimation" if ranges else "bias_correction", "layers": sorted(found.changes),
         "sqnr_db_before": found.before, "sqnr_db_after": found.after, "taken": found.after > found.before,

@@ -165,8 +165,7 @@ class IslandsLowering(GraphLowering):
         inputs = self._watched(plan)
         root, graph = self._on_device(self.gm)
         parts = self.union.parts(graph)
-        readers = {node: moments.add for node, moments in inputs.items()}
-        observed = ObservedIslands(graph, parts, self.layout, run.attended, readers)
+        observed = ObservedIslands(graph, parts, self.layout, run.attended, inputs)
         forwards = {
             p.path: WatchingForward(p.call, p.taken, root.get_submodule(p.path).forward, partial(observed.called, number))
             for number, p in enumerate(parts)
@@ -180,7 +179,11 @@ class IslandsLowering(GraphLowering):
                 model(*batch.args, **batch.kwargs)
             observed.settle()
 
-        yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=run.stop.clock), run.stop)
+        # How many items of its own an island has in a batch that is another rank's is not known: inputs are then gathered by each.
+        shared = None if inputs else observed
+        yield from observing(batches, observe, watch, Ticker("calibrate", total, task.unit, clock=run.stop.clock), run.stop, shared)
+        if shared is not None:
+            shared.merge()
         grids = observed.grids()
         if watch:
             yield Ranges(watch.seen, total, watch.last(grids), final=True)

@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine.algorithms.gram import Gram
-from engine.algorithms.matrix import quantize_matrix
+from engine.algorithms.matrix import Quantized, quantize_matrix
 from engine.algorithms.registry import Method, method
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
@@ -26,6 +27,7 @@ from engine.lowering.modules.capture import Batch, run_block
 from engine.lowering.modules.folding import Group, groups_of
 from engine.lowering.modules.progress import MatrixQuantized, noted, timed
 from engine.lowering.modules.statistics import statistics
+from engine.machine import ranks
 from engine.numerics.memory import content
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme
@@ -85,7 +87,7 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
-        kept = None if path is None else read_block(path, mark, block, found)
+        kept = None if path is None else _kept(path, mark, block, found)
         if kept is not None:
             done, told = kept
             yield from (replace(note, kept=True) for note in told)
@@ -94,12 +96,29 @@ def quantize_blocks(
             told = []
             steps = timed(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), stop.clock)
             done = yield from noted(steps, told.append)
-            if path is not None:
+            if path is not None and ranks.is_first():
                 write_block(path, mark, block, found, done, told)
         packed |= done
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
+
+
+def _kept(path: Path, mark: str, block: nn.Module, found: Sequence[Linear]) -> tuple[dict[str, QTensor], list[MatrixQuantized]] | None:
+    """``read_block``, which rank 0 does for all."""
+    if not ranks.several():
+        return read_block(path, mark, block, found)
+
+    def read() -> Any:
+        kept = read_block(path, mark, block, found)
+        return None if kept is None else (kept, {name: tensor.cpu() for name, tensor in block.state_dict().items()})
+
+    there = ranks.called_by_first(read)
+    if there is None:
+        return None
+    kept: tuple[dict[str, QTensor], list[MatrixQuantized]] = there[0]
+    block.load_state_dict(there[1])
+    return kept
 
 
 @torch.no_grad()
@@ -168,17 +187,35 @@ def _one_group(
     needed = any(place.tasks[linear.name].how.needs_inputs for linear in asked)
     judged = any(place.tasks[linear.name].how.judged for linear in asked)
     inputs = place.inputs_of(group, before, judged) if needed else None
+    known = _shared_out(place, asked, inputs)
     for linear in asked:
         place.stop.check()
         task = place.tasks[linear.name]
-        result = quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+        result = known.get(linear.name) or _rounded(task, linear, inputs)
         linear.write(result.weight.dequantize())
         if result.shift is not None and linear.bias is not None:
-            linear.bias.data += result.shift
+            linear.bias.data += result.shift.to(linear.bias.device)
         done[linear.name] = result.weight
         source = folded.get(linear.name)
         yield MatrixQuantized(linear.name, str(task.spec), task.how.title, result.sqnr_db, result.weight.bytes, source, result.note)
         yield from ticker.advance()
+
+
+def _rounded(task: Task, linear: Linear, inputs: Gram | None) -> Quantized:
+    return quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+
+
+def _shared_out(place: _Place, asked: Sequence[Linear], inputs: Gram | None) -> dict[str, Quantized]:
+    """Where several ranks work, the matrices of a group, each rounded by one of them; by name."""
+    if not ranks.several():
+        return {}
+    own: dict[str, Quantized] = {}
+    for turn, linear in enumerate(asked):
+        place.stop.check()
+        if ranks.mine(turn):
+            result = _rounded(place.tasks[linear.name], linear, inputs)
+            own[linear.name] = replace(result, weight=result.weight.to("cpu"), shift=None if result.shift is None else result.shift.cpu())
+    return {name: result for several in ranks.gathered(own) for name, result in several.items()}
 
 
 def _scale(place: _Place, group: Group) -> dict[str, str]:
@@ -200,7 +237,9 @@ def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batche
         for name, tensor in block.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(content(tensor))
-    for batch in batches:
-        digest.update(content(batch.hidden))
+    # Batch by batch, so that it does not matter which rank has which.
+    own = [(batch.turn, hashlib.sha256(content(batch.hidden)).digest()) for batch in batches if batch.counts]
+    for _, part in sorted((one for several in ranks.gathered(own) for one in several), key=lambda one: one[0]):
+        digest.update(part)
     digest.update(repr(sorted((name, str(task.spec), str(task.method)) for name, task in tasks.items())).encode())
     return digest.hexdigest()

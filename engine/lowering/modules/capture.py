@@ -26,7 +26,8 @@ class Batch:
     ``keep`` is bool (batch, tokens), False at padding, or None where there is none. ``others[i]`` are block i's remaining
     positional and keyword arguments: masks and positions, which the blocks share, and where one block reads keys and values of an
     earlier one, the mapping in which they are left. ``original`` is what ``hidden`` would be were nothing quantized, None where
-    nobody asks, and ``original_others`` are the arguments beside it, whose mappings are their own.
+    nobody asks, and ``original_others`` are the arguments beside it, whose mappings are their own. ``turn`` is its number among those
+    of all ranks; one that does not count in sums is another rank's, and here to look at the blocks with.
     """
 
     hidden: Tensor
@@ -34,6 +35,8 @@ class Batch:
     others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     original: Tensor | None = None
     original_others: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    turn: int = 0
+    counts: bool = True
 
     def keep_original(self) -> None:
         """Let ``original`` begin as what enters now."""

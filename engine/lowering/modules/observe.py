@@ -16,10 +16,11 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Bins, Event, RangeRow, Ranges
 from engine.events.progress import Every, Ticker
 from engine.lowering.graph.ranges import BINS, ends
+from engine.machine import ranks
 from engine.models.experts import is_expert
 from engine.numerics.float_activations import static_step
 from engine.numerics.histogram import Histogram
-from engine.numerics.observers import RangeObserver, observer, settled
+from engine.numerics.observers import RangeObserver, merged, observer, settled
 from engine.numerics.qparams import QParams, affine
 from engine.recipe.spec import ActivationSpec
 
@@ -31,15 +32,38 @@ STANDS_OUT = 6.0
 class Inputs:
     """The input of one layer. ``largest`` (in,) holds the largest magnitude of each channel."""
 
-    def __init__(self, spec: ActivationSpec, counting: bool) -> None:
+    def __init__(self, spec: ActivationSpec, counting: bool, part: bool = False) -> None:
         self.spec = spec
-        self.observer: RangeObserver = observer(spec)
-        self.histogram = Histogram() if counting else None
+        self.observer: RangeObserver = observer(spec, part)
+        self.histogram = Histogram(part) if counting else None
         self.largest: Tensor | None = None
         self.low, self.high = math.inf, -math.inf
         self.windows = 0
         # The range that is held against later ones, and the windows that were seen when it came.
         self._held: tuple[float, float, int] | None = None
+        # Of one that sees some of the batches: the range after each turn, and its windows.
+        self._turns: list[tuple[int, float, float, int]] | None = [] if part else None
+
+    def at(self, turn: int) -> None:
+        """What comes next belongs to batch ``turn`` of all."""
+        self.observer.at(turn)
+        if self.histogram is not None:
+            self.histogram.turn = turn
+
+    @staticmethod
+    def merged(parts: Sequence[Inputs]) -> Inputs:
+        """What one would be that saw the batches of all ``parts``."""
+        first = parts[0]
+        whole = Inputs(first.spec, first.histogram is not None)
+        whole.observer = merged(first.spec, [part.observer for part in parts])
+        if first.histogram is not None:
+            whole.histogram = Histogram.merged([part.histogram for part in parts if part.histogram is not None])
+        largest = [part.largest for part in parts if part.largest is not None]
+        whole.largest = torch.stack(largest).amax(0) if largest else None
+        for _, low, high, windows in sorted(turn for part in parts for turn in part._turns or ()):
+            whole.low, whole.high = min(whole.low, low), max(whole.high, high)
+            whole.saw(windows)
+        return whole
 
     def update(self, x: Tensor) -> None:
         """``x`` (..., in), of tokens that count."""
@@ -55,6 +79,8 @@ class Inputs:
     def saw(self, windows: int) -> None:
         """Note whether the last ``windows`` have moved the range, by more than a hundredth of its width."""
         self.windows += windows
+        if self._turns is not None:
+            self._turns.append((self.observer.turn, self.low, self.high, windows))
         held = self._held
         if held is None or max(held[0] - self.low, self.high - held[1]) > 0.01 * (self.high - self.low):
             self._held = (self.low, self.high, self.windows)
@@ -83,7 +109,8 @@ def observe(
     """Run ``windows`` of token ids, 1-D each, through ``model`` and look at what enters ``layers`` (module paths); with ``counting``
     also ``Ranges`` on the way, in windows. Experts that no token reached are left out. Raises EngineError for another layer that
     nothing reached and for inputs that are not finite, Cancelled on stop."""
-    seen = {path: Inputs(spec, counting) for path, spec in layers.items()}
+    part = ranks.several()
+    seen = {path: Inputs(spec, counting, part) for path, spec in layers.items()}
     current: dict[str, Tensor | None] = {"keep": None}
     hooks = [model.get_submodule(path).register_forward_pre_hook(_look(seen[path], current)) for path in layers]
     ticker = Ticker("calibrate", len(windows), "windows", clock=stop.clock)
@@ -91,11 +118,16 @@ def observe(
     done = 0
     try:
         with torch.inference_mode():
-            for ids, keep in batches(windows, batch):
+            for turn, (ids, keep) in enumerate(batches(windows, batch)):
                 stop.check()
-                current["keep"] = keep
-                model(input_ids=ids, use_cache=False)
                 done += len(ids)
+                if not ranks.mine(turn):
+                    yield from ticker.advance(len(ids))
+                    continue
+                current["keep"] = keep
+                for it in seen.values():
+                    it.at(turn)
+                model(input_ids=ids, use_cache=False)
                 for it in seen.values():
                     it.saw(len(ids))
                 if counting and due():
@@ -104,6 +136,8 @@ def observe(
     finally:
         for hook in hooks:
             hook.remove()
+    if part:
+        seen = _together(seen)
     seen = {path: found for path, found in seen.items() if found.largest is not None or not is_expert(path)}
     for path, found in seen.items():
         if found.largest is None:
@@ -113,6 +147,14 @@ def observe(
     if counting:
         yield Ranges(done, len(windows), rows(seen), final=True)
     return seen
+
+
+def _together(seen: Mapping[str, Inputs]) -> dict[str, Inputs]:
+    """What all ranks have seen."""
+    for found in seen.values():
+        found.largest = None if found.largest is None else found.largest.cpu()
+    several = ranks.gathered(dict(seen))
+    return {path: Inputs.merged([one[path] for one in several]) for path in seen}
 
 
 def reached(seen: Mapping[str, Inputs], path: str) -> Inputs:

@@ -20,6 +20,7 @@ from engine.lowering.modules.observe import batches, observe, reached
 from engine.lowering.modules.progress import MatrixQuantized, noted
 from engine.lowering.modules.quantized import QuantizedDecoder, duplicate
 from engine.lowering.modules.trained_noise import noises
+from engine.machine import ranks
 from engine.models.anatomy import blocks_of, weight_of
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
@@ -86,9 +87,16 @@ def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequenc
     if not any(task.how.needs_inputs for task in tasks.values()):
         return []
 
+    # Of all ranks each has its part of the text, and the first batch, which the blocks are looked at with.
+    turns = [turn for turn in range(-(-len(windows) // batch)) if turn == 0 or ranks.mine(turn)]
+
     def captured(decoder: Any) -> list[Batch]:
         blocks = list(blocks_of(decoder)[1])
-        return capture(lambda ids: decoder(input_ids=ids, use_cache=False), blocks, batches(windows, batch), stop)
+        texts = (text for turn, text in enumerate(batches(windows, batch)) if turn in turns)
+        found = capture(lambda ids: decoder(input_ids=ids, use_cache=False), blocks, texts, stop)
+        for turn, one in zip(turns, found, strict=True):
+            one.turn, one.counts = turn, ranks.mine(turn)
+        return found
 
     entering = captured(twin)
     if any(task.how.propagation for task in tasks.values()):

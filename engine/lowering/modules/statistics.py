@@ -12,6 +12,7 @@ from engine.algorithms.gram import Gram
 from engine.events.cancellation import StopToken
 from engine.lowering.modules.capture import Batch, Reached, run_block
 from engine.lowering.modules.folding import Group
+from engine.machine import ranks
 
 # One token in so many is held back, and no more than are needed to tell two roundings apart.
 HELD, MOST = 8, 2048
@@ -27,8 +28,10 @@ def statistics(
     ``stop`` is set."""
     first = group.members[0]
     gram = Gram(first.shape[1], first.held.device, drifting=original is not None)
-    for batch, held in zip(batches, held_back(batches), strict=True):
+    for batch, held in zip(batches, _held_here(batches), strict=True):
         stop.check()
+        if not batch.counts:
+            continue
         before = [] if original is None else _entering(original[0], original[1], batch, index, group.once, original=True)
         for x, x0 in zip_longest(_entering(block, first.module, batch, index, group.once), before):
             if x is None:
@@ -40,17 +43,34 @@ def statistics(
             keep = torch.ones_like(held) if batch.keep is None else batch.keep
             gram.add(x, keep & ~held, x0)
             gram.hold_back(x, keep & held, x0)
+    gram.pool()
     return gram
 
 
 def held_back(batches: Sequence[Batch]) -> list[Tensor]:
     """Which tokens are left for judging, bool (batch, tokens) for each batch: every eighth sequence, or where there are fewer the
     last eighth of each; ``MOST`` and the rest of a sequence at most."""
-    shapes = [batch.hidden.shape[:2] for batch in batches]
+    masks = held_back_of([(batch.hidden.shape[0], batch.hidden.shape[1]) for batch in batches])
+    return [mask.to(batch.hidden.device) for batch, mask in zip(batches, masks, strict=True)]
+
+
+def _held_here(batches: Sequence[Batch]) -> list[Tensor]:
+    """``held_back`` of this rank's batches among those of all."""
+    if not ranks.several():
+        return held_back(batches)
+    own = {batch.turn: (batch.hidden.shape[0], batch.hidden.shape[1]) for batch in batches if batch.counts}
+    shapes = {turn: shape for several in ranks.gathered(own) for turn, shape in several.items()}
+    turns = sorted(shapes)
+    masks = dict(zip(turns, held_back_of([shapes[turn] for turn in turns]), strict=True))
+    return [masks[batch.turn].to(batch.hidden.device) for batch in batches]
+
+
+def held_back_of(shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """``held_back`` of batches of ``shapes`` (sequences, tokens), on the processor."""
     whole = sum(rows for rows, _ in shapes) >= HELD
     masks, before, taken = [], 0, 0
-    for batch, (rows, tokens) in zip(batches, shapes, strict=True):
-        mask = torch.zeros(rows, tokens, dtype=torch.bool, device=batch.hidden.device)
+    for rows, tokens in shapes:
+        mask = torch.zeros(rows, tokens, dtype=torch.bool)
         for row in range(rows):
             first = tokens - tokens // HELD if not whole else 0 if (before + row) % HELD == HELD - 1 else tokens
             if taken < MOST:

@@ -89,8 +89,7 @@ class Case:
         self.specs = {path: spec for path in paths if isinstance(self.gm.get_submodule(path), nn.Conv2d | nn.Linear)}
         self.layout: Layout = arrange(self.gm, self.specs)
         inputs = conversion.watched(self.gm, self.layout, self.specs, ITEMS)
-        readers = {node: moments.add for node, moments in inputs.items()}
-        self.grids = drained(calibrate(self.gm, self.layout, TASK, ITEMS, 32, "cpu", StopToken(), readers=readers))
+        self.grids = drained(calibrate(self.gm, self.layout, TASK, ITEMS, 32, "cpu", StopToken(), readers=inputs))
         self.rounded: conversion.RoundedWeights = drained(conversion.round_layers(self.gm, self.layout, self.specs, inputs, StopToken()))
 
     @property
