@@ -2,7 +2,8 @@
 
 Cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721, section 4.1): a channel is divided by s > 0 where a layer makes it and
 multiplied by s where layers read it. Through anything with f(x / s) = f(x) / s the network computes what it did: relu, leaky relu,
-PReLU, pooling, padding with zeros. Activations that clip at a fixed value, as relu6 does, are no such.
+PReLU, pooling, padding with zeros. relu6 is such a one for values below 6: channels that come near it keep their range, and others stay
+below it.
 """
 
 from __future__ import annotations
@@ -25,16 +26,20 @@ SWEEPS = 20
 # Factors stay within this range, and a sweep that changes none by more than ``ENOUGH`` is the last.
 LARGEST, ENOUGH = 2.0**10, 0.01
 _MANY = 64
+# Where relu6 clips, and how much larger than on the items that were seen a channel may become elsewhere.
+CLIP, _MARGIN = 6.0, 1.25
 _HOMOGENEOUS = (nn.PReLU, nn.LeakyReLU)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The layer node ``before`` and those that read its channels, by way of ``columns_of`` each; with a ``reason`` it stays as it is."""
+    """The layer node ``before`` and those that read its channels, by way of ``columns_of`` each; with a ``reason`` it stays as it is.
+    ``clipped`` is whether relu6 is between them."""
 
     before: str
     readers: tuple[Reader, ...]
     reason: str | None = None
+    clipped: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -54,26 +59,30 @@ def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
         if not isinstance(channels, int):
             continue
         readers: list[Reader] = []
-        reason = _collect(node, Blocks(axis, tuple((channel,) for channel in range(channels))), readers)
+        clips: list[fx.Node] = []
+        reason = _collect(node, Blocks(axis, tuple((channel,) for channel in range(channels))), readers, clips)
         twice = next((path for path in (str(node.target), *(str(r.node.target) for r in readers)) if calls[path] > 1), None)
         reason = f"{twice} is called {calls[twice]} times" if twice else reason
         if readers or reason:
-            found.append(Pair(node.name, tuple(readers), reason))
+            found.append(Pair(node.name, tuple(readers), reason, bool(clips)))
     return tuple(found)
 
 
-def _collect(node: fx.Node, blocks: Blocks, readers: list[Reader]) -> str | None:
-    """Gather the layers that read ``node``; a sentence where something else does that a factor does not go through."""
+def _collect(node: fx.Node, blocks: Blocks, readers: list[Reader], clips: list[fx.Node]) -> str | None:
+    """Gather the layers that read ``node``, and each relu6 before them; a sentence where something else does that a factor does not go through."""
     for user in node.users:
         if kind(user) in ("conv", "linear") and source(user) is node:
             if blocks.axis != (1 if kind(user) == "conv" else len(node.meta["shape"]) - 1):
                 return f"{user.target} sums over another dimension"
             readers.append(Reader(user, blocks.places))
             continue
-        through = blocks if _homogeneous(user) else None if kind(user) == "cat" else passed(node, user, blocks)
+        if kind(user) == "relu6":
+            clips.append(user)
+        alike = kind(user) == "relu6" or _homogeneous(user)
+        through = blocks if alike else None if kind(user) == "cat" else passed(node, user, blocks)
         if through is None or len(readers) > _MANY:
-            return "relu6 clips all channels at the same value" if kind(user) == "relu6" else f"{user.name} reads it too"
-        problem = _collect(user, through, readers)
+            return f"{user.name} reads it too"
+        problem = _collect(user, through, readers, clips)
         if problem is not None:
             return problem
     return None
@@ -87,7 +96,8 @@ def factors(gm: fx.GraphModule, pairs: Iterable[Pair], spans: Mapping[str, Tenso
     """What each pair's channels are divided by, by node of its first layer: s = sqrt(r1 / r2), so that both ranges become
     sqrt(r1 r2) (equation 11). r2 is the largest magnitude of the readers' weights on a channel. r1 is that of the first layer's weights
     where one scale serves all of them (the paths ``per_tensor``); where each output has its own, the channel's largest activation,
-    ``spans`` by node, in parts of the largest of all. Channels that are always zero keep 1."""
+    ``spans`` by node, in parts of the largest of all. Channels that are always zero keep 1, and so do those of a clipped pair that come
+    near 6; the others of it stay below."""
     nodes = {node.name: node for node in gm.graph.nodes}
     chosen = [pair for pair in pairs if pair.reason is None]
     found = {pair.before: torch.ones(len(spans[pair.before]), dtype=torch.float64) for pair in chosen}
@@ -106,7 +116,11 @@ def factors(gm: fx.GraphModule, pairs: Iterable[Pair], spans: Mapping[str, Tenso
             factor = torch.where(
                 usable, factor / factor[usable].log().mean().exp() if bool(usable.any()) else factor, torch.ones_like(factor)
             )
-            factor = (found[pair.before] * factor).clamp(1 / LARGEST, LARGEST) / found[pair.before]
+            whole = (found[pair.before] * factor).clamp(1 / LARGEST, LARGEST)
+            if pair.clipped:
+                reach = spans[pair.before].double() * _MARGIN / CLIP
+                whole = torch.where(reach < 1, torch.maximum(whole, reach), torch.ones_like(whole))
+            factor = whole / found[pair.before]
             found[pair.before] *= factor
             seen[pair.before] /= factor
             weights[path] /= factor.reshape(-1, *[1] * (weights[path].dim() - 1))

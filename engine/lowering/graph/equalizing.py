@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.lowering.graph.call import inputs_of, largest, largest_difference, results_of
-from engine.lowering.graph.equalize import equalize, factors, find_pairs
+from engine.lowering.graph.equalize import Pair, equalize, factors, find_pairs
 from engine.lowering.graph.kinds import kind
 from engine.lowering.graph.layout import Layout, arrange
 from engine.lowering.graph.simulated import nearest_sqnr
@@ -45,9 +45,12 @@ def equalized(
     specs = plan.specs()
     spans = _spans(gm, [pair.before for pair in usable], seen, stop)
     by_tensor = [path for path, spec in specs.items() if spec.weights and spec.weights.granularity == "per-tensor"]
-    by = factors(gm, usable, spans, by_tensor)
-    found = equalize(gm, usable, by)
-    delta = _delta(gm, found, held)
+    by, found, delta = _moved(gm, usable, spans, by_tensor, held)
+    free = [pair for pair in usable if not pair.clipped]
+    if not delta <= EXACT and free and len(free) < len(usable):
+        # Items held back may come further than those that factors through relu6 were made for.
+        usable = free
+        by, found, delta = _moved(gm, usable, spans, by_tensor, held)
     apart = max(float(factor.max() / factor.min()) for factor in by.values())
     entry: dict[str, Any] = {
         "step": "equalize", "layers": {pair.before: list(pair.paths) for pair in usable}, "largest_factor": round(apart, 2), "delta": delta,
@@ -65,6 +68,15 @@ def equalized(
         return gm, layout, entry
     yield Notice(f"equalize: {len(usable)} layers, factors up to {apart:.3g} apart: {figures}")
     return found, new, entry
+
+
+def _moved(
+    gm: fx.GraphModule, pairs: list[Pair], spans: dict[str, Tensor], per_tensor: list[str], held: list[tuple[Tensor, ...]]
+) -> tuple[dict[str, Tensor], fx.GraphModule, float]:  # fmt: skip
+    """The factors of ``pairs``, the graph with them, and how far its results are from those of ``gm``."""
+    by = factors(gm, pairs, spans, per_tensor)
+    found = equalize(gm, pairs, by)
+    return by, found, _delta(gm, found, held)
 
 
 def _spans(gm: fx.GraphModule, names: list[str], chunks: list[tuple[Tensor, ...]], stop: StopToken) -> dict[str, Tensor]:

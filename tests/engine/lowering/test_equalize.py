@@ -112,11 +112,27 @@ def test_the_factor_of_one_pair_is_the_papers() -> None:
     torch.testing.assert_close(ranges[0] / ranges[1], (ranges[0] / ranges[1])[:1].expand(6), rtol=1e-4, atol=0)
 
 
-def test_relu6_and_a_sum_stop_a_factor_and_are_named() -> None:
+def test_a_sum_stops_a_factor_and_is_named() -> None:
     gm = traced(uneven(nn.ReLU6()), torch.randn(2, 3, 8, 8))
     reasons = {pair.before: pair.reason for pair in find_pairs(gm)}
-    assert reasons["a"] == reasons["b"] == "relu6 clips all channels at the same value"
-    assert "reads it too" in str(reasons["e"])
+    assert reasons["a"] is reasons["b"] is None and "reads it too" in str(reasons["e"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_through_relu6_go_the_channels_that_stay_below_6(seed: int) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    gm = traced(uneven(nn.ReLU6(), seed), x)
+    pairs = [pair for pair in find_pairs(gm) if pair.reason is None]
+    spans = spans_of(gm, x, [pair.before for pair in pairs])
+    by = factors(gm, pairs, spans)
+    for pair in pairs:
+        reach = spans[pair.before] * 1.25 / 6
+        assert pair.clipped and bool((reach > 1).any()) and bool((reach < 1).any())
+        assert torch.equal(by[pair.before][reach >= 1], torch.ones(int((reach >= 1).sum()), dtype=torch.float64))
+        assert bool((by[pair.before][reach < 1] * (1 + 1e-6) >= reach[reach < 1]).all())
+    assert max(float(factor.max() / factor.min()) for factor in by.values()) > 5
+    wanted, got = gm(x), equalize(gm, pairs, by)(x)
+    assert float((wanted - got).abs().max() / wanted.abs().max()) < 1e-5
 
 
 def test_a_layer_that_is_called_twice_is_left_alone() -> None:
