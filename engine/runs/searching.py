@@ -31,6 +31,7 @@ from engine.recipe.recipe import Recipe
 from engine.recipe.spec import LayerSpec
 from engine.recipe.targets import Target, parsed
 from engine.recipe.threshold import Threshold
+from engine.runs.remembered import Remembered
 from engine.runs.work import Run, Work
 from engine.tasks.base import Task, forward_of
 from engine.tasks.evaluate import evaluate
@@ -135,6 +136,7 @@ class Search:
         self.front: tuple[dict[str, Any], ...] = ()
         self._sensitivity: Sensitivity | None = None
         self._bytes, self._pace = 0.0, 1.0
+        self._reference: Remembered | None = None
         self._specs: Mapping[str, LayerSpec] = plan.specs()
         self._repairs: tuple[str, ...] = ()
         self._read()
@@ -388,8 +390,10 @@ class Search:
         statistics = yield from _progress(lowering.calibrate(plan))
         quantized = yield from _progress(lowering.convert(plan, statistics))
         forms = {"quantized": forward_of(quantized.model)}
+        reference = self._reference = self._reference or Remembered(forward_of(baseline.reference))
+        reference.rewind()
         steps = evaluate(
-            task, forms, forward_of(baseline.reference), "validation", batch=recipe.data.batch, stop=work.stop, stage="search"
+            task, forms, reference, "validation", batch=recipe.data.batch, stop=work.stop, stage="search"
         )  # fmt: skip
         results = yield from _progress(steps)
         value, before = results["quantized"].value, results["reference"].value

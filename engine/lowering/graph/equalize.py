@@ -69,7 +69,8 @@ def find_pairs(gm: fx.GraphModule) -> tuple[Pair, ...]:
 
 
 def _collect(node: fx.Node, blocks: Blocks, readers: list[Reader], clips: list[fx.Node]) -> str | None:
-    """Gather the layers that read ``node``, and each relu6 before them; a sentence where something else does that a factor does not go through."""
+    """Gather the layers that read ``node``, and each relu6 before them; a sentence where something else does, which no factor goes
+    through."""
     for user in node.users:
         if kind(user) in ("conv", "linear") and source(user) is node:
             if blocks.axis != (1 if kind(user) == "conv" else len(node.meta["shape"]) - 1):

@@ -110,7 +110,7 @@ def test_bits_per_weight_count_scales_and_are_met(recipe: Recipe, tmp_path: Path
     for row in last.layers:
         if row.editable:
             count, out = math.prod(row.weight_shape), row.weight_shape[0]
-            width = 32 if row.actual.weights is None else 4 if row.actual.weights.bits <= 4 else 8
+            width = 32 if row.actual.weights is None else row.actual.weights.bits
             bits += width * count + (32 * out if row.actual.weights else 0)
             total += count
     assert bits / total <= 6 + 1e-9
