@@ -37,6 +37,7 @@ BLOCKS: dict[str, LayerSpec] = {
     "w8a8-static": LayerSpec(replace(INT8, method="smoothquant"), _STATIC),
     "w8": LayerSpec(INT8),
     "w4a8": LayerSpec(_FEW, DYNAMIC),
+    "w4a4": LayerSpec(_FEW, ActivationSpec(4, dynamic=True, group_size=64)),
     "w4": LayerSpec(_FEW),
     "w3": LayerSpec(replace(_FEW, bits=3)),
     "fp8": LayerSpec(_FP8),
@@ -110,7 +111,7 @@ def _mixed(preset: str, role: Role, at: Place) -> str:
 def _outside(name: str, spec: LayerSpec) -> LayerSpec:
     if name in MIXTURES:
         return LayerSpec(WeightSpec.of({"format": "q8_0" if name == "q8_0" else "q6_k", "method": "nearest" if name == "q8_0" else "mse"}))
-    floats = spec.activations is not None and spec.activations.format
+    floats = spec.activations is not None and (spec.activations.format or spec.activations.group_size)
     return LayerSpec(INT8, DYNAMIC if spec.activations and not floats else None)
 
 
