@@ -61,8 +61,8 @@ class Method:
     take up the mean of the output error, and minimizes the rest. ``propagation`` in 0..1 is how far the weights are first moved
     to make good what the layers before have lost; it doubles the forward passes. A ``searched`` method, whose rounding takes each
     output by itself, tries several grids in a network and keeps for each output that of the least error. A ``reconstruction`` learns the
-    rounding in a graph, from GPTQ's on, layer by layer or residual block by residual block; matrices of decoders have ``rounding``. A ``tuned`` method learns all
-    matrices of a decoder's block together, on what the block gives."""
+    rounding in a graph, from GPTQ's on, layer by layer or residual block by residual block; matrices of decoders have ``rounding``. A
+    ``tuned`` method learns all matrices of a decoder's block together, on what the block gives."""
 
     title: str
     grid: Gridding

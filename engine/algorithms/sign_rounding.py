@@ -10,6 +10,7 @@ On grids whose values are not evenly spaced v counts the space between the two v
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ LEAST_CLIP = 0.3
 
 
 class SignRounding(nn.Module):
-    """``weight`` float32 (out, in) on the grid of ``scheme``; ``forward`` gives what it stands for, differentiable in ``offset`` (out, groups,
-    size) and in ``low`` and ``high`` (out, groups)."""
+    """``weight`` float32 (out, in) on the grid of ``scheme``; ``forward`` gives what it stands for, differentiable in ``offset`` (out,
+    groups, size) and in ``low`` and ``high`` (out, groups)."""
 
     def __init__(self, weight: Tensor, scheme: WeightScheme) -> None:
         super().__init__()
@@ -42,7 +43,8 @@ class SignRounding(nn.Module):
 
     @torch.no_grad()
     def _grid(self) -> WeightQParams:
-        return qparams_between(*(end.detach() for end in self._between()), self._scheme)
+        low, high = self._between()
+        return qparams_between(low.detach(), high.detach(), self._scheme)
 
     def forward(self) -> Tensor:
         form, grid = self._scheme.format, self._grid()
@@ -81,7 +83,7 @@ class SignRounding(nn.Module):
 def spacing(values: Tensor, form: NumberFormat) -> Tensor:
     """The distance of the two values of ``form`` on either side of each of ``values``, in units of the step; 1 for integers."""
     levels = sorted({level for level in form.levels if not math.isnan(level)})
-    if not levels or all(after - before == 1 for before, after in zip(levels, levels[1:], strict=False)):
+    if not levels or all(after - before == 1 for before, after in pairwise(levels)):
         return torch.ones_like(values)
     ends = torch.tensor(levels, dtype=values.dtype, device=values.device)
     place = torch.bucketize(values, ends).clamp(1, len(levels) - 1)

@@ -50,8 +50,8 @@ class CacheCodec:
         return packed_width(self.width, self.spec.bits) + 2 * self.groups * (2 if self.offsets else 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """(..., heads, tokens, width) in floating point to uint8 (..., heads, tokens, ``row_bytes``). Raises EngineError for numbers that are
-        not finite, which no scale covers."""
+        """(..., heads, tokens, width) in floating point to uint8 (..., heads, tokens, ``row_bytes``). Raises EngineError for numbers
+        that are not finite, which no scale covers."""
         values = x.to(torch.float32)
         if not torch.isfinite(values).all():
             raise EngineError("keys or values are NaN or infinite: check the weights, or leave the cache in floats")

@@ -137,9 +137,9 @@ def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     # Groups of a token are rounded in floats, whatever their width.
     if asked is None or asked.format or asked.group_size or asked.bits in capabilities.activation_bits:
         return spec, None
-    bits = min(capabilities.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
+    bits = min(capabilities.activation_bits, key=lambda width: abs(width - asked.bits))
     sentence = f"the kernels of decoders take activations of {bits} bits"
-    return replace(spec, activations=replace(spec.activations, bits=bits)), sentence
+    return replace(spec, activations=replace(asked, bits=bits)), sentence
 
 
 def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:

@@ -1,4 +1,5 @@
-"""Activations in floats of few bits, or in integers with a scale for each group of a token: their error is exact on any device, and their speed that of float32."""
+"""Activations in floats of few bits, or in integers with a scale for each group of a token: their error is exact on any device, and their
+speed that of float32."""
 
 from __future__ import annotations
 

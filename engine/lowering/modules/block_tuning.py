@@ -37,14 +37,15 @@ class Tuned:
 
 def tune(
     block: nn.Module, before: nn.Module, batches: Sequence[Batch], index: int, wanted: Sequence[tuple[Linear, WeightScheme]],
-    stop: StopToken, steps: int = STEPS,
+    stop: StopToken, steps: int | None = None,
 ) -> Tuned:  # fmt: skip
     """The codes of the layers ``wanted`` of ``block``, the decoder's ``index``-th, whose weights are still floats; ``before`` is the block
-    with nothing rounded, other layers of ``block`` may be rounded already. Nothing is changed.
+    with nothing rounded, other layers of ``block`` may be rounded already. Nothing is changed. ``steps`` are ``STEPS`` by default.
 
     What was learned is taken where it has less error on batches held back than rounding to nearest on the min-max grid, else this is.
     Raises Cancelled at the next step when ``stop`` is set.
     """
+    steps = STEPS if steps is None else steps
     soft = {linear.name: SignRounding(linear.read(), scheme) for linear, scheme in wanted}
     names = _parameters(block, [linear for linear, _ in wanted])
     with torch.no_grad():
@@ -86,4 +87,3 @@ def _parameters(block: nn.Module, layers: Sequence[Linear]) -> dict[str, str]:
     """The names of the layers' weights among the block's parameters."""
     places: dict[int, str] = {id(parameter): name for name, parameter in block.named_parameters()}
     return {linear.name: places[id(linear.held)] for linear in layers}
-

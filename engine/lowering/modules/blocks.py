@@ -21,16 +21,16 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.events.progress import Ticker
 from engine.lowering.modules.block_checkpoint import of_others, read_block, write_block
-from engine.lowering.modules.block_tuning import tune
 from engine.lowering.modules.block_linears import Linear, linears
+from engine.lowering.modules.block_tuning import tune
 from engine.lowering.modules.capture import Batch, run_block
 from engine.lowering.modules.folding import Group, groups_of
 from engine.lowering.modules.progress import MatrixQuantized, noted, timed
 from engine.lowering.modules.statistics import statistics
 from engine.numerics.memory import content
-from engine.numerics.sqnr import sqnr_db
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme
+from engine.numerics.sqnr import sqnr_db
 
 
 @dataclass(frozen=True)
