@@ -157,6 +157,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--target", metavar="KIND:VALUE", action="append", help=_TARGET)
     run.add_argument("--preset", choices=PRESETS)
     run.add_argument("--repair", metavar="LIST", type=_repairs, help=f"of a network, undone where it does not help: {', '.join(REPAIRS)}")
+    run.add_argument("--rotation", choices=("hadamard",), help="of a language model: turn its weights before they are rounded")
     run.add_argument("--cache", metavar="FORMAT", help=_CACHE)
     run.add_argument("--mean", metavar="R,G,B", type=_three, help="normalization of pixels in 0..1")
     run.add_argument("--std", metavar="R,G,B", type=_three)

@@ -61,7 +61,8 @@ class Method:
     take up the mean of the output error, and minimizes the rest. ``propagation`` in 0..1 is how far the weights are first moved
     to make good what the layers before have lost; it doubles the forward passes. A ``searched`` method, whose rounding takes each
     output by itself, tries several grids in a network and keeps for each output that of the least error. A ``reconstruction`` learns the
-    rounding in a graph, from GPTQ's on, layer by layer or residual block by residual block; matrices of decoders have ``rounding``."""
+    rounding in a graph, from GPTQ's on, layer by layer or residual block by residual block; matrices of decoders have ``rounding``. A
+    ``tuned`` method learns all matrices of a decoder's block together, on what the block gives."""
 
     title: str
     grid: Gridding
@@ -72,6 +73,7 @@ class Method:
     propagation: float = 0.0
     searched: bool = False
     reconstruction: Literal["", "layer", "block"] = ""
+    tuned: bool = False
 
     @property
     def beginning(self) -> Method:
@@ -81,12 +83,17 @@ class Method:
     @property
     def needs_inputs(self) -> bool:
         """Whether calibration text is needed at all."""
-        return self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding != nearest
+        return self.tuned or self.weighted or self.centred or self.propagation > 0 or self.scaling is not None or self.rounding != nearest
 
     @property
     def judged(self) -> bool:
         """Whether it can be worse than rounding to nearest, and has inputs to tell it by."""
-        return self.needs_inputs and not (self.rounding == nearest and self.grid == minmax)
+        return self.needs_inputs and not self.tuned and not (self.rounding == nearest and self.grid == minmax)
+
+    @property
+    def carries(self) -> bool:
+        """Whether what the model without rounding gives is wanted too, block by block."""
+        return self.tuned or self.propagation > 0
 
     @property
     def needs_blocks(self) -> str | None:
@@ -95,6 +102,8 @@ class Method:
             return "folds scales into the layer before"
         if self.weighted:
             return "weighs errors by its inputs' moments"
+        if self.tuned:
+            return "learns on what a decoder's blocks give"
         return "carries errors from block to block" if self.propagation else None
 
 
@@ -110,6 +119,7 @@ METHODS: dict[str, Method] = {
     "adaround": Method("AdaRound", mse, adaround, centred=True, searched=True, reconstruction="layer"),
     "brecq": Method("BRECQ", mse, adaround, centred=True, searched=True, reconstruction="block"),
     "smoothquant": Method("SmoothQuant", minmax, scaling=smoothquant),
+    "autoround": Method("AutoRound", minmax, tuned=True),
     "imatrix": Method("least error by importance", imatrix, weighted=True),
     "imatrix+gptq": Method("GPTQ on grids by importance", imatrix, gptq, weighted=True, centred=True),
 }

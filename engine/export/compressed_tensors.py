@@ -222,7 +222,7 @@ def _scheme(path: str, spec: WeightScheme, inputs: int, activations: ActivationS
         group = spec.group_size if spec.group_size <= inputs or spec.rows != 1 else 0
         return Scheme(spec.bits, group, True, False, spec.format.name, *_rounded_inputs(spec, inputs, activations), spec.rows)
     bits = 4 if spec.bits <= 4 else 8
-    dynamic = activations is not None and activations.dynamic and activations.bits == 8
+    dynamic = activations is not None and activations.dynamic and activations.bits == 8 and not activations.group_size
     if whole and dynamic and bits == 8 and spec.symmetric:
         return Scheme(bits, 0, True, True)
     # A row of one group is like the rows of more: layers that are alike have one scheme.

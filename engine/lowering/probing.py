@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.numerics.float_activations import round_floats, static_step
+from engine.numerics.float_activations import round_floats, simulated, static_step
 from engine.numerics.qparams import affine, dequantize, quantize
 from engine.planning.sensitivity import Candidate
 from engine.recipe.spec import ActivationSpec
@@ -64,7 +64,7 @@ class Site:
 
     def rounded(self, x: Tensor, spec: ActivationSpec) -> Tensor:
         """What the layer reads, on the grid that ``spec`` asks for."""
-        if spec.format:
+        if simulated(spec):
             return round_floats(x, spec, None if spec.dynamic else static_step(self.low, self.high, spec.format))
         if spec.dynamic:
             top = 2 ** (spec.bits - 1) - 1

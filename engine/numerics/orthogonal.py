@@ -69,7 +69,8 @@ def mean_keeping(size: int, seed: int = 0) -> tuple[Tensor, bool]:
 def _random(size: int, draw: torch.Generator) -> Tensor:
     """Uniform over the orthogonal matrices (Mezzadri 2007, arXiv:math-ph/0609050)."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    found: Tensor = q * r.diagonal().sign()
+    return found
 
 
 def _prime(number: int) -> bool:

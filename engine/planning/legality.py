@@ -108,7 +108,7 @@ def _affine(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 def _dynamic(spec: LayerSpec, capabilities: Capabilities) -> Limited:
     if spec.activations is None or not spec.activations.dynamic or "dynamic" in capabilities.activations:
         return spec, None
-    static = replace(spec.activations, dynamic=False)
+    static = replace(spec.activations, dynamic=False, group_size=0)
     return replace(spec, activations=static), "a scale for each token is for language models: one for the tensor"
 
 
@@ -133,11 +133,13 @@ def _groups(spec: LayerSpec, capabilities: Capabilities) -> Limited:
 
 
 def _width(spec: LayerSpec, capabilities: Capabilities) -> Limited:
-    if spec.activations is None or spec.activations.format or spec.activations.bits in capabilities.activation_bits:
+    asked = spec.activations
+    # Groups of a token are rounded in floats, whatever their width.
+    if asked is None or asked.format or asked.group_size or asked.bits in capabilities.activation_bits:
         return spec, None
-    bits = min(capabilities.activation_bits, key=lambda width: abs(width - spec.activations.bits))  # type: ignore[union-attr]
+    bits = min(capabilities.activation_bits, key=lambda width: abs(width - asked.bits))
     sentence = f"the kernels of decoders take activations of {bits} bits"
-    return replace(spec, activations=replace(spec.activations, bits=bits)), sentence
+    return replace(spec, activations=replace(asked, bits=bits)), sentence
 
 
 def _static(spec: LayerSpec, capabilities: Capabilities) -> Limited:

@@ -39,6 +39,7 @@ BLOCKS: dict[str, LayerSpec] = {
     "w4a8": LayerSpec(_FEW, DYNAMIC),
     "w4": LayerSpec(_FEW),
     "w3": LayerSpec(replace(_FEW, bits=3)),
+    "w4a4": LayerSpec(_FEW, ActivationSpec(4, dynamic=True, group_size=64)),
     "fp8": LayerSpec(_FP8),
     "fp8-dynamic": LayerSpec(_FP8, FP8_DYNAMIC),
     "fp8-static": LayerSpec(_FP8, FP8_STATIC),
@@ -110,7 +111,7 @@ def _mixed(preset: str, role: Role, at: Place) -> str:
 def _outside(name: str, spec: LayerSpec) -> LayerSpec:
     if name in MIXTURES:
         return LayerSpec(WeightSpec.of({"format": "q8_0" if name == "q8_0" else "q6_k", "method": "nearest" if name == "q8_0" else "mse"}))
-    floats = spec.activations is not None and spec.activations.format
+    floats = spec.activations is not None and (spec.activations.format or spec.activations.group_size)
     return LayerSpec(INT8, DYNAMIC if spec.activations and not floats else None)
 
 

@@ -184,8 +184,8 @@ class ActivationsPart(_Part):
 
     @model_validator(mode="after")
     def _groups_are_of_floats(self) -> Self:
-        if self.group_size is not None and not (self.format and self.dynamic):
-            raise ValueError("activations.group_size has no effect without a format and dynamic: true: add both, or leave it out")
+        if self.group_size is not None and not self.dynamic:
+            raise ValueError("activations.group_size has no effect without dynamic: true: add it, or leave group_size out")
         entry = NUMBER_FORMATS.get(self.format or "")
         if entry is not None and entry.block and self.group_size not in (None, entry.block):
             raise ValueError(f"activations.group_size is {self.group_size} and {entry.name} has {entry.block}: leave group_size out")
@@ -275,7 +275,8 @@ class Recipe(_Part):
     brings the ranges of channels of neighbouring layers near one another before they are rounded, and ``bias_correction`` lets biases
     take up the mean error after it, ``bn_reestimation`` biases and scales that of mean and range; each is undone where it makes the
     outputs no better. ``graph`` is what is shown of a language model: its modules, or the operations that ``torch.export`` finds;
-    ``cache`` is what its keys and values are kept in, None for floats."""
+    ``cache`` is what its keys and values are kept in, None for floats, and ``rotation`` what its weights are turned by before they are
+    rounded."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -283,6 +284,7 @@ class Recipe(_Part):
     data: Annotated[DataPart, Field(description="a mapping, such as {name: digits}")] = DataPart()
     stem: Annotated[Stem, Field(description=_one_of(Stem))] = "auto"
     preset: Annotated[Preset, Field(description=_one_of(Preset))] = "default"
+    rotation: Annotated[Literal["hadamard"] | None, Field(description="hadamard, or null for none")] = None
     cache: Annotated[CachePart | None, Field(description="a mapping, such as {format: int8}, or null for a cache in floats")] = None
     rules: Annotated[
         tuple[RulePart, ...],
@@ -424,7 +426,7 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
         fields.pop("task", None)
     if fields.get("cache") is not None:
         fields["cache"] = {key: value for key, value in fields["cache"].items() if value is not None}
-    for unsaid in ("cache", "targets", "equalize", "bias_correction", "bn_reestimation"):
+    for unsaid in ("cache", "rotation", "targets", "equalize", "bias_correction", "bn_reestimation"):
         if not fields.get(unsaid):
             fields.pop(unsaid, None)
     return fields

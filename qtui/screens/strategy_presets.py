@@ -26,6 +26,7 @@ _DECODER_TEXTS: Mapping[str, str] = {
     "w8a8-static": "SmoothQuant, activations on fixed grids",
     "w8": "8-bit weights alone, computed in floats",
     "w4a8": "4-bit weights, activations as in default",
+    "w4a4": "4-bit weights and activations, in groups",
     "w4": "4-bit weights alone, computed in floats",
     "w3": "3-bit weights alone: may need training",
     "fp8": "FP8 weights alone, computed in floats",

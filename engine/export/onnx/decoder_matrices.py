@@ -83,7 +83,8 @@ def per_token(matrix: QuantizedMatrix) -> bool:
     """Whether activations are rounded token by token to 8 bits, and the weights are 8 bits with one step an output."""
     asked, spec = matrix.activations, matrix.weight.scheme
     whole = spec.size(matrix.weight.codes.shape[1]) == matrix.weight.codes.shape[1]
-    return asked is not None and asked.dynamic and asked.bits == 8 and spec.bits == 8 and spec.symmetric and whole
+    plain = asked is not None and not (asked.format or asked.group_size)
+    return asked is not None and plain and asked.dynamic and asked.bits == 8 and spec.bits == 8 and spec.symmetric and whole
 
 
 class Matrices:

@@ -1,4 +1,5 @@
-"""Weights and activations in floats of few bits: their error is exact on any device, and their speed that of float32."""
+"""Activations in floats of few bits, or in integers with a scale for each group of a token: their error is exact on any device, and their
+speed that of float32."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from engine.kernels.matrix.base import Asked, form_name
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.probe import Machine
 from engine.kernels.simulate import Simulate
-from engine.numerics.float_activations import round_floats
+from engine.numerics.float_activations import round_floats, simulated
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
 
@@ -22,15 +23,17 @@ class Floats:
 
     def label(self, asked: Asked, machine: Machine) -> str:
         assert asked.activations is not None
-        return f"{Simulate.name} {asked.activations.format}"
+        return f"{Simulate.name} {asked.activations.format or f'int{asked.activations.bits}'}"
 
     def refuses(self, asked: Asked, machine: Machine) -> str | None:
-        if asked.kind == "Embedding" or asked.activations is None or not asked.activations.format:
-            return "activations are no floats of few bits"
+        if asked.kind == "Embedding" or asked.activations is None or not simulated(asked.activations):
+            return "activations are no floats of few bits, nor integers in groups"
         return None
 
     def note(self, asked: Asked, machine: Machine) -> str | None:
-        return f"no kernel here multiplies {form_name(asked.weights)}: the error is that of the GPUs it is for, the speed is float32's"
+        assert asked.activations is not None
+        what = form_name(asked.weights) if asked.activations.format else "activations in groups"
+        return f"no kernel here multiplies {what}: the error is that of the GPUs it is for, the speed is float32's"
 
     def computed(self, weight: QTensor) -> Tensor:
         return weight.dequantize()

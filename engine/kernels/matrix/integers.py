@@ -13,6 +13,7 @@ from engine.kernels.matrix.base import Asked
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.on_int8 import on_int8
 from engine.kernels.probe import Machine
+from engine.numerics.float_activations import simulated
 from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
 
@@ -40,8 +41,8 @@ class Integers(ABC):
 
     def unasked(self, asked: Asked) -> str | None:
         """Why a matrix is not meant for this way of rounding, or None."""
-        if asked.activations is not None and asked.activations.format:
-            return "activations are floats of few bits"
+        if asked.activations is not None and simulated(asked.activations):
+            return "activations are floats of few bits, or integers in groups"
         if asked.kind != "Embedding" and asked.activations is not None and asked.activations.dynamic == self.dynamic:
             return None
         return "activations are not rounded as they come" if self.dynamic else "activations have no fixed grid"

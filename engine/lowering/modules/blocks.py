@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.algorithms.gram import Gram
+from engine.algorithms.gram import Gram, output_error
 from engine.algorithms.matrix import Quantized, quantize_matrix
 from engine.algorithms.registry import Method, method
 from engine.events.cancellation import StopToken
@@ -23,6 +23,7 @@ from engine.events.event import Event, Notice
 from engine.events.progress import Ticker
 from engine.lowering.modules.block_checkpoint import of_others, read_block, write_block
 from engine.lowering.modules.block_linears import Linear, linears
+from engine.lowering.modules.block_tuning import tune
 from engine.lowering.modules.capture import Batch, run_block
 from engine.lowering.modules.folding import Group, groups_of
 from engine.lowering.modules.progress import MatrixQuantized, noted, timed
@@ -31,6 +32,7 @@ from engine.machine import ranks
 from engine.numerics.memory import content
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import WeightScheme
+from engine.numerics.sqnr import sqnr_db
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def quantize_blocks(
     named = [(name, block, linears(block, name)) for name, block in blocks]
     tasks = {m.name: task for _, _, found in named for m in found if (task := choose(m.name)) is not None}
     ticker = Ticker("quantize", len(tasks), "matrices", clock=stop.clock)
-    carried = any(task.how.propagation for task in tasks.values())
+    carried = any(task.how.carries for task in tasks.values())
     if carried:
         for batch in batches:
             if batch.original is None:
@@ -145,6 +147,11 @@ class _Place:
     def asked(self, group: Group) -> list[Linear]:
         return [linear for linear in group.members if linear.name in self.tasks]
 
+    def single(self, groups: Sequence[Group]) -> list[Group]:
+        """``groups`` without the layers that are learned together; those of nothing else are left out."""
+        kept = [replace(group, members=tuple(one for one in self.asked(group) if not self.tasks[one.name].how.tuned)) for group in groups]
+        return [group for group in kept if group.members]
+
     def inputs_of(self, group: Group, before: nn.Module | None = None, judged: bool = False) -> Gram:
         """``before`` is the block with nothing rounded: drifts are told from it. With ``judged`` some text is held back."""
         original = None
@@ -166,13 +173,39 @@ def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event,
             folded |= _scale(place, group)
     before = copy.deepcopy(place.block) if carried else None
     done: dict[str, QTensor] = {}
-    for group in groups:
+    for group in place.single(groups):
         yield from _one_group(place, group, before, folded, done, ticker)
+    yield from _tuned(place, groups, before, done, ticker)
     for linear in wanted:
         if linear.name not in done:
             # An expert that the first batch did not choose: a later one may.
             yield from _one_group(place, Group((linear,), once=False), before, folded, done, ticker)
     return done
+
+
+def _tuned(
+    place: _Place, groups: Sequence[Group], before: nn.Module | None, done: dict[str, QTensor], ticker: Ticker
+) -> Generator[Event, None, None]:
+    """The layers that are learned together, after the others of the block."""
+    wanted = [linear for group in groups for linear in group.members if linear.name in place.tasks and place.tasks[linear.name].how.tuned]
+    if not wanted:
+        return
+    assert before is not None, "a method that is learned on blocks carries what the model without rounding gives"
+    found = tune(place.block, before, place.batches, place.index, [(one, place.tasks[one.name].spec) for one in wanted], place.stop)
+    for group in groups:
+        members = [linear for linear in group.members if linear.name in found.weights]
+        inputs = place.inputs_of(group) if members else None
+        for linear in members:
+            weight, task = linear.read(), place.tasks[linear.name]
+            rounded = found.weights[linear.name]
+            held = rounded.dequantize()
+            linear.write(held)
+            done[linear.name] = rounded
+            assert inputs is not None
+            noise, signal = (float(output_error(part, inputs.second).sum()) for part in (held - weight, weight))
+            ratio = sqnr_db(signal, max(noise, 0.0))
+            yield MatrixQuantized(linear.name, str(task.spec), task.how.title, ratio, rounded.bytes, None, found.note)
+            yield from ticker.advance()
 
 
 def _one_group(

@@ -46,10 +46,10 @@ class Batch:
 def run_block(block: nn.Module, batch: Batch, index: int, original: bool = False) -> Tensor:
     """The hidden states that leave ``block``, the decoder's ``index``-th, when the batch's own enter, or its ``original`` ones."""
     args, named = (batch.original_others if original else batch.others)[index]
-    return _hidden(block(batch.original if original else batch.hidden, *args, **named), index)
+    return hidden_of(block(batch.original if original else batch.hidden, *args, **named), index)
 
 
-def _hidden(output: Any, index: int) -> Tensor:
+def hidden_of(output: Any, index: int) -> Tensor:
     """The hidden states in what block ``index`` returned: a tensor, or a sequence that begins with one."""
     left = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(left, Tensor):
@@ -116,7 +116,7 @@ def _one(forward: Callable[[Tensor], object], blocks: Sequence[nn.Module], ids: 
             if index == 0:
                 # A decoder takes from its blocks either a tensor or a sequence that begins with one: the first block tells.
                 left = original(*(args or (hidden,)), **named)
-                _hidden(left, index)
+                hidden_of(left, index)
                 beside = list(left[1:]) if isinstance(left, tuple | list) else None
                 batch = Batch(hidden, keep)
             assert batch is not None

@@ -75,7 +75,8 @@ def _activations(path: str, about: Any) -> ActivationSpec | None:
         raise ValueError(f"activations of {path} are {spec.bits!r} bits by {spec.observer!r}")
     if type(spec.dynamic) is not bool or type(spec.symmetric) is not bool:
         raise ValueError(f"activations of {path} are neither dynamic nor static")
-    if spec.format and (spec.format not in ACTIVATION_FORMATS or type(spec.group_size) is not int or not 0 <= spec.group_size <= 128):
+    known = spec.format in ("", *ACTIVATION_FORMATS) and type(spec.group_size) is int and 0 <= spec.group_size <= 128
+    if not known or (spec.group_size and not spec.dynamic):
         raise ValueError(f"activations of {path} are {spec.format!r} in groups of {spec.group_size!r}")
     return spec
 

@@ -15,7 +15,7 @@ from engine.errors import EngineError
 from engine.lowering.modules.artifact import read_with_header
 from engine.lowering.modules.coded_cache import attached
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.numerics.float_activations import round_floats
+from engine.numerics.float_activations import round_floats, simulated
 from engine.numerics.formats import round_to_
 from engine.numerics.quantized_matrix import QuantizedMatrix
 
@@ -79,7 +79,7 @@ def rounded(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
     """``x`` (..., in) on the matrix's activation grid: one symmetric step a row where it is dynamic, else the calibrated one;
     in floats of few bits where the recipe says so."""
     assert matrix.activations is not None
-    if matrix.activations.format:
+    if simulated(matrix.activations):
         return round_floats(x, matrix.activations, None if matrix.grid is None else matrix.grid.scale)
     if matrix.activations.dynamic:
         top = (1 << (matrix.activations.bits - 1)) - 1

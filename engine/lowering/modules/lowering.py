@@ -26,7 +26,8 @@ from engine.lowering.modules.layers import layers, planned
 from engine.lowering.modules.loaded import load, rounding
 from engine.lowering.modules.observe import Inputs, observe
 from engine.lowering.modules.progress import MatrixQuantized
-from engine.lowering.modules.quantized import QuantizedDecoder
+from engine.lowering.modules.quantized import QuantizedDecoder, duplicate
+from engine.lowering.modules.rotation import Rotated, rotate
 from engine.lowering.modules.rounding import retuned, round_decoder
 from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
@@ -48,6 +49,8 @@ from engine.training.trainable import TrainingContext
 OBSERVED = 32
 BLOCKS = "checkpoints/blocks"
 _NAMED = 3
+# Tokens that rotated weights are tried on.
+_TRIED = 64
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,19 @@ class ModulesLowering(Lowering):
         fuse_activations(self.model)
         separate_experts(self.model)
         self.parts: Anatomy = parts_of(self.model)
+        # What is measured against; with rotated weights what is rounded is another model.
+        self.original: Any = self.model
+        self.rotated: Rotated | None = None
 
     def capture(self) -> Steps[None]:
         recipe = self.run.recipe
         yield from self.run.ask("trace", f"Trace {recipe.model}?", needed=True)
         self.windows: list[Tensor] = self.task.calibration_windows(recipe.data.calibration, recipe.seed)
+        if recipe.rotation is not None:
+            self.model = duplicate(self.original)
+            self.rotated = rotate(self.model, self.windows[0][None, :_TRIED], recipe.seed)
+            self.parts = parts_of(self.model)
+            yield Notice(f"{self.rotated.text}: the logits are the same")
         yield from self.run.stage("trace", "Looking at the modules", self._look())
 
     def _look(self) -> Generator[Event, None, None]:
@@ -102,14 +113,14 @@ class ModulesLowering(Lowering):
             yield Notice(f"{self.parts.head} shares the matrix of {self.parts.embedding}: it is stored once")
 
     def baseline(self) -> Baseline:
-        parameters = list(self.model.parameters())
+        parameters = list(self.original.parameters())
         size = sum(p.numel() * p.element_size() for p in parameters)
-        return Baseline({"torch fp32": self.model}, size, {"fp16_bytes": self._halves})
+        return Baseline({"torch fp32": self.original}, size, {"fp16_bytes": self._halves})
 
     @property
     def _halves(self) -> int:
         """Bytes of the model in fp16, tied matrices counted once."""
-        count: int = sum(p.numel() for p in self.model.parameters())
+        count: int = sum(p.numel() for p in self.original.parameters())
         return 2 * count
 
     def layers(self) -> Sequence[Layer]:
@@ -241,7 +252,7 @@ class ModulesLowering(Lowering):
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
         return {
             "activations": _channels(statistics), **({"unseen_experts": list(self.unseen)} if self.unseen else {}),
-            **_cache(quantized.state.decoder),
+            **_cache(quantized.state.decoder), **({"rotation": asdict(self.rotated)} if self.rotated else {}),
         }  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def _fold_norm(norm: nn.Module, readers: Sequence[nn.Module]) -> None:
     if shift is not None:
         if all(getattr(reader, "bias", None) is not None for reader in readers):
             for reader in readers:
-                reader.bias.add_(weight_of(reader) @ shift)  # type: ignore[union-attr, operator]
+                reader.bias.add_(weight_of(reader) @ shift)  # type: ignore[operator]
             shift.zero_()
         else:
             shift.div_(scale)
@@ -188,13 +188,13 @@ def _fold_norm(norm: nn.Module, readers: Sequence[nn.Module]) -> None:
 
 def _factor(norm: nn.Module) -> Tensor:
     """What a norm multiplies by: its weight, or 1 + weight in Gemma's."""
-    weight: Tensor = norm.weight.detach()  # type: ignore[union-attr, operator]
+    weight: Tensor = norm.weight.detach()  # type: ignore[operator]
     return weight + 1 if _adds_one(norm) else weight.clone()
 
 
 def _adds_one(norm: nn.Module) -> bool:
     """Tried: Gemma's norms of a weight of zeros give something."""
-    weight: Tensor = norm.weight.data  # type: ignore[union-attr, assignment]
+    weight: Tensor = norm.weight.data  # type: ignore[assignment]
     kept = weight.clone()
     probe = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)[None]
     before = getattr(norm, "bias", None)
@@ -211,7 +211,7 @@ def _adds_one(norm: nn.Module) -> bool:
 
 
 def _set_factor(norm: nn.Module) -> None:
-    norm.weight.data.fill_(0.0 if _adds_one(norm) else 1.0)  # type: ignore[union-attr, operator]
+    norm.weight.data.fill_(0.0 if _adds_one(norm) else 1.0)  # type: ignore[operator]
 
 
 def _write_centred(module: nn.Module) -> None:
@@ -268,7 +268,7 @@ def _turn_heads(wide: Any, ids: Tensor, wanted: Tensor, seed: int) -> tuple[int,
         kept = [parameter.clone() for parameter in block.parameters()]
         _turn_rows(first, turn)
         held = weight_of(last)
-        held.copy_((held.unflatten(1, (-1, width)) @ turn).flatten(1))
+        held.copy_((held.reshape(len(held), -1, width) @ turn).flatten(1))
         if not _difference(wide, ids, wanted) < EXACT:
             for parameter, before in zip(block.parameters(), kept, strict=True):
                 parameter.copy_(before)
@@ -313,7 +313,7 @@ _OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense")
 def _turn_rows(values: _ValueRows, turn: Tensor) -> None:
     at, width = slice(values.first, values.first + values.count), len(turn)
     held = weight_of(values.module)
-    held[at] = (turn.T @ held[at].unflatten(0, (-1, width))).flatten(0, 1)
+    held[at] = (turn.T @ held[at].reshape(-1, width, held.shape[1])).flatten(0, 1)
     bias = getattr(values.module, "bias", None)
     if bias is not None:
         bias[at] = (bias[at].reshape(-1, width) @ turn).flatten()

@@ -99,7 +99,7 @@ def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequenc
         return found
 
     entering = captured(twin)
-    if any(task.how.propagation for task in tasks.values()):
+    if any(task.how.carries for task in tasks.values()):
         for rounded, original in zip(entering, captured(model), strict=True):
             rounded.original, rounded.original_others = original.hidden, original.others
     return entering

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import driving
 import pytest
+import tiny_language
 import torch
 from families import build
 from quantized_families import lively, some_ids
 
 from engine.errors import EngineError
+from engine.events.event import Notice
 from engine.lowering.modules.rotation import rotate
 from engine.numerics.orthogonal import hadamard, mean_keeping, spreading
+from engine.recipe.recipe import Recipe
 
 SIZES = (1, 2, 4, 8, 12, 20, 28, 36, 44, 48, 64, 76, 80, 96, 104, 128, 144, 160, 256, 768)
 
@@ -110,3 +115,21 @@ def test_what_no_rotation_passes_is_told_in_a_line_and_left_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(EngineError, match="leave rotation out"):
         rotate(lively(build("opt")), some_ids())
+
+
+def test_a_run_rounds_rotated_weights_and_compares_with_the_model(tmp_path: Path) -> None:
+    tiny_language.write_folder(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text(tiny_language.sentences(400))
+    data = {"name": str(tmp_path / "text.txt"), "calibration": 8, "limit": 320, "stride": 16}
+    asked = Recipe.make(model=str(tmp_path / "tiny"), data=data, qat={"mode": "never"}, rotation="hadamard", preset="w4a4")
+    outcome = driving.drive(asked, tmp_path / "run")
+    assert outcome.error is None
+    report = outcome.data
+    assert report["rotation"]["untied"] and any("the logits are the same" in event.text for event in outcome.of(Notice))
+    assert report["baseline"]["size_bytes"] == 4 * sum(p.numel() for p in tiny_language.gpt2().parameters())
+    rows = {row["name"]: row for row in report["layers"]}
+    assert rows["transformer.h.0.mlp.c_fc"]["actual"].endswith("a4 per-token 64 dynamic")
+    assert rows["transformer.h.0.mlp.c_fc"]["kernel"] == "simulation int4"
+    assert rows["lm_head"]["actual"].startswith("w8 per-channel")
+    (export,) = report["exports"]
+    assert export["parity"]["max_abs"] < 1e-4

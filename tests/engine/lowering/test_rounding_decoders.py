@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Ranges
+from engine.lowering.modules import block_tuning
 from engine.lowering.modules.layers import plan
 from engine.lowering.modules.observe import batches, observe
 from engine.lowering.modules.quantized import QuantizedDecoder, apply, duplicate
@@ -165,3 +166,52 @@ def test_learned_rounding_of_a_decoders_matrices_has_no_more_noise_than_gptq() -
     first = "transformer.h.0.attn.c_attn"
     assert told["adaround"][first].method == "AdaRound"
     assert told["adaround"][first].sqnr_db >= told["gptq"][first].sqnr_db
+
+
+AUTOROUND = Rule("*layers.*", LayerSpec(WeightSpec(3, "per-group", 16, "autoround", symmetric=False)))
+
+
+def test_rounding_learned_by_signs_stops_and_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_tuning, "STEPS", 40)
+
+    class After(StopToken):
+        left = 70
+
+        def check(self) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        rounded("llama", "w4", AUTOROUND, stop=After(), place=tmp_path)
+    assert [path.name for path in tmp_path.glob("block-*")] == ["block-0000.safetensors"]
+    found = rounded("llama", "w4", AUTOROUND, place=tmp_path)
+    whole = rounded("llama", "w4", AUTOROUND)
+    for path, matrix in whole.matrices.items():
+        assert torch.equal(matrix.weight.codes, found.matrices[path].weight.codes)
+        assert torch.equal(matrix.weight.scale, found.matrices[path].weight.scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "rest"), [("gpt2", "nearest"), ("llama", "autoround")])
+def test_what_is_learned_by_signs_leaves_less_error_than_the_nearest(family: str, rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_tuning, "STEPS", 60)
+    model = lively(families.build(family))
+    # Text that the model finds likely in parts: what it is tuned on and judged by comes from one source.
+    draw = torch.Generator().manual_seed(1)
+    several = [torch.randint(12, (24,), generator=draw) for _ in range(32)]
+
+    def noise(method: str, other: str) -> float:
+        spec = WeightSpec(3, "per-group", 16, symmetric=False)
+        rules = [
+            Rule("*mlp*", LayerSpec(replace(spec, method=method))), Rule("*.h.*", LayerSpec(replace(spec, method=other))),
+            Rule("*layers*", LayerSpec(replace(spec, method=other))), Rule("*", LayerSpec()),
+        ]  # fmt: skip
+        rows = plan(model, anatomy(model), "w4", rules, {}, lambda *_: "").layers
+        decoder, told = tiny_language.finished(round_decoder(model, rows, several[:24], 4, StopToken()))
+        assert all(
+            (note.method == "AutoRound") is (method == "autoround" and ("mlp" in note.name or other == method)) for note in told.values()
+        )
+        return sum(float((decoder.twin(ids[None]).logits - model(ids[None]).logits).square().sum()) for ids in several[24:])
+
+    assert noise("autoround", rest) < 0.95 * noise("nearest", "nearest")

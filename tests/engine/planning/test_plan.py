@@ -72,8 +72,8 @@ def test_each_preset_asks_for_what_it_says() -> None:
         rows = {row.path: row for row in planned("gpt2", preset).layers}
         assert rows["transformer.h.0.mlp.c_fc"].requested == spec
         assert rows["transformer.wpe"].actual == LayerSpec(ROWS)
-    with pytest.raises(UsageError, match="preset w4a4 is for networks on images"):
-        planned("gpt2", "w4a4")
+    with pytest.raises(UsageError, match="preset tensorrt is for networks on images"):
+        planned("gpt2", "tensorrt")
 
 
 @pytest.mark.parametrize(("family", "path"), [("gpt2", ""), ("opt", "embed_positions"), ("gemma3", "embed_tokens")])

@@ -64,8 +64,8 @@ def test_a_tied_layer_has_the_weights_of_the_first() -> None:
 def test_each_role_has_presets_of_its_own() -> None:
     for role, presets in BY_ROLE.items():
         assert {"w8a8", "w8a8-static", "w8", "w4a8", "w4", "w3"} <= presets.keys(), role
-    with pytest.raises(UsageError, match="preset w4a4 is for networks on images: give default, w8a8, w8a8-static, w8, w4a8, w4, w3"):
-        plan(DECODER, "w4a4")
+    with pytest.raises(UsageError, match="preset tensorrt is for networks on images: give default, w8a8, w8a8-static, w8, w4a8, w4, w3"):
+        plan(DECODER, "tensorrt")
     assert becomes(plan(NETWORK, "w4a4", activation_bits=7))["conv"] == "w4 per-channel, a4 per-tensor"
 
 

@@ -239,7 +239,7 @@ def test_sequences_of_ids_need_no_tokenizer(place: Path, tmp_path: Path) -> None
         ({"weights": "a.safetensors"}, "brings its weights: leave --weights out"),
         ({"device": "cuda"}, "--device cuda: torch sees no GPU here"),
         ({"export": ("openvino",)}, "export format 'openvino' is not known for language models"),
-        ({"preset": "w4a4"}, "preset w4a4 is for networks on images"),
+        ({"preset": "tensorrt"}, "preset tensorrt is for networks on images"),
         ({"data": {"name": "TEXT", "context": 4096}}, "data.context is 4096: .* reads 2 to 32 tokens"),
         ({"data": {"name": "missing.txt"}}, "text missing.txt does not exist"),
         ({"data": {"name": "TEXT", "stride": 33}}, "data.stride is 33: a window has 32 tokens, and a longer step would leave text out"),
