@@ -19,8 +19,8 @@ _NAMED = 3
 
 
 def points(front: Front, chosen: Plan | None) -> tuple[Point, ...]:
-    """The plans by size and estimated error, both by their logarithms, ``now`` and the chosen one with markers of their own. What does no harm stands one decade
-    beneath the least that does."""
+    """The plans by size and estimated error, both by their logarithms, ``now`` and the chosen one with markers of their own. What does
+    no harm stands one decade beneath the least that does."""
     known = [plan.harm for plan in (*front.plans, front.now, *([chosen] if chosen else [])) if plan.harm > 0]
     least = min(known, default=_LEAST) / 10
 

@@ -20,7 +20,9 @@ from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.depth import DepthChart
-from qtui.screens.dialogs import Prompt
+from qtui.screens.dialogs import Prompt, Reading
+from qtui.screens.report_rows import layers_of
+from qtui.screens.report_words import layer_panel
 from qtui.stage_table import digit
 from qtui.state import Run, State
 from qtui.widgets.chart import Chart
@@ -196,7 +198,16 @@ class CalibrateScreen(StageScreen):
             self.say(self._sentence(self.state))
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        self.action_do("view" if self._measured else "next")
+        if self.view == "layers":
+            self._open_layer(event.key)
+        else:
+            self.action_do("view" if self._measured else "next")
+
+    def _open_layer(self, name: str) -> None:
+        """Everything about a measured layer."""
+        row = next((row for row in layers_of(self.state.run) if row.get("name") == name), None)
+        if row is not None:
+            self.app.push_screen(Reading(f"layer ─ {name}", layer_panel(row, self.state.run)))
 
     def do_view(self) -> None:
         self._turn("layers" if self.view == "ranges" else "ranges")
