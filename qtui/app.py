@@ -179,9 +179,8 @@ class QtuiApp(TableActions, App[int]):
             self.go(stages[index - 1])
 
     def do_back(self) -> None:
-        if (screen := self.stage_screen) is not None and screen.is_mounted:
-            if not screen.forget_steps():
-                screen.back()
+        if (screen := self.stage_screen) is not None and screen.is_mounted and not screen.forget_steps():
+            screen.back()
 
     def do_halt_run(self) -> None:
         self.session.stop()

@@ -8,27 +8,27 @@ from qtui.drawing.rows import Column
 
 _EVERYWHERE: Mapping[str, str] = {
     "layer": "The layer by its path in the model. A path is cut at its components where there is no room, never at its end.",
-    "weights": "Bits of the weights and how they share scales: w4 g32 is four bits with a scale for every 32 inputs. Without a word more "
+    "weights": "Bits of the weights and their scales: w4 g32 is four bits with a scale for every 32 inputs. Without a word more "
     "each output channel has its own scale, and weights are rounded to nearest.",
-    "activations": "Bits of what the layer reads: a8 is eight bits on a grid from calibration. An arrow says what this machine makes of it: "
-    "a8→7 where products of eight bits would overflow.",
+    "activations": "Bits of what the layer reads: a8 is eight bits on a grid from calibration. An arrow says what the machine makes of it: "
+    "a8→7 where sums of eight bits overflow.",
     "observer": "How calibration turns the values it has seen into a range. min-max keeps all of them, the others cut rare ones off for a "
     "finer step.",
-    "params": "How many numbers the layer holds, or its part of all of them. What is large decides the size of the file.",
+    "params": "How many numbers the layer holds, or its part of all. What is large decides the size of the file.",
     "time": "The layer's part of the time of the fp32 model on one item, measured here. What takes little cannot make much faster.",
     "sqnr": "Signal to quantization noise at the layer's output, in decibels, with all layers before it quantized. 20 dB are noise of a "
     "tenth of the signal; 6 dB less is twice the noise.",
     "own": "The noise that this layer adds alone, given what it reads. Where it is far above the other figure the noise came from before.",
     "alone": "The layer timed alone on integers against fp32, on this machine. What is slower there gains size only.",
-    "kernel": "What computes the layer: an integer kernel, or fp32 where there is none that pays or fits. Simulated is fp32 arithmetic that "
-    "rounds as integers would.",
+    "kernel": "What computes the layer: an integer kernel, or fp32 where there is none that pays or fits. Simulated is fp32 arithmetic "
+    "that rounds as integers would.",
     "size": "Bytes as a file, or by how much a choice changes them. Scales and zero points are counted.",
     "noise": "The estimated SQNR of the layer's output with its weights so. It is told before anything is run.",
     "share": "The layer's part of the estimated harm of all. Curing the first of the list helps most.",
     "drop": "What the metric lost on validation with this layer alone on integers. It was measured, not estimated.",
     "value": "The metric that decides, on the test split. Its 95 % interval stands behind ±.",
-    "error": "The mean squared difference from fp32's outputs, or for text the divergence of their distributions in nats. Zero is the same.",
-    "agreement": "The part of the items that are answered as fp32 answers them. It sees changes that the metric cannot, for better and worse.",
+    "error": "The mean squared difference from fp32's outputs, or for text the divergence of distributions in nats. Zero is the same.",
+    "agreement": "The part of the items that are answered as fp32 answers them. It sees changes that the metric cannot, good and bad.",
     "single": "Milliseconds for one item: the median of interleaved repeats. ~ marks times that were not steady.",
     "batched": "Milliseconds for a batch: the median of interleaved repeats. ~ marks times that were not steady.",
     "faster": "fp32's median over this one's, measured in turns on this machine. There is none where times were not steady.",
@@ -46,9 +46,9 @@ _EVERYWHERE: Mapping[str, str] = {
     "what": "What came of the run in few words. The sentence below has all of them.",
 }  # fmt: skip
 _OF_SCREEN: Mapping[tuple[str, str], str] = {
-    ("sensitivity", "weights"): "The estimated SQNR of the layer's output with its weights rounded as planned, in decibels. Under 20 dB the "
-    "noise is more than a tenth of the signal.",
-    ("sensitivity", "activations"): "The estimated SQNR of the layer's output with what it reads rounded as planned, in decibels. Under 20 dB "
+    ("sensitivity", "weights"): "The estimated SQNR of the layer's output with its weights rounded as planned, in decibels. Under 20 dB "
+    "the noise is more than a tenth of the signal.",
+    ("sensitivity", "activations"): "The estimated SQNR of the layer's output with what it reads rounded as planned, in dB. Under 20 dB "
     "the noise is more than a tenth of the signal.",
     ("side-by-side", "sqnr"): "SQNR of the second run less that of the first. Above zero the second has less noise there.",
     ("graph", "time"): "The node's part of the time of one item, measured here. Nodes that only move data can take much of it too.",

@@ -46,7 +46,7 @@ TABLE: tuple[Option, ...] = (
     Option("data.interpolation", "interpolation", "the model's", "How images are scaled.", choices=("bilinear", "bicubic")),
     Option("data.classes", "classes", "the folders'", "A file with the names of all classes, one a line.", "path"),
     Option("data.rate", "rate", "as it is", "Audio is resampled to so many samples a second.", "whole"),
-    Option("stem", "stem", "auto", "First layers of a torchvision model: for small images, or published.", choices=("auto", "small", "imagenet")),
+    Option("stem", "stem", "auto", "First layers of a torchvision model.", choices=("auto", "small", "imagenet")),
     Option("quantize_first", "fold late", "no", "Normalization is folded at conversion, and trains until then.", "flag", _YES),
     Option("equalize", "equalize", "no", "Channels of neighbouring layers are brought near one another before rounding.", "flag", _YES),
     Option("bias_correction", "correct biases", "no", "Biases take up the mean error after rounding.", "flag", _YES),

@@ -89,7 +89,8 @@ def test_f1_tells_what_the_figures_of_the_table_mean(tmp_path: Path) -> None:
         await d.press("f1")
         await d.pilot.pause()
         first = explained(grid.given[0], "calibrate", grid.order.column)[0][0]
-        assert first in d.text.splitlines()[[i for i, line in enumerate(d.text.splitlines()) if "what the figures mean" in line][0] + 1]
+        lines = d.text.splitlines()
+        assert first in lines[next(place for place, line in enumerate(lines) if "what the figures mean" in line) + 1]
 
     drive(ScriptedEngine(tmp_path), script)
 
