@@ -58,6 +58,8 @@ class TableActions:
         @property
         def stage_screen(self) -> StageScreen | None: ...
 
+        def push_screen(self, screen: Any) -> Any: ...
+
     @property
     def _table(self) -> Grid | None:
         """The table with the focus, or else the first that is shown and has rows."""

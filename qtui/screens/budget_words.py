@@ -37,8 +37,17 @@ def points(front: Front, chosen: Plan | None) -> tuple[Point, ...]:
 def drawn(front: Front | None, chosen: Plan | None, waiting: str, width: int, height: int) -> list[Line]:
     """The strip as a chart of that size: less error is up, smaller is left."""
     found = points(front, chosen) if front is not None else ()
+    least = max((point.y for point in found), default=0.0)
+    # What does no harm at all has its place on a logarithmic scale, and no figure.
+    none = front is not None and any(plan.harm <= 0 for plan in (*front.plans, front.now, *([chosen] if chosen else [])))
     return scatter(
-        found, width, height, x_label="size", x_format=lambda x: text.size(10**x), y_format=lambda y: text.small(10**-y), empty=waiting
+        found,
+        width,
+        height,
+        x_label="size",
+        x_format=lambda x: text.size(10**x),
+        y_format=lambda y: "none" if none and y == least else text.small(10**-y),
+        empty=waiting,
     )
 
 
