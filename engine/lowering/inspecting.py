@@ -33,7 +33,6 @@ ITEMS = 64
 STANDS_OUT = 4.0
 _BATCH = 8
 _STRIP, _NAMED, _TICKS = 96, 8, 33
-_FEW = 4
 # Roundings that need nothing but the weights; what others would do to them is not known before calibration.
 _BY_WEIGHTS = ("nearest", "mse", "hqq")
 
@@ -86,19 +85,7 @@ def _parts(x: Tensor, rounded: Tensor, spec: WeightSpec) -> Tensor:
     if short := -x.shape[1] % size:
         x, rounded = (nn.functional.pad(one, (0, short)) for one in (x, rounded))
     x, rounded = (one.reshape(len(one), -1, size) for one in (x, rounded))
-    return (x / _end(rounded, spec)).flatten(1)[:, : x.shape[1] * size - short]
-
-
-def _end(rounded: Tensor, spec: WeightSpec) -> Tensor:
-    """The largest magnitude of each grid of ``rounded`` (rows, grids, values): of few bits by its step, for a group seldom has values at
-    both ends of its grid."""
-    largest = rounded.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-    if spec.bits > _FEW or spec.format or not spec.symmetric:
-        return largest
-    gaps = rounded.sort(-1).values.diff(dim=-1)
-    step = gaps.masked_fill(gaps < 1e-6 * largest, torch.inf).amin(-1, keepdim=True)
-    codes = (largest / step).round()
-    return torch.where(step.isfinite(), step * codes.amax(), largest)
+    return (x / rounded.abs().amax(-1, keepdim=True).clamp_min(1e-30)).flatten(1)[:, : x.shape[1] * size - short]
 
 
 def _bins(x: Tensor, low: float, high: float) -> Bins:
