@@ -58,8 +58,6 @@ class TableActions:
         @property
         def stage_screen(self) -> StageScreen | None: ...
 
-        def push_screen(self, screen: Any) -> Any: ...
-
     @property
     def _table(self) -> Grid | None:
         """The table with the focus, or else the first that is shown and has rows."""
@@ -101,7 +99,7 @@ class TableActions:
         where = str(getattr(screen, "where", "") or (screen.stage if screen is not None else ""))
         first = grid.order.column if grid is not None and grid.order is not None else None
         found = explained(grid.given[0], where, first) if grid is not None else ()
-        if not found:
+        if not found or screen is None:
             self._explain("No figure stands here yet: on a table F1 says what its columns mean")
             return
         text = Text()
@@ -109,7 +107,7 @@ class TableActions:
             text.append(f"{title}\n", "bold")
             text.append(f"{said}\n\n")
         text.rstrip()
-        self.push_screen(Reading("what the figures mean", text, hint="↑↓ scroll   esc back"))
+        screen.app.push_screen(Reading("what the figures mean", text, hint="↑↓ scroll   esc back"))
 
     def do_copy_row(self) -> None:
         grid = self._table

@@ -76,6 +76,17 @@ def sentence(
     return said
 
 
+def target(draft: Draft | None, entry: Entry | None) -> str:
+    """Which layers the keys that edit are for, in a few words."""
+    if draft is None:
+        return ""
+    if draft.marked:
+        return f"Keys are for the {len(draft.marked)} marked."
+    if entry is None:
+        return ""
+    return f"Keys are for all layers of {entry.name}." if entry.module else f"Keys are for {entry.name}."
+
+
 def _about_marked(draft: Draft, entry: Entry | None, room: int, hidden: int) -> str:
     first = entry.paths[0] if entry and not entry.module else None
     said = f"{_marks(draft, hidden)}: {_would(draft, 'weights', 'w', first)}"
