@@ -47,6 +47,8 @@ class StageScreen(Paced, Screen[None]):
     ACTIONS: ClassVar[tuple[actions.Action, ...]] = ()
     _refused: Callable[[State], str | None] | None = None
     _wanted = ""
+    leads = True
+    """Whether the first steps may stand on it now: what lies over a stage needs the room."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-medium"), (100, "-wide")]
     DEFAULT_CSS = """
     StageScreen {
@@ -128,7 +130,7 @@ class StageScreen(Paced, Screen[None]):
         if step != self.qtui.steps:
             self.qtui.steps = step
             keep(step)
-        over = step >= len(STEPS) or self.size.height < 20
+        over = step >= len(STEPS) or self.size.height < 20 or not self.leads
         for pane in shown:
             pane.show(step)
             if over:

@@ -165,6 +165,7 @@ class CalibrateScreen(StageScreen):
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         titles(self.query_one("#layers-pane"), f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers")
         grid = self.query_one("#layers", Grid)
+        grid.empty = layers.COMING if work.working(state) else layers.EMPTY
         grid.show(layers.columns(run), rows)
         if self._begin and rows:
             # The layer that does the most harm is what to look at first.
@@ -182,6 +183,8 @@ class CalibrateScreen(StageScreen):
     def _sentence(self, state: State) -> str:
         if self.view == "ranges":
             return ranges.sentence(state.run, self.query_one("#ranges", Grid).cursor)
+        if work.working(state) and not state.run.layers:
+            return layers.COMING.replace("\n", " ")
         return layers.sentence(state.run, self.query_one("#layers", Grid).cursor)
 
     def _turn(self, view: Literal["ranges", "layers"]) -> None:

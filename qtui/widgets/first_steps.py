@@ -29,7 +29,8 @@ def taken(step: int, stage: Stage, panel: str) -> int:
         return 1
     if step == 1 and stage not in ("model", "graph"):
         return 2
-    return len(STEPS) if step == 2 and panel.startswith("help") else step
+    gone_on = stage not in ("model", "graph", "strategy")
+    return len(STEPS) if step == 2 and (panel.startswith("help") or gone_on) else step
 
 
 class FirstSteps(Widget):
