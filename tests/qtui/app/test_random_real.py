@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import time
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_whatever_is_done_nothing_breaks_and_no_edit_is_unannounced(runs: Path, 
     app = QtuiApp(session, hertz=20, first_steps=True)
     # The palette finds this one too.
     monkeypatch.setattr(app, "do_quit", lambda: None)
+    ended: list[str] = []
+    monkeypatch.setattr(app, "exit", lambda *given, **more: ended.append("".join(traceback.format_stack(limit=8))))
     done: list[str] = []
     edits = 0
     seen: set[str] = set()
@@ -109,7 +112,7 @@ def test_whatever_is_done_nothing_breaks_and_no_edit_is_unannounced(runs: Path, 
                         edits += before.check(app, key)
                 if app.stage_screen is not None:
                     seen.add(type(app.stage_screen).__name__)
-                assert app._exception is None and app.is_running, done[-30:]
+                assert app._exception is None and app.is_running and not ended, (ended, done[-30:])
                 if index % 50 == 0:
                     await asyncio.sleep(0.2)
 
