@@ -44,7 +44,8 @@ def _to(place: int, stage: StageDef) -> Action:
 def everywhere() -> tuple[Action, ...]:
     """The actions of all screens."""
     return (
-        Action("help", ("question_mark", "f1"), "help", "The keys of this screen, and what they do.", EVERYWHERE, 1),
+        Action("help", ("question_mark",), "help", "The keys of this screen, and what they do.", EVERYWHERE, 1),
+        Action("figures", ("f1",), "what figures mean", "What the columns of the table in front mean, each in two sentences.", EVERYWHERE),
         Action("palette", ("ctrl+p",), "all actions", "Find any action by name.", EVERYWHERE),
         *(_to(place, stage) for place, stage in enumerate(registry(), 1)),
         Action("back", ("escape",), "back", "Back out: of a panel, or of a filter; Esc never quits.", EVERYWHERE),
@@ -73,6 +74,7 @@ def _models() -> tuple[Action, ...]:
         Action("device", ("v",), "device", "Choose the device that calibrates and trains.", where, 0, reasons.busy),
         Action("threshold", ("e",), "threshold", "Set the error that the quantized model may have.", where, 0, reasons.busy),
         Action("graph", ("m",), "graph", "Of a language model: show its modules, or every operation that torch.export sees.", where, 0, reasons.busy),
+        Action("options", ("s",), "all options", "What else a run can be asked: targets, mean and std, limit, stem, epochs, size, classes …", where, 0, reasons.busy),
         Action("recipe", ("O",), "open recipe", "Start from a recipe file.", where, 0, reasons.busy),
         Action("baseline", ("t",), "train", "Train a baseline for this model on this data.", where, 0, reasons.busy),
         Action("resume", ("r",), "resume", "Go on with the stopped run under the cursor, or the latest one.", where, 4, reasons.cannot_resume),
@@ -229,6 +231,10 @@ _TABLE: tuple[Action, ...] = (
 )
 # The screens that lie over a stage's own, by their titles.
 OVER: dict[str, str] = {"sensitivity": "Sensitivity", "compare": "Compare", "microscope": "Microscope"}
+
+
+OF_STAGE: dict[str, str] = {"sensitivity": "strategy", "compare": "report", "microscope": "strategy"}
+"""The stages that they lie over."""
 
 
 def own(where: str) -> tuple[Action, ...]:

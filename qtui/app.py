@@ -13,11 +13,13 @@ from textual.app import App
 from qtui import actions, terminal, themes
 from qtui.hangup import Hangup
 from qtui.painting import Canvas
+from qtui.remembered import remember, remembered
 from qtui.screens import make
 from qtui.screens.base import StageScreen, bound
 from qtui.stage_table import find, ids
 from qtui.state import Stage, State
 from qtui.table_actions import TableActions
+from qtui.widgets.first_steps import known as known_steps
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -41,7 +43,7 @@ class QtuiApp(TableActions, App[int]):
     Screen { background: $background; }
     """
 
-    def __init__(self, session: Session | None = None, hertz: float | None = None) -> None:
+    def __init__(self, session: Session | None = None, hertz: float | None = None, first_steps: bool = False) -> None:
         super().__init__(driver_class=terminal.driver_class())
         for stage in ids():
             self.add_mode(stage, partial(make, stage))
@@ -52,11 +54,12 @@ class QtuiApp(TableActions, App[int]):
         self._look_at = 0.0
         self._given = session
         self.log_shown = False
+        self.steps: int | None = known_steps() if first_steps else None
         self.hold = False
         self.leaving = False
         # Before the first frame, so that it is in these colours.
         themes.register(self)
-        self.theme = themes.theme_for(os.environ)
+        self.theme = themes.theme_for(os.environ, remembered("theme"))
         self._hangup = Hangup(lambda number: self.leave())
         self.hertz = hertz or terminal.refresh_rate(os.environ)
         self._at: Stage = "model"
@@ -176,7 +179,7 @@ class QtuiApp(TableActions, App[int]):
             self.go(stages[index - 1])
 
     def do_back(self) -> None:
-        if (screen := self.stage_screen) is not None and screen.is_mounted:
+        if (screen := self.stage_screen) is not None and screen.is_mounted and not screen.forget_steps():
             screen.back()
 
     def do_halt_run(self) -> None:
@@ -211,6 +214,7 @@ class QtuiApp(TableActions, App[int]):
     def do_theme(self) -> None:
         names = themes.NAMES
         self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]
+        remember("theme", self.theme)
 
     def do_quit(self) -> None:
         from qtui.screens.panels import leave_panel
@@ -233,7 +237,7 @@ class QtuiApp(TableActions, App[int]):
 
 def main() -> int:
     """The app, until it ends; then the engine's thread."""
-    app = QtuiApp()
+    app = QtuiApp(first_steps=os.environ.get("QTUI_HINTS") != "0")
     try:
         code = app.run(mouse=terminal.wants_mouse(os.environ))
     finally:

@@ -21,6 +21,7 @@ from engine.models.torchvision import Published
 from engine.reading import MB, read_json
 from engine.tasks.registry import TASKS, TaskEntry, task_of
 from qtui import text
+from qtui.options import Options, fields, merged
 
 if TYPE_CHECKING:
     from engine.runs.rundir import RunSummary
@@ -107,7 +108,7 @@ def data_name(data: str) -> str:
 @dataclass(frozen=True)
 class Choice:
     """What a run is to be asked, as far as a person has said. ``graph`` (modules, export) is that of a language model, ``task`` one's
-    own as ``path/task.py:factory``, empty for what belongs to the model."""
+    own as ``path/task.py:factory``, empty for what belongs to the model; ``options`` are what has no key of its own."""
 
     model: str = "simplecnn"
     data: str = "digits"
@@ -117,6 +118,7 @@ class Choice:
     recipe: str = ""
     graph: str = "modules"
     task: str = ""
+    options: Options = ()
 
     def fields(self) -> dict[str, Any]:
         """The fields of the recipe; with ``file`` a recipe's own stand behind them."""
@@ -131,7 +133,7 @@ class Choice:
             asked |= {"graph": self.graph, "device": "auto" if self.device == "cuda" else self.device}
         further = (("weights", self.weights), ("file", self.recipe), ("task", self.task))
         given = {name: value for name, value in further if value}
-        return {**asked, **given}
+        return merged({**asked, **given}, fields(self.options))
 
     def with_model(self, name: str) -> Choice:
         """Another model: a weights file, a recipe or a task belongs to the one before."""

@@ -48,14 +48,15 @@ class TorchEngine:
         return examine()
 
     def run(self, recipe: Mapping[str, Any], stop: StopToken) -> Steps:
-        """``recipe`` holds a recipe's fields, or ``file`` beside fields that win over that file."""
+        """``recipe`` holds a recipe's fields, or ``file`` beside fields that win over that file; ``out`` the folder."""
         from engine.recipe.recipe import Recipe
         from engine.runs import pipeline
 
         fields = dict(recipe)
-        file = fields.pop("file", None)
+        file, out = fields.pop("file", None), fields.pop("out", None)
         made = Recipe.load(file, **fields) if file else Recipe.make(**fields)
-        return pipeline.run(made, None, stop, attended=True)
+        steps = pipeline.run(made, Path(out) if out else None, stop, attended=True)
+        return owned(Path(out), steps) if out else steps
 
     def resume(self, directory: Path, stop: StopToken) -> Steps:
         from engine.runs import pipeline

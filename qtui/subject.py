@@ -46,6 +46,12 @@ def _stages(run: Run, here: Stage, gap: str, names: bool) -> list[Piece]:
     return pieces
 
 
+def stage_at(index: int) -> Stage | None:
+    """The stage whose mark or name is the piece of that ``index`` of a stage bar; None for what stands between and behind them."""
+    known, (place, part) = registry(), divmod(index - 1, 3)
+    return known[place].id if 0 <= place < len(known) and part < 2 else None
+
+
 def _machine(state: State) -> tuple[str, ...]:
     found = state.machine
     if found is None:

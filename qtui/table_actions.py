@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from engine.errors import EngineError
 from engine.paths import cache_dir, save
 from qtui import terminal
@@ -87,6 +89,25 @@ class TableActions:
             order = Order(grid.order.column, not grid.order.descending)
             grid.sort(order)
             self._explain(_said(grid, order))
+
+    def do_figures(self) -> None:
+        """What the columns of the table in front mean; the one that it is ordered by comes first."""
+        from qtui.glossary import explained
+        from qtui.screens.dialogs import Reading
+
+        grid, screen = self._table, self.stage_screen
+        where = str(getattr(screen, "where", "") or (screen.stage if screen is not None else ""))
+        first = grid.order.column if grid is not None and grid.order is not None else None
+        found = explained(grid.given[0], where, first) if grid is not None else ()
+        if not found or screen is None:
+            self._explain("No figure stands here yet: on a table F1 says what its columns mean")
+            return
+        text = Text()
+        for title, said in found:
+            text.append(f"{title}\n", "bold")
+            text.append(f"{said}\n\n")
+        text.rstrip()
+        screen.app.push_screen(Reading("what the figures mean", text, hint="↑↓ scroll   esc back"))
 
     def do_copy_row(self) -> None:
         grid = self._table

@@ -105,10 +105,12 @@ def theme(name: str, palette: Palette) -> Theme:
     )  # fmt: skip
 
 
-def theme_for(env: Mapping[str, str]) -> str:
-    """The theme to start with: ``QTUI_THEME`` is dark, light or safe; dark where it says nothing known."""
+def theme_for(env: Mapping[str, str], last: object = None) -> str:
+    """The theme to start with: ``QTUI_THEME`` is dark, light or safe; where it says nothing known, that of the ``last`` time, or dark."""
     wanted = env.get("QTUI_THEME", "").strip().lower().removeprefix("qtui-")
-    return f"qtui-{wanted}" if f"qtui-{wanted}" in NAMES else DARK
+    if f"qtui-{wanted}" in NAMES:
+        return f"qtui-{wanted}"
+    return last if isinstance(last, str) and last in NAMES else DARK
 
 
 def palettes(env: Mapping[str, str]) -> Mapping[str, Palette]:

@@ -160,7 +160,7 @@ class ChannelRow:
 class RoundedLayer:
     """One layer's weights before and after rounding as ``spec`` says (to nearest where its method needs more than the weights).
 
-    ``before`` and ``after`` count them as parts of the largest magnitude of the grid that each is rounded on (that of its group, channel,
+    ``before`` and ``after`` count them as parts of the largest rounded magnitude in what shares a scale with them (their group, channel,
     or tensor), so that all grids lie upon one another; ``ticks`` are its levels, empty where they are too many to be told apart. ``lows``
     and ``highs`` are the ends of ``channels`` in the order of their largest magnitude, or of an even sample of them; ``outliers`` the
     first of the ``standing_out`` channels that have several times ``median``, the median channel's. ``zeros`` and ``clipped`` are parts of

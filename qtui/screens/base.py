@@ -47,6 +47,8 @@ class StageScreen(Paced, Screen[None]):
     ACTIONS: ClassVar[tuple[actions.Action, ...]] = ()
     _refused: Callable[[State], str | None] | None = None
     _wanted = ""
+    leads = True
+    """Whether the first steps may stand on it now: what lies over a stage needs the room."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-medium"), (100, "-wide")]
     DEFAULT_CSS = """
     StageScreen {
@@ -93,6 +95,7 @@ class StageScreen(Paced, Screen[None]):
         self.query_one("#subject", PieceLine).show(lambda width: subject.subject(state, width))
         self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(state, width))
         self._show_log(state)
+        self._show_steps()
         if self._refused is not None and self._refused(state) is None:
             self._refused = None
             self.query_one(Sentence).forget()
@@ -114,6 +117,36 @@ class StageScreen(Paced, Screen[None]):
             if grid.move_to(line):
                 grid.focus()
                 return
+
+    def _show_steps(self) -> None:
+        """What who is here for the first time does next, until it was done or taken away."""
+        from qtui.widgets.first_steps import STEPS, FirstSteps, keep, taken
+
+        shown = list(self.query(FirstSteps))
+        if self.qtui.steps is None:
+            return
+        front = self.app.screen
+        step = taken(self.qtui.steps, self.stage, str(getattr(front, "_title", "")) if front is not self else "")
+        if step != self.qtui.steps:
+            self.qtui.steps = step
+            keep(step)
+        over = step >= len(STEPS) or self.size.height < 20 or not self.leads
+        for pane in shown:
+            pane.show(step)
+            if over:
+                pane.remove()
+        if not shown and not over:
+            self.mount(FirstSteps(step), before="#sentence")
+
+    def forget_steps(self) -> bool:
+        """Take the first steps away for good; whether there were any."""
+        from qtui.widgets.first_steps import STEPS, keep
+
+        if self.qtui.steps is None or self.qtui.steps >= len(STEPS):
+            return False
+        self.qtui.steps = len(STEPS)
+        keep(len(STEPS))
+        return True
 
     def _show_log(self, state: State) -> None:
         panes = list(self.query(LogPane))
@@ -160,11 +193,14 @@ class StageScreen(Paced, Screen[None]):
 
         self.app.push_screen(Choose(title, options, current), then)
 
-    def ask(self, title: str, text: str, value: str, check: Callable[[str], str | None], then: Callable[[str | None], None]) -> None:
-        """Ask for a line of text."""
+    def ask(
+        self, title: str, text: str, value: str, check: Callable[[str], str | None], then: Callable[[str | None], None],
+        paths: bool = False,
+    ) -> None:  # fmt: skip
+        """Ask for a line of text; of ``paths`` Tab completes it."""
         from qtui.screens.dialogs import Prompt
 
-        self.app.push_screen(Prompt(title, text, value, check=check), then)
+        self.app.push_screen(Prompt(title, text, value, check=check, paths=paths), then)
 
     def confirm(self, title: str, text: str, yes: str, no: str, then: Callable[[bool | None], None]) -> None:
         """Ask a question whose default is No."""
@@ -204,6 +240,20 @@ class StageScreen(Paced, Screen[None]):
         else:
             getattr(self if action.where != actions.EVERYWHERE else self.app, f"do_{name}")()
         self.qtui.refresh_state()
+
+    def on_piece_line_pressed(self, event: PieceLine.Pressed) -> None:
+        """A click on the stage bar goes there, one on the footer does what its key does."""
+        pieces, index = event.pieces, event.index
+        if event.line.id == "stages":
+            # A narrow bar has parts of names, in the order of the stages.
+            place = subject.stage_at(index)
+            if place is not None:
+                self.action_do(f"stage_{place}")
+        elif event.line.id == "keys":
+            key = pieces[index - index % 2][0].strip()
+            found = next((action for action in self.shown_actions(self.state) if actions.key_text(action.keys[0]) == key), None)
+            if found is not None:
+                self.action_do(found.id)
 
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.qtui.refresh_state)

@@ -19,8 +19,8 @@ _NAMED = 3
 
 
 def points(front: Front, chosen: Plan | None) -> tuple[Point, ...]:
-    """The plans by size and estimated error, both by their logarithms, ``now`` and the chosen one with markers of their own. What does no harm stands one decade
-    beneath the least that does."""
+    """The plans by size and estimated error, both by their logarithms, ``now`` and the chosen one with markers of their own. What does
+    no harm stands one decade beneath the least that does."""
     known = [plan.harm for plan in (*front.plans, front.now, *([chosen] if chosen else [])) if plan.harm > 0]
     least = min(known, default=_LEAST) / 10
 
@@ -37,8 +37,17 @@ def points(front: Front, chosen: Plan | None) -> tuple[Point, ...]:
 def drawn(front: Front | None, chosen: Plan | None, waiting: str, width: int, height: int) -> list[Line]:
     """The strip as a chart of that size: less error is up, smaller is left."""
     found = points(front, chosen) if front is not None else ()
+    least = max((point.y for point in found), default=0.0)
+    # What does no harm at all has its place on a logarithmic scale, and no figure.
+    none = front is not None and any(plan.harm <= 0 for plan in (*front.plans, front.now, *([chosen] if chosen else [])))
     return scatter(
-        found, width, height, x_label="size", x_format=lambda x: text.size(10**x), y_format=lambda y: text.small(10**-y), empty=waiting
+        found,
+        width,
+        height,
+        x_label="size",
+        x_format=lambda x: text.size(10**x),
+        y_format=lambda y: "none" if none and y == least else text.small(10**-y),
+        empty=waiting,
     )
 
 

@@ -20,7 +20,9 @@ from qtui.screens import calibrate_result as result
 from qtui.screens import calibrate_work as work
 from qtui.screens.base import StageScreen, bindings
 from qtui.screens.depth import DepthChart
-from qtui.screens.dialogs import Prompt
+from qtui.screens.dialogs import Prompt, Reading
+from qtui.screens.report_rows import layers_of
+from qtui.screens.report_words import layer_panel
 from qtui.stage_table import digit
 from qtui.state import Run, State
 from qtui.widgets.chart import Chart
@@ -163,6 +165,7 @@ class CalibrateScreen(StageScreen):
         after = " ─ after QAT" if rows and layers.form(run) == "qat" else ""
         titles(self.query_one("#layers-pane"), f"Layers ─ {len(rows)} ─ {order}{after}" if rows else "Layers")
         grid = self.query_one("#layers", Grid)
+        grid.empty = layers.COMING if work.working(state) else layers.EMPTY
         grid.show(layers.columns(run), rows)
         if self._begin and rows:
             # The layer that does the most harm is what to look at first.
@@ -180,6 +183,8 @@ class CalibrateScreen(StageScreen):
     def _sentence(self, state: State) -> str:
         if self.view == "ranges":
             return ranges.sentence(state.run, self.query_one("#ranges", Grid).cursor)
+        if work.working(state) and not state.run.layers:
+            return layers.COMING.replace("\n", " ")
         return layers.sentence(state.run, self.query_one("#layers", Grid).cursor)
 
     def _turn(self, view: Literal["ranges", "layers"]) -> None:
@@ -196,7 +201,16 @@ class CalibrateScreen(StageScreen):
             self.say(self._sentence(self.state))
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        self.action_do("view" if self._measured else "next")
+        if self.view == "layers":
+            self._open_layer(event.key)
+        else:
+            self.action_do("view" if self._measured else "next")
+
+    def _open_layer(self, name: str) -> None:
+        """Everything about a measured layer."""
+        row = next((row for row in layers_of(self.state.run) if row.get("name") == name), None)
+        if row is not None:
+            self.app.push_screen(Reading(f"layer ─ {name}", layer_panel(row, self.state.run)))
 
     def do_view(self) -> None:
         self._turn("layers" if self.view == "ranges" else "ranges")

@@ -38,6 +38,7 @@ def columns(run: Run) -> tuple[Column, ...]:
 
 
 EMPTY = f"No layer figures are kept of this run.\nA run started here measures each layer: {digit('model')}, then n."
+COMING = "The whole model is measured, and each layer is being measured.\nTheir figures stand here in a moment."
 NOT_MEASURED = "Nothing is measured yet: that comes after the calibration."
 HARMFUL_DB = 20.0
 """Below this the noise of a layer alone is over a tenth of its signal's amplitude."""

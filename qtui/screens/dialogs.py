@@ -15,10 +15,13 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from qtui.painting import Paced
+from qtui.paths_typed import completed, unquoted
 from qtui.text import plain
 from qtui.widgets.table import Column, Grid, Row
+from qtui.widgets.theme_style import theme_style
 
 Result = TypeVar("Result")
+_NAMED = 6
 
 
 class _Panel:
@@ -150,16 +153,19 @@ class Several(Panel[tuple[str, ...] | None]):
 
 
 class Prompt(Panel[str | None]):
-    """A line of text. ``check`` gives what is wrong with it, or None."""
+    """A line of text. ``check`` gives what is wrong with it, or None. Tab completes ``paths``; quotes around what was pasted are taken
+    off."""
 
     CSS = _Panel.CSS
-    BINDINGS = [Binding("escape", "back")]
+    BINDINGS = [Binding("escape", "back"), Binding("tab", "complete", priority=True)]
 
     def __init__(
-        self, title: str, text: str, value: str = "", placeholder: str = "", check: Callable[[str], str | None] = lambda value: None
-    ) -> None:
+        self, title: str, text: str, value: str = "", placeholder: str = "",
+        check: Callable[[str], str | None] = lambda value: None, paths: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._title, self._text, self._value, self._placeholder, self._check = title, text, value, placeholder, check
+        self._paths = paths
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel") as panel:
@@ -169,14 +175,25 @@ class Prompt(Panel[str | None]):
             line.cursor_blink = False
             yield line
             yield Static("", classes="wrong")
-            yield Static("⏎ take it   esc back", classes="hint")
+            yield Static(f"⏎ take it   {'tab completes   ' if self._paths else ''}esc back", classes="hint")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        wrong = self._check(event.value.strip())
+        value = unquoted(event.value)
+        wrong = self._check(value)
         if wrong is None:
-            self.done(event.value.strip())
+            self.done(value)
         else:
             self.query_one(".wrong", Static).update(Text(wrong))
+
+    def action_complete(self) -> None:
+        """As far as the names of files that begin like this are the same; then which there are."""
+        if not self._paths or not self.is_mounted:
+            return
+        line = self.query_one(Input)
+        line.value, names = completed(line.value)
+        line.cursor_position = len(line.value)
+        said = f"{'   '.join(names[:_NAMED])}{' …' if len(names) > _NAMED else ''}"
+        self.query_one(".wrong", Static).update(Text(plain(said), theme_style(self.app, "dim")))
 
     def action_back(self) -> None:
         self.done(None)
@@ -226,7 +243,7 @@ class Pick(Panel[str | None]):
         grid.move_to(values[min(max(place, 0), len(values) - 1)])
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        typed, values = event.value.strip(), [value for value, _ in self._options]
+        typed, values = unquoted(event.value), [value for value, _ in self._options]
         begun = [value for value in values if value.startswith(typed)]
         value = typed if not begun or typed in values else begun[0] if len(begun) == 1 else ""
         if not typed:

@@ -114,7 +114,7 @@ def sentence(found: RoundedLayer, values: RangeRow | None, row: LayerRow | None)
     if values is not None and values.outliers:
         said.append(f"{values.outliers} of {values.channels} channels of what it reads hold its range wide")
     if timed:
-        said.append(timed)
+        said.append(f"{timed[:1].upper()}{timed[1:]}")
     return ". ".join(said) + "."
 
 

@@ -10,6 +10,7 @@ from engine.tasks.metrics import known
 from engine.tasks.registry import TASKS
 from qtui import catalog
 from qtui.catalog import Choice, Model
+from qtui.options import Options
 from qtui.screens.base import StageScreen
 from qtui.screens.dialogs import Pick
 from qtui.widgets.table import Grid
@@ -62,15 +63,15 @@ class Asking(StageScreen):
             words = TASKS[task].files
             about = f"Your own data for {task}{f': {words}' if words else ', a file or a folder'}:"
             check = catalog.wrong_text if catalog.default_data(task) else catalog.wrong_inputs
-            self.ask("data", about, "", check, self._folder)
+            self.ask("data", about, "", check, self._folder, paths=True)
         elif value == FOLDER:
-            self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder)
+            self.ask("data", "The folder with your images, one folder a class:", "", catalog.wrong_folder, self._folder, paths=True)
         elif value:
             self._changed(replace(self.choice, data=value))
 
     def _text(self, value: str | None) -> None:
         if value == FOLDER:
-            self.ask("data", "A text file, or a folder of them:", "", catalog.wrong_text, self._folder)
+            self.ask("data", "A text file, or a folder of them:", "", catalog.wrong_text, self._folder, paths=True)
         elif value:
             self._changed(replace(self.choice, data=value))
 
@@ -83,7 +84,7 @@ class Asking(StageScreen):
             "A callable without arguments that returns an nn.Module: your code,\nwith your rights. "
             "Or a language model's folder, or OWNER/MODEL."
         )
-        self.ask("your own model", text, "", catalog.wrong_own_model, self._own)
+        self.ask("your own model", text, "", catalog.wrong_own_model, self._own, paths=True)
 
     def _own(self, value: str | None) -> None:
         if value:
@@ -124,7 +125,7 @@ class Asking(StageScreen):
             self.explain(f"{self.choice.model} brings its weights: o takes the folder of another language model")
             return
         text = "A file of weights (.safetensors, or .pt that holds tensors only);\nempty takes those of the list."
-        self.ask("weights", text, self.choice.weights, catalog.wrong_file, self._weights)
+        self.ask("weights", text, self.choice.weights, catalog.wrong_file, self._weights, paths=True)
 
     def _weights(self, value: str | None) -> None:
         if value is not None:
@@ -159,9 +160,19 @@ class Asking(StageScreen):
         if value:
             self._changed(replace(self.choice, threshold=value))
 
+    def do_options(self) -> None:
+        """What else a run can be asked."""
+        from qtui.screens.options_panel import OptionsPanel
+
+        def taken(given: Options | None) -> None:
+            if given is not None and given != self.choice.options:
+                self._changed(replace(self.choice, options=given))
+
+        self.app.push_screen(OptionsPanel(self.choice.options), taken)
+
     def do_recipe(self) -> None:
         text = "A recipe file (recipe.yaml of a run, or your own); empty takes none."
-        self.ask("recipe", text, self.choice.recipe, catalog.wrong_recipe, self._recipe)
+        self.ask("recipe", text, self.choice.recipe, catalog.wrong_recipe, self._recipe, paths=True)
 
     def _recipe(self, value: str | None) -> None:
         if value == "":

@@ -151,7 +151,8 @@ def choice_parts(choice: Choice, reads_text: bool) -> tuple[tuple[str, str, str]
     shown = [data, error, graph, recipe] if reads_text else [data, device, error, weights, recipe]
     if choice.task and ":" not in choice.task:
         shown = [data, ("a", "task", choice.task), *shown[1:]]
-    given = {"w": bool(choice.weights), "O": bool(choice.recipe), "o": True, "a": True}
+    shown.append(("s", "options", f"{len(choice.options)} given" if choice.options else "none"))
+    given = {"s": bool(choice.options), "w": bool(choice.weights), "O": bool(choice.recipe), "o": True, "a": True}
     return tuple(sorted(shown, key=lambda part: not given.get(part[0], False)))
 
 

@@ -16,6 +16,7 @@ from qtui.state import State
 class Over(StageScreen):
     """``where`` names its actions in the table of keys, ``about`` says what it shows."""
 
+    leads = False
     where: ClassVar[str]
     about: ClassVar[str]
 

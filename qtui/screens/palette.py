@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from qtui import actions
 from qtui.screens.dialogs import Panel
-from qtui.stage_table import registry
+from qtui.stage_table import find, registry
 from qtui.state import Stage, State
 from qtui.widgets.filter_bar import matches
 from qtui.widgets.table import Cell, Column, Grid, Row
@@ -47,6 +47,11 @@ def rows(stage: Stage, state: State, wanted: str) -> tuple[Row, ...]:
             for action in actions.own(other.id):
                 if matches(wanted, (action.label, action.help, other.title)):
                     found.append(_elsewhere(action, f"{other.id}:", other.title, reason))
+    for where, title in actions.OVER.items():
+        below = find(actions.OF_STAGE[where])
+        for action in actions.own(where):
+            if action.id != "back" and matches(wanted, (action.label, action.help, title)):
+                found.append(_elsewhere(action, f"{below.id}:{where}.", f"{below.title} ▸ {title}", below.unavailable(state)))
     if wanted.strip():
         found += [*_layers(state, wanted), *_runs(state, wanted)]
     return tuple(found)

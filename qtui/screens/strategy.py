@@ -141,7 +141,8 @@ class StrategyScreen(EditKeys, Recipes, Budget):
         if self._follows:
             return "Measured again as a run of its own: it loads and folds first, then calibrates. The other run stays as it is."
         if self._news:
-            return self._news
+            # What the next key is for is said also while something else is.
+            return f"{self._news} {words.target(self._draft, self._entry)}".rstrip()
         if self.strip.display and self.strip.has_focus:
             return self.budget_sentence()
         if (draft := self._draft) is None:

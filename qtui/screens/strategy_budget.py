@@ -60,7 +60,7 @@ class Budget(StageScreen):
                 )
                 return
             self.session.answer(Sensitive())
-        self.strip.display = True
+        self.strip.display, self.leads = True, False
         self.strip.focus()
         self._budget(self.state)
 
@@ -207,7 +207,7 @@ class Budget(StageScreen):
         had_focus = strip.has_focus
         strip.point(None)
         strip.limit = ""
-        strip.display = False
+        strip.display, self.leads = False, True
         self._front, self._front_of = None, ()
         if had_focus:
             self._settle()

@@ -47,7 +47,9 @@ class Recipes(StageScreen):
         self.qtui.refresh_state()
 
     def do_open(self) -> None:
-        self.ask("open a recipe", "A recipe file; its preset and rules are taken, nothing else:", "", files.wrong_source, self._open)
+        self.ask(
+            "open a recipe", "A recipe file; its preset and rules are taken, nothing else:", "", files.wrong_source, self._open, paths=True
+        )
 
     def _open(self, value: str | None) -> None:
         if value:
@@ -59,7 +61,7 @@ class Recipes(StageScreen):
             self.explain("What this run was asked is not in its files: its strategy alone is no recipe")
             return
         text = "The file to write; qtui run --recipe FILE does it again:"
-        self.ask("save the recipe", text, files.default_name(self.state.run), files.wrong_target, self._save)
+        self.ask("save the recipe", text, files.default_name(self.state.run), files.wrong_target, self._save, paths=True)
 
     def _save(self, value: str | None) -> None:
         if not value:

@@ -21,7 +21,7 @@ from qtui.spec_words import spelled
 def title(draft: Draft, width: int, shown: str = "", hidden: int = 0) -> str:
     """The pane's title with its counts; ``shown`` is how many layers a filter leaves, ``hidden`` how many marked ones are not in view."""
     edited = len(draft.edited)
-    counts = [f"{draft.quantized} layers quantized", f"{draft.kept} kept in fp32", f"{edited} edited"]
+    counts = [f"{draft.quantized} layer{'' if draft.quantized == 1 else 's'} quantized", f"{draft.kept} kept in fp32", f"{edited} edited"]
     if width < 80:
         counts = [f"{draft.quantized} quantized", f"{draft.kept} fp32", f"{edited} edited"][:: 1 if width >= 60 else 2]
     if shown:
@@ -74,6 +74,17 @@ def sentence(
         if more and len(said) + len(join) + len(more) <= room:
             said += join + more
     return said
+
+
+def target(draft: Draft | None, entry: Entry | None) -> str:
+    """Which layers the keys that edit are for, in a few words."""
+    if draft is None:
+        return ""
+    if draft.marked:
+        return f"Keys are for the {len(draft.marked)} marked."
+    if entry is None:
+        return ""
+    return f"Keys are for all layers of {entry.name}." if entry.module else f"Keys are for {entry.name}."
 
 
 def _about_marked(draft: Draft, entry: Entry | None, room: int, hidden: int) -> str:

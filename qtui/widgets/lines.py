@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rich.text import Text
+from textual.events import Click
+from textual.message import Message
 from textual.widget import Widget
 
+from qtui.drawing.text import cells
 from qtui.widgets.theme_style import theme_style
 
 Piece = tuple[str, str]
@@ -16,6 +19,18 @@ class PieceLine(Widget):
     """``draw(width)`` gives the pieces (text, role); the roles are those of ``theme_style``."""
 
     DEFAULT_CSS = "PieceLine { height: 1; }"
+
+    class Pressed(Message):
+        """A click on the piece of that ``index`` among ``pieces``."""
+
+        def __init__(self, line: PieceLine, pieces: tuple[Piece, ...], index: int) -> None:
+            super().__init__()
+            self.line, self.pieces, self.index = line, pieces, index
+
+        @property
+        def control(self) -> PieceLine:
+            """The line that was clicked."""
+            return self.line
 
     def __init__(self, draw: Callable[[int], Sequence[Piece]] | None = None, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -27,6 +42,15 @@ class PieceLine(Widget):
         self._draw = draw
         if tuple(draw(self.size.width)) != self._shown:
             self.refresh()
+
+    def on_click(self, event: Click) -> None:
+        """Tell which piece is under the pointer."""
+        end = 0
+        for index, (text, _) in enumerate(self._shown or ()):
+            end += cells(text)
+            if event.x < end:
+                self.post_message(self.Pressed(self, self._shown or (), index))
+                return
 
     def render(self) -> Text:
         self._shown = tuple(self._draw(self.size.width))

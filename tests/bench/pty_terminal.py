@@ -42,7 +42,7 @@ UNFINISHED = re.compile(rb"(?:\x1b(?:\[[?>=<]?[0-9;]*\$?)?)?\Z")
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would change the picture, for a terminal of 256 colours."""
-    kept = {key: value for key, value in os.environ.items() if not SCRUBBED.fullmatch(key)}
+    kept = {key: value for key, value in os.environ.items() if not SCRUBBED.fullmatch(key)} | {"QTUI_HINTS": "0"}
     # Bytecode is kept, as for any installed program; compiling at each start would be measured otherwise.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
     kept.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / "qtui-bench-bytecode"))

@@ -1,6 +1,9 @@
 """Measures the terminal app from outside, through a pseudo-terminal, against its budgets.
 
-    python tests/bench/tui.py [--repeats 7] [--only NAME ...] [-- COMMAND ...]
+    python tests/bench/tui.py [--repeats 7] [--only NAME ...] [--write FILE] [--peer COMMAND] [-- COMMAND ...]
+
+``--write`` puts the table of what keys cost (the scenario ``bytes``) into FILE. ``--peer`` is another terminal program, such as harlequin
+in an environment of its own (it asks for another Textual), whose first frame, rest and keys are measured in the same run.
 
 Prints a table and exits with 1 when a budget is missed. It asks for a machine that does nothing else.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import shlex
 import shutil
 import statistics
 import sys
@@ -18,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tables
 from pty_terminal import PtyTerminal, python
 
 HERE = Path(__file__).parent
@@ -111,13 +116,16 @@ class Bench:
 
     command: Sequence[str]
     repeats: int = 7
+    peer: Sequence[str] = ()
 
-    def start(self, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None) -> PtyTerminal:
+    def start(
+        self, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None, size: tuple[int, int] = (80, 24)
+    ) -> PtyTerminal:
         folder = tempfile.mkdtemp(prefix="qtui-bench-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         (Path(folder) / "slow.py").write_text(SLOW_FILE)
         own = {"PYTHONPATH": str(ROOT), "QTUI_RUNS": f"{folder}/runs", "QTUI_CACHE": f"{tempfile.gettempdir()}/qtui-bench-cache"}
-        return PtyTerminal(command or self.command, env={**own, **(env or {})}, cwd=folder)
+        return PtyTerminal(command or self.command, size, env={**own, **(env or {})}, cwd=folder)
 
     def reach(self, terminal: PtyTerminal, name: str, after: str | None = None, way: Sequence[Step] | None = None) -> None:
         """Play the way up to that step, from its beginning or from behind another step."""
@@ -151,7 +159,7 @@ def first_frame(bench: Bench) -> Iterator[Row]:
     empty, ours = (statistics.median(times[name]) for name in ("empty", "qtui"))
     yield Row("first frame, empty Textual app", empty, "ms", None, f"median of {bench.repeats}")
     yield Row("first frame, qtui", ours, "ms", 700, f"{min(times['qtui']):.0f} to {max(times['qtui']):.0f}")
-    yield Row("first frame, ratio", ours / empty, "×", 1.5)
+    yield Row("first frame, ratio", ours / empty, "×", 1.3)
 
 
 def keys_at_rest(bench: Bench) -> Iterator[Row]:
@@ -262,6 +270,77 @@ def leaving(bench: Bench) -> Iterator[Row]:
         yield Row("quit while QAT trains", time.perf_counter() - start, "s", 5, f"exit code {code}")
 
 
+WALK = ("down",) * 5 + ("up",) * 5
+SIDEWAYS = ("left", "right") * 4
+KEY_BYTES = {(80, 24): 1000, (200, 60): 2000}
+FRAME_BYTES = 8000
+# What the cursor is walked on: the way there, what tells that one is there, the keys of the walk, and those that lead back.
+SCREENS: tuple[tuple[str, tuple[str, ...], str | Callable[[PtyTerminal], bool], tuple[str, ...], tuple[str, ...]], ...] = (
+    ("Models", (), rests, WALK, ()),
+    ("Graph", ("enter",), asks("╭─ Graph"), WALK, ()),
+    ("Strategy", ("n",), asks("╭─ Strategy"), WALK, ()),
+    ("Sensitivity", ("e",), asks("╭─ Sensitivity ─"), WALK, ("esc",)),
+    ("Budget", ("P",), lambda t: "plans ─ estimated" in t.text, SIDEWAYS, ("esc",)),
+    ("Microscope", ("down", "i"), asks("become 0"), ("right", "right", "left", "left"), ("esc",)),
+    ("Calibrate", ("n",), asks("╭─ Layers"), WALK, ()),
+    ("Report", ("n",), lambda t: "╭─ Verdict" in t.text and rests(t), WALK, ()),
+    ("Compare", ("c",), "against", WALK, ()),
+)
+
+
+def cost(terminal: PtyTerminal, key: str, gap: float = 0.4) -> int:
+    """The bytes that a key brings."""
+    before = len(terminal.received)
+    terminal.press(key)
+    terminal.quiet(gap, 4)
+    return len(terminal.received) - before
+
+
+def byte_costs(bench: Bench) -> Iterator[Row]:
+    """What a key of the cursor costs on each screen, what a whole screen costs, and what comes while nothing is done."""
+    for size, limit in KEY_BYTES.items():
+        with bench.start(size=size) as terminal:
+            for name, way, seen, walk, back in SCREENS:
+                terminal.press(*way)
+                terminal.wait_for(seen, 180)
+                terminal.quiet(1.0, 10)
+                sizes = [cost(terminal, key) for key in walk]
+                # Another layer under the microscope is another screen.
+                most = FRAME_BYTES if name == "Microscope" else limit
+                yield Row(f"{name}, {size[0]}x{size[1]}", statistics.median(sizes), "B/key", most, f"{min(sizes)} to {max(sizes)}")
+                terminal.press(*back)
+                terminal.quiet(0.5, 5)
+    with bench.start() as terminal:
+        bench.reach(terminal, "graph")
+        terminal.quiet(1, 10)
+        for name, key in (("help", "?"), ("back", "esc"), ("palette", "ctrl+p"), ("back", "esc"), ("to Model", "1"), ("to Graph", "2")):
+            yield Row(f"{name}, 80x24", cost(terminal, key, 0.8), "B", FRAME_BYTES)
+    yield from at_first(bench, bench.command, "qtui")
+    if bench.peer:
+        yield from at_first(bench, bench.peer, "peer")
+        with bench.start(command=bench.peer) as terminal:
+            terminal.first_frame()
+            terminal.quiet(2, 20)
+            sizes = [cost(terminal, key) for key in WALK]
+            yield Row("peer: cursor key, 80x24", statistics.median(sizes), "B/key", None, f"{min(sizes)} to {max(sizes)}")
+
+
+def at_first(bench: Bench, command: Sequence[str], name: str) -> Iterator[Row]:
+    """The first frame, and what comes afterwards while nobody does anything."""
+    with bench.start(command=command) as terminal:
+        took = terminal.first_frame()
+        frame = len(terminal.received)
+        yield Row(f"{name}: first frame", took, "ms", None, f"{frame:,} B")
+        terminal.drain(1)
+        before = len(terminal.received)
+        if name == "qtui":
+            terminal.wait_for(rests, 60)
+        terminal.drain(4)
+        until = len(terminal.received)
+        yield Row(f"{name}: after the first second, until it rests", until - before, "B", 400 if name == "qtui" else None)
+        yield Row(f"{name}: at rest", terminal.drain(5) / 5, "B/s", 0 if name == "qtui" else None)
+
+
 SCENARIOS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "first-frame": first_frame,
     "rest": keys_at_rest,
@@ -269,12 +348,15 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "ssh": over_ssh,
     "flood": flood,
     "leaving": leaving,
+    "bytes": byte_costs,
 }
+MARKS = ("<!-- bench:tui-bytes -->", "<!-- /bench:tui-bytes -->")
 
 
-def measured(bench: Bench, names: Sequence[str]) -> bool:
-    """Run the scenarios and print their rows as they come; whether every budget was kept."""
+def measured(bench: Bench, names: Sequence[str], place: Path | None = None) -> bool:
+    """Run the scenarios and print their rows as they come; whether every budget was kept. What keys cost is put into ``place``."""
     kept = True
+    table = ["| | measured | at most | |", "|---|---:|---:|---|"]
     print(f"{'':40}{'value':>10} {'unit':5}{'budget':>8}", flush=True)
     for name in names:
         try:
@@ -282,9 +364,13 @@ def measured(bench: Bench, names: Sequence[str]) -> bool:
                 limit = "" if row.limit is None else f"{row.limit:g}"
                 print(f"{row.what:40}{row.value:>10.4g} {row.unit:5}{limit:>8}  {'MISSED ' if row.missed else ''}{row.note}", flush=True)
                 kept &= not row.missed
+                if name == "bytes":
+                    table.append(f"| {row.what} | {row.value:,.0f} {row.unit} | {limit} | {row.note} |")
         except TimeoutError as error:
             kept = False
             print(f"{name}: {error}", flush=True)
+    if "bytes" in names:
+        tables.put("\n".join(table), place, MARKS)
     return kept
 
 
@@ -292,9 +378,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=list(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--write", type=Path, help="put the table of bytes into this file")
+    parser.add_argument("--peer", type=shlex.split, default=[], help="another terminal program to measure beside it")
     parser.add_argument("command", nargs="*", default=python("-m", "qtui"), help="another program in qtui's place")
     arguments = parser.parse_args()
-    return 0 if measured(Bench(arguments.command, arguments.repeats), arguments.only) else 1
+    tables.check_place(arguments.write, MARKS)
+    bench = Bench(arguments.command, arguments.repeats, arguments.peer)
+    return 0 if measured(bench, arguments.only, arguments.write) else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from snapshots import check_svg, check_text
 from engine.recipe.decisions import Train
 from qtui.screens.calibrate import CalibrateScreen
 from qtui.screens.calibrate_ranges import settled
+from qtui.screens.dialogs import Reading
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
@@ -105,8 +106,10 @@ def test_a_view_that_was_chosen_stays(runs: Path) -> None:
         assert "v shows them" in said(driver)
         await driver.press("v", "y")
         assert screen(driver).view == "layers" and "v shows them" in said(driver)
+        await driver.press("v", "enter")
+        assert screen(driver).view == "layers", "on the ranges it goes to the layers"
         await driver.press("enter")
-        assert screen(driver).view == "ranges"
+        assert isinstance(driver.app.screen, Reading), "on a measured layer it opens that layer"
 
     asked(runs, script)
 
