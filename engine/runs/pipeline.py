@@ -27,6 +27,7 @@ from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
+from engine.runs.gauge import gauged
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.rundir import Elsewhere, RunDir, find_run, is_running, new_directory
 from engine.runs.work import Run, T, stage
@@ -158,7 +159,7 @@ def _carried_out(
         where.write("recipe.yaml", absolute(recipe).to_yaml())
         if moved:
             yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
-        return (yield from _tapped(job.run(), where.event))
+        return (yield from _tapped(gauged(job.run(), job.gauge), where.event))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
             raise

@@ -10,6 +10,7 @@ from engine.machine.ranks.group import by_first as by_first
 from engine.machine.ranks.group import called_by_first as called_by_first
 from engine.machine.ranks.group import count as count
 from engine.machine.ranks.group import gathered as gathered
+from engine.machine.ranks.group import heard as heard
 from engine.machine.ranks.group import is_first as is_first
 from engine.machine.ranks.group import join as join
 from engine.machine.ranks.group import leave as leave

@@ -297,6 +297,11 @@ def total(value: Any) -> Any:
     return whole.to(value.dtype)
 
 
+def heard() -> list[dict[str, Any]]:
+    """What each of the other ranks takes of its machine, the fields of ``usage.Usage``; nothing where there is none."""
+    return [] if _group is None else _group.watch.heard()
+
+
 def remember(key: str, value: str) -> None:
     """Note ``value`` where ranks that are started again find it: the launcher holds the store over all attempts."""
     if _group is not None:

@@ -8,11 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.machine.ranks.place import Place, host
+from engine.machine.usage import Meter
 
 # Seconds between two signs of life, and without one after which a rank on another host counts as lost.
 BEAT, SILENT = 2.0, 60.0
@@ -52,6 +53,7 @@ class Watch:
     def __init__(self, store: Any, at: Place, peers: list[Peer], give_up: Callable[[Gone], None]) -> None:
         self._store, self._at, self._peers, self._give_up = store, at, peers, give_up
         self._lock = threading.Lock()
+        self._meter = Meter(at.rank, host())
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="ranks", daemon=True)
@@ -75,6 +77,16 @@ class Watch:
             if grave or time.monotonic() >= until:
                 return grave or next(iter(found), None)
             time.sleep(0.1)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What each of the other ranks said last of what it takes of its machine."""
+        found = []
+        for beat, _ in list(self._beats.values()):
+            with contextlib.suppress(ValueError):
+                said = json.loads(beat)
+                if isinstance(said, list):
+                    found.append(said[1])
+        return found
 
     def _look(self, peer: Peer) -> Gone | None:
         with self._lock:
@@ -111,7 +123,7 @@ class Watch:
         while not self._ended.wait(BEAT):
             count += 1
             with self._lock, contextlib.suppress(RuntimeError):
-                self._store.set(f"beat/{self._at.rank}", str(count))
+                self._store.set(f"beat/{self._at.rank}", json.dumps([count, asdict(self._meter.look())]))
             lost = self.gone()
             if lost is None or lost.how == "stopped":
                 continue
