@@ -52,7 +52,7 @@ def _of_one(looks: Sequence[Look], cells: int) -> list[str]:
     rates = [look.rate for look in looks]
     if cells and any(rate is not None for rate in rates):
         found.append(f"rate {sparkline(rates, cells)}")
-    if now.written_bytes:
+    if now.written_bytes and now.written_bytes >= 1e6:
         found.append(f"{_size(now.written_bytes)} written")
     return found
 

@@ -131,9 +131,12 @@ def _met(at: Place) -> _Group:
         if rank != at.rank:
             name, process = json.loads(store.get(f"card/{rank}"))
             peers.append(Peer(rank, name, process))
-    cuda = torch.cuda.is_available() and dist.is_nccl_available()
-    if cuda:
-        torch.cuda.set_device(at.local % torch.cuda.device_count())
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices:
+        torch.cuda.set_device(at.local % devices)
+    # nccl wants a GPU for each rank; gloo takes what lies on a GPU through the processor.
+    name = host()
+    cuda = dist.is_nccl_available() and sum(peer.host == name for peer in peers) < devices
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", store=_prefixed("group", store), rank=at.rank, world_size=at.count,
