@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -44,6 +45,8 @@ _group: _Group | None = None
 _left = False
 # Deeper than 0 where this process works for itself although there are others.
 _apart = 0
+# Deeper than 0 while ``shares`` fetches a batch.
+_sharing = 0
 
 
 def count() -> int:
@@ -79,6 +82,27 @@ def apart() -> Iterator[None]:
         yield
     finally:
         _apart -= 1
+
+
+def shares(batches: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
+    """Each of ``batches`` with its number and whether it is this rank's. Of those that are not, data that are read from disk may
+    hold less than they count: see ``is_read``."""
+    global _sharing
+    rest = iter(batches)
+    for index in itertools.count():
+        _sharing += 1
+        try:
+            batch = next(rest)
+        except StopIteration:
+            return
+        finally:
+            _sharing -= 1
+        yield index, batch, mine(index)
+
+
+def is_read(index: int) -> bool:
+    """Whether a data set has to read the batch at ``index`` of a split: not where ``shares`` asks for it and it is another rank's."""
+    return not _sharing or mine(index)
 
 
 def join(on_lost: Callable[[str], None] | None = None) -> Place:
