@@ -53,6 +53,9 @@ def run(
     """
     ranks.join()
     begun = ranks.called_by_first(lambda: _begun_before(recipe, out))
+    if begun is not None and ranks.called_by_first((begun / "report.json").exists):
+        yield Notice(f"{begun} was finished before its ranks were started again")
+        return ranks.called_by_first(lambda: Report.load(begun))
     if begun is not None:
         return (yield from resume(begun, stop, attended))
     return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended, in_hand=in_hand))
@@ -64,7 +67,7 @@ def _begun_before(recipe: Recipe, out: Path | None) -> Path | None:
         return None
     known = ranks.remembered(_FOLDER)
     directory = out or (Path(known) if known else None)
-    return directory if directory and (directory / "recipe.yaml").exists() and not (directory / "report.json").exists() else None
+    return directory if directory and (directory / "recipe.yaml").exists() else None
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
@@ -151,7 +154,7 @@ def _carried_out(
     recipe = subject.task.settled(recipe)
     name = subject.task.data(1, None)["name"]
     where = _folder(out, recipe.model, name, subject, resumed)
-    ranks.join(lambda text: where.state("failed", text))
+    ranks.when_lost(lambda text: where.state("failed", text))
     job = Job(recipe, subject, machine, where, stop, attended)
     try:
         for event in seen:
@@ -187,6 +190,7 @@ def _carried_out(
             f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, entry)}the traceback is in {kept}"
         ) from error
     finally:
+        ranks.when_lost(None)
         where.close()
 
 

@@ -25,5 +25,6 @@ from engine.machine.ranks.group import same as same
 from engine.machine.ranks.group import several as several
 from engine.machine.ranks.group import shares as shares
 from engine.machine.ranks.group import total as total
+from engine.machine.ranks.group import when_lost as when_lost
 from engine.machine.ranks.place import Place as Place
 from engine.machine.ranks.place import place as place

@@ -37,7 +37,7 @@ class _Group:
 
     def __init__(self, at: Place, base: Any, watch: Watch) -> None:
         self.at, self.base, self.watch = at, base, watch
-        self.on_lost: Callable[[str], None] | None = None
+        self.save: Callable[[str], None] | None = None
 
 
 _group: _Group | None = None
@@ -105,24 +105,28 @@ def is_read(index: int) -> bool:
     return not _sharing or mine(index)
 
 
-def join(on_lost: Callable[[str], None] | None = None) -> Place:
-    """Meet the other ranks that the environment names, once in a process. ``on_lost`` is called, from another thread, with one line
-    where a rank is lost and this one cannot be waited for any more; the process ends then.
+def join() -> Place:
+    """Meet the other ranks that the environment names, once in a process.
 
     Raises UsageError for an environment that cannot be and for ranks of different versions, EngineError where they do not come.
     """
     global _group
     if _group is not None:
-        _group.on_lost = on_lost or _group.on_lost
         return _group.at
     at = asked_place()
     if at.count == 1 or _left:
         return at
     _group = _met(at)
-    _group.on_lost = on_lost
     atexit.register(leave, "done")
     same(_versions(), "versions", "install the same on all hosts")
     return at
+
+
+def when_lost(save: Callable[[str], None] | None) -> None:
+    """While a run works: what saves its state, given one line, where a rank was lost and this one waits for it in a call that nothing
+    wakes. It is called from another thread, and the process ends then. None afterwards."""
+    if _group is not None:
+        _group.save = save
 
 
 def _met(at: Place) -> _Group:
@@ -373,13 +377,14 @@ def leave(how: How, reason: str = "") -> None:
 
 
 def _give_up(gone: Gone) -> None:
-    """A rank was lost and the main thread still waits for it, in a call that nothing wakes."""
-    text = _lost(gone)
+    """A rank was lost and the main thread still waits for it."""
     group = _group
+    if group is None or group.save is None:
+        return
+    text = _lost(gone)
     with contextlib.suppress(Exception):
-        if group is not None and group.on_lost is not None:
-            group.on_lost(text)
+        group.save(text)
     with contextlib.suppress(OSError):
-        if group is None or group.at.is_first:
+        if group.at.is_first:
             os.write(2, f"error: {text}\n".encode())
     os._exit(1)

@@ -130,7 +130,6 @@ class Watch:
             noticed = noticed or time.monotonic()
             if time.monotonic() - noticed > NOTICE and not self._ended.is_set():
                 self._give_up(lost)
-                return
 
 
 def _lives(process: int) -> bool:
