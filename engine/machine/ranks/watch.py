@@ -54,6 +54,8 @@ class Watch:
         self._store, self._at, self._peers, self._give_up = store, at, peers, give_up
         self._lock = threading.Lock()
         self._meter = Meter(at.rank, host())
+        # Rank 0 follows all; the others it and the one behind them, so that the store is not asked by all about all.
+        self._followed = [peer for peer in peers if at.is_first or peer.rank in (0, (at.rank + 1) % at.count)]
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="ranks", daemon=True)
@@ -67,12 +69,13 @@ class Watch:
             if not self._store.check([key]):
                 self._store.set(key, json.dumps([how, reason]))
 
-    def gone(self, patience: float = 0.0, done: bool = False) -> Gone | None:
+    def gone(self, patience: float = 0.0, done: bool = False, among: list[Peer] | None = None) -> Gone | None:
         """The rank that left first, as far as is known within ``patience`` seconds: one that died or failed before one that was
-        stopped, which may be a consequence. With ``done`` one that had nothing more to do counts as well."""
+        stopped, which may be a consequence. With ``done`` one that had nothing more to do counts as well; ``among`` are those that are
+        looked at, all others by default."""
         until = time.monotonic() + patience
         while True:
-            found = [gone for peer in self._peers if (gone := self._look(peer)) is not None and (done or gone.how != "done")]
+            found = [gone for peer in among or self._peers if (gone := self._look(peer)) is not None and (done or gone.how != "done")]
             grave = next((gone for gone in found if gone.how in (None, "failed")), None)
             if grave or time.monotonic() >= until:
                 return grave or next(iter(found), None)
@@ -124,7 +127,7 @@ class Watch:
             count += 1
             with self._lock, contextlib.suppress(RuntimeError):
                 self._store.set(f"beat/{self._at.rank}", json.dumps([count, asdict(self._meter.look())]))
-            lost = self.gone()
+            lost = self.gone(among=self._followed)
             if lost is None or lost.how == "stopped":
                 continue
             noticed = noticed or time.monotonic()
