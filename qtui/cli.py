@@ -37,6 +37,12 @@ def dispatch(argv: Sequence[str]) -> int:
     """Parse, run the command, and turn each way it can end into its exit code and at most one line on stderr."""
     try:
         if not argv and _at_a_terminal():
+            from engine.machine.ranks.place import place
+
+            if not place().is_first:
+                from qtui.follower import follow
+
+                return follow()
             if os.environ.get("TERM") == "dumb":
                 raise UsageError("this terminal cannot show the app (TERM is dumb): use another one, or qtui run")
             from qtui.app import main

@@ -43,8 +43,10 @@ class TorchEngine:
     """The engine itself."""
 
     def examine(self) -> dict[str, Any]:
+        from engine.machine import ranks
         from engine.runs.examine import examine
 
+        ranks.join()
         return examine()
 
     def run(self, recipe: Mapping[str, Any], stop: StopToken) -> Steps:
@@ -55,25 +57,43 @@ class TorchEngine:
         fields = dict(recipe)
         file, out = fields.pop("file", None), fields.pop("out", None)
         made = Recipe.load(file, **fields) if file else Recipe.make(**fields)
+        _told("run", made.model_dump_json())
         steps = pipeline.run(made, Path(out) if out else None, stop, attended=True)
         return owned(Path(out), steps) if out else steps
 
     def resume(self, directory: Path, stop: StopToken) -> Steps:
         from engine.runs import pipeline
 
+        _told("resume", str(directory))
         return owned(directory, pipeline.resume(directory, stop, attended=True))
 
     def train(self, model: str, data: str, stop: StopToken, task: str | None = None) -> Steps:
         from engine.runs import pipeline
 
         command = f"qtui train {model} --data {data}{f' --task {task}' if task else ''}"
-        return pipeline.train(model, data, command=command, stop=stop, task=task)
+        return _by_itself(pipeline.train(model, data, command=command, stop=stop, task=task))
 
     def export(self, directory: Path, formats: Sequence[str], stop: StopToken) -> Steps:
         """Formats whose files are there already are written again: who chooses them has seen that."""
         from engine.runs import reexport as exporting
 
-        return owned(directory, exporting.export(directory, formats, stop, overwrite=True))
+        return _by_itself(owned(directory, exporting.export(directory, formats, stop, overwrite=True)))
+
+
+def _told(what: str, order: str) -> None:
+    """Let the other ranks, which follow, begin the same (``qtui.follower``)."""
+    from engine.machine import ranks
+
+    if ranks.several():
+        ranks.of_first((what, order))
+
+
+def _by_itself(steps: Steps) -> Steps:
+    """What the other ranks take no part in."""
+    from engine.machine import ranks
+
+    with ranks.apart():
+        return (yield from steps)
 
 
 @dataclass(frozen=True)

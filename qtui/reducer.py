@@ -12,6 +12,7 @@ from engine.report.measures import FORMS as MEASURED_FORMS
 from engine.report.measures import item_of, values_of
 from qtui import messages as ms
 from qtui.draft import Draft
+from qtui.machine_line import KEPT, Look
 from qtui.machine_words import moved
 from qtui.stage_table import asked_at, ids, of_engine, registry
 from qtui.state import Job, LogLine, Run, Stage, State, Status, Training
@@ -208,6 +209,9 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
             return replace(run, changed=event)
         case ev.Judgement():
             return replace(run, judged={**run.judged, event.which: event.verdict})
+        case ev.MachineUse():
+            look = Look(event, run.progress.rate if run.progress else None)
+            return replace(run, machine=(*run.machine, look)[-KEPT:])
         case ev.Step() | ev.EpochFinished():
             return replace(run, training=trained(run.training, event))
         case ev.Ask():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.runs.rundir import RunSummary
     from qtui import messages as ms
     from qtui.draft import Draft
+    from qtui.machine_line import Look
 
 Stage = str
 """The id of a stage in ``qtui.stages``."""
@@ -86,6 +87,7 @@ class Run:
     ranges: ev.Ranges | None = None
     sensitivity: ev.Sensitivities | None = None
     inspected: Mapping[str, ev.RoundedLayer] = field(default_factory=dict)
+    machine: tuple[Look, ...] = ()
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layers: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -25,7 +25,7 @@ TORCH_FREE = [
     "engine.planning.size", "engine.report.runtimes", "engine.report.doubt", "engine.report.steadiness", "engine.report.mismatch",
     "engine.export.registry", "engine.events.replay", "engine.runs.examine", "engine.plain_text", "engine.reading",
     "engine.report.figures", "engine.report.verdict", "engine.tasks.metrics", "engine.tasks.registry", "qtui", "qtui.cli",
-    "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing",
+    "qtui.__main__", "qtui.console", "qtui.doctor", "qtui.listing", "engine.machine.ranks", "engine.machine.usage",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ WITHOUT_TEXTUAL = [
     "qtui/session.py", "qtui/state.py", "qtui/reducer.py", "qtui/messages.py", "qtui/mailbox.py", "qtui/engine_thread.py",
     "qtui/actions.py", "qtui/reasons.py", "qtui/subject.py", "qtui/catalog.py",
     "qtui/draft.py", "qtui/edits.py", "qtui/runs.py", "qtui/strategy_rules.py",
-    "qtui/console.py", "qtui/cli.py",
+    "qtui/console.py", "qtui/cli.py", "qtui/machine_line.py", "qtui/follower.py",
 ]  # fmt: skip
 # What draws may know of the engine: its words, not its work.
 WORDS = (
@@ -79,9 +79,9 @@ WORDS = (
     "engine.data.images.cache", "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry",
     "engine.planning.rules", "engine.plain_text", "engine.reading", "engine.tasks.registry", "engine.recipe.number_formats",
     "engine.tasks.metrics", "engine.report.measures", "engine.report.changed", "engine.events.pictures", "engine.models.text_registry",
-    "engine.planning.sensitivity", "engine.runs.keeping",
+    "engine.planning.sensitivity", "engine.runs.keeping", "engine.machine.ranks.place",
 )  # fmt: skip
-AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py", "qtui/against.py"}
+AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py", "qtui/against.py", "qtui/follower.py"}
 
 
 @pytest.mark.parametrize("path", WITHOUT_TEXTUAL)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from engine.errors import EngineError, UsageError
+from engine.machine import ranks
 
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -137,8 +138,8 @@ class ItemData:
         whole, total = self.split(split), self.count(split, limit)
         draw = torch.Generator().manual_seed(0 if seed is None else seed)
         order = list(range(total)) if seed is None else torch.randperm(len(whole), generator=draw)[:total].tolist()
-        for places in _together(whole, order, batch):
-            items = whole.read(places)
+        for index, places in enumerate(_together(whole, order, batch)):
+            items = whole.read(places if ranks.is_read(index) else places[:1])
             yield (self.augment(items, draw) if augment and self.augment else items), len(places)
 
     def steps(self, split: SplitName, batch: int, limit: int | None = None) -> int:

@@ -16,6 +16,7 @@ from engine.events.rows import PairRow as PairRow
 from engine.events.rows import RangeRow as RangeRow
 from engine.events.rows import RoundedLayer as RoundedLayer
 from engine.events.rows import WeightRow as WeightRow
+from engine.machine.usage import Usage as Usage
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,15 @@ class Judgement(Detail):
 
     which: Literal["ptq", "qat"]
     verdict: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MachineUse(Detail):
+    """What the run's processes take of their machines, every few seconds while it works: a row for each rank, ``seconds`` after the
+    run began."""
+
+    seconds: float
+    ranks: tuple[Usage, ...]
 
 
 @dataclass(frozen=True)

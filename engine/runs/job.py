@@ -31,6 +31,7 @@ from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures
 from engine.report.report import SCHEMA, Report
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
+from engine.runs.gauge import Gauge
 from engine.runs.kept import Kept, harms_of, harms_to_json
 from engine.runs.measuring import Form, measure
 from engine.runs.measuring import Measured as Measurement
@@ -50,6 +51,7 @@ class Job(Work):
     def __init__(self, recipe: Recipe, subject: Subject, machine: Machine, where: RunDir, stop: StopToken, attended: bool = False) -> None:
         super().__init__(recipe, machine, where, stop, attended)
         self.subject, self.task = subject, subject.task
+        self.gauge = Gauge(stop.clock)
         self.lowering = lowering_of(subject, self)
         self._sensitivity: Sensitivity | None = None
         self._of_plan: Mapping[str, Harm] | None = None
@@ -142,7 +144,7 @@ class Job(Work):
             "metrics": {name: values_of(figures) for name, figures in forms.items()},
             "workloads": [workload.to_dict() for workload in self.task.workloads],
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
-            **lowering.details(plan, statistics, chosen.quantized),
+            **lowering.details(plan, statistics, chosen.quantized), "resources": self.gauge.entries(),
             **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
         }), self.recipe, self.where.path)  # fmt: skip
         self.where.write("report.md", report.to_markdown())

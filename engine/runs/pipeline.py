@@ -28,6 +28,7 @@ from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
+from engine.runs.gauge import gauged
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.place import Place
 from engine.runs.rundir import Elsewhere, RunDir, find_run, is_running, new_directory
@@ -54,6 +55,9 @@ def run(
     """
     ranks.join()
     begun = ranks.called_by_first(lambda: _begun_before(recipe, out))
+    if begun is not None and ranks.called_by_first((begun / "report.json").exists):
+        yield Notice(f"{begun} was finished before its ranks were started again")
+        return ranks.called_by_first(lambda: Report.load(begun))
     if begun is not None:
         return (yield from resume(begun, stop, attended))
     return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended, in_hand=in_hand))
@@ -65,7 +69,7 @@ def _begun_before(recipe: Recipe, out: Path | None) -> Path | None:
         return None
     known = ranks.remembered(_FOLDER)
     directory = out or (Path(known) if known else None)
-    return directory if directory and (directory / "recipe.yaml").exists() and not (directory / "report.json").exists() else None
+    return directory if directory and (directory / "recipe.yaml").exists() else None
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
@@ -153,7 +157,7 @@ def _carried_out(
     recipe = subject.task.settled(recipe)
     name = subject.task.data(1, None)["name"]
     where = _folder(out, recipe.model, name, subject, resumed)
-    ranks.join(lambda text: where.state("failed", text))
+    ranks.when_lost(lambda text: where.state("failed", text))
     job = Job(recipe, subject, machine, where, stop, attended)
     place = Place()
     try:
@@ -162,7 +166,7 @@ def _carried_out(
         where.write("recipe.yaml", absolute(recipe).to_yaml())
         if moved:
             yield from _tapped(_said(f"the {'run' if resumed else 'recipe'} was {moved}"), where.event)
-        return (yield from _tapped(job.run(), partial(_told, where, place)))
+        return (yield from _tapped(gauged(job.run(), job.gauge), partial(_told, where, place)))
     except (Cancelled, KeyboardInterrupt, GeneratorExit) as stopped:
         if where.finished:
             raise
@@ -190,6 +194,7 @@ def _carried_out(
             f"{type(error).__name__} during {job.doing}: {_cause(error)}: {_hint(error, entry)}the traceback is in {kept}"
         ) from error
     finally:
+        ranks.when_lost(None)
         where.close()
 
 

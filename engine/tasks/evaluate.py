@@ -84,9 +84,11 @@ def evaluate(
     # Where evaluators cannot be put together, each rank looks at all.
     shared = ranks.several() and whole.is_pooled
     with torch.inference_mode():
-        for index, part in enumerate(task.batches(split, batch=batch, limit=limit, device=device)):
+        batches = task.batches(split, batch=batch, limit=limit, device=device)
+        numbered = ranks.shares(batches) if shared else ((index, part, True) for index, part in enumerate(batches))
+        for index, part, is_own in numbered:
             stop.check()
-            if shared and not ranks.mine(index):
+            if not is_own:
                 yield from ticker.advance(part.count)
                 continue
             part = part.laid_out()

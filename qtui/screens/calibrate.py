@@ -13,6 +13,7 @@ from engine.recipe.decisions import Train
 from qtui.actions import Action
 from qtui.drawing.histogram import histogram
 from qtui.drawing.spans import Line
+from qtui.machine_line import machine_line
 from qtui.painting import titles
 from qtui.screens import calibrate_layers as layers
 from qtui.screens import calibrate_ranges as ranges
@@ -104,7 +105,9 @@ class CalibrateScreen(StageScreen):
 
     def _show_work(self, state: State) -> None:
         self.set_class(work.working(state), "-working")
-        titles(self.query_one("#work"), work.title(state))
+        pane = self.query_one("#work")
+        # The corners of the border, and a cell beside them, stay free.
+        titles(pane, work.title(state), machine_line(state.run.machine, pane.outer_size.width - 6) if work.working(state) else "")
         self.query_one("#bar", ProgressLine).show(*work.line(state))
 
     def _show_ranges(self, state: State) -> None:

@@ -20,7 +20,7 @@ def view(state: State) -> View:
     run = state.run
     running = state.busy and run.at == "train"
     progress = run.progress if run.phase == "qat" else None
-    return View("QAT", training(run), progress, lines(run), run.metric, _status(state, running), running)
+    return View("QAT", training(run), progress, lines(run), run.metric, _status(state, running), running, run.machine)
 
 
 def training(run: Run) -> Training:

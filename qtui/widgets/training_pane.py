@@ -9,6 +9,7 @@ from textual.events import Resize
 from qtui.drawing.line_chart import Series as Curve
 from qtui.drawing.line_chart import line_chart
 from qtui.drawing.spans import Line
+from qtui.machine_line import machine_line
 from qtui.painting import titles
 from qtui.widgets import training_words as words
 from qtui.widgets.chart import Chart
@@ -84,7 +85,8 @@ class TrainingPane(Container):
         self._view = view
         if not self.is_mounted:
             return
-        titles(self.query_one("#training-progress"), words.title(view))
+        progress = self.query_one("#training-progress")
+        titles(progress, words.title(view), machine_line(view.machine, progress.outer_size.width - 6) if view.running else "")
         self.query_one("#training-bar", ProgressLine).show(*words.line(view))
         points = words.series(view)
         self.query_one("#training-loss", Chart).show(lambda width, height: self._loss(points, width, height))

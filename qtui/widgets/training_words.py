@@ -9,6 +9,7 @@ from engine.events.event import EpochFinished, Progress
 from engine.tasks.metrics import ACCURACY, Metric, known
 from qtui import text
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.machine_line import Look
 from qtui.state import Training
 
 COLUMNS = (
@@ -27,7 +28,7 @@ class View:
 
     ``name`` heads the pane (``QAT``, ``baseline``). ``lines`` are values to compare the validation metric with: (name, value),
     as ``("fp32", 0.9931)``. ``progress`` is that of the epoch that runs. ``status`` says what is going on when no epoch runs
-    (``paused``, ``measuring the trained model``); ``running`` is whether anything does.
+    (``paused``, ``measuring the trained model``); ``running`` is whether anything does. ``machine`` is what it takes of the machine.
     """
 
     name: str
@@ -37,6 +38,7 @@ class View:
     metric: str | Metric = ACCURACY
     status: str = ""
     running: bool = True
+    machine: tuple[Look, ...] = ()
 
     @property
     def measure(self) -> Metric:

@@ -7,7 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ def free_port() -> int:
         return port
 
 
-def started(work: str, count: int, folder: Path, given: Any = None, own: Mapping[int, Mapping[str, str]] | None = None) -> list[Any]:
-    """The processes of ``count`` ranks that do ``ranks_work.WORK``; ``own`` are variables of single ranks."""
+def started(
+    work: str, count: int, folder: Path, given: Any = None, own: Mapping[int, Mapping[str, str]] | None = None,
+    only: Sequence[int] | None = None,
+) -> list[Any]:  # fmt: skip
+    """The processes of ``count`` ranks that do ``ranks_work.WORK``; ``own`` are variables of single ranks, and ``only`` those of
+    them that are started."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "given.pickle").write_bytes(pickle.dumps(given))
     port = free_port()
@@ -40,7 +44,7 @@ def started(work: str, count: int, folder: Path, given: Any = None, own: Mapping
             [sys.executable, "-c", _CODE, work, str(folder / "given.pickle"), str(folder / f"rank-{rank}.pickle"), "", *paths],
             env=environment(rank, count, port, **(own or {}).get(rank, {})), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for rank in range(count)
+        for rank in (range(count) if only is None else only)
     ]  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from engine.data.images.base import Data, MemorySplit
-from engine.errors import EngineError
+from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.lowering.graph import calibration, conversion, qat
 from engine.lowering.graph.fuse import find_pairs, fuse
@@ -42,6 +44,8 @@ def main(work: str, given: str, result: str, _: str) -> None:
     except EngineError as error:
         found = f"{type(error).__name__}: {error}"
         ranks.leave("stopped" if isinstance(error, ranks.LostRank) else "failed", str(error))
+    except Cancelled:
+        found = "Cancelled"
     Path(result).write_bytes(pickle.dumps(found))
     ranks.leave("done")
 
@@ -184,3 +188,22 @@ def several(given: dict[str, Any]) -> dict[str, Any]:
 
 def nothing(given: None) -> int:
     return ranks.count()
+
+
+def agreed(given: None) -> str:
+    """What each rank's recipe is called, which is to be the same."""
+    ranks.same({"recipe": os.environ.get("A_RECIPE", "one")}, "recipes", "start all of them with the same")
+    return "agreed"
+
+
+def one_ends(how: str) -> str:
+    """Rank 1 dies, fails or is stopped while the others wait for it."""
+    if ranks.number() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "stopped":
+            ranks.leave("stopped")
+            raise Cancelled
+        raise EngineError("its data are damaged: copy them again")
+    ranks.gathered(ranks.number())
+    return "went on"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.data.images.augment import crop_and_flip
 from engine.errors import EngineError, UsageError
+from engine.machine import ranks
 from engine.models.transform import Transform, Triple
 
 SplitName = Literal["train", "validation", "test"]
@@ -156,7 +157,11 @@ class Data:
         order = torch.arange(total) if seed is None else torch.randperm(len(split), generator=generator)[:total]
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        for start in range(0, total, batch):
+        for index, start in enumerate(range(0, total, batch)):
+            if not ranks.is_read(index):
+                count = min(batch, total - start)
+                yield torch.empty(count, 0), torch.zeros(count, dtype=torch.long)
+                continue
             images, labels = split.read(order[start : start + batch])
             images, labels = images.to(device), labels.to(device)
             if augment:

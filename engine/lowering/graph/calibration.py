@@ -65,13 +65,14 @@ def observing(
     """``observe`` each of ``batches``; ``watch`` tells the ranges on the way. With ``shared``, which is what looks at them, each rank has
     its part of them."""
     due = Every(0.25, stop.clock)
-    for index, part in enumerate(batches):
+    numbered = ranks.shares(batches) if shared is not None else ((index, part, True) for index, part in enumerate(batches))
+    for index, part, is_own in numbered:
         stop.check()
-        if shared is None or ranks.mine(index):
-            if shared is not None:
-                shared.turn(index)
+        if shared is not None:
+            shared.turn(index)
+        if is_own:
             observe(part)
-        else:
+        elif shared is not None:
             shared.skip(part.count)
         if watch:
             watch.batch(part.count)

@@ -10,7 +10,9 @@ from engine.machine.ranks.group import by_first as by_first
 from engine.machine.ranks.group import called_by_first as called_by_first
 from engine.machine.ranks.group import count as count
 from engine.machine.ranks.group import gathered as gathered
+from engine.machine.ranks.group import heard as heard
 from engine.machine.ranks.group import is_first as is_first
+from engine.machine.ranks.group import is_read as is_read
 from engine.machine.ranks.group import join as join
 from engine.machine.ranks.group import leave as leave
 from engine.machine.ranks.group import mine as mine
@@ -21,6 +23,8 @@ from engine.machine.ranks.group import remember as remember
 from engine.machine.ranks.group import remembered as remembered
 from engine.machine.ranks.group import same as same
 from engine.machine.ranks.group import several as several
+from engine.machine.ranks.group import shares as shares
 from engine.machine.ranks.group import total as total
+from engine.machine.ranks.group import when_lost as when_lost
 from engine.machine.ranks.place import Place as Place
 from engine.machine.ranks.place import place as place

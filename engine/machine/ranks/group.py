@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ class _Group:
 
     def __init__(self, at: Place, base: Any, watch: Watch) -> None:
         self.at, self.base, self.watch = at, base, watch
-        self.on_lost: Callable[[str], None] | None = None
+        self.save: Callable[[str], None] | None = None
 
 
 _group: _Group | None = None
@@ -44,6 +45,8 @@ _group: _Group | None = None
 _left = False
 # Deeper than 0 where this process works for itself although there are others.
 _apart = 0
+# Deeper than 0 while ``shares`` fetches a batch.
+_sharing = 0
 
 
 def count() -> int:
@@ -81,24 +84,49 @@ def apart() -> Iterator[None]:
         _apart -= 1
 
 
-def join(on_lost: Callable[[str], None] | None = None) -> Place:
-    """Meet the other ranks that the environment names, once in a process. ``on_lost`` is called, from another thread, with one line
-    where a rank is lost and this one cannot be waited for any more; the process ends then.
+def shares(batches: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
+    """Each of ``batches`` with its number and whether it is this rank's. Of those that are not, data that are read from disk may
+    hold less than they count: see ``is_read``."""
+    global _sharing
+    rest = iter(batches)
+    for index in itertools.count():
+        _sharing += 1
+        try:
+            batch = next(rest)
+        except StopIteration:
+            return
+        finally:
+            _sharing -= 1
+        yield index, batch, mine(index)
+
+
+def is_read(index: int) -> bool:
+    """Whether a data set has to read the batch at ``index`` of a split: not where ``shares`` asks for it and it is another rank's."""
+    return not _sharing or mine(index)
+
+
+def join() -> Place:
+    """Meet the other ranks that the environment names, once in a process.
 
     Raises UsageError for an environment that cannot be and for ranks of different versions, EngineError where they do not come.
     """
     global _group
     if _group is not None:
-        _group.on_lost = on_lost or _group.on_lost
         return _group.at
     at = asked_place()
     if at.count == 1 or _left:
         return at
     _group = _met(at)
-    _group.on_lost = on_lost
     atexit.register(leave, "done")
     same(_versions(), "versions", "install the same on all hosts")
     return at
+
+
+def when_lost(save: Callable[[str], None] | None) -> None:
+    """While a run works: what saves its state, given one line, where a rank was lost and this one waits for it in a call that nothing
+    wakes. It is called from another thread, and the process ends then. None afterwards."""
+    if _group is not None:
+        _group.save = save
 
 
 def _met(at: Place) -> _Group:
@@ -131,9 +159,12 @@ def _met(at: Place) -> _Group:
         if rank != at.rank:
             name, process = json.loads(store.get(f"card/{rank}"))
             peers.append(Peer(rank, name, process))
-    cuda = torch.cuda.is_available() and dist.is_nccl_available()
-    if cuda:
-        torch.cuda.set_device(at.local % torch.cuda.device_count())
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices:
+        torch.cuda.set_device(at.local % devices)
+    # nccl wants a GPU for each rank; gloo takes what lies on a GPU through the processor.
+    name = host()
+    cuda = dist.is_nccl_available() and sum(peer.host == name for peer in peers) < devices
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", store=_prefixed("group", store), rank=at.rank, world_size=at.count,
@@ -297,6 +328,11 @@ def total(value: Any) -> Any:
     return whole.to(value.dtype)
 
 
+def heard() -> list[dict[str, Any]]:
+    """What each of the other ranks takes of its machine, the fields of ``usage.Usage``; nothing where there is none."""
+    return [] if _group is None else _group.watch.heard()
+
+
 def remember(key: str, value: str) -> None:
     """Note ``value`` where ranks that are started again find it: the launcher holds the store over all attempts."""
     if _group is not None:
@@ -341,13 +377,14 @@ def leave(how: How, reason: str = "") -> None:
 
 
 def _give_up(gone: Gone) -> None:
-    """A rank was lost and the main thread still waits for it, in a call that nothing wakes."""
-    text = _lost(gone)
+    """A rank was lost and the main thread still waits for it."""
     group = _group
+    if group is None or group.save is None:
+        return
+    text = _lost(gone)
     with contextlib.suppress(Exception):
-        if group is not None and group.on_lost is not None:
-            group.on_lost(text)
+        group.save(text)
     with contextlib.suppress(OSError):
-        if group is None or group.at.is_first:
+        if group.at.is_first:
             os.write(2, f"error: {text}\n".encode())
     os._exit(1)

@@ -8,11 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.machine.ranks.place import Place, host
+from engine.machine.usage import Meter
 
 # Seconds between two signs of life, and without one after which a rank on another host counts as lost.
 BEAT, SILENT = 2.0, 60.0
@@ -52,6 +53,9 @@ class Watch:
     def __init__(self, store: Any, at: Place, peers: list[Peer], give_up: Callable[[Gone], None]) -> None:
         self._store, self._at, self._peers, self._give_up = store, at, peers, give_up
         self._lock = threading.Lock()
+        self._meter = Meter(at.rank, host())
+        # Rank 0 follows all; the others it and the one behind them, so that the store is not asked by all about all.
+        self._followed = [peer for peer in peers if at.is_first or peer.rank in (0, (at.rank + 1) % at.count)]
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="ranks", daemon=True)
@@ -65,16 +69,27 @@ class Watch:
             if not self._store.check([key]):
                 self._store.set(key, json.dumps([how, reason]))
 
-    def gone(self, patience: float = 0.0, done: bool = False) -> Gone | None:
+    def gone(self, patience: float = 0.0, done: bool = False, among: list[Peer] | None = None) -> Gone | None:
         """The rank that left first, as far as is known within ``patience`` seconds: one that died or failed before one that was
-        stopped, which may be a consequence. With ``done`` one that had nothing more to do counts as well."""
+        stopped, which may be a consequence. With ``done`` one that had nothing more to do counts as well; ``among`` are those that are
+        looked at, all others by default."""
         until = time.monotonic() + patience
         while True:
-            found = [gone for peer in self._peers if (gone := self._look(peer)) is not None and (done or gone.how != "done")]
+            found = [gone for peer in among or self._peers if (gone := self._look(peer)) is not None and (done or gone.how != "done")]
             grave = next((gone for gone in found if gone.how in (None, "failed")), None)
             if grave or time.monotonic() >= until:
                 return grave or next(iter(found), None)
             time.sleep(0.1)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What each of the other ranks said last of what it takes of its machine."""
+        found = []
+        for beat, _ in list(self._beats.values()):
+            with contextlib.suppress(ValueError):
+                said = json.loads(beat)
+                if isinstance(said, list):
+                    found.append(said[1])
+        return found
 
     def _look(self, peer: Peer) -> Gone | None:
         with self._lock:
@@ -111,14 +126,13 @@ class Watch:
         while not self._ended.wait(BEAT):
             count += 1
             with self._lock, contextlib.suppress(RuntimeError):
-                self._store.set(f"beat/{self._at.rank}", str(count))
-            lost = self.gone()
+                self._store.set(f"beat/{self._at.rank}", json.dumps([count, asdict(self._meter.look())]))
+            lost = self.gone(among=self._followed)
             if lost is None or lost.how == "stopped":
                 continue
             noticed = noticed or time.monotonic()
             if time.monotonic() - noticed > NOTICE and not self._ended.is_set():
                 self._give_up(lost)
-                return
 
 
 def _lives(process: int) -> bool:

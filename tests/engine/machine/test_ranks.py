@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import driving
 import pytest
 import ranks_driving
 import torch
 
 from engine.errors import UsageError
+from engine.events.cancellation import StopToken
+from engine.events.event import EpochFinished, Event
 from engine.machine.ranks.place import place
+from engine.runs import pipeline
 
 # Batches of 32: of 150 items five, unevenly many for two ranks and for three; of 20 one, so that a rank has none.
 NETWORKS: dict[str, Any] = {
@@ -114,3 +127,134 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(said: dict[str, str], abo
     with pytest.raises(UsageError, match=about) as refused:
         place(said)
     assert "\n" not in str(refused.value)
+
+
+def said(processes: list[Any], folder: Path) -> list[str | None]:
+    """What each rank returned; None for one that was killed."""
+    try:
+        for process in processes:
+            process.communicate(timeout=240)
+    finally:
+        for process in processes:
+            process.kill()
+    places = [folder / f"rank-{rank}.pickle" for rank in range(len(processes))]
+    return [pickle.loads(place.read_bytes()) if place.exists() else None for place in places]
+
+
+def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
+    processes = ranks_driving.started("nothing", 2, tmp_path, own={0: {"QTUI_RENDEZVOUS": "2"}}, only=[0])
+    (found,) = said(processes, tmp_path)
+    assert found and found.startswith("EngineError: rank 1 of 2 did not come to 127.0.0.1:") and "\n" not in found
+
+
+def test_ranks_with_different_recipes_are_told_so(tmp_path: Path) -> None:
+    found = said(ranks_driving.started("agreed", 2, tmp_path, own={1: {"A_RECIPE": "another"}}), tmp_path)
+    line = "UsageError: ranks have different recipes: recipe is one on rank 0 and another on rank 1: start all of them with the same"
+    assert found == [line, line]
+
+
+@pytest.mark.parametrize(
+    ("how", "first"),
+    [
+        ("killed", r"LostRank: rank 1 \(.*, process \d+\) ended without a word \(killed, or out of memory\)"),
+        ("failed", r"LostRank: rank 1 \(.*, process \d+\) failed: its data are damaged: copy them again"),
+        ("stopped", "Cancelled"),
+    ],
+)
+def test_a_rank_that_ends_is_named_with_its_reason(how: str, first: str, tmp_path: Path) -> None:
+    found = said(ranks_driving.started("one_ends", 2, tmp_path, how), tmp_path)
+    assert found[0] is not None and re.fullmatch(first, found[0])
+    assert found[1] == {"killed": None, "failed": "EngineError: its data are damaged: copy them again", "stopped": "Cancelled"}[how]
+
+
+class Launched:
+    """``torchrun`` with the command line of a run on ``count`` processes, its folder, and what it said."""
+
+    def __init__(self, count: int, folder: Path, *command: str, restarts: int = 0) -> None:
+        self.folder = folder
+        code = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+        launch = [f"--nproc-per-node={count}", f"--master-port={ranks_driving.free_port()}", f"--max-restarts={restarts}", "-m", "qtui"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *launch, *command], cwd=driving.REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def epoch(self, number: int) -> None:
+        """Wait for the end of an epoch."""
+        until = time.monotonic() + 240
+        events = self.folder / "events.jsonl"
+        while not (events.exists() and sum("EpochFinished" in line for line in events.read_text().splitlines()) >= number):
+            assert time.monotonic() < until and self.process.poll() is None, self.process.communicate()
+            time.sleep(0.2)
+
+    def rank(self, number: int) -> int:
+        """The process of a rank."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                around = (entry / "environ").read_bytes().split(b"\0")
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if f"RANK={number}".encode() in around and parent == str(self.process.pid):
+                    return int(entry.name)
+        raise LookupError(number)
+
+    def ended(self) -> tuple[int, str, str]:
+        try:
+            out, err = self.process.communicate(timeout=280)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.returncode, out, err
+
+
+def tiny_run(tiny_file: Path, folder: Path, epochs: int) -> tuple[str, ...]:
+    asked = ("run", f"{tiny_file}:make", "--data", "digits", "--preset", "w4a8", "--qat", "always", "--epochs", str(epochs), "--yes")
+    return (*asked, "--out", str(folder))
+
+
+@pytest.mark.slow  # whole runs, each of several processes
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for a rank in /proc")
+def test_a_killed_rank_ends_the_run_with_its_name_and_fewer_ranks_go_on(tiny_file: Path, own_cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launched = Launched(2, folder, *tiny_run(tiny_file, folder, 500))
+    launched.epoch(1)
+    killed = launched.rank(1)
+    os.kill(killed, signal.SIGKILL)
+    code, _, err = launched.ended()
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(lines) == 1
+    assert re.fullmatch(rf"error: rank 1 \(.*, process {killed}\) ended .* during qat: .* qtui resume {re.escape(str(folder))}", lines[0])
+    assert json.loads((folder / "state.json").read_text())["state"] == "failed"
+    before = len((folder / "events.jsonl").read_text().splitlines())
+    # Stopped on three, as a scheduler does; then one process goes on, to its end.
+    launched = Launched(3, folder, "resume", str(folder), "--yes")
+    launched.epoch(2)
+    os.kill(launched.process.pid, signal.SIGTERM)
+    launched.ended()
+    assert json.loads((folder / "state.json").read_text())["state"] == "cancelled"
+    stop = StopToken()
+
+    def enough(event: Event, stop: StopToken) -> None:
+        if isinstance(event, EpochFinished):
+            stop.enough()
+
+    with driving.untimed():
+        outcome = driving.consume(pipeline.resume(folder, stop), stop, on_event=enough)
+    assert outcome.report is not None, outcome.error
+    said = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()[before:]]
+    continued = [event["text"] for event in said if event["event"] == "Notice" and event["text"].startswith("continuing")]
+    assert len(continued) == 2
+
+
+@pytest.mark.slow  # a whole run of several processes, begun twice
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for a rank in /proc")
+def test_a_launcher_that_starts_the_ranks_again_goes_on_with_their_run(tiny_file: Path, own_cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launched = Launched(2, folder, *tiny_run(tiny_file, folder, 6), restarts=1)
+    launched.epoch(1)
+    os.kill(launched.rank(1), signal.SIGKILL)
+    code, _, err = launched.ended()
+    assert code == 0, err
+    said = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert any(event["event"] == "Notice" and event["text"].startswith("continuing") for event in said)
+    assert (folder / "report.json").exists() and not (folder / "previous").exists()
+    assert [event["epoch"] for event in said if event["event"] == "EpochFinished"] == [1, 2, 3, 4, 5, 6]
