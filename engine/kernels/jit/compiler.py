@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -19,13 +20,15 @@ from engine.errors import EngineError
 from engine.kernels.dnnl.library import library
 from engine.paths import cache_dir, write_atomic
 
-PACKAGE = "llvmlite"
+PACKAGE, SWITCH = "llvmlite", "QTUI_COMPILED"
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _MOST = 1 << 22
 
 
 def missing() -> str | None:
     """Why nothing can be compiled here, or None."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 switches compiled kernels off"
     if importlib.util.find_spec(PACKAGE) is None:
         return f"{PACKAGE} is not installed"
     try:
