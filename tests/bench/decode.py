@@ -1,6 +1,6 @@
 """A decoder of GPT-2 124M's shapes, or of larger ones: tokens a second read and written, bytes on disk, memory while it runs.
 
-usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--write FILE]
+usage: uv run python tests/bench/decode.py [--shape NAME] [--device cuda] [--rounds N] [--new N] [--only NAME,NAME] [--brief] [--write FILE]
 
 Weights are drawn at random from a fixed seed: they do not change what has to be computed. All forms are timed in one process, on
 the same threads, in turns. On a GPU each form writes its tokens as a recorded CUDA graph. Prints one table.
@@ -15,6 +15,7 @@ import gc
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ FORMS: dict[str, Make] = {
 }
 
 
-def table(shape: str, names: list[str], lengths: Lengths, rounds: int, device: str) -> list[str]:
+def table(shape: str, names: list[str], lengths: Lengths, rounds: int, device: str, brief: bool) -> list[str]:
     model = built(shape, device)
     half = 2 * sum(p.numel() for p in model.parameters())
     vocabulary = model.config.vocab_size
@@ -176,19 +177,33 @@ def table(shape: str, names: list[str], lengths: Lengths, rounds: int, device: s
         f"**The shapes of {SHAPES[shape][0]}, random weights**, prompt of {lengths.prompt} tokens, {lengths.new} new tokens after "
         f"{lengths.begin}, {where}",
         "",
-        "| | kernel of the blocks | prefill tok/s | decode tok/s | to fp32 | on disk | of fp16 | resident |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| | kernel of the blocks | prefill tok/s | decode tok/s | to fp32 | on disk | of fp16 | resident | of read bandwidth |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    bandwidth = read_bandwidth(device)
     for name, form in forms.items():
         speed, part = speeds[name], form.bytes / half
         times = f"{speed.prefill / base.prefill:.2f}× / {speed.decode / base.decode:.2f}×" if base else "–"
+        memory = "–" if brief else f"{held[name] if device != 'cpu' else resident(shape, name):,.0f} MB"
         lines.append(
             f"| {name} | {form.kernels} | {speed.prefill:,.0f} | {speed.decode:.1f} | {times} | {form.bytes / 1e6:.1f} MB | {part:.3f} "
-            f"| {held[name] if device != 'cpu' else resident(shape, name):,.0f} MB |"
+            f"| {memory} "
+            f"| {100 * form.bytes * speed.decode / bandwidth:.0f} % |"
         )
         if name.startswith("int4") and part >= LIMIT:
             raise SystemExit(f"{name} takes {part:.3f} of fp16's bytes, {LIMIT} at most is wanted")
-    return [*lines, ""]
+    return [*lines, "", f"A plain read of memory on the same threads: {bandwidth / 1e9:.1f} GB/s; a token reads what is on disk once.", ""]
+
+
+def read_bandwidth(device: str) -> float:
+    """Bytes a second of summing up a tensor that no cache holds."""
+    x = torch.zeros(1 << 26, dtype=torch.int64, device=device)
+    least = float("inf")
+    for _ in range(7):
+        start = time.perf_counter()
+        x.sum().item()
+        least = min(least, time.perf_counter() - start)
+    return x.numel() * x.element_size() / least
 
 
 def _finished(steps: Any) -> dict[str, Speed]:
@@ -244,6 +259,7 @@ def main() -> None:
     parser.add_argument("--only", help="names, with commas between them: " + "; ".join(FORMS))
     parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="ONNX Runtime is left out on a GPU")
+    parser.add_argument("--brief", action="store_true", help="without the memory of a process for each form")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -255,7 +271,11 @@ def main() -> None:
     names = [name for name in names if arguments.device == "cpu" or "ONNX" not in name]
     machine = probe()
     lengths = Lengths(arguments.prompt, 16, arguments.new)
-    lines = [line for shape in arguments.shape.split(",") for line in table(shape, names, lengths, arguments.rounds, arguments.device)]
+    lines = [
+        line
+        for shape in arguments.shape.split(",")
+        for line in table(shape, names, lengths, arguments.rounds, arguments.device, arguments.brief)
+    ]
     lines.append(f"{machine.instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)

@@ -19,6 +19,7 @@ import torch
 from golden_cases import Case
 
 import engine
+from engine.kernels.jit.compiler import SWITCH
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -38,8 +39,10 @@ _TIME_SHARE = re.compile(r"[\d.]+ % of the time")
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """In ``folder``, with the models of the golden runs importable, one thread, and a cache that is shared by all runs in it."""
-    before, threads = Path.cwd(), torch.get_num_threads()
+    """In ``folder``, with the models of the golden runs importable, one thread, no compiled kernels (they are optional), and a cache
+    that is shared by all runs in it."""
+    before, threads, compiled = Path.cwd(), torch.get_num_threads(), os.environ.get(SWITCH)
+    os.environ[SWITCH] = "0"
     os.chdir(folder)
     sys.path.insert(0, str(HERE))
     torch.set_num_threads(1)
@@ -49,6 +52,9 @@ def inside(folder: Path) -> Iterator[None]:
         torch.set_num_threads(threads)
         sys.path.remove(str(HERE))
         os.chdir(before)
+        os.environ.pop(SWITCH)
+        if compiled is not None:
+            os.environ[SWITCH] = compiled
 
 
 def command(folder: Path, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -58,9 +64,9 @@ def command(folder: Path, *words: str, timeout: float = 600) -> subprocess.Compl
 
 
 def child_environment() -> dict[str, str]:
-    """One thread, and the models of the golden runs importable."""
+    """One thread, no compiled kernels, and the models of the golden runs importable."""
     found = os.pathsep.join((str(REPOSITORY), str(HERE)))
-    return {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "NO_COLOR": "1"}
+    return {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", SWITCH: "0", "COLUMNS": "160", "NO_COLOR": "1"}
 
 
 def machine_class(report: dict[str, Any]) -> str:

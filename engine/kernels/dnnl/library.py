@@ -71,7 +71,7 @@ class Library:
         import torch
 
         self._torch = torch
-        self._dll = ctypes.CDLL(str(path))
+        self.shared = self._dll = ctypes.CDLL(str(path))
         version = self._typed("version", (), POINTER(_Version))().contents
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         if version.major != MAJOR or version.cpu_runtime != _OPENMP:

@@ -21,7 +21,8 @@ _ANY = 1
 _QUERY = {SRC: 129, WEIGHTS: 131, DST: 133}
 TYPES = {torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
 ELTWISE = {
-    "relu": 0x20, "tanh": 0x21, "linear": 0x26, "hardsigmoid": 0x28, "sigmoid": 0x29, "gelu_tanh": 0x2B, "silu": 0x2C, "clip": 0x2F, "gelu": 0x31,
+    "relu": 0x20, "tanh": 0x21, "linear": 0x26, "hardsigmoid": 0x28, "sigmoid": 0x29, "gelu_tanh": 0x2B, "silu": 0x2C, "clip": 0x2F,
+    "gelu": 0x31,
     "mish": 0x33, "hardswish": 0x34,
 }  # fmt: skip
 ADD, MULTIPLY = 0x1FFF0, 0x1FFF1

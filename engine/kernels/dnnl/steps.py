@@ -295,8 +295,8 @@ class AffineOnShapes:
         self._factors = (per_step / target.scale).float()
         self._shifts = ((shift.double() - per_step * source.zero_point) / target.scale + target.zero_point).float()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = self.dense(x)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        x = self.dense(inputs[0])
         primitive = self._each.at(tuple(x.shape))
         if primitive is None:
             return self._instead(x)
@@ -321,7 +321,8 @@ class GateOnShapes:
         self._factor = values.scale * gates.scale / target.scale
         self._gates_zero, self._zero, self._shift = gates.zero_point, float(values.zero_point), float(target.zero_point)
 
-    def __call__(self, x: Tensor, gates: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        x, gates = inputs
         x, y = self.dense(x), self._each.empty(x)
         run = self.fix((x, gates), y)
         if run is None:
@@ -336,7 +337,7 @@ class GateOnShapes:
             return None
         factors, shifts = torch.empty(x.shape[:2]), torch.empty(x.shape[:2])
         flat = gates.view(x.shape[:2])
-        runs = [primitive.bind(*each).run for each in zip(x.split(1), factors, shifts, out.split(1), strict=True)]
+        runs = [primitive.bind(*each).run for each in zip(torch.split(x, 1), factors, shifts, torch.split(out, 1), strict=True)]
         moved, moving, scale, zero = -self._gates_zero * self._factor, self._zero != 0.0, self._factor, self._zero
         base = torch.full((), self._shift)
         shifts.fill_(self._shift)
@@ -362,5 +363,12 @@ class DnnlSteps:
         self.max_pool = partial(max_pool, dnnl)
         self.add = partial(add, dnnl)
         self.mean = partial(mean, dnnl)
-        self.affine = partial(AffineOnShapes, dnnl)
-        self.gate = partial(GateOnShapes, dnnl)
+        self._library = dnnl
+
+    def affine(
+        self, factor: Tensor, shift: Tensor, source: QParams, target: QParams, relu: bool, instead: Function
+    ) -> AffineOnShapes | None:
+        return AffineOnShapes(self._library, factor, shift, source, target, relu, instead)
+
+    def gate(self, values: QParams, gates: QParams, target: QParams, instead: Function) -> GateOnShapes | None:
+        return GateOnShapes(self._library, values, gates, target, instead)

@@ -46,12 +46,10 @@ def step_times(model: QuantizedModel, x: Tensor, passes: int = _PASSES) -> tuple
                     found[place] += time.perf_counter() - start
             for place, seconds in found.items():
                 times[place].append(seconds)
-    seconds, counts = defaultdict[str, float](float), defaultdict[str, int](int)
+    whole: dict[str, list[float]] = defaultdict(list)
     for place, some in times.items():
-        kind = kind_of(model.program.steps[place])
-        seconds[kind] += statistics.median(some)
-        counts[kind] += 1
-    return tuple(sorted((KindTime(kind, counts[kind], seconds[kind]) for kind in seconds), key=lambda k: -k.seconds))
+        whole[kind_of(model.program.steps[place])].append(statistics.median(some))
+    return tuple(sorted((KindTime(kind, len(each), sum(each)) for kind, each in whole.items()), key=lambda k: -k.seconds))
 
 
 def kind_of(step: Step) -> str:

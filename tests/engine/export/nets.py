@@ -64,6 +64,25 @@ class Mobile(nn.Module):
         return self.fc(F.avg_pool2d(y, (h, w)).flatten(1))
 
 
+class Dense(nn.Module):
+    """Concatenations that grow, with normalizations that no convolution takes in; sigmoid gates and tanh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.gate = nn.Conv2d(16, 16, 1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([x, self.a(F.relu(self.first(x)))], 1)
+        x = torch.tanh(self.b(F.relu(self.second(x))))
+        x = self.b(x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 class Attention(nn.Module):
     """Patches as tokens, a class token, a whole attention module, normalization, gelu."""
 
@@ -101,7 +120,7 @@ class Sequence1d(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(y.unsqueeze(1), (8, 7)).flatten(1))
 
 
-NETS: tuple[Callable[[], nn.Module], ...] = (Residual, Mobile, Attention, Sequence1d)
+NETS: tuple[Callable[[], nn.Module], ...] = (Residual, Mobile, Dense, Attention, Sequence1d)
 W8, W4, GROUPS_OF_8 = WeightSpec(8), WeightSpec(4), WeightSpec(3, "per-group", 8)
 GROUPS = WeightSpec(4, "per-group", 16)
 

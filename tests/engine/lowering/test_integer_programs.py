@@ -105,6 +105,18 @@ def excited(s, a):
     return s.c3(F.hardswish(s.c2(a) * F.hardsigmoid(s.up(squeezed))))
 
 
+def gated_by_silu(s, a):
+    a = F.silu(s.c2(a))
+    return s.c3(s.up(F.silu(s.down(a.mean((2, 3), keepdim=True)))).sigmoid() * a)
+
+
+def dense(s, x):
+    a = F.max_pool2d(s.c1(x).relu(), 2)
+    a = torch.cat([a, s.c2(s.b1(a).relu())], 1)
+    a = torch.cat([a, s.c3(F.relu(s.b2(a)))], 1)
+    return s.f(F.relu(s.b3(a)).mean((2, 3)))
+
+
 def functional(s, x):
     a = F.relu6(F.conv2d(x, s.w.weight, s.w.bias, stride=2, padding=1))
     a = F.adaptive_avg_pool2d(F.silu(F.conv2d(a, s.g.weight, groups=4, padding=1)), (2, 2))
@@ -230,6 +242,28 @@ NETS = {
         up=conv(8, 16, 1),
         c3=conv(16, 16, 1),
         f=nn.Linear(16, 10),
+    ),
+    "gated by silu": lambda: Net(
+        head(gated_by_silu),
+        c1=conv(3, 16),
+        c2=conv(16, 16, groups=16),
+        down=conv(16, 8, 1),
+        up=conv(8, 16, 1),
+        c3=conv(16, 16, 1),
+        f=nn.Linear(16, 10),
+    ),
+    "dense": lambda: Net(
+        dense,
+        c1=conv(3, 16),
+        b1=nn.BatchNorm2d(16),
+        c2=conv(16, 8),
+        b2=nn.BatchNorm2d(24),
+        c3=conv(24, 8),
+        b3=nn.BatchNorm2d(32),
+        f=nn.Linear(32, 10),
+    ),
+    "linear gelu": lambda: Net(
+        head(lambda s, a: s.c2(a)), c1=conv(3, 16), c2=conv(16, 16), f=nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 10))
     ),
     "functional": lambda: Net(functional, w=conv(3, 16), g=conv(16, 16, groups=4, bias=False), f=nn.Linear(64, 10)),
     "shared": lambda: Net(head(shared_head), c1=conv(3, 16), shared=conv(16, 16), c3=conv(16, 16), relu=nn.ReLU(), f=nn.Linear(16, 10)),
@@ -470,7 +504,21 @@ def test_weight_only_layers_stay_float_and_four_bits():
 
 
 @pytest.mark.parametrize(
-    "name", ["chain", "view", "residual", "downsample", "option A", "read again", "concat", "called twice", "resnet block"]
+    "name",
+    [
+        "chain",
+        "view",
+        "residual",
+        "downsample",
+        "option A",
+        "read again",
+        "concat",
+        "called twice",
+        "resnet block",
+        "gated by silu",
+        "dense",
+        "linear gelu",
+    ],
 )
 def test_integers_all_the_way(name):
     """One quantize at the start; nothing turns back to float before the end."""
@@ -480,6 +528,11 @@ def test_integers_all_the_way(name):
     assert ops.count("quantize") == 1
     assert "dequantize" not in ops
     assert "module" not in ops
+
+
+def test_gates_and_free_normalizations_are_steps_on_integers():
+    assert [step.op for step in build("gated by silu")[4].steps].count("gate") == 1
+    assert [(step.op, step.attrs.get("relu")) for step in build("dense")[4].steps].count(("affine", True)) == 3
 
 
 @pytest.mark.parametrize(
