@@ -44,7 +44,7 @@ class Task:
 
 
 # A block that was kept by another way of choosing between roundings is not taken for one of this way.
-_ROUNDING = "judged on held-back text"
+ROUNDING = "judged on held-back text"
 
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
@@ -85,21 +85,28 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
-        kept = None if path is None else read_block(path, mark, block, found)
-        if kept is not None:
-            done, told = kept
-            yield from (replace(note, kept=True) for note in told)
-            yield from ticker.advance(len(done))
-        else:
-            told = []
-            steps = timed(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), stop.clock)
-            done = yield from noted(steps, told.append)
-            if path is not None:
-                write_block(path, mark, block, found, done, told)
-        packed |= done
+        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop), carried, ticker, path, mark)
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
+
+
+def quantize_block(
+    place: Place, carried: bool, ticker: Ticker, path: Path | None = None, mark: str = ""
+) -> Generator[Event, None, dict[str, QTensor]]:
+    """The packed weights of one block by name, which is changed in place: read from ``path`` where it is there and bears ``mark``, else
+    found, and written there. ``carried`` is whether any block's method propagates errors. Yields and raises as ``quantize_blocks``."""
+    kept = None if path is None else read_block(path, mark, place.block, place.found)
+    if kept is not None:
+        done, told = kept
+        yield from (replace(note, kept=True) for note in told)
+        yield from ticker.advance(len(done))
+        return done
+    told = []
+    done = yield from noted(timed(_one_block(place, carried, ticker), place.stop.clock), told.append)
+    if path is not None:
+        write_block(path, mark, place.block, place.found, done, told)
+    return done
 
 
 @torch.no_grad()
@@ -113,7 +120,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """One block's turn."""
 
     block: nn.Module
@@ -135,7 +142,7 @@ class _Place:
         return statistics(self.block, group, self.batches, self.index, self.stop, original, judged)
 
 
-def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, QTensor]]:
+def _one_block(place: Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, QTensor]]:
     wanted = [linear for linear in place.found if linear.name in place.tasks]
     groups: list[Group] = []
     folded: dict[str, str] = {}
@@ -157,7 +164,7 @@ def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event,
 
 
 def _one_group(
-    place: _Place,
+    place: Place,
     group: Group,
     before: nn.Module | None,
     folded: dict[str, str],
@@ -181,7 +188,7 @@ def _one_group(
         yield from ticker.advance()
 
 
-def _scale(place: _Place, group: Group) -> dict[str, str]:
+def _scale(place: Place, group: Group) -> dict[str, str]:
     """Fold the scale that the members' methods ask for, if any and where it can be; who folded into what, by name. The scale
     of the first method that asks serves the whole group."""
     asked = place.asked(group)
@@ -195,7 +202,7 @@ def _scale(place: _Place, group: Group) -> dict[str, str]:
 
 def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batches: Sequence[Batch], tasks: dict[str, Task]) -> str:
     """Of the model's weights, the calibration text and the tasks. Two runs that agree in it give the same bits on one machine."""
-    digest = hashlib.sha256(_ROUNDING.encode())
+    digest = hashlib.sha256(ROUNDING.encode())
     for _, block, _ in named:
         for name, tensor in block.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -23,10 +23,14 @@ _NOT_KEPT = ("_name_or_path", "attn_implementation", "_attn_implementation", "_a
 
 def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, Any]:
     """Plain JSON of schema 1."""
+    return header_of(decoder.twin, {path: about(matrix) for path, matrix in decoder.matrices.items()}, recipe_yaml, isa)
+
+
+def header_of(model: Any, matrices: Mapping[str, Any], recipe_yaml: str, isa: str) -> dict[str, Any]:
+    """The same from what is known of each matrix (``about``); of ``model`` no weights are read."""
     return {
-        "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
-        "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
-        **({"experts": "separate"} if has_separate_experts(decoder.twin) else {}),
+        "schema": SCHEMA, "kind": KIND, "config": config_dict(model.config), "recipe": recipe_yaml, "isa": isa, "matrices": dict(matrices),
+        **({"experts": "separate"} if has_separate_experts(model) else {}),
     }  # fmt: skip
 
 
@@ -36,19 +40,20 @@ def config_dict(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _NOT_KEPT}
 
 
-def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
+def about(matrix: QuantizedMatrix) -> dict[str, Any]:
+    """What the header says of one matrix."""
     return {
         **matrix.weight.meta(), "tied": matrix.tied,
         "activations": asdict(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
     }  # fmt: skip
 
 
-def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
+def matrix(path: str, told: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
     """The inverse for one matrix. Raises ValueError, KeyError or TypeError for what no run writes."""
-    tied = about["tied"]
+    tied = told["tied"]
     if tied is not None and (not isinstance(tied, str) or tied == path):
         raise ValueError(f"{path} is tied to {tied!r}")
-    return QuantizedMatrix(weight, _activations(path, about["activations"]), _grid(path, about["grid"]), tied)
+    return QuantizedMatrix(weight, _activations(path, told["activations"]), _grid(path, told["grid"]), tied)
 
 
 def _activations(path: str, about: Any) -> ActivationSpec | None:
