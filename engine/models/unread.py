@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from engine.models.anatomy import blocks_of
 from engine.models.shards import BYTES, Shards
 from engine.models.soundness import left_over
 from engine.models.transformers_folder import AGAIN, Folder
+
+WHOLE = "give stream: false in a recipe to read it whole"
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,21 @@ def unread(found: Folder, shards: Shards) -> tuple[Any, Source]:
     """The decoder of a folder in eval mode, and where its weights are read from. Raises EngineError for tensors that are missing, too
     many, of another shape or type, or under names that the model does not have."""
     model = _model(found)
-    source = Source(shards, _names(model, found, shards))
-    _read_buffers(model, found, shards)
+    stored = _stored(model, shards)
+    source = Source(shards, _names(model, found, stored, shards))
+    _read_buffers(model, found, stored, shards)
     return model, source
 
 
-def _read_buffers(model: Any, found: Folder, shards: Shards) -> None:
+def _read_buffers(model: Any, found: Folder, stored: Mapping[str, str], shards: Shards) -> None:
     """Those that files hold: few numbers, which stay in memory."""
     known = dict(model.named_parameters(remove_duplicate=False))
-    prefix = f"{model.base_model_prefix}."
     for name, buffer in model.state_dict().items():
         if name in known:
             continue
-        stored = next((other for other in (name, name.removeprefix(prefix)) if other in shards.tensors), None)
-        if stored is None or shards.tensors[stored].shape != tuple(buffer.shape):
+        if name not in stored or shards.tensors[stored[name]].shape != tuple(buffer.shape):
             raise EngineError(f"{found.path} has no tensor {name} of shape {tuple(buffer.shape)}: {AGAIN}")
-        for _, tensor in shards.read([stored]):
+        for _, tensor in shards.read([stored[name]]):
             buffer.copy_(tensor)
 
 
@@ -111,34 +112,41 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = own  # type: ignore[method-assign]
 
 
-def _names(model: Any, found: Folder, shards: Shards) -> dict[str, str]:
-    """The tensor of each parameter. Heads of older files lack the model's own name in front, and tied ones may be left out."""
-    prefix = f"{model.base_model_prefix}."
+def _names(model: Any, found: Folder, stored: Mapping[str, str], shards: Shards) -> dict[str, str]:
+    """The tensor of each parameter: of those that are tied one may be there alone. ``stored`` are the tensors by the model's names."""
     places: dict[int, list[str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), []).append(name)
+        shapes[name] = tuple(parameter.shape)
     names: dict[str, str] = {}
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     for several in places.values():
-        candidates = [stored for name in several for stored in (name, name.removeprefix(prefix)) if stored in shards.tensors]
-        if not candidates:
-            raise EngineError(
-                f"{found.path} has no tensor {several[0]}: {AGAIN}; where transformers renames the tensors as it loads, "
-                "give stream: false in a recipe to read the model whole"
-            )
-        stored = shards.tensors[candidates[0]]
-        if tuple(shapes[several[0]]) != stored.shape:
-            raise EngineError(
-                f"{found.path}: {candidates[0]} has the shape {stored.shape} and config.json asks for {tuple(shapes[several[0]])}: {AGAIN}"
-            )
-        if stored.dtype not in BYTES:
-            raise EngineError(f"{found.path} holds {candidates[0]} as {stored.dtype}, not as floating-point weights")
-        names.update(dict.fromkeys(several, candidates[0]))
-    used = {*names.values(), *names}
-    spare = [name for name in shards.tensors if name not in used and f"{prefix}{name}" not in used]
-    if told := left_over(model, spare):
+        first = next((stored[name] for name in several if name in stored), None)
+        if first is None:
+            raise EngineError(f"{found.path} lacks {several[0]}, or has it in a form that only the whole model is read from: {WHOLE}")
+        part = shards.tensors[first]
+        if part.shape != shapes[several[0]]:
+            raise EngineError(f"{found.path}: {first} has the shape {part.shape}, and config.json asks for {shapes[several[0]]}: {AGAIN}")
+        if part.dtype not in BYTES:
+            raise EngineError(f"{found.path} holds {first} as {part.dtype}, not as floating-point weights")
+        names.update(dict.fromkeys(several, first))
+    if told := left_over(model, [own for own in stored if own not in names]):
         raise EngineError(f"{found.path} holds {told}, which its config.json has no place for: they belong to different models")
     return names
+
+
+def _stored(model: Any, shards: Shards) -> dict[str, str]:
+    """The tensors of files by the names that ``model`` has for them: transformers renames some as it loads, and heads of older files
+    lack the model's own prefix."""
+    own = dict.fromkeys(model.state_dict())
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:
+        return {name: name for name in shards.tensors}
+    renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    given: Any = {name: True for name in own}
+    return {rename_source_key(name, renamings, [], model.base_model_prefix, given)[0]: name for name in shards.tensors}
 
 
 def in_block(model: nn.Module, number: int) -> list[str]:
