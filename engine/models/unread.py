@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.models.anatomy import blocks_of
@@ -30,13 +30,18 @@ class Source:
     def read_into(self, model: nn.Module, wanted: Iterable[str]) -> None:
         """Give the parameters of ``model`` named ``wanted`` their weights, in float32; modules that share one share it after. Raises
         EngineError as ``Shards.read`` does."""
-        holders = _holders(model)
-        known = dict(model.named_parameters(remove_duplicate=False))
         asked = {self.names[name]: name for name in wanted}
-        for stored, tensor in self.shards.read(asked):
-            fresh = nn.Parameter(tensor, requires_grad=False)
-            for module, name in holders[id(known[asked[stored]])]:
-                module._parameters[name] = fresh
+        put(model, ((asked[stored], tensor) for stored, tensor in self.shards.read(asked)))
+
+
+def put(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Let the parameters of ``model`` of these names be these tensors; modules that share one share it after."""
+    holders = _holders(model)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in tensors:
+        fresh = nn.Parameter(tensor, requires_grad=False)
+        for module, own in holders[id(known[name])]:
+            module._parameters[own] = fresh
 
 
 def forget(model: nn.Module) -> None:

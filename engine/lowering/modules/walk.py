@@ -74,7 +74,8 @@ class Walked(nn.Module):
         if hidden is None:
             raise EngineError("a model that was walked block by block gives the logits of the text of its run alone")
         if self._made is None:
-            self._made = (self._around(),)
+            with torch.inference_mode(False):
+                self._made = (self._around(),)
         return leaving(self._made[0], input_ids, hidden, self._returned)
 
 
