@@ -68,6 +68,16 @@ class Baseline:
         return next(iter(self.forms.values()))
 
 
+class Content(Protocol):
+    """The files of a quantized model that is too large to be bytes in memory; ``len`` is their bytes."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, directory: Path) -> tuple[str, ...]:
+        """Put them into ``directory``; their names, the one to open first. Raises EngineError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A quantized model as it runs here. ``model`` is its executor, ``content`` its file; ``kernels`` name what computes it,
@@ -75,7 +85,7 @@ class Quantized:
     ``state`` is the lowering's own, and ``details`` what the report's entry tells besides."""
 
     model: Any
-    content: bytes
+    content: bytes | Content
     kernels: tuple[str, ...]
     simulated: bool
     integer_layers: int
@@ -243,6 +253,9 @@ class Lowering(ABC):
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
         """Keys of the report that this lowering alone has."""
         return {}
+
+    def close(self) -> None:  # noqa: B027
+        """The run is finished: what this lowering kept to resume it, and what is large, may go."""
 
     def export_form(self, quantized: Quantized) -> Any:
         """What exports write of a quantized model: its executor, unless the lowering has another form of it."""

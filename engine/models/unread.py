@@ -150,7 +150,7 @@ def _stored(model: Any, shards: Shards) -> dict[str, str]:
     except ImportError:
         return {name: name for name in shards.tensors}
     renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
-    given: Any = {name: True for name in own}
+    given: Any = dict.fromkeys(own, True)
     return {rename_source_key(name, renamings, [], model.base_model_prefix, given)[0]: name for name in shards.tensors}
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from engine.paths import unwritable
+from engine.reading import INDEX
 
 # Loaders of published models take files of that many bytes and less.
 LARGEST = 5_000_000_000
-INDEX = "model.safetensors.index.json"
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3",
@@ -135,12 +135,3 @@ def _whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def shards_of_index(index: Path) -> Sequence[Path]:
-    """The files that an index names, in order. Raises ValueError for one that names files outside of its folder."""
-    placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    names = sorted({str(name) for name in placed.values()})
-    if any(Path(name).name != name for name in names):
-        raise ValueError("it names files outside of its folder")
-    return [index.parent / name for name in names]

@@ -113,7 +113,7 @@ class Job(Work):
         changed = self._changed(which, chosen)
         if changed is not None:
             yield changed
-        self.where.write(NAME, chosen.quantized.content)
+        self.where.keep(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
         report = with_orders(Report({
@@ -132,6 +132,7 @@ class Job(Work):
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
         told["measure"] = self.task.metric.to_dict()
         self.where.state("finished", text, **told)
+        lowering.close()
         yield Finished(str(self.where.path), found.met and not over, text)
         return report
 

@@ -6,19 +6,23 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from engine.numerics.memory import content
 from engine.tasks.base import Batch, Task
 
+if TYPE_CHECKING:
+    from engine.models.unread import Source
+
 
 @dataclass(frozen=True)
 class Subject:
     """``example`` is a first batch of the training split; ``weights`` says where they come from, ``fingerprint`` is a hash of them.
     ``lowering`` names the way to integers. ``environment`` is what the report's ``environment`` tells besides, ``source`` the folder
-    that the model came from, None where it came from none."""
+    that the model came from, None where it came from none. ``unread`` reads the weights of a model that has
+    none in memory."""
 
     model: nn.Module
     task: Task
@@ -29,6 +33,7 @@ class Subject:
     lowering: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    unread: Source | None = None
 
     @property
     def bytes(self) -> int:

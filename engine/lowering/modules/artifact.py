@@ -25,7 +25,7 @@ from engine.models.anatomy import weight_of
 from engine.models.transformers_load import quiet
 from engine.numerics.qtensor import QTensor, from_tensors
 from engine.numerics.quantized_matrix import QuantizedMatrix
-from engine.numerics.tensor_file import shards_of_index
+from engine.reading import shards_of_index
 
 # The tensors of a matrix, as ``QTensor.to_tensors`` names them.
 PARTS = ("packed", "scale", "zero", "tensor_scale")
@@ -98,7 +98,7 @@ class Mapped(Mapping[str, Tensor]):
         self._files: dict[str, Path] = {}
         for path in files:
             with safe_open(path, "pt") as file:
-                self._files.update(dict.fromkeys(file.keys(), path))  # noqa: SIM118
+                self._files.update(dict.fromkeys(file.keys(), path))
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import safe_open

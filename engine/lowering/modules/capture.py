@@ -16,7 +16,6 @@ from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.models.anatomy import blocks_of
 
-
 Returned = Callable[[Tensor], object]
 """Hidden states to what a block returns of them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ FITTING = 256 * 2**20
 class StoredBatch(Batch):
     """A batch whose ``hidden`` and ``original`` are read from files below ``place`` and written there."""
 
-    def __init__(self, batch: Batch, place: Path) -> None:
-        self._place = place
+    def __init__(self, batch: Batch, place: Path, folder: TemporaryDirectory[str]) -> None:
+        # The files go with the last batch that needs them.
+        self._place, self._folder = place, folder
         self._shapes: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self._device = batch.hidden.device
         super().__init__(batch.hidden, batch.keep, batch.others, batch.original, batch.original_others)
@@ -74,20 +76,36 @@ class StoredBatch(Batch):
 
 class Store:
     """Where batches are kept: in memory, or in files below ``place`` where their hidden states, ``total`` bytes together, do not fit.
-    Masks and positions that are equal from batch to batch are held once."""
+    Masks and positions that are equal from batch to batch are held once. The files go when nothing needs them any more; those of a
+    process that was killed go when the next one begins. Raises EngineError where the disk has no room for them."""
 
     def __init__(self, place: Path, total: int) -> None:
-        self._place, self._on_disk = place, total > FITTING
         self._known: list[Tensor] = []
         self._count = 0
+        self._folder: TemporaryDirectory[str] | None = None
+        for old in place.parent.glob(f"{place.name}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        if total <= FITTING:
+            return
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(place.parent).free
+            if free < total:
+                raise EngineError(
+                    f"{place.parent} has {free / 1e9:.1f} GB free, and the hidden states of the text need {total / 1e9:.1f} GB: give --out on "
+                    "another disk, or less text with data.limit and data.calibration"
+                )
+            self._folder = TemporaryDirectory(prefix=f"{place.name}-", dir=place.parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise unwritable(place, error) from error
 
     def keep(self, batch: Batch) -> Batch:
         """The batch as it is kept."""
         self.share(batch)
-        if not self._on_disk:
+        if self._folder is None:
             return batch
         self._count += 1
-        return StoredBatch(batch, self._place / f"{self._count:06d}")
+        return StoredBatch(batch, Path(self._folder.name) / f"{self._count:06d}", self._folder)
 
     def share(self, batch: Batch) -> None:
         """Let what is given beside the hidden states be what earlier batches have, where it is equal."""
@@ -100,7 +118,9 @@ class Store:
             return seen[id(value)]
 
         for others in (batch.others, batch.original_others):
-            others[:] = [(tuple(own(given) for given in args), {name: own(given) for name, given in named.items()}) for args, named in others]
+            others[:] = [
+                (tuple(own(given) for given in args), {name: own(given) for name, given in named.items()}) for args, named in others
+            ]
 
     def _one(self, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -111,10 +131,6 @@ class Store:
         if same is None:
             self._known.append(value)
         return value if same is None else same
-
-    def clear(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self._place, ignore_errors=True)
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

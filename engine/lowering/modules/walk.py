@@ -35,7 +35,6 @@ from engine.lowering.modules.runtime import Placement, running
 from engine.models.anatomy import Anatomy, anatomy, blocks_of
 from engine.models.unread import Source, forget, in_block, outside
 from engine.numerics.memory import content
-from engine.numerics.qtensor import QTensor
 from engine.numerics.quantized_matrix import QuantizedMatrix
 from engine.numerics.scheme import scheme_of
 

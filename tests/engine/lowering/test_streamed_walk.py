@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,13 @@ import pytest
 import tiny_language
 import torch
 from quantized_families import lively
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.kernels.probe import Machine, probe
-from engine.lowering.modules import hidden_states
 from engine.lowering.modules.fused_activations import fuse_activations
 from engine.lowering.modules.layers import plan
-from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.rounding import round_decoder
 from engine.lowering.modules.runtime import running
 from engine.lowering.modules.walk import Rounded, Texts, walk
@@ -60,17 +56,13 @@ def rows_of(model: Any, preset: str, *rules: Rule) -> Any:
     return plan(model, anatomy(model), preset, rules, {}, lambda *_: "").layers
 
 
-def walked(
-    folder: Path, place: Path, preset: str, *rules: Rule, machine: Machine | None = None, stop: StopToken | None = None
-) -> Rounded:
+def walked(folder: Path, place: Path, preset: str, *rules: Rule, machine: Machine | None = None, stop: StopToken | None = None) -> Rounded:
     found = look(folder)
     model, source = unread(found, shards_of(found.weights))
     fuse_activations(model)
     given = texts()
     told = Texts(given, 4, given[3:])
-    return tiny_language.finished(
-        walk(model, source, rows_of(model, preset, *rules), told, machine or probe(), stop or StopToken(), place)
-    )
+    return tiny_language.finished(walk(model, source, rows_of(model, preset, *rules), told, machine or probe(), stop or StopToken(), place))
 
 
 def packed(found: Rounded) -> dict[str, Tensor]:
