@@ -97,7 +97,7 @@ def write_file(path: Path, tensors: Mapping[str, Pending], about: Mapping[str, s
             if tensor.dtype != tensors[name].dtype or tuple(tensor.shape) != tensors[name].shape:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
             if tensor.numel():
-                file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
     _whole(path, write)
 

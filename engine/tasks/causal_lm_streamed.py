@@ -55,8 +55,8 @@ def is_streamed(recipe: Recipe, found: Folder | None) -> tuple[Shards, str] | No
         why = f"{recipe.model}: {size} are read block by block, as was asked"
     elif room is not None and needed > _PART * room:
         why = (
-            f"{recipe.model}: {size} would need about {needed / 1e9:.0f} GB in memory, and {room / 1e9:.0f} GB are free: they are read block by "
-            "block, with --no-stream they are not"
+            f"{recipe.model}: {size} would need about {needed / 1e9:.0f} GB in memory, and {room / 1e9:.0f} GB are free: "
+            "they are read block by block, with --no-stream they are not"
         )
     else:
         return None

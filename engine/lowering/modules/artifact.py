@@ -54,7 +54,7 @@ def read_with_header(path: Path) -> tuple[QuantizedDecoder, dict[str, Any]]:
     """The decoder, and the header with ``recipe``, ``isa`` and ``config``. Raises as ``read`` does."""
     file = opened(path)
     with told_of(path):
-        return _decoder(file), file.about
+        return _decoder(file), dict(file.about)
 
 
 @dataclass(frozen=True)

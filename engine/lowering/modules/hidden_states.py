@@ -29,7 +29,7 @@ class StoredBatch(Batch):
         self._device = batch.hidden.device
         super().__init__(batch.hidden, batch.keep, batch.others, batch.original, batch.original_others)
 
-    @property  # type: ignore[override]
+    @property
     def hidden(self) -> Tensor:
         found = self._read("hidden")
         assert found is not None
@@ -39,7 +39,7 @@ class StoredBatch(Batch):
     def hidden(self, value: Tensor) -> None:
         self._write("hidden", value)
 
-    @property  # type: ignore[override]
+    @property
     def original(self) -> Tensor | None:
         return self._read("original")
 
@@ -64,7 +64,7 @@ class StoredBatch(Batch):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("wb") as file:
-                file.write(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+                file.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             os.replace(fresh, path)
         except OSError as error:
             raise unwritable(path, error) from error
@@ -92,8 +92,8 @@ class Store:
             free = shutil.disk_usage(place.parent).free
             if free < total:
                 raise EngineError(
-                    f"{place.parent} has {free / 1e9:.1f} GB free, and the hidden states of the text need {total / 1e9:.1f} GB: give --out on "
-                    "another disk, or less text with data.limit and data.calibration"
+                    f"{place.parent} has {free / 1e9:.1f} GB free, and the hidden states of the text need {total / 1e9:.1f} GB: "
+                    "give --out on another disk, or less text with data.limit and data.calibration"
                 )
             self._folder = TemporaryDirectory(prefix=f"{place.name}-", dir=place.parent, ignore_cleanup_errors=True)
         except OSError as error:

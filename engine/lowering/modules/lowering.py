@@ -125,7 +125,7 @@ class ModulesLowering(Lowering):
         yield Planned(found.layers, recipe.preset, 8, self.baseline().size_bytes)
         return found
 
-    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
         sites = sensitivity.sites_of(plan.layers, self.model.get_submodule, sensitivity.matrix_error, only=only)
         rows = {row.path: row for row in plan.layers}
         return sensitivity.Subject(self.model, forward_of(self.model), sites, rows, self.subject.device)

@@ -106,17 +106,8 @@ class StreamedLowering(ModulesLowering):
         seconds = sum(matrix.seconds for matrix in found.told.values() if matrix.kept)
         state = Streamed(found.told, found.placement, found.quantized, run.directory, self.machine, self._compared())
         details = {"to_fp16": len(content) / self._halves}
-        return Quantized(
-            found.quantized,
-            content,
-            tuple(sorted(kernels)),
-            bool(simulated),
-            len(found.placement) - stored,
-            stored,
-            state,
-            seconds,
-            details,
-        )
+        integers = len(found.placement) - stored
+        return Quantized(found.quantized, content, tuple(sorted(kernels)), bool(simulated), integers, stored, state, seconds, details)
 
     def _measured(self) -> list[Tensor]:
         """The windows of validation and test, and those that files are compared on."""
