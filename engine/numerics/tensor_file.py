@@ -87,8 +87,7 @@ def write_files(directory: Path, tensors: Mapping[str, Pending], about: Mapping[
 
 def write_file(path: Path, tensors: Mapping[str, Pending], about: Mapping[str, str]) -> None:
     """One file, whole or not at all. Raises EngineError where it cannot be written."""
-    ordered = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header = header_of({name: tensors[name] for name in ordered}, about)
+    header, ordered = _header(tensors, about)
 
     def write(file: BinaryIO) -> None:
         file.write(header)
@@ -102,21 +101,23 @@ def write_file(path: Path, tensors: Mapping[str, Pending], about: Mapping[str, s
     _whole(path, write)
 
 
-def header_of(tensors: Mapping[str, Pending], about: Mapping[str, str]) -> bytes:
-    """What stands before the tensors, which follow in this order."""
+def _header(tensors: Mapping[str, Pending], about: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """What stands before the tensors, and the order in which they follow."""
     entries: dict[str, object] = {"__metadata__": dict(about)}
     place = 0
-    for name, pending in tensors.items():
+    ordered = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    for name in ordered:
+        pending = tensors[name]
         entries[name] = {"dtype": _TYPES[pending.dtype], "shape": [*pending.shape], "data_offsets": [place, place + pending.bytes]}
         place += pending.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(8, "little") + text, ordered
 
 
 def size_of(tensors: Mapping[str, Pending], about: Mapping[str, str], largest: int = LARGEST) -> int:
     """The bytes of the files that ``write_files`` makes, without those of an index."""
-    return sum(len(header_of(part, about)) + sum(pending.bytes for pending in part.values()) for part in divided(tensors, largest))
+    return sum(len(_header(part, about)[0]) + sum(pending.bytes for pending in part.values()) for part in divided(tensors, largest))
 
 
 def _whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

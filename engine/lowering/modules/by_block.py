@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.kernels.matrix.base import asked_of
+from engine.kernels.matrix.choose import choose
 from engine.kernels.matrix.kind import kind_of
 from engine.kernels.probe import Machine
 from engine.lowering.modules.artifact import DecoderFile, buffers
@@ -32,13 +34,16 @@ def unfilled(file: DecoderFile) -> Any:
 
 
 @torch.no_grad()
-def fill(model: Any, file: DecoderFile, names: Sequence[str]) -> dict[str, QuantizedMatrix]:
-    """Give the parameters of ``model`` named ``names`` what ``file`` has for them, in float32; the matrices among them, by module path."""
+def fill(model: Any, file: DecoderFile, names: Sequence[str], machine: Machine | None = None) -> dict[str, QuantizedMatrix]:
+    """Give the parameters of ``model`` named ``names`` what ``file`` has for them, in float32; the matrices among them, by module path.
+    Those that a kernel of ``machine`` computes with their integers are left without."""
     found: dict[str, QuantizedMatrix] = {}
     for name in names:
         path = name.removesuffix(".weight")
         if path in file.about["matrices"] and path != name:
             found[path] = file.matrix(path)
+            if machine is not None and not choose(asked_of(found[path], model.get_submodule(path)), machine).storage_only:
+                continue
             weight = found[path].weight.dequantize()
             put(model, [(name, weight.T.contiguous() if kind_of(model.get_submodule(path)) == "Conv1D" else weight)])
         else:
@@ -67,7 +72,7 @@ def on_kernels(file: DecoderFile, machine: Machine) -> Any:
     depth = len(blocks_of(model)[1])
     made = []
     for number in range(depth):
-        matrices = fill(model, file, in_block(model, number))
+        matrices = fill(model, file, in_block(model, number), machine)
         made.append(running(_decoder(model, matrices, number), machine)[0])
         forget(blocks_of(model)[1][number])
     found, _ = running(QuantizedDecoder(model, _around(model, file)), machine)
@@ -84,21 +89,26 @@ def logits_by_block(file: DecoderFile, windows: Sequence[Tensor], machine: Machi
     model = unfilled(file)
     blocks = blocks_of(model)[1]
     outer = QuantizedDecoder(model, _around(model, file))
-    around = model if machine is None else running(outer, machine)[0]
     fill(model, file, in_block(model, 0))
+    (first,) = capture(lambda ids: model(input_ids=ids, use_cache=False), list(blocks), [(windows[0], None)])
+    returned = returned_by(blocks[0], first, 0)
+    forget(blocks[0])
+    around = model
+    if machine is not None:
+        around = running(outer, machine)[0]
+        forget(model)
+        outer = QuantizedDecoder(model, {})
     batches: list[Batch] = []
-    with rounding(outer if machine is None else QuantizedDecoder(model, {})):
-        (first,) = capture(lambda ids: model(input_ids=ids, use_cache=False), list(blocks), [(windows[0], None)])
-        returned = returned_by(blocks[0], first, 0)
+    with rounding(outer):
+        several = list(blocks_of(around)[1])
         for ids in windows:
-            several = list(blocks_of(around)[1])
             batches += capture(lambda ids: around(input_ids=ids, use_cache=False), several, [(ids, None)], returned=returned)
     for number in range(len(blocks)):
-        inner = _decoder(model, fill(model, file, in_block(model, number)), number)
+        inner = _decoder(model, fill(model, file, in_block(model, number), machine), number)
         block = inner.twin if machine is None else running(inner, machine)[0]
         with rounding(inner if machine is None else QuantizedDecoder(inner.twin, {})):
             for batch in batches:
                 batch.hidden = run_block(block, batch, number)
         forget(blocks[number])
-    with rounding(outer if machine is None else QuantizedDecoder(model, {})):
+    with rounding(outer):
         return [leaving(around, ids, batch.hidden, returned).logits for ids, batch in zip(windows, batches, strict=True)]

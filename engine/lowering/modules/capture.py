@@ -153,15 +153,24 @@ def _one(
 
 
 def leaving(decoder: Any, ids: Tensor, hidden: Tensor, returned: Returned) -> Any:
-    """What ``decoder`` returns for ``ids`` (batch, tokens) where ``hidden`` leaves its last block. No block is run."""
+    """What ``decoder`` returns for ``ids`` (batch, tokens) where ``hidden`` leaves its last block. No block is run, and where ``embeds``
+    says so no embedding either."""
     blocks = list(blocks_of(decoder)[1])
+    given = {"inputs_embeds": hidden} if embeds(decoder) else {"input_ids": ids}
 
     def stand_in(index: int) -> Callable[..., object]:
         # In between, what enters goes through: it has the shape that the decoder expects.
         return lambda *args, **named: returned(hidden if index == len(blocks) - 1 or not args else args[0])
 
     with _instead(blocks, [stand_in(index) for index in range(len(blocks))]):
-        return decoder(input_ids=ids, use_cache=False)
+        return decoder(**given, use_cache=False)
+
+
+def embeds(decoder: Any) -> bool:
+    """Whether ``decoder`` takes hidden states, of their own width, in the place of what its embedding gives."""
+    width = getattr(decoder.config, "hidden_size", None)
+    taken = "inputs_embeds" in inspect.signature(type(decoder).forward).parameters
+    return taken and width == decoder.get_input_embeddings().weight.shape[1]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from engine.events.progress import Ticker
 from engine.kernels.probe import Machine
 from engine.lowering.modules.block_linears import linears
 from engine.lowering.modules.blocks import ROUNDING, Place, Task, leave, quantize_block
-from engine.lowering.modules.capture import Batch, Returned, capture, leaving, returned_by, run_block
+from engine.lowering.modules.capture import Batch, Returned, capture, embeds, leaving, returned_by, run_block
 from engine.lowering.modules.header import about
 from engine.lowering.modules.hidden_states import Store
 from engine.lowering.modules.observe import batches
@@ -160,7 +160,8 @@ class _Walk:
         self.source.read_into(self.model, names)
         known = dict(self.model.named_parameters())
         for name in names:
-            self.digest.update(name.encode() + content(known[name]))
+            self.digest.update(name.encode())
+            self.digest.update(known[name].detach().contiguous().flatten().view(torch.uint8).numpy().data)
 
     @torch.no_grad()
     def _enter(self) -> Generator[Event, None, tuple[Returned, Any]]:
@@ -265,8 +266,9 @@ class _Walk:
                 batch.hidden = left
 
     def _around(self) -> Any:
-        """The decoder in fp32 around its blocks."""
-        self.source.read_into(self.model, outside(self.model))
+        """The decoder in fp32 behind its blocks."""
+        unused = f"{self.parts.embedding}." if embeds(self.model) and not self.parts.tied_head else None
+        self.source.read_into(self.model, [name for name in outside(self.model) if unused is None or not name.startswith(unused)])
         return self.model
 
 
