@@ -35,7 +35,6 @@ from engine.tasks.registry import OWN, TaskEntry, task_of
 from engine.tasks.subject import Subject
 
 IN_MEMORY = "in memory: "
-_ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
 
 def run(
@@ -111,7 +110,7 @@ def _guarded(
     recipe = recipe.model_copy(update={"isa": machine.instructions})
     recipe = subject.task.settled(recipe)
     name = subject.task.data(1, None)["name"]
-    where = RunDir(out or new_directory(recipe.model, name), recipe.model, name, _ROOM * subject.bytes, resumed)
+    where = RunDir(out or new_directory(recipe.model, name), recipe.model, name, subject.room, resumed)
     job = Job(recipe, subject, machine, where, stop, attended)
     try:
         for event in seen:

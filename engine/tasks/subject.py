@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from engine.models.unread import Source
 
 
+_ROOM = 4
+
+
 @dataclass(frozen=True)
 class Subject:
     """``example`` is a first batch of the training split; ``weights`` says where they come from, ``fingerprint`` is a hash of them.
@@ -39,6 +42,12 @@ class Subject:
     def bytes(self) -> int:
         """Of the model's parameters and buffers, as they are in memory."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    @property
+    def room(self) -> int:
+        """Bytes on disk that a run may need, as far as is known before its plan: the model is written twice at most, checkpoints with
+        optimizer state included; one that is read block by block is not trained, and its integers are a byte each at most."""
+        return self.bytes // 2 if self.unread else _ROOM * self.bytes
 
 
 def fingerprint(model: nn.Module) -> str:
