@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Table
+from engine.events.event import Event, Needs, Table
 from engine.kernels.probe import Machine
 from engine.lowering import sensitivity
 from engine.planning.layer import Layer
@@ -159,6 +159,10 @@ class Lowering(ABC):
         """Write into the recipe what was measured to make the plan, and prepare the model for it; the plan as it is then."""
         yield from ()
         return plan
+
+    def needs(self, plan: Plan, place: Path) -> Needs | None:
+        """What a run by ``plan`` takes where its files lie in ``place``; None where shapes alone do not tell."""
+        return None
 
     def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
         """The fp32 model and its layers, as ``sensitivity`` takes them, with all candidates or with ``only`` these by path; None where

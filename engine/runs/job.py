@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -135,6 +136,21 @@ class Job(Work):
         lowering.close()
         yield Finished(str(self.where.path), found.met and not over, text)
         return report
+
+    def planned(self, place: Path) -> Run[Plan]:
+        """What a run in ``place`` would do, without doing it: the plan, and what it takes. Raises UsageError for an export that cannot be
+        made, EngineError where memory or disk do not suffice."""
+        lowering = self.lowering = yield from captured(self.lowering)
+        plan = yield from self.stage("plan", "Planning", lowering.plan())
+        if (refused := refusal(self.recipe, self.subject, plan)) is not None:
+            raise refused
+        needs = lowering.needs(plan, place)
+        if needs is not None:
+            yield needs
+            if needs.short:
+                raise EngineError(needs.short)
+            yield Notice(needs.text)
+        return plan
 
     def _plan(self) -> Run[Plan]:
         """The plan that was agreed to, made again for each strategy that is asked for. Raises UsageError where one is agreed to that an

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,13 +22,14 @@ from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
 from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.planning.plan import Plan
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
 from engine.runs import exporting, fits
 from engine.runs.absolute import absolute
 from engine.runs.job import CHECKPOINT, Job
-from engine.runs.rundir import RunDir, find_run, is_running, new_directory
+from engine.runs.rundir import RunDir, find_run, is_running, new_directory, runs_root
 from engine.runs.work import Run, T, stage
 from engine.tasks import fitting
 from engine.tasks.base import Task
@@ -48,6 +50,29 @@ def run(
     line, and Cancelled once the state is saved. Before loading has succeeded nothing is written.
     """
     return (yield from _guarded(recipe, out, stop, resumed=False, attended=attended, in_hand=in_hand))
+
+
+def dry_run(recipe: Recipe, out: Path | None, stop: StopToken) -> Run[Plan]:
+    """Load and plan, and tell what a run in ``out`` would take; nothing is kept. What is asked on the way is agreed to. Raises as ``run``
+    does for whatever can be told by now."""
+    entry = task_of(recipe.model, recipe.task)
+    fits.check(recipe, entry.reads)
+    recipe, device = entry.settled(recipe), pick_device(recipe.device)
+    subject = yield from _loaded(recipe, entry, entry.load(recipe, stop, device))
+    recipe = subject.task.settled(recipe)
+    with tempfile.TemporaryDirectory() as place:
+        where = RunDir(Path(place) / "run", recipe.model, subject.task.data(1, None)["name"], 0)
+        steps = Job(recipe, subject, probe(), where, stop).planned(out or runs_root())
+        try:
+            answer: Answer = None
+            while True:
+                event = steps.send(answer)
+                answer = True if isinstance(event, Ask) else (yield event)
+        except StopIteration as end:
+            yield Notice("nothing was run and nothing is kept: leave --dry-run out to run it")
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            where.close()
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
@@ -96,15 +121,7 @@ def _guarded(
     recipe, device = entry.settled(recipe), pick_device(recipe.device)
     seen: list[Event] = []
     steps = _taken(*in_hand, recipe, device) if in_hand else entry.load(recipe, stop, device)
-    loading = _tapped(stage("load", f"Loading {recipe.model}", steps), seen.append)
-    try:
-        subject = yield from loading
-        exporting.check(recipe, subject)
-    except (EngineError, Cancelled):
-        raise
-    except Exception as error:
-        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
-        raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
+    subject = yield from _tapped(_loaded(recipe, entry, steps), seen.append)
     machine = probe()
     moved = machine.moved_from(recipe.isa)
     recipe = recipe.model_copy(update={"isa": machine.instructions})
@@ -140,6 +157,19 @@ def _guarded(
         ) from error
     finally:
         where.close()
+
+
+def _loaded(recipe: Recipe, entry: TaskEntry, steps: Run[Subject]) -> Run[Subject]:
+    """The stage in which ``steps`` load the subject. Raises UsageError for an export that cannot be made of it."""
+    try:
+        subject = yield from stage("load", f"Loading {recipe.model}", steps)
+        exporting.check(recipe, subject)
+    except (EngineError, Cancelled):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
+        raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
+    return subject
 
 
 def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Subject]:

@@ -77,7 +77,10 @@ def run(folder: Path, out: Path, method: str, more: list[str]) -> None:
     recipe = out.with_suffix(".yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(RECIPE.format(folder=folder, ids=folder / "ids.json", method=method))
-    command = [sys.executable, "-m", "qtui", "run", "--recipe", str(recipe), "--out", str(out), "--yes", *more]
+    # What an earlier one has finished is taken over.
+    again = (out / "state.json").exists()
+    words = ["resume", str(out)] if again else ["run", "--recipe", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-m", "qtui", *words, "--yes", *more]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     took, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -11,19 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from engine.errors import EngineError, UsageError
-from engine.events.event import Event, Graph, Notice
+from engine.events.event import Event, Graph, Needs, Notice
 from engine.kernels.probe import Machine
 from engine.kernels.simulate import Simulate
 from engine.lowering import sensitivity
 from engine.lowering.base import Baseline, Quantized, Reopened, RunContext, Steps, Trained
 from engine.lowering.files import file_in
 from engine.lowering.modules.artifact import DecoderFile, opened
+from engine.lowering.modules.hidden_states import FITTING
 from engine.lowering.modules.lowering import BLOCKS, ModulesLowering
+from engine.lowering.modules.preflight import TimedBlock, free_in, said, short_of, sizes_of, timed_block
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.runtime import Placement
 from engine.lowering.modules.table import unrun
 from engine.lowering.modules.walk import Rounded, Texts, Walked, walk
 from engine.lowering.modules.walked_content import WalkedContent
+from engine.machine.memory import available
 from engine.models.unread import Source
 from engine.planning.plan import Plan
 from engine.planning.sensitivity import Candidate
@@ -61,6 +64,7 @@ class StreamedLowering(ModulesLowering):
         assert subject.unread is not None
         self.source: Source = subject.unread
         self._walked: Rounded | None = None
+        self._timed: TimedBlock | None = None
 
     def _look(self) -> Generator[Event, None, None]:
         found = unrun(self.model, self.parts)
@@ -77,7 +81,35 @@ class StreamedLowering(ModulesLowering):
     def plan(self) -> Generator[Event, None, Plan]:
         found = yield from super().plan()
         refuse(found)
+        needs = self.needs(found, self.run.directory)
+        yield needs
+        yield Notice(needs.short or needs.text, "warning" if needs.short else "info")
         return found
+
+    def settle(self, plan: Plan) -> Steps[Plan]:
+        """Raises EngineError, before anything is read, where memory or disk do not suffice."""
+        yield from ()
+        if short := self.needs(plan, self.run.directory).short:
+            raise EngineError(short)
+        return plan
+
+    def needs(self, plan: Plan, place: Path) -> Needs:
+        """From shapes, and from one block that is read and multiplied by."""
+        recipe, tokens = self.run.recipe, sum(map(len, self._measured()))
+        calibration = sum(map(len, self.windows))
+        sizes = sizes_of(self.model, self.parts, plan.layers, tokens, calibration)
+        disk = sizes.disk(recipe.export, FITTING) - _there(place / BLOCKS)
+        free = {"memory": available(), "disk": free_in(place)}
+        seconds, unmeasured = self._seconds(plan, tokens, calibration)
+        text = said(sizes.memory, disk, seconds, unmeasured, free)
+        return Needs(sizes.memory, disk, text, free["memory"], free["disk"], seconds, short_of(sizes.memory, disk, free))
+
+    def _seconds(self, plan: Plan, tokens: int, calibration: int) -> tuple[float, tuple[str, ...]]:
+        """About how long the walk takes, and the methods whose own time is not in it. Block 0 is read once in a run."""
+        rows = [row for row in plan.layers if row.path.startswith(f"{self.parts.blocks}.0.") and row.actual.weights is not None]
+        if self._timed is None:
+            self._timed = timed_block(self.model, self.source, rows)
+        return self._timed.seconds(self.parts.depth, rows, tokens, calibration)
 
     def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
         """None: gradients need the whole model."""
@@ -146,6 +178,11 @@ class StreamedLowering(ModulesLowering):
         raise EngineError(
             f"{directory} is the run of a model that was read block by block: its exports are made with the run, give --export there"
         )
+
+
+def _there(place: Path) -> int:
+    """Bytes of blocks that an earlier run has finished: they are not written again."""
+    return sum(path.stat().st_size for path in place.glob("block-*.safetensors"))
 
 
 def refuse(plan: Plan) -> None:
