@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -159,7 +160,7 @@ def _guarded(
         where.close()
 
 
-def _loaded(recipe: Recipe, entry: TaskEntry, steps: Run[Subject]) -> Run[Subject]:
+def _loaded(recipe: Recipe, entry: TaskEntry, steps: Generator[Any, Any, Subject]) -> Run[Subject]:
     """The stage in which ``steps`` load the subject. Raises UsageError for an export that cannot be made of it."""
     try:
         subject = yield from stage("load", f"Loading {recipe.model}", steps)

@@ -53,10 +53,12 @@ def matrix(path: str, told: Mapping[str, Any], weight: QTensor) -> QuantizedMatr
     tied = told["tied"]
     if tied is not None and (not isinstance(tied, str) or tied == path):
         raise ValueError(f"{path} is tied to {tied!r}")
-    return QuantizedMatrix(weight, _activations(path, told["activations"]), _grid(path, told["grid"]), tied)
+    return QuantizedMatrix(weight, activations_of(path, told), _grid(path, told["grid"]), tied)
 
 
-def _activations(path: str, about: Any) -> ActivationSpec | None:
+def activations_of(path: str, told: Mapping[str, Any]) -> ActivationSpec | None:
+    """What the inputs of the matrix ``path`` become. Raises ValueError or TypeError for what no run writes."""
+    about = told["activations"]
     if about is None:
         return None
     spec = ActivationSpec(**about)
