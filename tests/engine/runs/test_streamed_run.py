@@ -140,13 +140,12 @@ def test_a_dry_run_plans_and_keeps_nothing(place: Path, tmp_path: Path, monkeypa
 
 def test_a_stopped_run_goes_on_with_the_block_where_it_was(place: Path, tmp_path: Path) -> None:
     expected = driving.drive(recipe(place, preset="w4"), tmp_path / "whole").data
-    stop = StopToken()
 
-    def look(event: Any) -> None:
+    def look(event: Any, stop: StopToken) -> None:
         if isinstance(event, MatrixQuantized) and ".h.2." in event.name:
             stop.set()
 
-    stopped = driving.consume(pipeline.run(recipe(place, preset="w4"), tmp_path / "run", stop), None, look)
+    stopped = driving.drive(recipe(place, preset="w4"), tmp_path / "run", on_event=look)
     assert isinstance(stopped.error, Cancelled)
     assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "cancelled"
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "blocks").glob("block-*"))
