@@ -14,6 +14,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+# Names the files of a model that is in several, as published ones are.
+INDEX = "model.safetensors.index.json"
 MB = 1_000_000
 # Deeper than anything that is written here: a report has six levels.
 DEEPEST = 40
@@ -98,3 +100,13 @@ def _number(text: str) -> float:
 
 def _constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
+
+
+def shards_of_index(index: Path) -> list[Path]:
+    """The files that ``index`` names, in order. Raises OSError, ValueError, LookupError or TypeError for what is no index, and ValueError
+    for one that names files outside of its folder."""
+    placed = read_json(index, 64 * MB)["weight_map"]
+    names = sorted({str(name) for name in placed.values()})
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError("it names files outside of its folder, or none")
+    return [index.parent / name for name in names]

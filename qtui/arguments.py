@@ -27,6 +27,7 @@ _DATA = (
     "for fidelity any inputs without labels: a file of arrays, a folder of images, arrays or audio, or random:3x224x224"
 )
 _THRESHOLD = "drop:0.005 (of accuracy; of a language model the part by which perplexity rises), mse:1e-7, sqnr:30 or agreement:0.99"
+_STREAM = "read a language model block by block (default: where it would not fit in memory)"
 _TARGET = (
     "search a plan that comes to this, the cheapest remedy first: drop:0.003, size:0.2 (of fp32's file) or size:1.5MB, bpw:4.5 (bits per "
     "weight), latency:0.5 (of fp32's time) or latency:3ms; may be given several times"
@@ -171,9 +172,11 @@ def _run(run: Parser) -> None:
     run.add_argument("--qat", choices=QAT_MODES, help="quantization-aware training (default: where PTQ misses the threshold)")
     run.add_argument("--epochs", metavar="N", type=_integer, help="epochs of QAT")
     run.add_argument("--graph", choices=("modules", "export"), help="of a language model: its modules, or the operations of torch.export")
+    run.add_argument("--stream", action=argparse.BooleanOptionalAction, help=_STREAM)
     run.add_argument("--export", metavar="LIST", type=_names, help=_FORMATS)
     run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images, or tokens of the test split")
     run.add_argument("--seed", metavar="N", type=_integer)
+    run.add_argument("--dry-run", action="store_true", help="load and plan, tell what the run would take, and end")
     _answers(run)
 
 

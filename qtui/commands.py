@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shlex
 import sys
 from argparse import Namespace
@@ -33,6 +34,12 @@ def run(args: Namespace) -> int:
     from engine.runs import pipeline
 
     out = Path(args.out) if args.out else None
+    if args.dry_run:
+        plan = _drive(lambda stop: pipeline.dry_run(recipe, out, stop), args)
+        if args.json:
+            rows = [{"layer": row.path, "becomes": str(row.actual), "on": row.kernel, "why": row.why} for row in plan.layers]
+            print(json.dumps({"preset": recipe.preset, "layers": rows}), flush=True)
+        return MET
     return _report(_drive(lambda stop: owned(_own(out), pipeline.run(recipe, out, stop)), args), args)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _TOP = {"model": "model", "task": "task", "weights": "weights", "device": "device", "threshold": "threshold", "preset": "preset"}
 _TOP |= {"stem": "stem", "quantize_first": "quantize_first", "export": "export", "seed": "seed", "graph": "graph", "target": "targets"}
-_TOP |= {"cache": "cache", "rotation": "rotation"}
+_TOP |= {"cache": "cache", "rotation": "rotation", "stream": "stream"}
 _DATA = {
     "data": "name",
     "mean": "mean",

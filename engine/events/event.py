@@ -170,6 +170,20 @@ class Planned(Detail):
 
 
 @dataclass(frozen=True)
+class Needs(Detail):
+    """What a run by its plan takes: bytes of memory at most and of disk, those that are free (None where that is not known), and about
+    how many seconds (None where no part of it was timed). ``text`` says it to a person; ``short`` is why it cannot end well, or empty."""
+
+    memory_bytes: int
+    disk_bytes: int
+    text: str
+    memory_free: int | None = None
+    disk_free: int | None = None
+    seconds: float | None = None
+    short: str = ""
+
+
+@dataclass(frozen=True)
 class Sensitivities(Detail):
     """What each candidate of each layer costs alone, in the model's order. ``basis`` is the loss that was estimated: ``kl`` (nats by
     which the answers move from fp32's), ``loss`` (the task's own), ``mse`` (of the outputs, as a part of their power), or ``noise``

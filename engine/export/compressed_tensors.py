@@ -152,32 +152,47 @@ def write_folder(decoder: QuantizedDecoder, source: Path | None, folder: Path) -
     schemes = schemes_of(decoder)
     tensors = _tensors(decoder, schemes) | _cache_scales(decoder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = {**config_dict(decoder.twin.config), "dtype": "float16", "architectures": [type(decoder.twin).__name__]}
-    config["quantization_config"] = quantization_config(decoder, schemes)
+    write_beside(decoder.twin, schemes, source, folder, decoder.cache)
+    return note(decoder, schemes)
+
+
+def write_beside(model: Any, schemes: Mapping[str, Scheme], source: Path | None, folder: Path, cache: QuantizedCache | None = None) -> None:
+    """What stands beside the weights of ``model``, of which no weights are read: its configuration, and the tokenizer of ``source``."""
+    config = {**config_dict(model.config), "dtype": "float16", "architectures": [type(model).__name__]}
+    config["quantization_config"] = quantization_config(model, schemes, cache)
     _json(folder / "config.json", config)
-    generation = getattr(decoder.twin, "generation_config", None)
+    generation = getattr(model, "generation_config", None)
     if generation is not None:
         _json(folder / "generation_config.json", json.loads(generation.to_json_string()))
     for name in TOKENIZER:
         if source is not None and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    return note(decoder, schemes)
 
 
 def schemes_of(decoder: QuantizedDecoder) -> dict[str, Scheme]:
     """Those of the matrices in the blocks, by module path; none for those that the format's readers have no form for, which are stored
     in float16. Raises EngineError as ``write`` does."""
+    return schemes_by_form(decoder.twin, forms_of(decoder))
+
+
+def forms_of(decoder: QuantizedDecoder) -> dict[str, Form]:
+    """What its matrices are, by module path."""
+    return {path: (matrix.weight.scheme, matrix.activations) for path, matrix in decoder.matrices.items()}
+
+
+def schemes_by_form(model: Any, forms: Mapping[str, Form]) -> dict[str, Scheme]:
+    """The same of ``model``, of which no weights are read, and of what its matrices are."""
     asked: list[_Asked] = []
-    for part in anatomy(decoder.twin).matrices:
-        matrix = decoder.matrices.get(part.path)
-        if matrix is None or part.block is None or part.tied or part.kind == "Embedding":
+    for part in anatomy(model).matrices:
+        form = forms.get(part.path)
+        if form is None or part.block is None or part.tied or part.kind == "Embedding":
             continue
         if part.kind != "Linear":
             raise EngineError(
                 f"compressed-tensors passes over transformers' Conv1D, which {part.path} is, and transformers would draw its weights at "
                 "random: export this model to onnx or safetensors"
             )
-        asked.append((part.path, matrix.weight.scheme, part.shape, matrix.activations))
+        asked.append((part.path, form[0], part.shape, form[1]))
     return _schemes(asked)
 
 
@@ -189,6 +204,8 @@ def refuse(layers: Sequence[LayerRow]) -> None:
     ])  # fmt: skip
 
 
+# A matrix's weights and activations.
+Form = tuple[WeightScheme, ActivationSpec | None]
 _Asked = tuple[str, WeightScheme, tuple[int, ...], ActivationSpec | None]
 
 
@@ -240,13 +257,13 @@ def _rounded_inputs(spec: WeightScheme, inputs: int, activations: ActivationSpec
     return ("", 0) if size and inputs % size else ("group", size) if size else ("token", 0)
 
 
-def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+def quantization_config(model: Any, schemes: Mapping[str, Scheme], cache: QuantizedCache | None = None) -> dict[str, Any]:
     """The config's JSON. Where all layers of the blocks are alike the target is the class, which every reader knows; else paths.
 
     ``dequantize`` is a word to transformers alone: its places for packed weights have zero points of another shape, while what it
     unpacks as it loads is read whole. It unpacks all layers by one scheme, so that layers of several have no such way.
     """
-    linears = [name for name, module in decoder.twin.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     ignored = [name for name in linears if name not in schemes]
     kinds = list(dict.fromkeys(schemes.values()))
     groups = {}
@@ -256,7 +273,7 @@ def quantization_config(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]
     formats = {kind.format for kind in kinds}
     return {
         "quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(decoder.cache),
+        "quantization_status": "compressed", "global_compression_ratio": None, "kv_cache_scheme": _cache_scheme(cache),
         "config_groups": groups, "ignore": ignored, **({} if len(kinds) > 1 or kinds[0].symmetric else {"dequantize": True}),
     }  # fmt: skip
 
@@ -303,10 +320,15 @@ def _tensors(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> Tensor
         if name.removesuffix(".weight") in schemes or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if tensor.is_floating_point() and tensor.abs().max() > LARGEST:
-            raise EngineError(f"{name} holds numbers beyond float16: export this model to onnx or safetensors")
-        made[name] = (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).contiguous().clone()
+        made[name] = in_half(name, tensor)
     return made
+
+
+def in_half(name: str, tensor: Tensor) -> Tensor:
+    """What is stored of a tensor that is no matrix of a block. Raises EngineError for numbers beyond float16."""
+    if tensor.is_floating_point() and tensor.abs().max() > LARGEST:
+        raise EngineError(f"{name} holds numbers beyond float16: export this model to onnx or safetensors")
+    return (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).contiguous().clone()
 
 
 def stored_matrix(weight: QTensor, scheme: Scheme) -> Tensors:
@@ -349,21 +371,25 @@ def words(codes: Tensor, bits: int) -> Tensor:
 
 def note(decoder: QuantizedDecoder, schemes: Mapping[str, Scheme]) -> str:
     """What differs from the decoder; what it kept in fp32 lies in float16 too."""
+    return note_by_form(decoder.twin, forms_of(decoder), schemes, decoder.cache)
+
+
+def note_by_form(model: Any, forms: Mapping[str, Form], schemes: Mapping[str, Scheme], cache: QuantizedCache | None = None) -> str:
+    """The same of ``model``, of which no weights are read, and of what its matrices are."""
     said = []
-    parts = anatomy(decoder.twin)
+    parts = anatomy(model)
     blocks = {matrix.path for matrix in parts.matrices if matrix.block is not None}
-    if wider := sum(decoder.matrices[path].weight.scheme.bits != scheme.bits for path, scheme in schemes.items()):
+    if wider := sum(forms[path][0].bits != scheme.bits for path, scheme in schemes.items()):
         said.append(f"{wider} matrices of fewer bits are stored in 4 or 8")
-    if outside := sum(path not in schemes and path not in blocks for path in decoder.matrices):
+    if outside := sum(path not in schemes and path not in blocks for path in forms):
         said.append(f"{outside} matrices outside of the blocks are stored in float16")
-    if narrow := [path for path in decoder.matrices if path in blocks and path not in schemes]:
+    if narrow := [path for path in forms if path in blocks and path not in schemes]:
         said.append(f"{len(narrow)} matrices of 8 outputs or fewer are stored in float16, for zero points: {_named(narrow, parts.blocks)}")
     if rest := parts.uncovered:
         said.append(f"{len(rest)} tensors that no method quantizes are stored in float16: {_named(rest, parts.blocks)}")
-    if decoder.cache is not None and not holds_cache(decoder.cache):
-        said.append(f"its readers have no cache of {decoder.cache.spec}: keys and values are floats there")
-    kept = [path for path, scheme in schemes.items() if not (scheme.dynamic or scheme.activations)]
-    if plain := sum(decoder.matrices[path].activations is not None for path in kept):
+    if cache is not None and not holds_cache(cache):
+        said.append(f"its readers have no cache of {cache.spec}: keys and values are floats there")
+    if plain := sum(forms[path][1] is not None and not (scheme.dynamic or scheme.activations) for path, scheme in schemes.items()):
         said.append(f"the activations of {plain} matrices are not rounded: the format's readers have them for 8-bit weights a channel")
     if any(scheme.activations and scheme.floats.startswith("mx") for scheme in schemes.values()):
         said.append("the format's readers choose the powers of two of activations by a rule of their own")

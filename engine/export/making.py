@@ -13,7 +13,7 @@ from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice, Table
 from engine.export import parity, timing
 from engine.export.base import ExportContext, Runner
-from engine.export.placing import placed, size_of
+from engine.export.placing import in_place, placed, size_of
 from engine.export.registry import Format, find, install
 from engine.reading import regular
 from engine.report.mismatch import DIFFERS, differs, entered
@@ -56,7 +56,8 @@ def exports(
     """
     runners: dict[str, Runner] = {}
     for name in names:
-        entry, there = find(name, context.lowering), name in written
+        there = name in written
+        entry = in_place(find(name, context.lowering), directory) if there else find(name, context.lowering)
         stop.check()
         yield Notice(f"{entry.name}: {'reading back' if there else 'writing'} {entry.files[0]}")
         note = ""

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from engine.errors import Cancelled, EngineError, one_line
 from engine.export.registry import Format, install
 from engine.paths import unwritable
+from engine.reading import INDEX, shards_of_index
 
 T = TypeVar("T")
 
@@ -63,6 +65,17 @@ def _replace(new: Path, place: Path, hidden: Path) -> None:
     except OSError:
         os.replace(old, place)
         raise
+
+
+def in_place(entry: Format, folder: Path) -> Format:
+    """``entry`` with the files that it has in ``folder``: an index and its shards where the one file is not there."""
+    index = folder / INDEX
+    if entry.files != ("model.safetensors",) or (folder / entry.files[0]).exists() or not index.is_file():
+        return entry
+    try:
+        return replace(entry, files=(INDEX, *(path.name for path in shards_of_index(index))))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise EngineError(f"{index} is damaged: run it again") from error
 
 
 def size_of(entry: Format, folder: Path) -> int:

@@ -30,7 +30,10 @@ from engine.errors import UsageError, nearest
 _NO_GRAPH = "engine.export.islands"
 
 # What the models of each lowering are called where a format is not for them.
-MODELS = {"graph": "networks", "islands": "models that are lowered in islands", "modules": "language models"}
+MODELS = {
+    "graph": "networks", "islands": "models that are lowered in islands", "modules": "language models",
+    "streamed": "language models that are read block by block",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ FORMATS: dict[str, Format] = {
             "safetensors", ("model.safetensors",), "qtui",
             {
                 "graph": "engine.export.safetensors", "islands": "engine.export.islands_safetensors",
-                "modules": "engine.export.decoder_safetensors",
+                "modules": "engine.export.decoder_safetensors", "streamed": "engine.export.streamed_safetensors",
             },
         ),
         Format(
@@ -84,7 +87,8 @@ FORMATS: dict[str, Format] = {
         ),
         Format("pt2", ("model.pt2",), "torch.export", {"graph": "engine.export.pt2", "islands": _NO_GRAPH}),
         Format(
-            "compressed-tensors", ("compressed-tensors",), "transformers", {"modules": "engine.export.compressed_tensors"},
+            "compressed-tensors", ("compressed-tensors",), "transformers",
+            {"modules": "engine.export.compressed_tensors", "streamed": "engine.export.streamed_compressed"},
             runs=("compressed_tensors",),
         ),
         Format(
@@ -116,12 +120,12 @@ def find(name: str, lowering: str | None = None) -> Format:
 def choices() -> str:
     """The formats for a command line's help."""
     everywhere = sorted(formats_of("graph"))
-    others = [f"for {words} {', '.join(only)}" for lowering, words in MODELS.items() if (only := _only(lowering, everywhere))]
+    told, others = set(everywhere), []
+    for lowering, words in MODELS.items():
+        if only := sorted(name for name in formats_of(lowering) if name not in told):
+            others.append(f"for {words} {', '.join(only)}")
+            told.update(only)
     return f"{', '.join([*everywhere, *others])}; with commas between them"
-
-
-def _only(lowering: str, others: list[str]) -> list[str]:
-    return sorted(name for name in formats_of(lowering) if name not in others)
 
 
 def purposes() -> dict[str, str]:

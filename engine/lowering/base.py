@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event, Inspected, Table
+from engine.events.event import Event, Inspected, Needs, Table
 from engine.kernels.probe import Machine
 from engine.lowering import inspecting, sensitivity
 from engine.planning.layer import Layer
@@ -71,6 +71,16 @@ class Baseline:
         return next(iter(self.forms.values()))
 
 
+class Content(Protocol):
+    """The files of a quantized model that is too large to be bytes in memory; ``len`` is their bytes."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, directory: Path) -> tuple[str, ...]:
+        """Put them into ``directory``; their names, the one to open first. Raises EngineError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A quantized model as it runs here. ``model`` is its executor, ``content`` its file; ``kernels`` name what computes it,
@@ -78,7 +88,7 @@ class Quantized:
     ``state`` is the lowering's own, and ``details`` what the report's entry tells besides."""
 
     model: Any
-    content: bytes
+    content: bytes | Content
     kernels: tuple[str, ...]
     simulated: bool
     integer_layers: int
@@ -154,6 +164,10 @@ class Lowering(ABC):
         """Write into the recipe what was measured to make the plan, and prepare the model for it; the plan as it is then."""
         yield from ()
         return plan
+
+    def needs(self, plan: Plan, place: Path) -> Needs | None:
+        """What a run by ``plan`` takes where its files lie in ``place``; None where shapes alone do not tell."""
+        return None
 
     def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
         """The fp32 model and its layers, as ``sensitivity`` takes them, with all candidates or with ``only`` these by path; None where
@@ -276,6 +290,9 @@ class Lowering(ABC):
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
         """Keys of the report that this lowering alone has."""
         return {}
+
+    def close(self) -> None:  # noqa: B027
+        """The run is finished: what this lowering kept to resume it, and what is large, may go."""
 
     def export_form(self, quantized: Quantized) -> Any:
         """What exports write of a quantized model: its executor, unless the lowering has another form of it."""

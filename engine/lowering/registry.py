@@ -11,6 +11,7 @@ LOWERINGS = {
     "graph": "engine.lowering.graph.lowering:GraphLowering",
     "islands": "engine.lowering.islands.lowering:IslandsLowering",
     "modules": "engine.lowering.modules.lowering:ModulesLowering",
+    "streamed": "engine.lowering.modules.streamed:StreamedLowering",
 }
 
 

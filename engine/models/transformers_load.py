@@ -15,9 +15,12 @@ from torch import Tensor
 
 from engine.errors import EngineError, UsageError, nearest, one_line
 from engine.models import hub
+from engine.models.experts import holds_experts
 from engine.models.language_registry import ENTRIES, is_gguf, is_hub_id
+from engine.models.shards import Shards
 from engine.models.soundness import check_decoder, check_floats, check_not_zero, left_over, unloadable
 from engine.models.transformers_folder import Folder, look
+from engine.models.unread import WHOLE, Source, unread
 
 # Windows longer than this make perplexities of different models hard to compare, and attention slow.
 LONGEST = 2048
@@ -78,6 +81,36 @@ def load_language(name: str, *, text: bool = True) -> LanguageModel:
     return LanguageModel(name, model, tokenizer, context, source, place, notes)
 
 
+def folder_of(name: str) -> Folder | None:
+    """The folder of a model, judged by its files; None for a GGUF file. Raises as ``load_language`` does."""
+    _, place = _place(name)
+    return None if is_gguf(str(place)) else look(place)
+
+
+def unread_language(name: str, shards: Shards, *, text: bool = True) -> tuple[LanguageModel, Source]:
+    """The same model without its weights, and what reads them. That it predicts what it does not see is not tried: its kind and its
+    blocks are judged. Raises as ``load_language`` does, and EngineError for recurrent models."""
+    source, place = _place(name)
+    found = look(place)
+    if text and not found.has_tokenizer:
+        raise EngineError(f"{place} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): add it, or give data of token ids")
+    _known(found)
+    with quiet():
+        try:
+            model, reader = unread(found, shards)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise unloadable(found, error) from error
+        tokenizer = tokenizer_of(found) if found.has_tokenizer else None
+    if getattr(model, "_is_stateful", False):
+        raise EngineError(f"{place} is a recurrent model, which is not read block by block: {WHOLE}")
+    if holds_experts(model):
+        raise EngineError(f"{place} has experts in one tensor for each block, which are not read block by block: {WHOLE}")
+    notes = () if tokenizer is None else check_vocabulary(tokenizer, model, place)
+    return LanguageModel(name, model, tokenizer, context_of(model.config), source, place, notes), reader
+
+
 def _of_gguf(name: str, place: Path, text: bool) -> LanguageModel:
     """The float32 model of a file whose weights another program has quantized."""
     from engine.models import gguf_file
@@ -110,7 +143,8 @@ def _place(name: str) -> tuple[str, Path]:
     return "hub", hub.fetch(entry.hub if entry else name)
 
 
-def _model(found: Folder) -> Any:
+def _known(found: Folder) -> None:
+    """Raises EngineError for a model that transformers has no decoder of, and for weights that are no floats."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = str(found.config["model_type"])
@@ -121,6 +155,10 @@ def _model(found: Folder) -> Any:
             )
         raise EngineError(f"transformers knows no decoder of type {kind!r} ({found.path}): update transformers, or give another model")
     check_floats(found)
+
+
+def _model(found: Folder) -> Any:
+    _known(found)
     try:
         model, info = _read(found.path)
     except Exception as error:

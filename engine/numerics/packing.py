@@ -24,6 +24,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     rows, columns = codes.shape
     if bits == 8:
         return codes.clone()
+    if bits == 4:
+        twos = torch.nn.functional.pad(codes, (0, 1)) if columns % 2 else codes
+        # Into memory of its own, so that one row has the strides of several.
+        packed = torch.empty(rows, twos.shape[1] // 2, dtype=torch.uint8, device=codes.device)
+        return torch.bitwise_or(twos[:, 0::2], twos[:, 1::2] << 4, out=packed)
     eights = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, -1, 8)
     word = torch.zeros(eights.shape[:2], dtype=torch.int64, device=codes.device)
     for place in range(8):
@@ -41,6 +46,10 @@ def unpack(packed: Tensor, columns: int, bits: int) -> Tensor:
         )
     if bits == 8:
         return packed.clone()
+    if bits == 4:
+        both = torch.empty(packed.shape[0], packed.shape[1], 2, dtype=torch.uint8, device=packed.device)
+        both[:, :, 0], both[:, :, 1] = packed & 0xF, packed >> 4
+        return both.reshape(packed.shape[0], -1)[:, :columns].contiguous()
     taken = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).reshape(packed.shape[0], -1, bits)
     word = torch.zeros(taken.shape[:2], dtype=torch.int64, device=packed.device)
     for place in range(bits):

@@ -181,9 +181,15 @@ def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTen
         raise EngineError(f"a packed weight is incomplete ({error}): the file is damaged; quantize the model again") from error
 
 
-def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
+def scheme_of_meta(meta: Mapping[str, Any]) -> WeightScheme:
+    """The scheme of a weight whose scales are stored as its format has them, by its ``meta``. Raises KeyError or ValueError."""
     form = FORMATS[str(meta["format"])] if "format" in meta else integer(int(meta["bits"]), bool(meta["symmetric"]))
-    scheme = WeightScheme(form, int(meta["group_size"]), int(meta.get("rows_of_scale", 1)))
+    return WeightScheme(form, int(meta["group_size"]), int(meta.get("rows_of_scale", 1)))
+
+
+def _packed(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> QTensor:
+    scheme = scheme_of_meta(meta)
+    form = scheme.format
     out, inputs = (int(length) for length in meta["shape"])
     if form.layout is not None:
         return of_blocks(form, tensors["packed"], out, inputs)

@@ -276,7 +276,8 @@ class Recipe(_Part):
     take up the mean error after it, ``bn_reestimation`` biases and scales that of mean and range; each is undone where it makes the
     outputs no better. ``graph`` is what is shown of a language model: its modules, or the operations that ``torch.export`` finds;
     ``cache`` is what its keys and values are kept in, None for floats, and ``rotation`` what its weights are turned by before they are
-    rounded."""
+    rounded. ``stream`` reads a language model block by block, so that it may be larger than memory; None does where it would not fit
+    otherwise."""
 
     model: Annotated[_Text, Field(description="the name of a model, such as simplecnn, or package.module:factory")]
     task: Annotated[_Text | None, Field(description="the name of a task, or path/task.py:factory, or null")] = None
@@ -305,6 +306,7 @@ class Recipe(_Part):
         tuple[str, ...], Field(strict=False, description="a list of targets, such as [drop:0.003, size:0.2]; [] for none")
     ] = ()
     qat: Annotated[QatPart, Field(description="a mapping, such as {mode: auto}")] = QatPart()
+    stream: Annotated[bool | None, Field(description="true or false, or null to go by the memory")] = None
     export: Annotated[
         tuple[ExportFormat, ...],
         Field(strict=False, description=f"a list of formats; available in this version: {', '.join(FORMATS)}"),
@@ -395,12 +397,12 @@ class Recipe(_Part):
         return tuple(rule.rule() for rule in self.rules)
 
     def fingerprint(self) -> str:
-        """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``) plays no part."""
+        """16 hex digits that are equal for recipes that ask for the same; the machine (``device``, ``isa``, ``stream``) plays no part."""
         # A key that came later asks, while it has its default, for what a recipe without it asks for.
         later = {name for name in ("fold_later", "stem", "graph", "task") if getattr(self, name) == type(self).model_fields[name].default}
         # Measured or decided, no layer in fp32 is what a recipe without the key gives.
         later |= set() if self.slower else {"slower"}
-        asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa"} | later))
+        asked = _without_decoders(self.model_dump(mode="json", exclude={"device", "isa", "stream"} | later))
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -429,6 +431,8 @@ def _without_decoders(fields: dict[str, Any]) -> dict[str, Any]:
     for unsaid in ("cache", "rotation", "targets", "equalize", "bias_correction", "bn_reestimation"):
         if not fields.get(unsaid):
             fields.pop(unsaid, None)
+    if fields.get("stream") is None:
+        fields.pop("stream", None)
     return fields
 
 

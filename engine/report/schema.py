@@ -77,7 +77,7 @@ _RULE = {"match": TEXT, "weights": {}, "activations": {}, "keep": TEXT}
 RECIPE: Shape = {
     "model": TEXT, "weights": TEXT, "data": {"name": TEXT, "calibration": WHOLE, "batch": WHOLE, "limit": WHOLE, "size": WHOLE},
     "stem": TEXT, "preset": TEXT, "rules": [_RULE], "quantize_first": FLAG, "graph": TEXT, "slower": [TEXT], "fold_later": [TEXT],
-    "equalize": FLAG, "bias_correction": FLAG, "bn_reestimation": FLAG, "threshold": TEXT,
+    "equalize": FLAG, "bias_correction": FLAG, "bn_reestimation": FLAG, "stream": FLAG, "threshold": TEXT,
     "qat": {"mode": TEXT, "epochs": WHOLE, "batch": WHOLE, "lr": NUMBER}, "export": [TEXT], "device": TEXT,
     "seed": WHOLE, "isa": TEXT,
 }  # fmt: skip

@@ -161,7 +161,7 @@ def _facts(
     side = metric.difference(quality.baseline, quality.value)
     size = times(baseline.size_bytes / figures.size_bytes, "smaller", "larger")
     told = [(times(figures.speedup[w.key], "faster", "slower"), w.phrase) for w in workloads if w.key in figures.speedup]
-    pace = ", ".join(f"{ratio} {phrase}" for ratio, phrase in told) + measured_on
+    pace = ", ".join(f"{ratio} {phrase}" for ratio, phrase in told) + measured_on if workloads else "its speed was not measured"
     if unsteady(figures.to_dict()) or unsteady(baseline.to_dict()):
         pace = "the machine was too busy for steady times, so no speed is claimed"
     if figures.simulated:

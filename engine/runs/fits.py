@@ -23,6 +23,8 @@ def check(recipe: Recipe, reads: str) -> None:
         raise UsageError(f"data.rate is for audio, and {recipe.model} reads {reads}: leave it out")
     words = {"text": _of_images, "images": _of_text}.get(reads)
     found = next(words(recipe), None) if words else None
+    if recipe.stream and reads != "text":
+        found = found or "stream is for language models"
     if found:
         raise UsageError(f"{found}, and {recipe.model} reads {reads}: leave it out")
 
@@ -47,7 +49,7 @@ def _of_text(recipe: Recipe) -> Iterator[str]:
     if part.name in TEXTS:
         raise UsageError(f"{part.name} is text and {recipe.model} reads images: give --data digits, cifar10 or a folder of images by class")
     asked = {"data.context": part.context, "data.stride": part.stride != _DATA.stride, "graph: export": recipe.graph != "modules"}
-    asked |= {"cache": recipe.cache is not None, "rotation": recipe.rotation is not None}
+    asked |= {"cache": recipe.cache is not None, "rotation": recipe.rotation is not None, "stream": recipe.stream}
     yield from (f"{key} is for language models" for key, given in asked.items() if given)
     yield from (f"export to {name} is for language models" for name in recipe.export if name not in formats_of("graph"))
     for rule in recipe.rules:

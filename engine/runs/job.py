@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -133,7 +134,7 @@ class Job(Work):
         changed = self._changed(which, chosen)
         if changed is not None:
             yield changed
-        self.where.write(NAME, chosen.quantized.content)
+        self.where.keep(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
         report = with_orders(Report({
@@ -152,6 +153,7 @@ class Job(Work):
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
         told["measure"] = self.task.metric.to_dict()
         self.where.state("finished", text, **told)
+        lowering.close()
         yield Finished(str(self.where.path), found.met and not over, text)
         return report
 
@@ -185,6 +187,21 @@ class Job(Work):
         kept.keep_measured(
             measured, {"layers": self._layers.get("ptq"), "harms": harms_to_json(self._of_plan), "samples": self._samples.get("ptq")}
         )
+
+    def planned(self, place: Path) -> Run[Plan]:
+        """What a run in ``place`` would do, without doing it: the plan, and what it takes. Raises UsageError for an export that cannot be
+        made, EngineError where memory or disk do not suffice."""
+        lowering = self.lowering = yield from captured(self.lowering)
+        plan = yield from self.stage("plan", "Planning", lowering.plan())
+        if (refused := refusal(self.recipe, self.subject, plan)) is not None:
+            raise refused
+        needs = lowering.needs(plan, place)
+        if needs is not None:
+            yield needs
+            if needs.short:
+                raise EngineError(needs.short)
+            yield Notice(needs.text)
+        return plan
 
     def _plan(self) -> Run[Plan]:
         """The plan that was agreed to, made again for each strategy that is asked for. Raises UsageError where one is agreed to that an

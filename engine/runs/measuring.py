@@ -97,6 +97,8 @@ def _fastest(task: Task, baseline: Baseline, timings: Mapping[str, Timing]) -> t
     """The latency of fp32's fastest form for each workload, and the form that is fastest at the first of them."""
     forms = list(baseline.forms)
     latencies = {w.key: min((timings[name].latencies[w.key] for name in forms), key=lambda latency: latency.p50) for w in task.workloads}
+    if not task.workloads:
+        return {}, forms[0]
     first = task.workloads[0].key
     return latencies, min(forms, key=lambda name: timings[name].latencies[first].p50)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from engine.machine.device import pick_device
 from engine.models.custom import is_custom
 from engine.models.registry import Stem, find
 from engine.models.text_registry import ENTRIES as TEXT_MODELS
+from engine.planning.plan import Plan
 from engine.recipe.decisions import Answer
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
@@ -31,7 +34,7 @@ from engine.runs.absolute import absolute
 from engine.runs.gauge import gauged
 from engine.runs.job import CHECKPOINT, Job
 from engine.runs.place import Place
-from engine.runs.rundir import Elsewhere, RunDir, find_run, is_running, new_directory
+from engine.runs.rundir import Elsewhere, RunDir, find_run, is_running, new_directory, runs_root
 from engine.runs.work import Run, T, stage
 from engine.tasks import fitting
 from engine.tasks.base import Task
@@ -40,7 +43,6 @@ from engine.tasks.subject import Subject
 
 IN_MEMORY = "in memory: "
 _FOLDER = "folder"
-_ROOM = 4  # A run writes the model twice at most, checkpoints with optimizer state included.
 
 
 def run(
@@ -70,6 +72,29 @@ def _begun_before(recipe: Recipe, out: Path | None) -> Path | None:
     known = ranks.remembered(_FOLDER)
     directory = out or (Path(known) if known else None)
     return directory if directory and (directory / "recipe.yaml").exists() else None
+
+
+def dry_run(recipe: Recipe, out: Path | None, stop: StopToken) -> Run[Plan]:
+    """Load and plan, and tell what a run in ``out`` would take; nothing is kept. What is asked on the way is agreed to. Raises as ``run``
+    does for whatever can be told by now."""
+    entry = task_of(recipe.model, recipe.task)
+    fits.check(recipe, entry.reads)
+    recipe, device = entry.settled(recipe), pick_device(recipe.device)
+    subject = yield from _loaded(recipe, entry, entry.load(recipe, stop, device))
+    recipe = subject.task.settled(recipe)
+    with tempfile.TemporaryDirectory() as place:
+        where = RunDir(Path(place) / "run", recipe.model, subject.task.data(1, None)["name"], 0)
+        steps = Job(recipe, subject, probe(), where, stop).planned(out or runs_root())
+        try:
+            answer: Answer = None
+            while True:
+                event = steps.send(answer)
+                answer = True if isinstance(event, Ask) else (yield event)
+        except StopIteration as end:
+            yield Notice("nothing was run and nothing is kept: leave --dry-run out to run it")
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            where.close()
 
 
 def resume(directory: Path, stop: StopToken, attended: bool = False) -> Run[Report]:
@@ -140,15 +165,7 @@ def _carried_out(
     recipe, device = entry.settled(recipe), pick_device(recipe.device)
     seen: list[Event] = []
     steps = _taken(*in_hand, recipe, device) if in_hand else entry.load(recipe, stop, device)
-    loading = _tapped(stage("load", f"Loading {recipe.model}", steps), seen.append)
-    try:
-        subject = yield from loading
-        exporting.check(recipe, subject)
-    except (EngineError, Cancelled):
-        raise
-    except Exception as error:
-        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
-        raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
+    subject = yield from _tapped(_loaded(recipe, entry, steps), seen.append)
     machine = probe()
     asked = {"recipe": recipe.fingerprint(), "device": device, "processor": machine.instructions, "weights": subject.fingerprint}
     ranks.same(asked, "recipes, devices or models", "start all of them with the same")
@@ -209,7 +226,7 @@ def _folder(out: Path | None, model: str, name: str, subject: Subject, resumed: 
     """The run's folder, which rank 0 has."""
 
     def made() -> RunDir:
-        return RunDir(out or new_directory(model, name), model, name, _ROOM * subject.bytes, resumed)
+        return RunDir(out or new_directory(model, name), model, name, subject.room, resumed)
 
     if not ranks.several():
         return made()
@@ -233,6 +250,19 @@ def _keep_failed(where: RunDir, text: str) -> None:
 
 def _lost(text: str, doing: str, directory: Path) -> str:
     return f"{text}, during {doing}: go on, with as many ranks as there are, by qtui resume {directory}"
+
+
+def _loaded(recipe: Recipe, entry: TaskEntry, steps: Generator[Any, Any, Subject]) -> Run[Subject]:
+    """The stage in which ``steps`` load the subject. Raises UsageError for an export that cannot be made of it."""
+    try:
+        subject = yield from stage("load", f"Loading {recipe.model}", steps)
+        exporting.check(recipe, subject)
+    except (EngineError, Cancelled):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__} while loading {recipe.model}: {_cause(error)}"
+        raise EngineError(f"{text}: {_hint(error, entry)}check the model and the data") from error
+    return subject
 
 
 def _taken(model: nn.Module, task: Task, recipe: Recipe, device: str) -> Run[Subject]:

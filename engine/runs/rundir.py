@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from engine.errors import EngineError, UsageError, nearest
 from engine.events.event import Event, Failed, Progress, Ranges
@@ -25,6 +25,9 @@ from engine.plain_text import one_line
 from engine.reading import MB, read_json, regular
 from engine.report.report import finite
 from engine.report.schema import STATE, misfit
+
+if TYPE_CHECKING:
+    from engine.lowering.base import Content
 
 # What stages found, for a run that goes on; gone once it is finished.
 CALIBRATION, MEASURED = "calibration.pt", "measured.json"
@@ -163,6 +166,13 @@ class RunDir:
         save(path, content.encode() if isinstance(content, str) else content)
         self.written.append(name)
         return path
+
+    def keep(self, name: str, content: bytes | Content) -> None:
+        """A model's file, or several. Raises EngineError as ``write`` does."""
+        if isinstance(content, bytes):
+            self.write(name, content)
+        else:
+            self.expect(content.write(self.path))
 
     def expect(self, names: Iterable[str]) -> None:
         """Files that something else writes here for this run."""

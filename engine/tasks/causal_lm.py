@@ -21,7 +21,7 @@ from engine.recipe.recipe import QatPart, Recipe
 from engine.tasks import pooling
 from engine.tasks.base import Batch, Split, Task
 from engine.tasks.decode_timing import Lengths
-from engine.tasks.metrics import DECODE, PERPLEXITY, PREFILL, MetricValue
+from engine.tasks.metrics import DECODE, PERPLEXITY, PREFILL, MetricValue, Workload
 from engine.tasks.perplexity import Part, Perplexity, parts_of, perplexity_of
 
 # Windows of the validation split that decide; the test split is measured whole.
@@ -49,7 +49,7 @@ class CausalLM(Task):
 
     name, item, unit, plural = "causal-lm", "token", "tok", "text"
     metrics = (PERPLEXITY,)
-    workloads = (DECODE, PREFILL)
+    workloads: tuple[Workload, ...] = (DECODE, PREFILL)
     distribution = divergence = stepwise = True
     # Tokens that are read and written where files are timed.
     lengths = Lengths()

@@ -14,9 +14,10 @@ from engine.errors import UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models.recurrent import refuse_hidden_state
-from engine.models.transformers_load import LanguageModel, load_language
+from engine.models.transformers_load import LanguageModel, folder_of, load_language, unread_language
 from engine.recipe.recipe import DataPart, QatPart, Recipe
 from engine.tasks.causal_lm import CausalLM, tokens
+from engine.tasks.causal_lm_streamed import StreamedCausalLM, is_streamed
 from engine.tasks.subject import Subject, fingerprint
 
 TEXT = "python-docs"
@@ -51,24 +52,34 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     _refuse(recipe)
     torch.manual_seed(recipe.seed)
     name = recipe.data.name
-    language = load_language(recipe.model, text=not name.lower().endswith(".json"))
-    refuse_hidden_state(language.model, recipe.model)
+    is_text = not name.lower().endswith(".json")
+    streamed, reader = is_streamed(recipe, folder_of(recipe.model)), None
+    if streamed is None:
+        language = load_language(recipe.model, text=is_text)
+        refuse_hidden_state(language.model, recipe.model)
+    else:
+        shards, why = streamed
+        language, reader = unread_language(recipe.model, shards, text=is_text)
+        device = "cpu"
+        yield Notice(why)
     window = language.window if name.lower().endswith(".json") else _window(recipe, language)
     text = load_text(name, language, stop, window)
     if isinstance(text, SequenceData):
         window = max(len(ids) for some in text.sequences.values() for ids in some)
-    language.model.to(device)
+    if reader is None:
+        language.model.to(device)
     counts = ", ".join(f"{count:,} {split}" for split, count in tokens(text).items())
     for note in language.notes:
         yield Notice(f"{recipe.model}: {note}", "warning")
     yield Notice(f"{recipe.model}: {language.params:,} parameters, reads {language.context:,} tokens at most; windows of {window:,}")
     divided = f"; {HALVES}" if isinstance(text, SequenceData) else ""
     yield Notice(f"{name}: tokens: {counts}{divided}")
-    task = CausalLM(language, text, window, recipe.data.stride, device)
-    digest = fingerprint(language.model)
+    task = (CausalLM if reader is None else StreamedCausalLM)(language, text, window, recipe.data.stride, device)
+    digest = fingerprint(language.model) if reader is None else reader.shards.fingerprint()
     example = next(task.batches("train", batch=1, limit=1, seed=recipe.seed))
     environment = {"transformers": transformers.__version__, "weights": f"{language.source} {digest}"}
-    return Subject(language.model, task, example, device, language.source, digest, "modules", environment, language.path)
+    lowering = "modules" if reader is None else "streamed"
+    return Subject(language.model, task, example, device, language.source, digest, lowering, environment, language.path, reader)
 
 
 def _refuse(recipe: Recipe) -> None:

@@ -6,19 +6,26 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from engine.numerics.memory import content
 from engine.tasks.base import Batch, Task
 
+if TYPE_CHECKING:
+    from engine.models.unread import Source
+
+
+_ROOM = 4
+
 
 @dataclass(frozen=True)
 class Subject:
     """``example`` is a first batch of the training split; ``weights`` says where they come from, ``fingerprint`` is a hash of them.
     ``lowering`` names the way to integers. ``environment`` is what the report's ``environment`` tells besides, ``source`` the folder
-    that the model came from, None where it came from none."""
+    that the model came from, None where it came from none. ``unread`` reads the weights of a model that has
+    none in memory."""
 
     model: nn.Module
     task: Task
@@ -29,11 +36,18 @@ class Subject:
     lowering: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    unread: Source | None = None
 
     @property
     def bytes(self) -> int:
         """Of the model's parameters and buffers, as they are in memory."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    @property
+    def room(self) -> int:
+        """Bytes on disk that a run may need, as far as is known before its plan: the model is written twice at most, checkpoints with
+        optimizer state included; one that is read block by block is not trained, and its integers are a byte each at most."""
+        return self.bytes // 2 if self.unread else _ROOM * self.bytes
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -48,7 +48,7 @@ class Task:
 
 
 # A block that was kept by another way of choosing between roundings is not taken for one of this way.
-_ROUNDING = "judged on held-back text"
+ROUNDING = "judged on held-back text"
 
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
@@ -89,25 +89,15 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
-        kept = None if path is None else _kept(path, mark, block, found)
-        if kept is not None:
-            done, told = kept
-            yield from (replace(note, kept=True) for note in told)
-            yield from ticker.advance(len(done))
-        else:
-            told = []
-            steps = timed(_one_block(_Place(block, index, found, batches, tasks, stop), carried, ticker), stop.clock)
-            done = yield from noted(steps, told.append)
-            if path is not None and ranks.is_first():
-                write_block(path, mark, block, found, done, told)
-        packed |= done
+        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop), carried, ticker, path, mark)
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
 
 
-def _kept(path: Path, mark: str, block: nn.Module, found: Sequence[Linear]) -> tuple[dict[str, QTensor], list[MatrixQuantized]] | None:
+def _kept(path: Path, mark: str, place: Place) -> tuple[dict[str, QTensor], list[MatrixQuantized]] | None:
     """``read_block``, which rank 0 does for all."""
+    block, found = place.block, place.found
     if not ranks.several():
         return read_block(path, mark, block, found)
 
@@ -123,6 +113,24 @@ def _kept(path: Path, mark: str, block: nn.Module, found: Sequence[Linear]) -> t
     return kept
 
 
+def quantize_block(
+    place: Place, carried: bool, ticker: Ticker, path: Path | None = None, mark: str = ""
+) -> Generator[Event, None, dict[str, QTensor]]:
+    """The packed weights of one block by name, which is changed in place: read from ``path`` where it is there and bears ``mark``, else
+    found, and written there. ``carried`` is whether any block's method propagates errors. Yields and raises as ``quantize_blocks``."""
+    kept = None if path is None else _kept(path, mark, place)
+    if kept is not None:
+        done, told = kept
+        yield from (replace(note, kept=True) for note in told)
+        yield from ticker.advance(len(done))
+        return done
+    told = []
+    done = yield from noted(timed(_one_block(place, carried, ticker), place.stop.clock), told.append)
+    if path is not None and ranks.is_first():
+        write_block(path, mark, place.block, place.found, done, told)
+    return done
+
+
 @torch.no_grad()
 def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], index: int, stop: StopToken) -> None:
     """Run ``block``, and the block as it was ``before``, and put what leaves them in the place of what entered."""
@@ -134,7 +142,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """One block's turn."""
 
     block: nn.Module
@@ -161,7 +169,7 @@ class _Place:
         return statistics(self.block, group, self.batches, self.index, self.stop, original, judged)
 
 
-def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, QTensor]]:
+def _one_block(place: Place, carried: bool, ticker: Ticker) -> Generator[Event, None, dict[str, QTensor]]:
     wanted = [linear for linear in place.found if linear.name in place.tasks]
     groups: list[Group] = []
     folded: dict[str, str] = {}
@@ -184,7 +192,7 @@ def _one_block(place: _Place, carried: bool, ticker: Ticker) -> Generator[Event,
 
 
 def _tuned(
-    place: _Place, groups: Sequence[Group], before: nn.Module | None, done: dict[str, QTensor], ticker: Ticker
+    place: Place, groups: Sequence[Group], before: nn.Module | None, done: dict[str, QTensor], ticker: Ticker
 ) -> Generator[Event, None, None]:
     """The layers that are learned together, after the others of the block."""
     wanted = [linear for group in groups for linear in group.members if linear.name in place.tasks and place.tasks[linear.name].how.tuned]
@@ -209,7 +217,7 @@ def _tuned(
 
 
 def _one_group(
-    place: _Place,
+    place: Place,
     group: Group,
     before: nn.Module | None,
     folded: dict[str, str],
@@ -238,7 +246,7 @@ def _rounded(task: Task, linear: Linear, inputs: Gram | None) -> Quantized:
     return quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
 
 
-def _shared_out(place: _Place, asked: Sequence[Linear], inputs: Gram | None) -> dict[str, Quantized]:
+def _shared_out(place: Place, asked: Sequence[Linear], inputs: Gram | None) -> dict[str, Quantized]:
     """Where several ranks work, the matrices of a group, each rounded by one of them; by name."""
     if not ranks.several():
         return {}
@@ -251,7 +259,7 @@ def _shared_out(place: _Place, asked: Sequence[Linear], inputs: Gram | None) -> 
     return {name: result for several in ranks.gathered(own) for name, result in several.items()}
 
 
-def _scale(place: _Place, group: Group) -> dict[str, str]:
+def _scale(place: Place, group: Group) -> dict[str, str]:
     """Fold the scale that the members' methods ask for, if any and where it can be; who folded into what, by name. The scale
     of the first method that asks serves the whole group."""
     asked = place.asked(group)
@@ -265,7 +273,7 @@ def _scale(place: _Place, group: Group) -> dict[str, str]:
 
 def fingerprint(named: Sequence[tuple[str, nn.Module, Sequence[Linear]]], batches: Sequence[Batch], tasks: dict[str, Task]) -> str:
     """Of the model's weights, the calibration text and the tasks. Two runs that agree in it give the same bits on one machine."""
-    digest = hashlib.sha256(_ROUNDING.encode())
+    digest = hashlib.sha256(ROUNDING.encode())
     for _, block, _ in named:
         for name, tensor in block.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

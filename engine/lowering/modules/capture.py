@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
+from engine.models.anatomy import blocks_of
+
+Returned = Callable[[Tensor], object]
+"""Hidden states to what a block returns of them."""
 
 
 class Reached(Exception):
@@ -86,59 +91,102 @@ def capture(
     blocks: Sequence[nn.Module],
     texts: Iterable[tuple[Tensor, Tensor | None]],
     stop: StopToken | None = None,
+    returned: Returned | None = None,
 ) -> list[Batch]:
     """The batches that enter ``blocks``, from token ids (batch, tokens) and masks of what is kept.
 
     ``forward`` runs the decoder on ids, without a cache of keys and values; padding belongs on the right, where no token
-    that is kept can see it. Raises EngineError where the blocks are not reached.
+    that is kept can see it. ``returned`` is what blocks return; without it the first block is run to see. Raises EngineError where the
+    blocks are not reached.
     """
     batches = []
     for ids, keep in texts:
         if stop is not None:
             stop.check()
-        batches.append(_one(forward, blocks, ids, keep))
+        batches.append(_one(forward, blocks, ids, keep, returned))
     if not batches:
         raise EngineError("there is no calibration text: give text that is not empty")
     return batches
 
 
-def _one(forward: Callable[[Tensor], object], blocks: Sequence[nn.Module], ids: Tensor, keep: Tensor | None) -> Batch:
+def returned_by(block: nn.Module, batch: Batch, index: int) -> Returned:
+    """What ``block``, the decoder's ``index``-th, makes of the hidden states that leave it: themselves, or a sequence that begins with
+    them."""
+    args, named = batch.others[index]
+    return _returned(block(batch.hidden, *args, **named), index)
+
+
+def _returned(left: object, index: int) -> Returned:
+    hidden_of(left, index)
+    beside = list(left[1:]) if isinstance(left, tuple | list) else None
+    return lambda hidden: hidden if beside is None else (hidden, *beside)
+
+
+def _one(
+    forward: Callable[[Tensor], object], blocks: Sequence[nn.Module], ids: Tensor, keep: Tensor | None, returned: Returned | None = None
+) -> Batch:
     batch: Batch | None = None
-    beside: list[object] | None = None
 
     def recorder(index: int, original: Callable[..., object]) -> Callable[..., object]:
         def record(*args: Any, **named: Any) -> object:
-            nonlocal batch, beside
+            nonlocal batch, returned
             # By whatever name the block's first argument goes.
             hidden = args[0] if args else named.pop(next(iter(inspect.signature(original).parameters)), None)
             if not isinstance(hidden, Tensor) or len(batch.others if batch else ()) != index:
                 raise EngineError("the model does not hand hidden states from block to block: it cannot be quantized block by block")
             if index == 0:
                 # A decoder takes from its blocks either a tensor or a sequence that begins with one: the first block tells.
-                left = original(*(args or (hidden,)), **named)
-                hidden_of(left, index)
-                beside = list(left[1:]) if isinstance(left, tuple | list) else None
+                returned = returned or _returned(original(*(args or (hidden,)), **named), index)
                 batch = Batch(hidden, keep)
-            assert batch is not None
+            assert batch is not None and returned is not None
             batch.others.append((tuple(args[1:]), dict(named)))
             if index == len(blocks) - 1:
                 raise Reached
-            return hidden if beside is None else (hidden, *beside)
+            return returned(hidden)
 
         return record
 
-    own = [block.__dict__.get("forward") for block in blocks]
     try:
-        for index, block in enumerate(blocks):
-            block.forward = recorder(index, block.forward)
-        forward(ids)
+        with _instead(blocks, [recorder(index, block.forward) for index, block in enumerate(blocks)]):
+            forward(ids)
     except Reached:
         assert batch is not None
         return batch
+    raise EngineError("the model does not run its blocks one after the other: it cannot be quantized block by block")
+
+
+def leaving(decoder: Any, ids: Tensor, hidden: Tensor, returned: Returned) -> Any:
+    """What ``decoder`` returns for ``ids`` (batch, tokens) where ``hidden`` leaves its last block. No block is run, and where ``embeds``
+    says so no embedding either."""
+    blocks = list(blocks_of(decoder)[1])
+    given = {"inputs_embeds": hidden} if embeds(decoder) else {"input_ids": ids}
+
+    def stand_in(index: int) -> Callable[..., object]:
+        # In between, what enters goes through: it has the shape that the decoder expects.
+        return lambda *args, **named: returned(hidden if index == len(blocks) - 1 or not args else args[0])
+
+    with _instead(blocks, [stand_in(index) for index in range(len(blocks))]):
+        return decoder(**given, use_cache=False)
+
+
+def embeds(decoder: Any) -> bool:
+    """Whether ``decoder`` takes hidden states, of their own width, in the place of what its embedding gives."""
+    width = getattr(decoder.config, "hidden_size", None)
+    taken = "inputs_embeds" in inspect.signature(type(decoder).forward).parameters
+    return taken and width == decoder.get_input_embeddings().weight.shape[1]
+
+
+@contextmanager
+def _instead(blocks: Sequence[nn.Module], forwards: Sequence[Callable[..., object]]) -> Iterator[None]:
+    """``blocks`` with other forwards, until the end of the block."""
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
+        yield
     finally:
         for block, before in zip(blocks, own, strict=True):
             if before is None:
                 del block.forward
             else:
                 block.forward = before
-    raise EngineError("the model does not run its blocks one after the other: it cannot be quantized block by block")

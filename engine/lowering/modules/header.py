@@ -25,11 +25,15 @@ _NOT_KEPT = ("_name_or_path", "attn_implementation", "_attn_implementation", "_a
 
 def header(decoder: QuantizedDecoder, recipe_yaml: str, isa: str) -> dict[str, Any]:
     """Plain JSON of schema 1."""
+    matrices = {path: about(matrix) for path, matrix in decoder.matrices.items()}
+    return header_of(decoder.twin, matrices, recipe_yaml, isa, None if decoder.cache is None else decoder.cache.spec)
+
+
+def header_of(model: Any, matrices: Mapping[str, Any], recipe_yaml: str, isa: str, cache: CacheSpec | None = None) -> dict[str, Any]:
+    """The same from what is known of each matrix (``about``); of ``model`` no weights are read."""
     return {
-        "schema": SCHEMA, "kind": KIND, "config": config_dict(decoder.twin.config), "recipe": recipe_yaml, "isa": isa,
-        "matrices": {path: _about(matrix) for path, matrix in decoder.matrices.items()},
-        **({"cache": asdict(decoder.cache.spec)} if decoder.cache is not None else {}),
-        **({"experts": "separate"} if has_separate_experts(decoder.twin) else {}),
+        "schema": SCHEMA, "kind": KIND, "config": config_dict(model.config), "recipe": recipe_yaml, "isa": isa, "matrices": dict(matrices),
+        **({"cache": asdict(cache)} if cache is not None else {}), **({"experts": "separate"} if has_separate_experts(model) else {}),
     }  # fmt: skip
 
 
@@ -39,7 +43,8 @@ def config_dict(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _NOT_KEPT}
 
 
-def _about(matrix: QuantizedMatrix) -> dict[str, Any]:
+def about(matrix: QuantizedMatrix) -> dict[str, Any]:
+    """What the header says of one matrix."""
     return {
         **matrix.weight.meta(), "tied": matrix.tied,
         "activations": _said(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
@@ -51,12 +56,12 @@ def _said(spec: ActivationSpec) -> dict[str, Any]:
     return {name: value for name, value in asdict(spec).items() if value or name not in ("format", "group_size")}
 
 
-def matrix(path: str, about: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
+def matrix(path: str, told: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:
     """The inverse for one matrix. Raises ValueError, KeyError or TypeError for what no run writes."""
-    tied = about["tied"]
+    tied = told["tied"]
     if tied is not None and (not isinstance(tied, str) or tied == path):
         raise ValueError(f"{path} is tied to {tied!r}")
-    return QuantizedMatrix(weight, _activations(path, about["activations"]), _grid(path, about["grid"]), tied)
+    return QuantizedMatrix(weight, activations_of(path, told), _grid(path, told["grid"]), tied)
 
 
 def cache(about: Any) -> CacheSpec:
@@ -67,7 +72,9 @@ def cache(about: Any) -> CacheSpec:
     return spec
 
 
-def _activations(path: str, about: Any) -> ActivationSpec | None:
+def activations_of(path: str, told: Mapping[str, Any]) -> ActivationSpec | None:
+    """What the inputs of the matrix ``path`` become. Raises ValueError or TypeError for what no run writes."""
+    about = told["activations"]
     if about is None:
         return None
     spec = ActivationSpec(**about)

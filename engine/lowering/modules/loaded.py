@@ -2,97 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import EngineError
-from engine.lowering.modules.artifact import read_with_header
-from engine.lowering.modules.coded_cache import attached
+from engine.lowering.modules.artifact import DecoderFile, check, opened, read, told_of
+from engine.lowering.modules.by_block import logits_by_block, on_kernels, unfilled
 from engine.lowering.modules.quantized import QuantizedDecoder
-from engine.numerics.float_activations import round_floats, simulated
-from engine.numerics.formats import round_to_
-from engine.numerics.quantized_matrix import QuantizedMatrix
+from engine.lowering.modules.rounded_inputs import rounded as rounded
+from engine.lowering.modules.rounded_inputs import rounding as rounding
+from engine.machine.memory import available
+
+# The part of the memory that a decoder in float32 may take.
+FITTING = 0.8
 
 
 @dataclass(frozen=True)
 class LoadedDecoder:
     """Computes in float32 with what the integers stand for; where the recipe rounds activations, they are rounded as it says.
-    ``on_kernels`` gives what computes with the integers themselves.
+    ``on_kernels`` gives what computes with the integers themselves. Of ``file`` nothing is in memory before it is used.
 
     ``recipe`` is YAML, ``isa`` the instruction set of the machine that made the file."""
 
-    decoder: QuantizedDecoder
+    file: DecoderFile
     recipe: str
     isa: str
 
-    @torch.inference_mode()
+    @cached_property
+    def decoder(self) -> QuantizedDecoder:
+        """The whole of it in memory, in float32 beside the integers."""
+        return read(self.file.path)
+
     def __call__(self, ids: Tensor) -> Tensor:
-        """Token ids (N, T) or (T,) to float32 logits (N, T, vocabulary). Raises EngineError for ids outside of the vocabulary."""
+        """Token ids (N, T) or (T,) to float32 logits (N, T, vocabulary). A decoder that does not fit in memory in float32 is read block by
+        block for each call. Raises EngineError for ids outside of the vocabulary."""
         rows = ids if ids.dim() == 2 else ids[None]
-        vocabulary = int(self.decoder.twin.get_input_embeddings().weight.shape[0])
+        vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         if rows.is_floating_point() or rows.dim() != 2 or not rows.numel() or int(rows.min()) < 0 or int(rows.max()) >= vocabulary:
             raise EngineError(f"token ids of shape {tuple(ids.shape)} are not integers (N, T) from 0 to {vocabulary - 1}")
-        with rounding(self.decoder):
-            found: Tensor = self.decoder.twin(input_ids=rows, use_cache=False).logits
+        if "decoder" not in self.__dict__ and not self._fits:
+            with told_of(self.file.path):
+                return torch.cat([logits_by_block(self.file, [row[None]])[0] for row in rows])
+        decoder = self.decoder
+        with torch.inference_mode(), rounding(decoder):
+            found: Tensor = decoder.twin(input_ids=rows, use_cache=False).logits
         return found
+
+    @cached_property
+    def _model(self) -> Any:
+        return unfilled(self.file)
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the decoder in float32, beside its integers, leaves memory for others."""
+        room = available()
+        # A cache of codes belongs to the whole model.
+        return (
+            room is None
+            or self.file.about.get("cache") is not None
+            or 5 * sum(parameter.numel() for parameter in self._model.parameters()) < FITTING * room
+        )
 
     def on_kernels(self, device: str = "cpu") -> Any:
         """A transformers model on the integer kernels of this machine, or of its GPU for ``cuda``; for inference alone. It shares nothing
-        with this one. The kernels are tried before, which takes some seconds the first time."""
+        with this one. The kernels are tried before, which takes some seconds the first time. Block after block goes from the file to the
+        kernels: the decoder in float32 is never in memory."""
         from engine.kernels.gpu.probe import seen_from
         from engine.kernels.probe import probe
-        from engine.lowering.modules.runtime import running
 
         if device != "cpu" and not torch.cuda.is_available():
             raise EngineError(f"{device}: torch sees no GPU here: leave the device out, or look at `qtui doctor`")
-        return running(self.decoder, seen_from(probe(), device))[0]
+        with told_of(self.file.path):
+            return on_kernels(self.file, seen_from(probe(), device))
 
 
 def load(path: Path) -> LoadedDecoder:
-    """Raises EngineError as ``file.read`` does."""
-    decoder, about = read_with_header(path)
-    return LoadedDecoder(decoder, str(about.get("recipe", "")), str(about.get("isa", "")))
-
-
-@contextmanager
-def rounding(decoder: QuantizedDecoder) -> Iterator[Any]:
-    """The twin with the inputs of its matrices, and its keys and values, rounded as the recipe says, until the end of the block."""
-    hooks = [
-        decoder.twin.get_submodule(path).register_forward_pre_hook(_round(matrix))
-        for path, matrix in decoder.matrices.items() if matrix.activations is not None
-    ]  # fmt: skip
-    try:
-        with attached(decoder.twin, decoder.cache):
-            yield decoder.twin
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def rounded(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-    """``x`` (..., in) on the matrix's activation grid: one symmetric step a row where it is dynamic, else the calibrated one;
-    in floats of few bits where the recipe says so."""
-    assert matrix.activations is not None
-    if simulated(matrix.activations):
-        return round_floats(x, matrix.activations, None if matrix.grid is None else matrix.grid.scale)
-    if matrix.activations.dynamic:
-        top = (1 << (matrix.activations.bits - 1)) - 1
-        step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / top
-        return torch.round(x / step) * step
-    if matrix.grid is None:
-        raise EngineError("a matrix of static activations has no grid: quantize the model again")
-    grid = matrix.grid
-    return round_to_(x / grid.scale, 0, grid.qmax, grid.zero_point).sub_(grid.zero_point) * grid.scale
-
-
-def _round(matrix: QuantizedMatrix) -> Any:
-    def before(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (rounded(given[0], matrix), *given[1:])
-
-    return before
+    """Every tensor of the file is judged, one after the other. Raises EngineError as ``artifact.read`` does."""
+    file = opened(path)
+    check(file)
+    return LoadedDecoder(file, str(file.about.get("recipe", "")), str(file.about.get("isa", "")))

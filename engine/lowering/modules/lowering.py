@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.events.event import Event, Graph, Notice, Planned, Table, Weights
+from engine.events.event import Event, Graph, Needs, Notice, Planned, Table, Weights
 from engine.kernels.gpu.probe import seen_from
 from engine.kernels.matrix.choose import labels
 from engine.kernels.simulate import Simulate
@@ -25,6 +25,7 @@ from engine.lowering.modules.layer_results import layer_cells, layer_results
 from engine.lowering.modules.layers import layers, planned
 from engine.lowering.modules.loaded import load, rounding
 from engine.lowering.modules.observe import Inputs, observe
+from engine.lowering.modules.preflight import free_in, said, short_of, sizes_of
 from engine.lowering.modules.progress import MatrixQuantized
 from engine.lowering.modules.quantized import QuantizedDecoder, duplicate
 from engine.lowering.modules.rotation import Rotated, rotate
@@ -32,6 +33,7 @@ from engine.lowering.modules.rounding import retuned, round_decoder
 from engine.lowering.modules.runtime import Placement, running
 from engine.lowering.modules.table import look, together
 from engine.lowering.modules.weight_rows import weight_rows
+from engine.machine.memory import available
 from engine.models.anatomy import Anatomy
 from engine.models.experts import is_expert, separate_experts
 from engine.models.recurrent import parts_of
@@ -41,6 +43,7 @@ from engine.planning.sensitivity import Candidate
 from engine.recipe.spec import ActivationSpec
 from engine.tasks.base import Batch, Forward, forward_of
 from engine.tasks.causal_lm import CausalLM
+from engine.tasks.causal_lm_streamed import HELD
 from engine.tasks.subject import Subject
 from engine.training.settings import schedule_of
 from engine.training.trainable import TrainingContext
@@ -137,7 +140,15 @@ class ModulesLowering(Lowering):
         yield Planned(found.layers, recipe.preset, 8, self.baseline().size_bytes)
         return found
 
-    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject:
+    def needs(self, plan: Plan, place: Path) -> Needs:
+        """Of a run that has the whole model in memory: what it holds at once, by experience, and what it writes."""
+        sizes = sizes_of(self.model, self.parts, plan.layers, 0, 0)
+        memory, free = HELD * self.parts.params, {"memory": available(), "disk": free_in(place)}
+        disk = max(sizes.disk(self.run.recipe.export, 0), self.subject.room)
+        text = said(memory, disk, None, (), free)
+        return Needs(memory, disk, text, free["memory"], free["disk"], None, short_of(memory - self.subject.bytes, disk, free))
+
+    def sensitive(self, plan: Plan, only: Mapping[str, Sequence[Candidate]] | None = None) -> sensitivity.Subject | None:
         sites = sensitivity.sites_of(plan.layers, self.model.get_submodule, sensitivity.matrix_error, only=only)
         rows = {row.path: row for row in plan.layers}
         return sensitivity.Subject(self.model, forward_of(self.model), sites, rows, self.subject.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,21 @@ class QuantizedDecoder:
 
     def rest(self) -> dict[str, Tensor]:
         """The tensors of the state that are not integers: embeddings that are kept, norms, biases. Each tied tensor once."""
-        known = {f"{path}.weight" for path in self.matrices}
-        held = {id(self.twin.get_submodule(path).weight) for path in self.matrices}
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.twin.named_parameters():
-            if name not in known and id(parameter) not in held:
-                found[name] = parameter.detach()
-        return found
+        known = dict(self.twin.named_parameters())
+        return {name: known[name].detach() for name in rest_names(self.twin, self.matrices)}
 
     @property
     def bytes(self) -> int:
         """Of integers, scales and the float32 rest, without a file's header."""
         return sum(m.bytes for m in self.matrices.values()) + sum(t.numel() * t.element_size() for t in self.rest().values())
+
+
+def rest_names(model: Any, matrices: Iterable[str]) -> list[str]:
+    """The parameters of ``model`` that are not the weights of ``matrices`` (module paths), each tied one once."""
+    paths = tuple(matrices)
+    known = {f"{path}.weight" for path in paths}
+    held = {id(model.get_submodule(path).weight) for path in paths}
+    return [name for name, parameter in model.named_parameters() if name not in known and id(parameter) not in held]
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def round_decoder(
         if row.path not in tasks and row.tied is None:
             stop.check()
             assert row.actual.weights is not None
-            weights[row.path], note = _alone(twin, row)
+            weights[row.path], note = alone(twin, row)
             told[row.path] = note
             yield note
     if tasks:
@@ -106,7 +106,7 @@ def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequenc
 
 
 @torch.no_grad()
-def _alone(twin: Any, row: LayerRow) -> tuple[QTensor, MatrixQuantized]:
+def alone(twin: Any, row: LayerRow) -> tuple[QTensor, MatrixQuantized]:
     """A matrix outside of the blocks, from its weights alone."""
     spec = row.actual.weights
     assert spec is not None

@@ -118,4 +118,6 @@ def _without(model: Any, replaced: Mapping[str, nn.Module]) -> Any:
             holders.setdefault(id(parameter), set()).add(path)
     nothing = nn.Parameter(torch.empty(0), requires_grad=False)
     memo: dict[int, Any] = {number: nothing for number, paths in holders.items() if paths <= replaced.keys()}
+    # Of a decoder that is walked block by block the other blocks are not read.
+    memo |= {id(parameter): nothing for parameter in model.parameters() if parameter.is_meta}
     return copy.deepcopy(model, memo).requires_grad_(False)

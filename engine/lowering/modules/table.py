@@ -75,6 +75,11 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     return Look(_rows(model, parts, shapes, shares), shares)
 
 
+def unrun(model: Any, parts: Anatomy) -> Look:
+    """The same of a model whose weights are not at hand: no shapes of outputs, and no times."""
+    return Look(_rows(model, parts, {}, {}), {})
+
+
 def together(cells: Sequence[tuple[str, ...]], blocks: str) -> tuple[tuple[str, ...], ...]:
     """Rows that begin with a module path, those of blocks that are alike once: ``h.0-11.attn`` for twelve of them. ``blocks``
     is the path of the sequence."""

@@ -57,7 +57,7 @@ def wide(name: str, spec: WeightScheme, activations: ActivationSpec | None = Non
 
 def test_the_config_targets_the_class_where_layers_are_alike(tmp_path: Path) -> None:
     decoder = wide("llama", int_scheme(4, 8))
-    config = quantization_config(decoder, schemes_of(decoder))
+    config = quantization_config(decoder.twin, schemes_of(decoder))
     group = config["config_groups"]["group_0"]
     assert (config["format"], group["targets"], config["ignore"]) == ("pack-quantized", ["Linear"], ["lm_head"])
     assert config["dequantize"] is True
@@ -66,11 +66,11 @@ def test_the_config_targets_the_class_where_layers_are_alike(tmp_path: Path) -> 
     path = "model.layers.1.mlp.up_proj"
     matrices[path] = wide("llama", EIGHT, activations=DYNAMIC).matrices[path]
     mixed = QuantizedDecoder(decoder.twin, matrices)
-    config = quantization_config(mixed, schemes_of(mixed))
+    config = quantization_config(mixed.twin, schemes_of(mixed))
     assert config["format"] == "mixed-precision" and config["config_groups"]["group_1"]["targets"] == [path]
     assert "dequantize" not in config, "transformers would unpack all layers by the first form"
     alike = family("llama", int_scheme(4, 8, True))
-    assert "dequantize" not in quantization_config(alike, schemes_of(alike))
+    assert "dequantize" not in quantization_config(alike.twin, schemes_of(alike))
 
 
 def test_a_folder_has_what_servers_look_for(tmp_path: Path) -> None:

@@ -221,3 +221,14 @@ def test_a_file_is_run_on_kernels_as_it_was_before_it_was_written(tmp_path: Path
     with torch.inference_mode():
         assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
     assert model.generate(ids[:1], max_new_tokens=3, do_sample=False).shape == (1, ids.shape[1] + 3)
+
+
+def test_a_file_that_does_not_fit_in_memory_is_run_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = family("qwen2", activations=DYNAMIC)
+    stored(decoder, tmp_path)
+    whole, parts = engine.load_quantized(tmp_path), engine.load_quantized(tmp_path)
+    expected = whole(some_ids())
+    monkeypatch.setattr("engine.lowering.modules.loaded.available", lambda: 1)
+    assert torch.equal(torch.cat([whole(row) for row in some_ids()]), torch.cat([parts(row) for row in some_ids()]))
+    assert torch.allclose(parts(some_ids()), expected, atol=1e-5)
+    assert "decoder" not in vars(parts), "the whole decoder was read"
