@@ -263,8 +263,15 @@ class ModulesLowering(Lowering):
     def details(self, plan: Plan, statistics: Any, quantized: Quantized) -> dict[str, Any]:
         return {
             "activations": _channels(statistics), **({"unseen_experts": list(self.unseen)} if self.unseen else {}),
-            **_cache(quantized.state.decoder), **({"rotation": asdict(self.rotated)} if self.rotated else {}),
+            **self._cached(quantized), **({"rotation": asdict(self.rotated)} if self.rotated else {}),
         }  # fmt: skip
+
+    def _cached(self, quantized: Quantized) -> dict[str, Any]:
+        """What a token of context takes; nothing where keys and values are floats."""
+        decoder: QuantizedDecoder = quantized.state.decoder
+        if decoder.cache is None:
+            return {}
+        return {"cache": {"spec": str(decoder.cache.spec), **asdict(size_of(decoder.twin, decoder.cache))}}
 
 
 def unseen(layers: Iterable[str], seen: Mapping[str, Inputs]) -> tuple[str, ...]:
@@ -272,13 +279,6 @@ def unseen(layers: Iterable[str], seen: Mapping[str, Inputs]) -> tuple[str, ...]
     experts = dict.fromkeys(path.rpartition(".")[0] for path in layers if is_expert(path))
     known = {path.rpartition(".")[0] for path in seen}
     return tuple(path for path in experts if path not in known)
-
-
-def _cache(decoder: QuantizedDecoder) -> dict[str, Any]:
-    """What a token of context takes; nothing where keys and values are floats."""
-    if decoder.cache is None:
-        return {}
-    return {"cache": {"spec": str(decoder.cache.spec), **asdict(size_of(decoder.twin, decoder.cache))}}
 
 
 def _channels(inputs: Mapping[str, Inputs]) -> list[dict[str, Any]]:

@@ -120,6 +120,9 @@ class StreamedLowering(ModulesLowering):
         yield from ()
         return {}
 
+    def _cached(self, quantized: Quantized) -> dict[str, Any]:
+        return {}
+
     def convert(self, plan: Plan, statistics: Any) -> Generator[Event, None, Quantized]:
         run, task = self.run, self.task
         texts = Texts(self.windows, task.windows_at_once, self._measured())
