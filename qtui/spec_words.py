@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from engine.recipe.number_formats import format_entry
 from engine.recipe.spec import ActivationSpec, LayerSpec, WeightSpec
 
 FP32 = "fp32"
@@ -23,21 +24,30 @@ def spelled(spec: LayerSpec) -> str:
 
 
 def weights(found: WeightSpec) -> str:
-    """``w4 g32 affine gptq``."""
+    """``w4 g32 affine gptq``, ``nvfp4 gptq``."""
     method = "" if found.method == "nearest" else found.method
-    return " ".join(filter(None, (f"w{found.bits}", scheme(found), method)))
+    return " ".join(filter(None, (width(found), scheme(found), method)))
+
+
+def width(found: WeightSpec) -> str:
+    """``w4``, or the name of a format that is no integer."""
+    return found.format or f"w{found.bits}"
 
 
 def scheme(found: WeightSpec) -> str:
     """How scales are shared, without what is usual: ``g32``, ``tensor affine``, empty for one a channel."""
+    if found.format and format_entry(found.format).block:
+        return ""
     shared = {"per-group": f"g{found.group_size}", "per-tensor": "tensor", "per-block": "blocks"}.get(found.granularity, "")
     return " ".join(filter(None, (shared, "" if found.symmetric else "affine")))
 
 
 def activations(found: ActivationSpec) -> str:
     """``a8``, ``a7 sym``, ``a8 dynamic``."""
-    if found.format:
-        return f"{found.format}{f' g{found.group_size}' if found.group_size else ''}{' dynamic' if found.dynamic else ''}"
+    if found.format or found.group_size:
+        own = found.format and format_entry(found.format).block == found.group_size
+        group = f" g{found.group_size}" if found.group_size and not own else ""
+        return f"{found.format or f'a{found.bits}'}{group}{' dynamic' if found.dynamic else ''}"
     return f"a{found.bits}{' dynamic' if found.dynamic else ' sym' if found.symmetric else ''}"
 
 

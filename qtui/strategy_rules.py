@@ -51,7 +51,7 @@ def rules_of(recipe: Mapping[str, Any]) -> tuple[Rule, ...]:
 def _rule(fields: Mapping[str, Any]) -> Rule:
     if not fields.get("weights"):
         return Rule(str(fields["match"]), FP32)
-    activations = ActivationSpec(**fields["activations"]) if fields.get("activations") else None
+    activations = ActivationSpec.of(fields["activations"]) if fields.get("activations") else None
     return Rule(str(fields["match"]), LayerSpec(WeightSpec.of(fields["weights"]), activations))
 
 
@@ -60,4 +60,4 @@ def fields_of(rule: Rule) -> dict[str, Any]:
     weights, activations = rule.spec.weights, rule.spec.activations
     if weights is None:
         return {"match": rule.match, "keep": "fp32"}
-    return {"match": rule.match, "weights": asdict(weights), **({"activations": asdict(activations)} if activations else {})}
+    return {"match": rule.match, "weights": asdict(weights), **({"activations": activations.fields()} if activations else {})}

@@ -42,8 +42,7 @@ def rule_part(rule: Rule) -> RulePart:
     weights, activations = rule.spec.weights, rule.spec.activations
     fields: dict[str, Any] = {"match": rule.match}
     fields |= {"weights": {**asdict(weights), "format": weights.format or None}} if weights else {}
-    if activations:
-        fields["activations"] = {**asdict(activations), "format": activations.format or None, "group_size": activations.group_size or None}
+    fields |= {"activations": activations.fields()} if activations else {}
     (part,) = Recipe.make(model="any", rules=[fields if len(fields) > 1 else {**fields, "keep": "fp32"}]).rules
     part._line = rule.line
     return part

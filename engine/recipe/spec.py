@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from engine.algorithms.registry import METHODS as METHODS
@@ -88,6 +88,10 @@ class ActivationSpec:
             named |= {"bits": entry.bits, "symmetric": True}
             named |= {"dynamic": True, "group_size": entry.block} if entry.block else {}
         return cls(**named)
+
+    def fields(self) -> dict[str, Any]:
+        """The inverse of ``of``, in a recipe's words; those that came later are left out while they say nothing."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("format", "group_size")}
 
     def __str__(self) -> str:
         name = self.format or f"a{self.bits}"

@@ -196,7 +196,8 @@ def weights_text(wanted: LayerSpec, actual: LayerSpec) -> str:
     said = spec_words.weights(wanted.weights)
     if actual.weights != wanted.weights:
         asked, got = spec_words.scheme(wanted.weights), spec_words.scheme(actual.weights)
-        said = said.replace(f"w{wanted.weights.bits} {asked}".rstrip(), f"w{wanted.weights.bits} {asked}→{got or 'channel'}", 1)
+        width = spec_words.width(wanted.weights)
+        said = said.replace(f"{width} {asked}".rstrip(), f"{width} {asked}→{got or 'channel'}", 1)
     return said
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from engine.errors import UsageError
 from engine.lowering.graph.lowering import GraphLowering
+from engine.recipe.cache_spec import CacheSpec
 from engine.recipe.recipe import Device, Preset, QatMode, Recipe
+from engine.runs.fits import check
 from qtui.arguments import DEVICES, PRESETS, QAT_MODES, REPAIRS, build_parser
 from qtui.request import overrides, recipe_of
 
@@ -126,3 +128,16 @@ def test_what_is_done_with_images_of_a_folder_is_asked_on_the_command_line() -> 
     part = recipe_of(build_parser().read(["run", "m.py:make", "--data", "images", *words])).data
     assert (part.size, part.crop, part.interpolation, part.classes) == (256, 224, "bicubic", "names.txt")
     assert recipe_of(build_parser().read(["run", "m.py:make"])).fingerprint() == Recipe.make(model="m.py:make").fingerprint()
+
+
+def test_caches_and_rotations_of_language_models_reach_their_fields() -> None:
+    got = recipe("gpt2-mini", "--cache", "fp8:per-tensor", "--rotation", "hadamard")
+    assert got.rotation == "hadamard" and got.cache is not None and got.cache.spec() == CacheSpec("fp8_e4m3", "per-tensor")
+    with pytest.raises(UsageError, match="no cache of 'int9'"):
+        recipe("gpt2-mini", "--cache", "int9")
+
+
+def test_networks_on_images_have_neither() -> None:
+    for option in (("--cache", "int8"), ("--rotation", "hadamard")):
+        with pytest.raises(UsageError, match=rf"{option[0][2:]} is for language models, and simplecnn reads images"):
+            check(recipe("simplecnn", *option), "images")

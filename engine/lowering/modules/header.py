@@ -47,13 +47,8 @@ def about(matrix: QuantizedMatrix) -> dict[str, Any]:
     """What the header says of one matrix."""
     return {
         **matrix.weight.meta(), "tied": matrix.tied,
-        "activations": _said(matrix.activations) if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
+        "activations": matrix.activations.fields() if matrix.activations else None, "grid": asdict(matrix.grid) if matrix.grid else None,
     }  # fmt: skip
-
-
-def _said(spec: ActivationSpec) -> dict[str, Any]:
-    """What files of earlier versions do not have is left out while it says nothing."""
-    return {name: value for name, value in asdict(spec).items() if value or name not in ("format", "group_size")}
 
 
 def matrix(path: str, told: Mapping[str, Any], weight: QTensor) -> QuantizedMatrix:

@@ -107,3 +107,29 @@ def test_the_size_of_a_role_is_that_of_the_form_it_is_stored_in() -> None:
     rows = plan((MATRIX,), "default", (Rule("*", LayerSpec(four)),)).layers
     kept = predicted_bytes(10**6, rows, {"h.0.fc": FP32})
     assert predicted_bytes(10**6, rows, {}) - kept == packed_bytes((128, 32), four) + 200 - 4 * 128 * 32
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "had", "said"),
+    [
+        ({"format": "fp8_e4m3"}, {"format": "fp8_e4m3", "dynamic": True}, "fp8_e4m3 per-token dynamic", None),
+        ({"format": "nvfp4"}, {"format": "fp8_e4m3", "dynamic": True}, "fp32 activations", "nothing multiplies nvfp4 with activations"),
+        ({"bits": 8}, {"format": "fp8_e4m3", "dynamic": True}, "a8 per-token dynamic", "go with weights of floats: integers of 8 bits"),
+        ({"bits": 4}, {"bits": 4, "dynamic": True, "group_size": 64}, "a4 per-token 64 dynamic", None),
+        ({"bits": 4}, {"bits": 4, "dynamic": True}, "a8 per-token dynamic", "activations of 8 bits"),
+    ],
+)
+def test_activations_become_the_nearest_that_goes_with_the_weights(
+    weights: dict[str, object], activations: dict[str, object], had: str, said: str | None
+) -> None:
+    spec, why = legalize(LayerSpec(WeightSpec.of(weights), ActivationSpec.of(activations)), BLOCK, 8)
+    assert str(spec).endswith(f", {had}")
+    assert (said is None and why is None) or (said or "") in (why or "")
+
+
+def test_networks_have_neither_floats_nor_blocks() -> None:
+    block = WeightSpec(8, "per-block", format="fp8_e4m3")
+    spec, why = legalize(LayerSpec(block, ActivationSpec.of({"format": "fp8_e4m3", "dynamic": True})), CONVOLUTION, 8)
+    assert str(spec) == "w8 per-channel, a8 per-tensor" and "for matrices of language models" in (why or "")
+    assert str(legalize(LayerSpec(block), BLOCK, 8)[0]) == "fp8_e4m3 per-block, fp32 activations"
+    assert "per-channel" in str(legalize(LayerSpec(WeightSpec(8, "per-block")), BLOCK, 8)[0])

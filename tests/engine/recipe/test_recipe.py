@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from engine.errors import UsageError
-from engine.recipe.changes import with_strategy
+from engine.recipe.changes import rule_part, with_strategy
+from engine.recipe.presets import BLOCKS
 from engine.recipe.recipe import Recipe, Threshold
-from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
+from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, Rule, WeightSpec
 
 FULL = """\
 model: simplecnn
@@ -381,3 +382,27 @@ def test_an_exact_copy_meets_every_sqnr() -> None:
 def test_torch_is_not_imported() -> None:
     code = "import sys, engine.recipe.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("preset", ["fp8-dynamic", "fp8-static", "fp8-block", "w4a4", "w8a8", "mxfp4"])
+def test_what_a_preset_of_language_models_asks_can_be_said_as_a_rule(preset: str) -> None:
+    rule = Rule("transformer.h.*", BLOCKS[preset])
+    part = rule_part(rule)
+    assert part.rule() == rule
+    again = Recipe.make(model="m", rules=[part.model_dump()])
+    assert again.layer_rules() == (rule,)
+
+
+@pytest.mark.parametrize(
+    ("activations", "said"),
+    [
+        ({"format": "fp8_e5m2"}, "activations.format is 'fp8_e5m2': must be one of fp8_e4m3, mxfp8, mxfp4"),
+        ({"group_size": 64}, "activations.group_size has no effect without dynamic"),
+        ({"format": "mxfp8", "dynamic": True, "group_size": 64}, "activations.group_size is 64 and mxfp8 has 32"),
+        ({"dynamic": True, "group_size": 48}, "activations.group_size is 48: must be one of 32, 64, 128"),
+    ],
+)
+def test_activations_that_do_not_go_together_are_told_in_a_line(activations: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.make(model="m", rules=[{"match": "*", "weights": {"format": "fp8_e4m3"}, "activations": activations}])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
