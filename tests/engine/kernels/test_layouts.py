@@ -257,6 +257,8 @@ def test_steps_end_where_their_grid_does(top, threads):
     call = {"function": "torch.mean", "args": {"tuple": [{"$": "x"}, {"list": [2, 3]}]}, "kwargs": {"dict": {}}}
     mean = Step("average", "y", ("x",), {**call, "input": grid(a), "output": grid(y)})
     rounded = Step("quantize", "y", ("x",), {"grid": grid(y)})
+    # What a convolution reads: the runtime asks for it there alone.
+    squeezed = Direct().steps().mean(a, y, True, None)
     wrong = []
     for name, x in lattice(numbers, (1, 18, 33), ((7, 5), (8, 8)), (1, 2)):
         real = (x.long() - 40).double() * 0.021
@@ -266,6 +268,8 @@ def test_steps_end_where_their_grid_does(top, threads):
         ):  # fmt: skip
             place = exact.double() / 0.019 + zero
             wrong += [(what, name, way) for way, got in both_ways(step, function_of(step), *inputs).items() if far(got, place, top)]
+        if far(squeezed(x), real.mean((2, 3)) / 0.019 + zero, top):
+            wrong.append(("squeezed", name))
     assert wrong == []
 
 
