@@ -274,7 +274,9 @@ class QuantizedModel(nn.Module):
         # What linear layers alone read stays as it lies; an image gets its channels side by side.
         readers = [reader for reader in self.program.steps if step.output in reader.inputs]
         flat = all(reader.op == "layer" and reader.attrs["kind"] == "linear" for reader in readers)
-        return (self._steps.quantize(q, flat, run) if self._steps else None) or run
+        # Images keep the rounding that earlier runs have, where oneDNN would multiply instead of reordering.
+        own = step.inputs[0] in self._inputs and top < 255
+        return (self._steps.quantize(q, flat, run) if self._steps and not own else None) or run
 
     def _op_dequantize(self, step: Step) -> Function:
         q = grid_from(step.attrs["grid"])
