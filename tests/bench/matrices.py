@@ -100,7 +100,7 @@ def token(shape: str, bits: int, threads: int) -> dict[str, list[Run]]:
     return found
 
 
-def least(products: dict[str, list[Run]], rounds: int) -> dict[str, tuple[float, float]]:
+def least(products: dict[str, list[Run]], rounds: int, clock: Callable[[], float]) -> dict[str, tuple[float, float]]:
     """Seconds of the blocks of a token, and of its head, with each kernel."""
     found = {name: (float("inf"), float("inf")) for name in products}
     for _ in range(rounds):
@@ -109,18 +109,20 @@ def least(products: dict[str, list[Run]], rounds: int) -> dict[str, tuple[float,
             time.sleep(0.005)
             for run in runs[:4]:
                 run()
-            start = time.perf_counter()
+            start = clock()
             for run in runs[:-1]:
                 run()
-            between = time.perf_counter()
+            between = clock()
             runs[-1]()
-            found[name] = (min(found[name][0], between - start), min(found[name][1], time.perf_counter() - between))
+            found[name] = (min(found[name][0], between - start), min(found[name][1], clock() - between))
     return found
 
 
 def table(shape: str, bits: int, threads: int, rounds: int) -> list[str]:
-    bandwidth = read_bandwidth("cpu")
-    total = least(token(shape, bits, threads), rounds)
+    # Of one thread the processor's time, which other work on the machine does not add to.
+    clock = time.process_time if threads == 1 else time.perf_counter
+    bandwidth = read_bandwidth("cpu", clock)
+    total = least(token(shape, bits, threads), rounds, clock)
     widths = [(count * out * inputs, 8 if head else bits) for out, inputs, count, head in SHAPES[shape]]
     moved = sum(count * (width / 8 + (4 / GROUP if width == 4 else 0)) for count, width in widths)
     base = [min(total[name][part] for name in (FLOAT, ROUNDED)) for part in (0, 1)]
