@@ -45,6 +45,7 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.Graph("fused", (ev.NodeRow("call_module", "fc", "fc", "x", "", "N×10", 650, 0.5), ev.NodeRow("output", "o", "o", "", "", "", 0))),
     ev.Pairs((ev.PairRow("conv1", "bn1", "conv1", "bn1", None, 1e-6), ev.PairRow("a", "b", "c", "d", "why")), 1e-6, 2.0, 1.5),
     ev.Planned((ROW, replace(ROW, editable=True, obstacle=None)), "default", 7, 12345),
+    ev.Needs(10**9, 10**8, "memory at most 1.0 GB", 2 * 10**9, None, 90.5, "too little"),
     ev.Sensitivities(
         (ev.LayerSensitivity("fc", "w4", 21.5, 1e-4, 325), ev.LayerSensitivity("fc", "a4", 18.0, 2e-4, 2600, 0.01)), "kl", 64, 1.5, 1
     ),

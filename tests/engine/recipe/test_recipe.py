@@ -124,7 +124,7 @@ def test_round_trip(write: Write, text: str) -> None:
 def test_yaml_is_in_the_order_of_the_fields_and_short() -> None:
     text = Recipe.make(model="m", rules=[{"match": "fc*", "weights": {"bits": 4}}]).to_yaml()
     keys = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    unsaid = ("graph", "task", "rotation", "cache", "targets", "equalize", "bias_correction", "bn_reestimation")
+    unsaid = ("graph", "task", "rotation", "cache", "targets", "equalize", "bias_correction", "bn_reestimation", "stream")
     assert keys == [name for name in Recipe.model_fields if name not in unsaid]
     assert "  - match: fc*\n    weights: {bits: 4, granularity: per-channel, group_size: 32, scale: minmax}\n" in text
     assert "keep" not in text and "activations" not in text
