@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,13 @@ class HeldBack:
 
     def to(self, device: torch.device | str) -> HeldBack:
         return HeldBack(self.inputs.to(device), None if self.originals is None else self.originals.to(device))
+
+    def parts(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, HeldBack]]:
+        """In parts of ``sizes``, (batch, inputs) each, with their batches."""
+        counts = [count for _, count in sizes]
+        inputs = torch.split(self.inputs, counts)
+        originals = [None] * len(counts) if self.originals is None else torch.split(self.originals, counts)
+        return [(turn, HeldBack(x, x0)) for (turn, _), x, x0 in zip(sizes, inputs, originals, strict=True)]
 
     def errors(self, weight: Tensor, rounded: Tensor, shift: Tensor | None) -> tuple[float, float]:
         """Squared norms of W x0 and of what a layer of ``rounded`` and ``shift`` lacks of it. Without a bias to take it up, the mean
@@ -56,8 +64,12 @@ class Gram:
     held_back: HeldBack | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.xx = torch.zeros(self.width, self.width, device=self.device)
-        self.total, self.magnitude, self.peak, self.moved = (torch.zeros(self.width, device=self.device) for _ in range(4))
+        kind = sums_of()
+        self.xx = torch.zeros(self.width, self.width, device=self.device, dtype=kind)
+        self.total, self.magnitude, self.moved = (torch.zeros(self.width, device=self.device, dtype=kind) for _ in range(3))
+        self.peak = torch.zeros(self.width, device=self.device)
+        # Of what is held back: the batch, and how many inputs.
+        self._held: list[tuple[int, int]] = []
         if self.drifting:
             self.cross = torch.zeros_like(self.xx)
 
@@ -78,36 +90,39 @@ class Gram:
         peak = rows.abs().amax(0)
         if not torch.isfinite(peak).all():
             raise EngineError("a layer's inputs hold NaN or infinity on the calibration text: the model cannot be calibrated")
-        self.xx.addmm_(rows.T, rows)
+        add_product(self.xx, rows, rows)
         self.total += rows.sum(0)
         self.magnitude += rows.abs().sum(0)
         self.peak = torch.maximum(self.peak, peak)
         self.count += len(rows)
         if self.cross is not None and original is not None and original.numel() == x.numel():
             drift = self._rows(original, keep) - rows
-            self.cross.addmm_(drift.T, rows)
+            add_product(self.cross, drift, rows)
             self.moved += drift.sum(0)
 
     def pool(self) -> None:
         """Take in what the other ranks have gathered, each from its part of the text: sums are added up in float64."""
         if not ranks.several():
             return
-        self.xx, self.total, self.magnitude, self.moved = map(ranks.total, (self.xx, self.total, self.magnitude, self.moved))
+        sums = (self.xx, self.total, self.magnitude, self.moved)
+        self.xx, self.total, self.magnitude, self.moved = (ranks.total(one).float() for one in sums)
         if self.cross is not None:
-            self.cross = ranks.total(self.cross)
+            self.cross = ranks.total(self.cross).float()
         own = None if self.held_back is None else self.held_back.to("cpu")
-        several = ranks.gathered((self.count, self.peak.cpu(), own))
-        self.count = sum(count for count, _, _ in several)
-        self.peak = torch.stack([peak for _, peak, _ in several]).amax(0).to(self.device)
-        held = [one for _, _, one in several if one is not None]
-        if held:
+        several = ranks.gathered((self.count, self.peak.cpu(), own, self._held))
+        self.count = sum(count for count, _, _, _ in several)
+        self.peak = torch.stack([peak for _, peak, _, _ in several]).amax(0).to(self.device)
+        parts = [part for _, _, one, sizes in several if one is not None for part in one.parts(sizes)]
+        if parts:
+            held = [part for _, part in sorted(parts, key=lambda part: part[0])]
             originals = [one.originals for one in held if one.originals is not None]
             whole = HeldBack(torch.cat([one.inputs for one in held]), torch.cat(originals) if originals else None)
             self.held_back = whole.to(self.device)
 
-    def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None) -> None:
+    def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None, turn: int = 0) -> None:
         """Keep the inputs (..., in) that ``held``, bool of the leading shape, names for judging."""
         rows, before = self._rows(x, held), None if original is None else self._rows(original, held)
+        self._held.append((turn, len(rows)))
         if self.held_back is not None:
             rows = torch.cat([self.held_back.inputs, rows])
             before = None if before is None or self.held_back.originals is None else torch.cat([self.held_back.originals, before])
@@ -178,3 +193,19 @@ def shrunk(second: Tensor, count: int) -> Tensor:
 def output_error(change: Tensor, second: Tensor) -> Tensor:
     """Mean squared output error of each row of a weight change (out, in), by the inputs' second moments (in, in)."""
     return (change @ second).mul_(change).sum(1)
+
+
+def sums_of() -> torch.dtype:
+    """What products are added up in: float64 where several ranks each have a part of them, so that it does not matter who has which.
+    One process adds them up in float32, in their order."""
+    return torch.float64 if ranks.several() else torch.float32
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right, of float32 rows (..., n, a) and (..., n, b), to ``total`` (..., a, b), in its type."""
+    if total.dtype == torch.float64:
+        total += (left.transpose(-1, -2) @ right).double()
+    elif total.dim() == 2:
+        total.addmm_(left.T, right)
+    else:
+        total.baddbmm_(left.transpose(1, 2), right)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.algorithms.gram import Gram, HeldBack
+from engine.algorithms.gram import Gram, HeldBack, add_product, sums_of
 from engine.errors import EngineError
 
 # Patches that the sums take of all calibration items together, at least ``PER_INPUT`` for each weight of an output.
@@ -79,8 +79,9 @@ class PatchMoments:
 
     def __post_init__(self) -> None:
         self.rows = self.rows or max(ROWS, PER_INPUT * self.inputs)
-        self.xx = torch.zeros(self.patching.groups, self.inputs, self.inputs)
-        self.sums = torch.zeros(self.patching.groups, self.inputs)
+        kind = sums_of()
+        self.xx = torch.zeros(self.patching.groups, self.inputs, self.inputs, dtype=kind)
+        self.sums = torch.zeros(self.patching.groups, self.inputs, dtype=kind)
         self._seen, self._generator = 0, torch.Generator().manual_seed(self.seed)
         # The rows that are held back, with the batch that they are of, and how many there are in all.
         self._held: list[tuple[int, Tensor]] = []
@@ -133,7 +134,7 @@ class PatchMoments:
 
     def take(self, xx: Tensor, sums: Tensor, count: int, held: Sequence[tuple[int, Tensor]]) -> None:
         """Become the sums of all of several, ``held`` being what each of them holds back."""
-        self.xx, self.sums, self.count = xx, sums, count
+        self.xx, self.sums, self.count = xx.float(), sums.float(), count
         self._held = sorted(held, key=lambda one: one[0])
 
     @property
@@ -144,7 +145,7 @@ class PatchMoments:
     def _sum(self, rows: Tensor) -> None:
         if self.xx.device != rows.device:
             self.xx, self.sums = self.xx.to(rows.device), self.sums.to(rows.device)
-        self.xx.baddbmm_(rows.transpose(1, 2), rows)
+        add_product(self.xx, rows, rows)
         self.sums += rows.sum(1)
         self.count += rows.shape[1]
 
@@ -153,7 +154,7 @@ class PatchMoments:
         held = torch.cat([rows for _, rows in self._held], 1) if self._held else None
         return [
             Gram.of(xx, total, self.count, None if held is None else HeldBack(held[group]))
-            for group, (xx, total) in enumerate(zip(self.xx.cpu(), self.sums.cpu(), strict=True))
+            for group, (xx, total) in enumerate(zip(self.xx.float().cpu(), self.sums.float().cpu(), strict=True))
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import driving
 
-_CODE = "import sys; sys.path[:0] = sys.argv[5:]; import ranks_work; ranks_work.main(*sys.argv[1:5])"
+_CODE = "import sys; sys.path[:0] = sys.argv[4:]; import ranks_main; ranks_main.main(*sys.argv[1:4])"
 
 
 def environment(rank: int, count: int, port: int, **more: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def started(
     work: str, count: int, folder: Path, given: Any = None, own: Mapping[int, Mapping[str, str]] | None = None,
     only: Sequence[int] | None = None,
 ) -> list[Any]:  # fmt: skip
-    """The processes of ``count`` ranks that do ``ranks_work.WORK``; ``own`` are variables of single ranks, and ``only`` those of
+    """The processes of ``count`` ranks that do ``WORK``; ``own`` are variables of single ranks, and ``only`` those of
     them that are started."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "given.pickle").write_bytes(pickle.dumps(given))
@@ -41,7 +41,7 @@ def started(
     paths = [str(driving.REPOSITORY), str(driving.REPOSITORY / "tests" / "engine")]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", _CODE, work, str(folder / "given.pickle"), str(folder / f"rank-{rank}.pickle"), "", *paths],
+            [sys.executable, "-c", _CODE, work, str(folder / "given.pickle"), str(folder / f"rank-{rank}.pickle"), *paths],
             env=environment(rank, count, port, **(own or {}).get(rank, {})), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in (range(count) if only is None else only)
@@ -49,7 +49,7 @@ def started(
 
 
 def together(work: str, count: int, folder: Path, given: Any = None, seconds: float = 240) -> list[Any]:
-    """What ``ranks_work.WORK`` returns on each of ``count`` ranks. Fails where one of them does."""
+    """What ``WORK`` returns on each of ``count`` ranks. Fails where one of them does."""
     processes = started(work, count, folder, given)
     try:
         for process in processes:
@@ -63,6 +63,6 @@ def together(work: str, count: int, folder: Path, given: Any = None, seconds: fl
 
 def alone(work: str, given: Any = None) -> Any:
     """What the same work returns in one process."""
-    import ranks_work
+    import ranks_main
 
-    return getattr(ranks_work, work)(given)
+    return ranks_main.work_of(work)(given)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import pickle
-import signal
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from engine.data.images.base import Data, MemorySplit
-from engine.errors import Cancelled, EngineError
 from engine.events.cancellation import StopToken
 from engine.lowering.graph import calibration, conversion, qat
 from engine.lowering.graph.fuse import find_pairs, fuse
@@ -33,21 +28,6 @@ from engine.tasks.changes import Watch
 from engine.tasks.classification import Classification
 from engine.tasks.evaluate import evaluate
 from engine.training.trainable import TrainingContext
-
-
-def main(work: str, given: str, result: str, _: str) -> None:
-    """Do ``work`` as one of several ranks, and leave what it returns in a file."""
-    torch.set_num_threads(1)
-    try:
-        ranks.join()
-        found = globals()[work](pickle.loads(Path(given).read_bytes()))
-    except EngineError as error:
-        found = f"{type(error).__name__}: {error}"
-        ranks.leave("stopped" if isinstance(error, ranks.LostRank) else "failed", str(error))
-    except Cancelled:
-        found = "Cancelled"
-    Path(result).write_bytes(pickle.dumps(found))
-    ranks.leave("done")
 
 
 def finished(steps: Any) -> Any:
@@ -184,26 +164,3 @@ def a_decoder(given: dict[str, Any]) -> dict[str, Any]:
 def several(given: dict[str, Any]) -> dict[str, Any]:
     """Each work of ``given`` by its name, one after the other: processes take long to start."""
     return {name: globals()[name.partition(" ")[0]](one) for name, one in given.items()}
-
-
-def nothing(given: None) -> int:
-    return ranks.count()
-
-
-def agreed(given: None) -> str:
-    """What each rank's recipe is called, which is to be the same."""
-    ranks.same({"recipe": os.environ.get("A_RECIPE", "one")}, "recipes", "start all of them with the same")
-    return "agreed"
-
-
-def one_ends(how: str) -> str:
-    """Rank 1 dies, fails or is stopped while the others wait for it."""
-    if ranks.number() == 1:
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "stopped":
-            ranks.leave("stopped")
-            raise Cancelled
-        raise EngineError("its data are damaged: copy them again")
-    ranks.gathered(ranks.number())
-    return "went on"

@@ -42,7 +42,7 @@ def statistics(
                 continue
             keep = torch.ones_like(held) if batch.keep is None else batch.keep
             gram.add(x, keep & ~held, x0)
-            gram.hold_back(x, keep & held, x0)
+            gram.hold_back(x, keep & held, x0, batch.turn)
     gram.pool()
     return gram
 

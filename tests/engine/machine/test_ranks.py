@@ -68,7 +68,8 @@ def test_grids_and_figures_are_those_of_one_process(name: str, one: dict[str, An
 
 
 def assert_same_integers(mine: dict[str, Any], others: dict[str, Any]) -> None:
-    """Sums of float32 products in another order move a code that lies between two integers: one of 500 at most, and by one."""
+    """Of small layers: sums in float64 and those in float32 differ, which moves a code that lies between two integers. In deeper
+    networks each rounding reads what the one before gave, and no such bound holds."""
     codes = [(a.long(), b.long()) for (a, _), (b, _) in zip(mine.values(), others.values(), strict=True)]
     assert sum(int((a != b).sum()) for a, b in codes) <= sum(a.numel() for a, _ in codes) // 500
     assert all(int((a - b).abs().max()) <= 1 for a, b in codes)
@@ -86,9 +87,9 @@ def test_integers_of_a_network_are_those_of_one_process(one: dict[str, Any], man
 
 
 @pytest.mark.slow  # transformers is imported by each process
-@pytest.mark.parametrize("count", [2, 3])
-def test_integers_of_a_decoder_are_those_of_one_process(count: int, tmp_path: Path) -> None:
-    expected, several = alone(DECODERS), ranks_driving.together("several", count, tmp_path, DECODERS)
+def test_integers_of_a_decoder_are_the_same_on_any_number_of_ranks_and_near_those_of_one_process(tmp_path: Path) -> None:
+    expected = alone(DECODERS)
+    several = [one for count in (2, 3) for one in ranks_driving.together("several", count, tmp_path / str(count), DECODERS)]
     for name in DECODERS:
         for rank in several:
             assert_same_integers(rank[name]["weights"], expected[name]["weights"])
