@@ -25,7 +25,7 @@ from qtui.session import Session
 from qtui.text import in_block
 from qtui.widgets.sentence import Sentence
 
-COUNT = int(os.environ.get("QTUI_RANDOM", "1500"))
+COUNT = int(os.environ.get("QTUI_RANDOM", "600"))
 PASTES = ("simplecnn", "'/no where/a.pt'", "0.20 MB", "drop:0.01", "\x1b[31mred", "4.5 bpw", "é漢\n\n", "w" * 300)
 EDITS = {name.removeprefix("do_") for name in vars(EditKeys) if name.startswith("do_") and "pick" not in name}
 
