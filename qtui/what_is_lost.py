@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from engine.runs.rundir import RunSummary
+from typing import TYPE_CHECKING
+
 from qtui.state import State
+
+if TYPE_CHECKING:
+    from engine.runs.rundir import RunSummary
 
 _BEGINS_ANEW = {
     "load": "Loading begins anew; nothing else was done yet.",

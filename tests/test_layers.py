@@ -79,7 +79,8 @@ WORDS = (
     "engine.data.images.cache", "engine.models.language_registry", "engine.data.text.corpora", "engine.export.registry",
     "engine.planning.rules", "engine.plain_text", "engine.reading", "engine.tasks.registry", "engine.recipe.number_formats",
     "engine.tasks.metrics", "engine.report.measures", "engine.report.changed", "engine.events.pictures", "engine.models.text_registry",
-    "engine.planning.sensitivity", "engine.runs.keeping", "engine.machine.ranks.place",
+    "engine.planning.sensitivity", "engine.runs.keeping", "engine.events.rows", "engine.planning.search", "engine.recipe.targets",
+    "engine.machine.ranks.place",
 )  # fmt: skip
 AT_WORK = {"qtui/engine_thread.py", "qtui/commands.py", "qtui/doctor.py", "qtui/against.py", "qtui/follower.py"}
 

@@ -64,7 +64,7 @@ def weights_title(found: RoundedLayer) -> str:
 
 def channels_title(found: RoundedLayer) -> str:
     """``64 channels ─ 2 stand out``."""
-    out = f"{found.standing_out} stand out" if found.standing_out else "none stands out"
+    out = f"{found.standing_out} stand{'s' if found.standing_out == 1 else ''} out" if found.standing_out else "none stands out"
     return f"{found.channels:,} channels by their magnitude ─ {out}"
 
 

@@ -15,6 +15,8 @@ from driving import drive
 from engine.errors import EngineError
 from engine.events import event as ev
 from engine.events.replay import from_dict, read
+from engine.events.rows import ChannelRow
+from engine.machine.usage import Usage
 from engine.recipe.capabilities import BLOCK, CONVOLUTION, EMBEDDING, LINEAR, NOTHING, OUTSIDE, Capabilities
 from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, ActivationSpec, LayerSpec, WeightSpec
@@ -51,6 +53,28 @@ SAMPLES: tuple[ev.Event, ...] = (
     ),
     ev.Ranges(64, 64, (RANGE, replace(RANGE, settled=None)), True),
     ev.Weights((ev.WeightRow("fc", -1.0, 1.0, -0.5, 0.5, 0.1, 1.0, 10, BINS),)),
+    ev.Inspected(
+        (
+            ev.RoundedLayer(
+                "fc",
+                LayerSpec(WeightSpec(2)),
+                10,
+                BINS,
+                BINS,
+                (-1.0, 0.0, 1.0),
+                (-2.0,),
+                (1.5,),
+                (ChannelRow(7, -2.0, 2.0),),
+                1,
+                0.5,
+                17.9,
+                0.21,
+                0.0003,
+                RANGE,
+            ),
+        )
+    ),
+    ev.MachineUse(12.5, (Usage(0, "here", 1.5, 2.0, 10**9, 2 * 10**9, 5, None, None), Usage(1, "there", 0.0, 2.0, 1, 1))),
     ev.Layers("qat", ({"name": "fc", "sqnr_db": None, "own_sqnr_db": 40.5},)),
     ev.Samples("to be", {"fp32": "or not", "quantized": "or not to"}),
     ev.Changes("ptq", 360, 2, 1, 1, (ev.ChangeRow(17, "cat", "cat", "dog", 1.0),)),
