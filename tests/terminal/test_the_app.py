@@ -91,7 +91,7 @@ def test_a_newcomer_comes_to_a_report_with_the_keys_of_the_footer(tmux: Callable
 
 def test_leaving_while_it_trains_saves_and_a_headless_resume_finishes(stopped: Place) -> None:
     with stopped.app() as terminal:
-        terminal.wait_for("r resumes", LONG)
+        terminal.wait_for("stopped", LONG)
         training(terminal, "r")
         terminal.press("p")
         terminal.wait_for("paused")
@@ -111,13 +111,13 @@ def test_leaving_while_it_trains_saves_and_a_headless_resume_finishes(stopped: P
 
 def test_a_closed_terminal_leaves_a_run_that_goes_on_in_any_window(stopped: Place) -> None:
     with stopped.app() as terminal:
-        terminal.wait_for("r resumes", LONG)
+        terminal.wait_for("stopped", LONG)
         training(terminal, "r")
         terminal.close()
         assert terminal.exit_code(10) == 0
     assert stopped.state == "cancelled"
     with stopped.app() as terminal:
-        terminal.wait_for("r resumes", LONG)
+        terminal.wait_for("stopped", LONG)
         training(terminal, "r")
         terminal.resize(40, 12)
         terminal.wait_for(lambda t: len(t.lines) == 12 and "QAT" in t.text)
@@ -134,7 +134,7 @@ def test_a_closed_terminal_leaves_a_run_that_goes_on_in_any_window(stopped: Plac
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_while_it_trains_leaves_a_run_to_resume(stopped: Place, number: int) -> None:
     with stopped.app() as terminal:
-        terminal.wait_for("r resumes", LONG)
+        terminal.wait_for("stopped", LONG)
         training(terminal, "r")
         terminal.kill(number)
         ended(terminal, 10)

@@ -61,14 +61,14 @@ def build(name: str) -> Any:
 def test_a_matrix_is_calibrated_on_all_that_it_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second moments that GPTQ saw are those of the finished model's inputs: of every call, with the embeddings as rounded."""
     model, seen = build(name), {}
-    original = sequential._Place.inputs_of
+    original = sequential.Place.inputs_of
 
     def inputs_of(place: Any, group: Any, before: nn.Module | None = None, judged: bool = False) -> Gram:
         gram = original(place, group, before)  # none is held back
         seen.update({member.name: gram for member in group.members})
         return gram
 
-    monkeypatch.setattr(sequential._Place, "inputs_of", inputs_of)
+    monkeypatch.setattr(sequential.Place, "inputs_of", inputs_of)
     draw = torch.Generator().manual_seed(0)
     windows = [torch.randint(300, (24,), generator=draw) for _ in range(4)]
     four = WeightSpec(4, "per-group", 16, symmetric=False)

@@ -102,7 +102,8 @@ def test_functions_and_methods(expected, function):
         (nn.Flatten(), "reshape"),
         (nn.Identity(), "identity"),
         (nn.Dropout(), "identity"),
-        (nn.Sigmoid(), "other"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Softsign(), "other"),
         (nn.GroupNorm(2, 4), "other"),
     ],
 )

@@ -381,7 +381,8 @@ def test_closing_a_resumed_run_cancels_it_at_once(tiny: Make, tmp_path: Path) ->
     assert state_of(run) == "cancelled"
 
 
-def test_without_a_folder_a_run_makes_its_own(tiny: Make, own_cache: Path) -> None:
+def test_without_a_folder_a_run_makes_its_own(tiny: Make, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTUI_RUNS", str(own_cache / "runs"))
     outcome = drive(tiny(), None)
     folder = Path(outcome.of(Finished)[0].directory)
     assert folder.parent == own_cache / "runs" and folder.name.endswith("-make-digits")

@@ -125,16 +125,16 @@ CASES: dict[str, tuple[Kept, set[str]]] = {
     **dict.fromkeys(("resnet", "resnext", "wide_resnet", "mobilenet_v2", "regnet_x", "shufflenet", "vgg"), (set(), set())),
     # Its classifier ends in a convolution whose result is averaged.
     "squeezenet": (set(), {"AdaptiveAvgPool2d"}),
-    "mobilenet_v3": (set(), {"Hardsigmoid", "Hardswish", "mul"}),
-    "efficientnet": (set(), {"SiLU", "Sigmoid", "mul"}),
-    "efficientnet_v2": (set(), {"SiLU", "Sigmoid", "mul"}),
-    "regnet_y": (set(), {"Sigmoid", "mul"}),
-    "densenet": (UNFOLDED, {"ReLU", "relu"}),
-    "convnext": ({("LayerNorm", NO_KERNEL)}, {"GELU", "mul", "layer_norm"}),
-    "vit": ({("LayerNorm", NO_KERNEL), ("MultiheadAttention", NO_KERNEL)}, {"GELU", "add"}),
-    "swin": ({("LayerNorm", NO_KERNEL)}, {"GELU", "matmul", "softmax"}),
-    "swin_v2": ({("LayerNorm", NO_KERNEL)}, {"GELU"}),
-    "maxvit": ({("LayerNorm", NO_KERNEL)}, {"GELU", "Sigmoid", "mul", "einsum", "softmax"}),
+    "mobilenet_v3": (set(), set()),
+    "efficientnet": (set(), set()),
+    "efficientnet_v2": (set(), set()),
+    "regnet_y": (set(), set()),
+    "densenet": (UNFOLDED, set()),
+    "convnext": ({("LayerNorm", NO_KERNEL)}, {"mul", "layer_norm"}),
+    "vit": ({("LayerNorm", NO_KERNEL), ("MultiheadAttention", NO_KERNEL)}, {"add"}),
+    "swin": ({("LayerNorm", NO_KERNEL)}, {"matmul", "softmax"}),
+    "swin_v2": ({("LayerNorm", NO_KERNEL)}, {"softmax"}),
+    "maxvit": ({("LayerNorm", NO_KERNEL)}, {"einsum", "softmax"}),
 }
 # Published members with all their layers, the smallest of each family.
 MEMBERS = (

@@ -54,7 +54,7 @@ def test_a_layer_is_looked_at_as_the_draft_has_it_and_its_neighbours_after_it(tm
         await d.pilot.pause()
         assert isinstance(d.app.screen, StrategyMicroscope)
         assert d.state.run.inspected["conv2"].spec == wanted
-        assert "conv2 ─ weights ─ w6" in d.text and "1 stand out" in d.text and "7 (-2.00…2.00)" in d.text
+        assert "conv2 ─ weights ─ w6" in d.text and "1 stands out" in d.text and "7 (-2.00…2.00)" in d.text
         check_text(d, "microscope")
         check_svg(d, "microscope")
         await d.press("right")
