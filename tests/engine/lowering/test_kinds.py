@@ -74,9 +74,10 @@ SPELLINGS = {
     "other": [
         lambda s, x: F.pad(x, (1, 1), value=1.0),
         lambda s, x: x.chunk(2, 1)[0],
-        lambda s, x: torch.sigmoid(x),
+        lambda s, x: F.softsign(x),
         lambda s, x: x.unbind(1)[1],
     ],
+    "sigmoid": [lambda s, x: torch.sigmoid(x), lambda s, x: x.sigmoid(), lambda s, x: F.sigmoid(x)],
 }
 
 

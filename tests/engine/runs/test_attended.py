@@ -169,7 +169,10 @@ def test_folding_some_trains_and_ends_the_same_when_resumed(tiny: Make, tmp_path
     assert isinstance(drive(tiny(), folder, answers, stop_after_the_first, attended=True).error, Cancelled)
     again = resumed(folder, attended=True)
     assert not again.of(ev.Ask) and [event.epoch for event in again.of(ev.EpochFinished)] == [2]
-    assert figures(again.data) == figures(whole.data) and whole.data["qat"]["epochs"] == 2
+    found, wanted = figures(again.data), figures(whole.data)
+    # The recipe in the file of PTQ tells the epochs once they were agreed to.
+    assert abs(found["ptq"].pop("size_bytes") - wanted["ptq"].pop("size_bytes")) <= 16
+    assert found == wanted and whole.data["qat"]["epochs"] == 2
 
 
 @pytest.mark.parametrize("name", ["bn3", "conv1", ""])

@@ -91,7 +91,7 @@ def test_an_empty_screen_says_what_to_do(tmp_path: Path) -> None:
 def test_edits_change_the_layer_under_the_cursor_and_the_running_total(tmp_path: Path) -> None:
     async def script(d: Driver) -> None:
         await planned(d)
-        assert "Strategy ─ 4 layers quantized ─ 0 kept in fp32 ─ 0 edited" in d.text and "2.18 → 0.30 MB" in d.text
+        assert "Strategy ─ 4 layers quantized ─ 0 kept in fp32 ─ 0 edited" in d.text and "2.18 → 0.31 MB" in d.text
         await d.press("down")
         assert said(d).startswith("conv1: first layer")
         before = draft(d).predicted_bytes
