@@ -95,7 +95,8 @@ def test_native_kernels_compute_what_the_simulation_does_on_gptqs_integers(tmp_p
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_blocks])
 def test_methods_that_need_the_blocks_of_a_decoder_are_refused_in_a_sentence(name: str) -> None:
     rules = [{"match": "conv2", "weights": {"method": name}}]
-    sentences = r"folds scales into the layer before|carries errors from block to block|weighs errors by its inputs' moments|what a decoder's blocks give"
+    sentences = r"folds scales into the layer before|carries errors from block to block|weighs errors by its inputs' moments"
+    sentences += "|what a decoder's blocks give"
     with pytest.raises(UsageError, match=sentences):
         check(Recipe.make(model="simplecnn", rules=rules), "images")
     actual, why = legalize(LayerSpec(WeightSpec(4, method=name)), of_network("convolution"), 8)
