@@ -122,7 +122,7 @@ def test_a_closed_terminal_leaves_a_run_that_goes_on_in_any_window(stopped: Plac
         terminal.resize(40, 12)
         terminal.wait_for(lambda t: len(t.lines) == 12 and "QAT" in t.text)
         terminal.resize(20, 5)
-        terminal.wait_for("small")
+        terminal.wait_for("small", LONG)
         terminal.resize(80, 24)
         terminal.wait_for(lambda t: "╭─ QAT" in t.text or "╭─ Verdict" in t.text)
         terminal.wait_for(lambda t: reported(t.lines), LONG)
