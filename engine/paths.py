@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.errors import EngineError
 
@@ -58,10 +60,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises OSError, and leaves nothing behind, when the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    fill_atomic(path, lambda file: file.write(content))
+
+
+def fill_atomic(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """The same of what ``fill`` writes into the open file, piece by piece; the folder is there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -34,22 +34,18 @@ def round_floats(x: Tensor, spec: ActivationSpec, step: float | None = None) -> 
     if not spec.dynamic:
         if step is None:
             raise ValueError("static activations need a step")
-        return _nearest(rows / step, form).mul_(step).reshape(x.shape)
+        return round_values(rows / step, form).mul_(step).reshape(x.shape)
     scheme = WeightScheme(form, spec.group_size)
     grouped = in_groups(rows, scheme)
     steps = (grouped.abs().amax(2, keepdim=True) / form.high).clamp_min_(TINY)
     if form.scale == torch.float8_e8m0fnu:
         steps = power_of_two(steps, form.high).to(torch.float32)
-    found = _nearest(grouped / steps, form).mul_(steps)
+    found = round_values(grouped / steps, form).mul_(steps)
     return found.reshape(len(rows), -1)[:, : x.shape[-1]].reshape(x.shape)
 
 
-def round_values(values: Tensor, name: str) -> Tensor:
-    """``values``, float32, to the nearest that the format ``name`` has, in new memory; halves to even codes, beyond the ends to these."""
-    return _nearest(values, FORMATS[name])
-
-
-def _nearest(values: Tensor, form: NumberFormat) -> Tensor:
+def round_values(values: Tensor, form: NumberFormat) -> Tensor:
+    """``values``, float32, to the nearest that ``form`` has, in new memory; halves to even codes, beyond the ends to these."""
     if form.levels == FORMATS["fp8_e4m3"].levels:
         return values.clamp(form.low, form.high).to(torch.float8_e4m3fn).to(torch.float32)
     return form.round(values) if form.levels else values.round().clamp_(-form.high, form.high)

@@ -6,10 +6,7 @@ other without gaps. Larger elements come first, so that each tensor lies where i
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from engine.paths import unwritable
+from engine.paths import fill_atomic, unwritable
 from engine.reading import INDEX
 
 # Loaders of published models take files of that many bytes and less.
@@ -122,17 +119,6 @@ def size_of(tensors: Mapping[str, Pending], about: Mapping[str, str], largest: i
 
 def _whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        fill_atomic(path, write)
     except OSError as error:
         raise unwritable(path, error) from error

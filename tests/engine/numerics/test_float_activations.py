@@ -26,11 +26,11 @@ def test_values_are_those_of_ml_dtypes() -> None:
     values = torch.cat([some().flatten(), torch.tensor([0.0, -0.0, 448.0, 447.9, 2.0**-9, 2.0**-10, 1.5 * 2.0**-9, 17.0, 18.0, 19.0])])
     inside = values.clamp(-448, 448)
     wanted = inside.numpy().astype(ml_dtypes.float8_e4m3fn).astype("float32")
-    assert torch.equal(round_values(values, "fp8_e4m3"), torch.from_numpy(wanted))
+    assert torch.equal(round_values(values, FORMATS["fp8_e4m3"]), torch.from_numpy(wanted))
 
 
 def test_what_lies_beyond_the_largest_value_is_clipped() -> None:
-    assert round_values(torch.tensor([1e9, -1e9, 465.0]), "fp8_e4m3").tolist() == [448.0, -448.0, 448.0]
+    assert round_values(torch.tensor([1e9, -1e9, 465.0]), FORMATS["fp8_e4m3"]).tolist() == [448.0, -448.0, 448.0]
     assert round_floats(torch.tensor([[100.0, 1.0]]), TENSOR, 0.1).max() == pytest.approx(44.8)
 
 
