@@ -202,6 +202,9 @@ class QtuiApp(TableActions, App[int]):
 
     def on_resize(self) -> None:
         self.repaint()
+        if self.screen_stack:
+            # A window that went and came back between two looks has the size it had, and none of what was painted.
+            self.screen.refresh()
 
     def repaint(self) -> None:
         """Take nothing of what the terminal shows for granted with the next frame."""

@@ -14,6 +14,7 @@ from rich.control import Control
 from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
+from textual.events import Resize
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -155,7 +156,8 @@ def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Stri
 
 
 class Paced(_Base):
-    """Mixed into a screen: draws no frame while the terminal has not taken the last one. What is to be painted adds up."""
+    """Mixed into a screen: draws no frame while the terminal has not taken the last one, and has the terminal's size in the end. What is
+    to be painted adds up."""
 
     _behind = False
 
@@ -170,6 +172,12 @@ class Paced(_Base):
     def _catch_up(self) -> None:
         self._behind = False
         self._compositor_refresh()
+
+    def on_resize(self, event: Resize) -> None:
+        # A size from before, which came late (of the first layout, when the window changed meanwhile), would stay.
+        now = self.app.size
+        if event.size != now:
+            self.post_message(Resize(now, now))
 
 
 def titles(widget: Widget, title: str | None = None, subtitle: str | None = None) -> None:

@@ -61,12 +61,25 @@ def test_what_was_sent_cell_by_cell_is_what_a_whole_frame_shows(resting: PtyTerm
     resting.press("esc", "esc")
     resting.quiet(0.5, 3)
     width, height = resting.size
-    shown = [resting.row_style(row) for row in range(height)], resting.lines
+    shown = looks(resting)
     resting.resize(width, height - 1)
     resting.quiet(0.5, 3)
     resting.resize(width, height)
+    resting.wait_for(lambda terminal: looks(terminal) == shown)
+
+
+def looks(terminal: PtyTerminal) -> tuple[list[str], list[object]]:
+    return terminal.lines, [terminal.row_style(row) for row in range(terminal.size[1])]
+
+
+def test_a_window_that_was_another_for_a_moment_is_painted_again(resting: PtyTerminal) -> None:
     resting.quiet(0.5, 3)
-    assert resting.lines == shown[1] and [resting.row_style(row) for row in range(height)] == shown[0]
+    width, height = resting.size
+    shown = looks(resting)
+    for _ in range(3):
+        resting.resize(width, height - 5)
+        resting.resize(width, height)
+    resting.wait_for(lambda terminal: looks(terminal) == shown)
 
 
 @pytest.mark.slow

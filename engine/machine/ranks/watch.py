@@ -19,6 +19,8 @@ from engine.machine.usage import Meter
 BEAT, SILENT = 2.0, 60.0
 # Seconds that the main thread has to notice a loss by itself: a broken connection tells it at once, a silent network never.
 NOTICE = 20.0
+# Seconds that the watching thread has to come back from its last call.
+LAST = 10.0
 
 How = Literal["done", "stopped", "failed"]
 
@@ -68,6 +70,8 @@ class Watch:
             key = f"gone/{self._at.rank}"
             if not self._store.check([key]):
                 self._store.set(key, json.dumps([how, reason]))
+        # A thread that comes back from the store while the interpreter ends is unwound by force, which aborts the process.
+        self._thread.join(LAST)
 
     def gone(self, patience: float = 0.0, done: bool = False, among: list[Peer] | None = None) -> Gone | None:
         """The rank that left first, as far as is known within ``patience`` seconds: one that died or failed before one that was

@@ -14,6 +14,8 @@ from app_driving import Driver, drive
 from reports import told, write_run
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
+from textual.events import Resize
+from textual.geometry import Size
 
 from engine.models import language_registry as language
 from engine.models.registry import ENTRIES
@@ -386,6 +388,23 @@ def test_too_small_a_window_says_so_and_comes_back(runs: Path) -> None:
         assert "too small" in driver.text
         await driver.resize(80, 24)
         assert "too small" not in driver.text and "simplecnn" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
+@pytest.mark.parametrize(("now", "late"), [((39, 24), (80, 24)), ((80, 24), (39, 24)), ((20, 5), (40, 12))])
+def test_a_size_that_comes_late_is_not_kept(runs: Path, now: tuple[int, int], late: tuple[int, int]) -> None:
+    async def script(driver: Driver) -> None:
+        for key in ("", "question_mark"):
+            await driver.resize(*now)
+            if key:
+                await driver.press(key)
+                await driver.pilot.pause()
+            shown = driver.text
+            driver.app.screen.post_message(Resize(Size(*late), Size(*late)))
+            await driver.pilot.pause()
+            await driver.pilot.pause()
+            assert driver.text == shown
 
     drive(ScriptedEngine(runs), script)
 
