@@ -185,7 +185,7 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
 @pytest.mark.parametrize(
     ("edits", "words_"),
     [
-        (["activations"] * 4, "weight-only"), (["weights"] * 2, "better with m"), (["weights"] * 3, "3 bits take half"),
+        (["activations"] * 4, "weight-only"), (["weights"] * 2, "better with m"),
         (["granularity"], "one scale for all"), (["activations"] * 3, "usually need training"),
     ],
 )  # fmt: skip
