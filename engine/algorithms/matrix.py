@@ -39,17 +39,21 @@ def quantize_matrix(weight: Tensor, spec: WeightScheme, method: Method, inputs: 
         note = "no calibration text reached it: rounded to nearest" if method.needs_inputs else None
         return Quantized(rounded, None, _weight_sqnr(weight, rounded.dequantize()), note)
     centred = method.centred and has_bias
-    moments = inputs.moments(centred)
-    second = shrunk(moments, inputs.seen)
-    drift = inputs.drift(centred) if method.propagation else None
-    target = weight if drift is None else propagate(weight, moments, drift, method.propagation)
+    target = weight
+    if method.propagation and (drift := inputs.drift(centred)) is not None:
+        target = propagate(weight, inputs.moments(centred), drift, method.propagation)
+        del drift
+    # Made again where they are needed: beside a wide layer's factor they would be the largest thing in memory.
+    second = shrunk(inputs.moments(centred), inputs.seen)
     grid = method.grid(target, spec, second if method.weighted else None)
     rounded, note = method.rounding(target, grid, second)
+    del second
     if method.judged and inputs.held_back is not None and (better := _nearest(weight, rounded, spec, inputs, inputs.held_back, centred)):
         rounded, said = better
         target, note = weight, "; ".join(filter(None, (note, said)))
     held = rounded.dequantize()
-    noise, signal = float(output_error(held - target, moments).sum()), float(output_error(weight, inputs.second).sum())
+    noise = float(output_error(held - target, inputs.moments(centred)).sum())
+    signal = float(output_error(weight, inputs.second).sum())
     shift = inputs.gap(weight, held, whole=True) if centred else None
     return Quantized(rounded, shift, sqnr_db(signal, max(noise, 0.0)), note)
 

@@ -48,7 +48,7 @@ class Task:
 
 
 # A block that was kept by another way of choosing between roundings is not taken for one of this way.
-ROUNDING = "judged on held-back text"
+ROUNDING = "judged on held-back text, sums in float64"
 
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
