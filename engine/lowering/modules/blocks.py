@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
-        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop), carried, ticker, path, mark)
+        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop, before), carried, ticker, path, mark)
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
@@ -143,7 +144,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
 
 @dataclass(frozen=True)
 class Place:
-    """One block's turn."""
+    """One block's turn. Where errors are carried, ``before`` is a copy of the block as it was."""
 
     block: nn.Module
     index: int
@@ -151,6 +152,7 @@ class Place:
     batches: list[Batch]
     tasks: dict[str, Task]
     stop: StopToken
+    before: nn.Module | None = None
 
     def asked(self, group: Group) -> list[Linear]:
         return [linear for linear in group.members if linear.name in self.tasks]
@@ -179,7 +181,8 @@ def _one_block(place: Place, carried: bool, ticker: Ticker) -> Generator[Event, 
         # All scales of a block are folded before any of its weights is rounded: a fold may change a layer that comes earlier.
         for group in groups:
             folded |= _scale(place, group)
-    before = copy.deepcopy(place.block) if carried else None
+    # Where nothing was folded the copy is the block still: a second one would be memory for nothing.
+    before = (place.before if place.before is not None and not folded else copy.deepcopy(place.block)) if carried else None
     done: dict[str, QTensor] = {}
     for group in place.single(groups):
         yield from _one_group(place, group, before, folded, done, ticker)
@@ -199,7 +202,9 @@ def _tuned(
     if not wanted:
         return
     assert before is not None, "a method that is learned on blocks carries what the model without rounding gives"
-    found = tune(place.block, before, place.batches, place.index, [(one, place.tasks[one.name].spec) for one in wanted], place.stop)
+    asked = [(one, place.tasks[one.name].spec) for one in wanted]
+    # By rank 0, which has the whole text.
+    found = ranks.called_by_first(partial(tune, place.block, before, place.batches, place.index, asked, place.stop))
     for group in groups:
         members = [linear for linear in group.members if linear.name in found.weights]
         inputs = place.inputs_of(group) if members else None
