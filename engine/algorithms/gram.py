@@ -126,6 +126,10 @@ class Gram:
             whole = HeldBack(torch.cat([one.inputs for one in held]), torch.cat(originals) if originals else None)
             self.held_back = whole.to(self.device)
 
+    def release(self) -> None:
+        """Give the memory of the products up; what is known of single inputs stays."""
+        self.xx, self.cross = torch.empty(0, 0, device=self.device), None
+
     def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None, turn: int = 0) -> None:
         """Keep the inputs (..., in) that ``held``, bool of the leading shape, names for judging."""
         rows, before = self._rows(x, held), None if original is None else self._rows(original, held)
@@ -196,10 +200,20 @@ def shrunk(second: Tensor, count: int) -> Tensor:
     """Second moments (in, in) of ``count`` inputs with the products of different inputs drawn towards zero, by
     in / (in + count / SHRINKAGE): what few inputs say of them is mostly chance (shrinkage as in Ledoit & Wolf 2004,
     doi:10.1016/S0047-259X(03)00096-4, towards the diagonal and by this share instead of an estimated one)."""
-    share = len(second) / (len(second) + count / SHRINKAGE)
-    drawn = second * (1 - share)
-    drawn.diagonal().copy_(second.diagonal())
-    return drawn
+    return scaled_apart_(second.clone(), share_kept(len(second), count))
+
+
+def share_kept(inputs: int, count: int) -> float:
+    """What ``shrunk`` leaves of the products of different ones of so many ``inputs``, where ``count`` inputs were seen."""
+    share = inputs / (inputs + count / SHRINKAGE)
+    return 1 - share
+
+
+def scaled_apart_(second: Tensor, factor: float) -> Tensor:
+    """``second`` (in, in) in place, all but its diagonal times ``factor``."""
+    diagonal = second.diagonal().clone()
+    second.mul_(factor).diagonal().copy_(diagonal)
+    return second
 
 
 def output_error(change: Tensor, second: Tensor) -> Tensor:

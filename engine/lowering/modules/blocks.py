@@ -237,7 +237,7 @@ def _one_group(
     for linear in asked:
         place.stop.check()
         task = place.tasks[linear.name]
-        result = known.get(linear.name) or _rounded(task, linear, inputs)
+        result = known.get(linear.name) or _rounded(task, linear, inputs, linear is asked[-1])
         linear.write(result.weight.dequantize())
         if result.shift is not None and linear.bias is not None:
             linear.bias.data += result.shift.to(linear.bias.device)
@@ -247,8 +247,8 @@ def _one_group(
         yield from ticker.advance()
 
 
-def _rounded(task: Task, linear: Linear, inputs: Gram | None) -> Quantized:
-    return quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+def _rounded(task: Task, linear: Linear, inputs: Gram | None, last: bool) -> Quantized:
+    return quantize_matrix(linear.view(), task.spec, task.how, inputs, linear.bias is not None, last)
 
 
 def _shared_out(place: Place, asked: Sequence[Linear], inputs: Gram | None) -> dict[str, Quantized]:
@@ -259,7 +259,7 @@ def _shared_out(place: Place, asked: Sequence[Linear], inputs: Gram | None) -> d
     for turn, linear in enumerate(asked):
         place.stop.check()
         if ranks.mine(turn):
-            result = _rounded(place.tasks[linear.name], linear, inputs)
+            result = _rounded(place.tasks[linear.name], linear, inputs, turn + ranks.count() >= len(asked))
             own[linear.name] = replace(result, weight=result.weight.to("cpu"), shift=None if result.shift is None else result.shift.cpu())
     return {name: result for several in ranks.gathered(own) for name, result in several.items()}
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.algorithms import gram as gram_module
 from engine.algorithms.gram import Gram, add_product
-from engine.algorithms.patches import PatchMoments, Patching
+from engine.algorithms.patches import Patching, PatchMoments
 
 
 def batches(count: int, width: int) -> list[torch.Tensor]:
