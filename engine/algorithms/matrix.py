@@ -30,9 +30,9 @@ class Quantized:
 def quantize_matrix(
     weight: Tensor, spec: WeightScheme, method: Method, inputs: Gram | None, has_bias: bool, last: bool = False
 ) -> Quantized:
-    """``weight`` float32 (out, in), its scaling folded already; it is not changed. ``inputs`` may be None where the method needs none; other
-    methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on the
-    method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
+    """``weight`` float32 (out, in), its scaling folded already; it is not changed. ``inputs`` may be None where the method needs none;
+    other methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on
+    the method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
 
     ``last`` says that nobody needs the products of ``inputs`` afterwards: they are given up, so that beside a wide layer's factor there
     is one matrix of its moments in memory. Raises EngineError for weights that are not finite.
