@@ -23,7 +23,7 @@ from engine.planning.size import weight_bytes
 BASE = 10**9
 _FLOAT = 4
 # Matrices (in, in) of float32 numbers that a method has at once: the sums, the moments that are made of them, and GPTQ's factor in
-# doubles. A walk over LLaMA's blocks, 11,008 inputs at most, peaked at 4.1 GB where 4.7 are told. Where errors are carried from block to
+# doubles. A walk over LLaMA's blocks, 11,008 inputs at most, peaked at 4.2 GB where 4.7 are told. Where errors are carried from block to
 # block there are the sums of what was lost too, and both are doubles while a text is read.
 _GRAMS, _CARRIED = 4, 7
 # Matrices (out, in) of float32 numbers beside them: what is left of a weight to round, and candidates for its grid.
