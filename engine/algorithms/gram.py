@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from engine.machine import ranks
 # calibration sequences of the bench's GPT-2 (4,400 tokens; 20 does as well and 1 to 4 worse); with 262,144 tokens and 768 inputs
 # it draws by 3 %.
 SHRINKAGE = 10
+# Rows of a matrix (in, in) that are worked on at a time: what lies beside it stays small.
+STRIP = 512
 
 
 @dataclass
@@ -45,10 +47,15 @@ class HeldBack:
 @dataclass
 class Gram:
     """Sums over the inputs x (in,) of one linear layer: ``xx`` = sum of x xᵀ (in, in), ``total`` = sum of x, ``magnitude`` =
-    sum of \\|x\\|, ``peak`` = largest \\|x\\|, each float32, and ``count``, the number of inputs.
+    sum of \\|x\\|, each float64, ``peak`` = largest \\|x\\|, float32, and ``count``, the number of inputs.
 
     ``drifting`` sums also hold what x lacks of its original x0: ``cross`` = sum of (x0 - x) xᵀ and ``moved`` = sum of x0 - x.
     The error of a weight change D at the layer's output is then ``tr(D xx Dᵀ)`` without the inputs themselves.
+
+    The sum over one batch is computed in float32, and batches are added up in float64. Its 53 bits hold a sum of numbers of 24 bits
+    exactly as long as no two of them, nor the sum, are more than 29 binary places apart (a factor of 5 * 10⁸). Then it does not matter in
+    which order they are added, or who adds them: several ranks, each with whole batches, come to the bits of one process. Beyond,
+    each addition errs by 2^-53 of the sum, which the rounding to float32 of ``pool`` hides in all but rare cases.
     """
 
     width: int
@@ -64,9 +71,8 @@ class Gram:
     held_back: HeldBack | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        kind = sums_of()
-        self.xx = torch.zeros(self.width, self.width, device=self.device, dtype=kind)
-        self.total, self.magnitude, self.moved = (torch.zeros(self.width, device=self.device, dtype=kind) for _ in range(3))
+        self.xx = torch.zeros(self.width, self.width, device=self.device, dtype=torch.float64)
+        self.total, self.magnitude, self.moved = (torch.zeros(self.width, device=self.device, dtype=torch.float64) for _ in range(3))
         self.peak = torch.zeros(self.width, device=self.device)
         # Of what is held back: the batch, and how many inputs.
         self._held: list[tuple[int, int]] = []
@@ -101,13 +107,14 @@ class Gram:
             self.moved += drift.sum(0)
 
     def pool(self) -> None:
-        """Take in what the other ranks have gathered, each from its part of the text: sums are added up in float64."""
+        """End the gathering: take in what the other ranks have gathered, each from its part of the text. Products are kept in float32
+        from here on, half as large."""
+        self.xx = ranks.total(self.xx).to(torch.float32)
+        if self.cross is not None:
+            self.cross = ranks.total(self.cross).to(torch.float32)
         if not ranks.several():
             return
-        sums = (self.xx, self.total, self.magnitude, self.moved)
-        self.xx, self.total, self.magnitude, self.moved = (ranks.total(one).float() for one in sums)
-        if self.cross is not None:
-            self.cross = ranks.total(self.cross).float()
+        self.total, self.magnitude, self.moved = (ranks.total(one) for one in (self.total, self.magnitude, self.moved))
         own = None if self.held_back is None else self.held_back.to("cpu")
         several = ranks.gathered((self.count, self.peak.cpu(), own, self._held))
         self.count = sum(count for count, _, _, _ in several)
@@ -118,6 +125,10 @@ class Gram:
             originals = [one.originals for one in held if one.originals is not None]
             whole = HeldBack(torch.cat([one.inputs for one in held]), torch.cat(originals) if originals else None)
             self.held_back = whole.to(self.device)
+
+    def release(self) -> None:
+        """Give the memory of the products up; what is known of single inputs stays."""
+        self.xx, self.cross = torch.empty(0, 0, device=self.device), None
 
     def hold_back(self, x: Tensor, held: Tensor, original: Tensor | None = None, turn: int = 0) -> None:
         """Keep the inputs (..., in) that ``held``, bool of the leading shape, names for judging."""
@@ -135,7 +146,7 @@ class Gram:
             x, x0 = self.held_back.inputs, self.held_back.originals
             total, count = total + x.sum(0), count + len(x)
             moved = moved if x0 is None else moved + (x0 - x).sum(0)
-        return weight @ ((total + moved) / count) - rounded @ (total / count)
+        return weight @ ((total + moved) / count).to(torch.float32) - rounded @ (total / count).to(torch.float32)
 
     def _rows(self, x: Tensor, keep: Tensor | None) -> Tensor:
         rows = x.detach().reshape(-1, self.width).to(torch.float32)
@@ -143,16 +154,16 @@ class Gram:
 
     @property
     def second(self) -> Tensor:
-        """Mean of x xᵀ (in, in)."""
-        return self.xx / self.seen
+        """Mean of x xᵀ (in, in), float32."""
+        return (self.xx / self.seen).to(torch.float32)
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.seen
+        return (self.total / self.seen).to(torch.float32)
 
     @property
     def mean_magnitude(self) -> Tensor:
-        return self.magnitude / self.seen
+        return (self.magnitude / self.seen).to(torch.float32)
 
     def moments(self, centred: bool = False) -> Tensor:
         """Mean of x xᵀ (in, in); ``centred`` leaves the part of the means out, which the bias of a layer can take up."""
@@ -162,11 +173,14 @@ class Gram:
         """Mean of (x0 - x) xᵀ (in, in), the means taken out where ``centred``; None where it was not gathered."""
         if self.cross is None:
             return None
-        return self._about(self.cross, self.moved) if centred else self.cross / self.seen
+        return self._about(self.cross, self.moved) if centred else (self.cross / self.seen).to(torch.float32)
 
     def _about(self, product: Tensor, left: Tensor) -> Tensor:
-        means = (left.to(torch.float64) / self.seen)[:, None] * (self.total.to(torch.float64) / self.seen)
-        return (product.to(torch.float64) / self.seen - means).to(torch.float32)
+        lefts, rights = ((one.to(torch.float64) / self.seen) for one in (left, self.total))
+        found = torch.empty(product.shape, device=product.device)
+        for part in strips(len(product)):
+            found[part] = product[part].to(torch.float64).div_(self.seen).sub_(lefts[part, None] * rights)
+        return found
 
     @property
     def seen(self) -> int:
@@ -186,8 +200,20 @@ def shrunk(second: Tensor, count: int) -> Tensor:
     """Second moments (in, in) of ``count`` inputs with the products of different inputs drawn towards zero, by
     in / (in + count / SHRINKAGE): what few inputs say of them is mostly chance (shrinkage as in Ledoit & Wolf 2004,
     doi:10.1016/S0047-259X(03)00096-4, towards the diagonal and by this share instead of an estimated one)."""
-    share = len(second) / (len(second) + count / SHRINKAGE)
-    return second * (1 - share) + torch.diag(second.diagonal() * share)
+    return scaled_apart_(second.clone(), share_kept(len(second), count))
+
+
+def share_kept(inputs: int, count: int) -> float:
+    """What ``shrunk`` leaves of the products of different ones of so many ``inputs``, where ``count`` inputs were seen."""
+    share = inputs / (inputs + count / SHRINKAGE)
+    return 1 - share
+
+
+def scaled_apart_(second: Tensor, factor: float) -> Tensor:
+    """``second`` (in, in) in place, all but its diagonal times ``factor``."""
+    diagonal = second.diagonal().clone()
+    second.mul_(factor).diagonal().copy_(diagonal)
+    return second
 
 
 def output_error(change: Tensor, second: Tensor) -> Tensor:
@@ -195,17 +221,12 @@ def output_error(change: Tensor, second: Tensor) -> Tensor:
     return (change @ second).mul_(change).sum(1)
 
 
-def sums_of() -> torch.dtype:
-    """What products are added up in: float64 where several ranks each have a part of them, so that it does not matter who has which.
-    One process adds them up in float32, in their order."""
-    return torch.float64 if ranks.several() else torch.float32
+def strips(rows: int) -> Iterator[slice]:
+    """``rows`` of a matrix, ``STRIP`` at a time."""
+    return (slice(start, min(start + STRIP, rows)) for start in range(0, rows, STRIP))
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add leftᵀ right, of float32 rows (..., n, a) and (..., n, b), to ``total`` (..., a, b), in its type."""
-    if total.dtype == torch.float64:
-        total += (left.transpose(-1, -2) @ right).double()
-    elif total.dim() == 2:
-        total.addmm_(left.T, right)
-    else:
-        total.baddbmm_(left.transpose(1, 2), right)
+    """Add leftᵀ right, of float32 rows (..., n, a) and (..., n, b), to the float64 ``total`` (..., a, b): the product is float32."""
+    for part in strips(total.shape[-2]):
+        total[..., part, :] += left[..., part].transpose(-1, -2) @ right

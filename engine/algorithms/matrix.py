@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.algorithms.gram import Gram, HeldBack, output_error, shrunk
+from engine.algorithms.gram import Gram, HeldBack, output_error, scaled_apart_, share_kept
 from engine.algorithms.propagate import propagate
 from engine.algorithms.registry import Method
 from engine.numerics.qtensor import QTensor
@@ -27,12 +27,15 @@ class Quantized:
 
 
 @torch.no_grad()
-def quantize_matrix(weight: Tensor, spec: WeightScheme, method: Method, inputs: Gram | None, has_bias: bool) -> Quantized:
-    """``weight`` float32 (out, in), its scaling folded already. ``inputs`` may be None where the method needs none; other
-    methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on the
-    method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
+def quantize_matrix(
+    weight: Tensor, spec: WeightScheme, method: Method, inputs: Gram | None, has_bias: bool, last: bool = False
+) -> Quantized:
+    """``weight`` float32 (out, in), its scaling folded already; it is not changed. ``inputs`` may be None where the method needs none;
+    other methods fall back on rounding to nearest without it, and say so. Where ``inputs`` holds text back and rounding to nearest, on
+    the method's grid or on the min-max one, has less error at the layer's output there, it is taken instead, and the note says so.
 
-    Raises EngineError for weights that are not finite.
+    ``last`` says that nobody needs the products of ``inputs`` afterwards: they are given up, so that beside a wide layer's factor there
+    is one matrix of its moments in memory. Raises EngineError for weights that are not finite.
     """
     if inputs is None or not inputs.count:
         rounded = quantize(weight, method.grid(weight, spec, None))
@@ -40,16 +43,24 @@ def quantize_matrix(weight: Tensor, spec: WeightScheme, method: Method, inputs: 
         return Quantized(rounded, None, _weight_sqnr(weight, rounded.dequantize()), note)
     centred = method.centred and has_bias
     moments = inputs.moments(centred)
-    second = shrunk(moments, inputs.seen)
-    drift = inputs.drift(centred) if method.propagation else None
-    target = weight if drift is None else propagate(weight, moments, drift, method.propagation)
+    signal = float(output_error(weight, inputs.second if centred else moments).sum())
+    target = weight
+    if method.propagation and (drift := inputs.drift(centred)) is not None:
+        target = propagate(weight, moments, drift, method.propagation)
+        del drift
+    if last:
+        inputs.release()
+    kept = share_kept(len(moments), inputs.seen)
+    # In place and back: beside a wide layer's factor a second one would be the largest thing in memory.
+    second = scaled_apart_(moments, kept)
     grid = method.grid(target, spec, second if method.weighted else None)
     rounded, note = method.rounding(target, grid, second)
+    moments = scaled_apart_(second, 1 / kept)
     if method.judged and inputs.held_back is not None and (better := _nearest(weight, rounded, spec, inputs, inputs.held_back, centred)):
         rounded, said = better
         target, note = weight, "; ".join(filter(None, (note, said)))
     held = rounded.dequantize()
-    noise, signal = float(output_error(held - target, moments).sum()), float(output_error(weight, inputs.second).sum())
+    noise = float(output_error(held - target, moments).sum())
     shift = inputs.gap(weight, held, whole=True) if centred else None
     return Quantized(rounded, shift, sqnr_db(signal, max(noise, 0.0)), note)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.algorithms.gram import Gram, HeldBack, add_product, sums_of
+from engine.algorithms.gram import Gram, HeldBack, add_product
 from engine.errors import EngineError
 
 # Patches that the sums take of all calibration items together, at least ``PER_INPUT`` for each weight of an output.
@@ -79,9 +79,8 @@ class PatchMoments:
 
     def __post_init__(self) -> None:
         self.rows = self.rows or max(ROWS, PER_INPUT * self.inputs)
-        kind = sums_of()
-        self.xx = torch.zeros(self.patching.groups, self.inputs, self.inputs, dtype=kind)
-        self.sums = torch.zeros(self.patching.groups, self.inputs, dtype=kind)
+        self.xx = torch.zeros(self.patching.groups, self.inputs, self.inputs, dtype=torch.float64)
+        self.sums = torch.zeros(self.patching.groups, self.inputs, dtype=torch.float64)
         self._seen, self._generator = 0, torch.Generator().manual_seed(self.seed)
         # The rows that are held back, with the batch that they are of, and how many there are in all.
         self._held: list[tuple[int, Tensor]] = []
@@ -134,7 +133,7 @@ class PatchMoments:
 
     def take(self, xx: Tensor, sums: Tensor, count: int, held: Sequence[tuple[int, Tensor]]) -> None:
         """Become the sums of all of several, ``held`` being what each of them holds back."""
-        self.xx, self.sums, self.count = xx.float(), sums.float(), count
+        self.xx, self.sums, self.count = xx, sums, count
         self._held = sorted(held, key=lambda one: one[0])
 
     @property
@@ -153,8 +152,8 @@ class PatchMoments:
         """The sums of each group, on the processor."""
         held = torch.cat([rows for _, rows in self._held], 1) if self._held else None
         return [
-            Gram.of(xx, total, self.count, None if held is None else HeldBack(held[group]))
-            for group, (xx, total) in enumerate(zip(self.xx.float().cpu(), self.sums.float().cpu(), strict=True))
+            Gram.of(xx.to(torch.float32), total, self.count, None if held is None else HeldBack(held[group]))
+            for group, (xx, total) in enumerate(zip(self.xx.cpu(), self.sums.cpu(), strict=True))
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,12 +162,12 @@ class PatchMoments:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises KeyError or ValueError for what is no such state of a layer of this form."""
-        if state["xx"].shape != self.xx.shape or state["sums"].shape != self.sums.shape:
-            raise ValueError("moments of another layer")
+        if any(state[name].shape != own.shape or state[name].dtype != own.dtype for name, own in (("xx", self.xx), ("sums", self.sums))):
+            raise ValueError("moments of another layer, or of another type")
         self.xx, self.sums, self.count, self._seen = state["xx"], state["sums"], state["count"], state["seen"]
         self._held = list(state["held"])
 
 
 def bytes_of(groups: int, inputs: int) -> int:
     """Memory of one layer's ``PatchMoments``."""
-    return 4 * groups * inputs * (inputs + 1 + MOST)
+    return groups * inputs * (8 * (inputs + 1) + 4 * MOST)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.algorithms.gram import strips
+
 
 def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, damping: float = 1.0) -> Tensor:
     """``W + strength * W E[(x0 - x) xᵀ] (E[x xᵀ] + damping)^-1`` (out, in), x0 being the original inputs and x those that are
@@ -14,8 +16,27 @@ def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, da
     ``strength`` below 1 goes part of the way and ``damping``, a share of each input's own second moment, keeps inputs apart that
     little text has not told apart: both against overfitting.
     """
-    diagonal = second.diagonal().to(torch.float64)
-    floor = diagonal.mean().clamp_min(1e-30) * 1e-6
-    damped = second.to(torch.float64) + torch.diag(damping * diagonal + floor)
-    moved: Tensor = torch.linalg.solve(damped, (weight.to(torch.float64) @ drift.to(torch.float64)).T).T
-    return weight + strength * moved.to(torch.float32)
+    wanted = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    for part in strips(len(drift)):
+        wanted += weight[:, part].to(torch.float64) @ drift[part].to(torch.float64)
+    return weight + strength * _solved(second, damping, wanted).to(torch.float32)
+
+
+def _solved(second: Tensor, damping: float, wanted: Tensor) -> Tensor:
+    """X (out, in) of ``X (second + damping) = wanted``, float64."""
+    # By columns, as LAPACK has matrices: the factor is made where the matrix lies, which is symmetric before.
+    lower, failed = _damped(second, damping).mT, torch.empty((), dtype=torch.int32, device=second.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    found: Tensor
+    if int(failed):
+        found = torch.linalg.solve(_damped(second, damping), wanted.mT)
+    else:
+        found = torch.linalg.solve_triangular(lower.mT, torch.linalg.solve_triangular(lower, wanted.mT, upper=False), upper=True)
+    return found.mT
+
+
+def _damped(second: Tensor, damping: float) -> Tensor:
+    found = second.to(torch.float64, copy=True)
+    diagonal = found.diagonal()
+    diagonal.add_(damping * diagonal + diagonal.mean().clamp_min(1e-30) * 1e-6)
+    return found

@@ -24,7 +24,8 @@ DAMPING = 0.01
 def refine(start: QTensor, weight: Tensor, second: Tensor, rounds: int = 3) -> QTensor:
     """The rounding of ``weight`` (out, in) of least error tr(D H Dᵀ) that ``rounds`` of both steps find from ``start``, H being
     the inputs' second moments (in, in), damped."""
-    hessian = second + DAMPING * second.diagonal().mean() * torch.eye(len(second), device=second.device)
+    hessian = second.clone()
+    hessian.diagonal().add_(DAMPING * second.diagonal().mean())
     best, least = start, _error(start, weight, hessian)
     for _ in range(rounds):
         start = descend(rescale(start, weight, hessian), weight, hessian)

@@ -149,7 +149,8 @@ def a_decoder(given: dict[str, Any]) -> dict[str, Any]:
     model = tiny_decoders.decoder(given["family"])
     named = tiny_decoders.blocks_of(model, given["family"])
     texts = tiny_decoders.texts(given["count"])
-    turns = [turn for turn in range(len(texts)) if turn == 0 or ranks.mine(turn)]
+    whole = ranks.is_first() and given["method"] == "autoround"
+    turns = [turn for turn in range(len(texts)) if turn == 0 or whole or ranks.mine(turn)]
     batches = capture(lambda ids: model(ids, use_cache=False), [block for _, block in named], [texts[turn] for turn in turns])
     for turn, batch in zip(turns, batches, strict=True):
         batch.turn, batch.counts = turn, ranks.mine(turn)

@@ -46,7 +46,7 @@ class Converted:
 
 
 # Bytes of the moments that one calibration gathers.
-BUDGET = 4 * 2**30
+BUDGET = 8 * 2**30
 # Steps from its integer that a weight of the float graph lies away at most: less than half, so that it is rounded to it again.
 INSIDE = 0.45
 _MOST = 0.5  # Of the multiply-adds: with less on integers, speed and size are mostly fp32's.

@@ -33,8 +33,12 @@ class Linear:
 
     def read(self) -> Tensor:
         """A copy, float32 (out, in), contiguous."""
+        return self.view().clone(memory_format=torch.contiguous_format)
+
+    def view(self) -> Tensor:
+        """The weight, float32 (out, in), contiguous: a copy only where it is not held so."""
         weight = self.held.detach().to(torch.float32)
-        return (weight.T if self.transposed else weight).clone(memory_format=torch.contiguous_format)
+        return (weight.T if self.transposed else weight).contiguous()
 
     @torch.no_grad()
     def write(self, weight: Tensor) -> None:

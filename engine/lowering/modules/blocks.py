@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Task:
 
 
 # A block that was kept by another way of choosing between roundings is not taken for one of this way.
-ROUNDING = "judged on held-back text"
+ROUNDING = "judged on held-back text, sums in float64"
 
 # None keeps the matrix of that name as it is.
 Choose = Callable[[str], Task | None]
@@ -89,7 +90,7 @@ def quantize_blocks(
     for index, (_, block, found) in enumerate(named):
         path = paths[index] if paths else None
         before = copy.deepcopy(block) if carried else None
-        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop), carried, ticker, path, mark)
+        packed |= yield from quantize_block(Place(block, index, found, batches, tasks, stop, before), carried, ticker, path, mark)
         if index + 1 < len(named):
             leave(block, before, batches, index, stop)
     return packed
@@ -143,7 +144,7 @@ def leave(block: nn.Module, before: nn.Module | None, batches: list[Batch], inde
 
 @dataclass(frozen=True)
 class Place:
-    """One block's turn."""
+    """One block's turn. Where errors are carried, ``before`` is a copy of the block as it was."""
 
     block: nn.Module
     index: int
@@ -151,6 +152,7 @@ class Place:
     batches: list[Batch]
     tasks: dict[str, Task]
     stop: StopToken
+    before: nn.Module | None = None
 
     def asked(self, group: Group) -> list[Linear]:
         return [linear for linear in group.members if linear.name in self.tasks]
@@ -179,7 +181,8 @@ def _one_block(place: Place, carried: bool, ticker: Ticker) -> Generator[Event, 
         # All scales of a block are folded before any of its weights is rounded: a fold may change a layer that comes earlier.
         for group in groups:
             folded |= _scale(place, group)
-    before = copy.deepcopy(place.block) if carried else None
+    # Where nothing was folded the copy is the block still: a second one would be memory for nothing.
+    before = (place.before if place.before is not None and not folded else copy.deepcopy(place.block)) if carried else None
     done: dict[str, QTensor] = {}
     for group in place.single(groups):
         yield from _one_group(place, group, before, folded, done, ticker)
@@ -199,7 +202,9 @@ def _tuned(
     if not wanted:
         return
     assert before is not None, "a method that is learned on blocks carries what the model without rounding gives"
-    found = tune(place.block, before, place.batches, place.index, [(one, place.tasks[one.name].spec) for one in wanted], place.stop)
+    asked = [(one, place.tasks[one.name].spec) for one in wanted]
+    # By rank 0, which has the whole text.
+    found = ranks.called_by_first(partial(tune, place.block, before, place.batches, place.index, asked, place.stop))
     for group in groups:
         members = [linear for linear in group.members if linear.name in found.weights]
         inputs = place.inputs_of(group) if members else None
@@ -232,7 +237,7 @@ def _one_group(
     for linear in asked:
         place.stop.check()
         task = place.tasks[linear.name]
-        result = known.get(linear.name) or _rounded(task, linear, inputs)
+        result = known.get(linear.name) or _rounded(task, linear, inputs, linear is asked[-1])
         linear.write(result.weight.dequantize())
         if result.shift is not None and linear.bias is not None:
             linear.bias.data += result.shift.to(linear.bias.device)
@@ -242,8 +247,8 @@ def _one_group(
         yield from ticker.advance()
 
 
-def _rounded(task: Task, linear: Linear, inputs: Gram | None) -> Quantized:
-    return quantize_matrix(linear.read(), task.spec, task.how, inputs, linear.bias is not None)
+def _rounded(task: Task, linear: Linear, inputs: Gram | None, last: bool) -> Quantized:
+    return quantize_matrix(linear.view(), task.spec, task.how, inputs, linear.bias is not None, last)
 
 
 def _shared_out(place: Place, asked: Sequence[Linear], inputs: Gram | None) -> dict[str, Quantized]:
@@ -254,7 +259,7 @@ def _shared_out(place: Place, asked: Sequence[Linear], inputs: Gram | None) -> d
     for turn, linear in enumerate(asked):
         place.stop.check()
         if ranks.mine(turn):
-            result = _rounded(place.tasks[linear.name], linear, inputs)
+            result = _rounded(place.tasks[linear.name], linear, inputs, turn + ranks.count() >= len(asked))
             own[linear.name] = replace(result, weight=result.weight.to("cpu"), shift=None if result.shift is None else result.shift.cpu())
     return {name: result for several in ranks.gathered(own) for name, result in several.items()}
 

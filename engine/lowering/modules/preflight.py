@@ -22,9 +22,12 @@ from engine.planning.size import weight_bytes
 # What Python, torch and transformers take, with the buffers of a block's kernels.
 BASE = 10**9
 _FLOAT = 4
-# Sums over the inputs of a group of matrices, and what a method makes of them in doubles, in matrices of float32: with 11,008 inputs
-# GPTQ was seen to take 5.7 GB, some 12 of them.
-_GRAMS = 12
+# Matrices (in, in) of float32 numbers that a method has at once: the sums, the moments that are made of them, and GPTQ's factor in
+# doubles. A walk over LLaMA's blocks, 11,008 inputs at most, peaked at 4.2 GB where 4.7 are told. Where errors are carried from block to
+# block there are the sums of what was lost too, and both are doubles while a text is read.
+_GRAMS, _CARRIED = 4, 7
+# Matrices (out, in) of float32 numbers beside them: what is left of a weight to round, and candidates for its grid.
+_WEIGHTS = 4
 # Copies of a block in float32: itself, as it was, and what the kernels are made from.
 _COPIES = 3
 # Tokens and rows of a matrix that are timed.
@@ -58,9 +61,10 @@ def sizes_of(model: Any, parts: Anatomy, rows: Sequence[LayerRow], tokens: int, 
     widths = [_bytes(block) for block in blocks]
     outside = _bytes(model) - sum(widths)
     methods = {row.actual.weights.method for row in rows if row.actual.weights is not None and row.capabilities.role == "block"}
-    looks = any(METHODS[name].needs_inputs for name in methods)
-    widest = max((matrix.shape[1] for matrix in parts.matrices if matrix.block is not None and matrix.kind != "Embedding"), default=0)
-    grams = _GRAMS * _FLOAT * widest**2 if looks else 0
+    looks, carries = (any(getattr(METHODS[name], what) for name in methods) for what in ("needs_inputs", "carries"))
+    shapes = [matrix.shape for matrix in parts.matrices if matrix.block is not None and matrix.kind != "Embedding"]
+    grams = (_CARRIED if carries else _GRAMS) * max((width**2 for _, width in shapes), default=0)
+    rounding = _FLOAT * (grams + _WEIGHTS * max((out * width for out, width in shapes), default=0)) if looks else 0
     width = int(model.get_input_embeddings().weight.shape[1])
     hidden = _FLOAT * width * (2 * tokens + (2 * calibration if looks else 0))
     stored = {
@@ -69,7 +73,10 @@ def sizes_of(model: Any, parts: Anatomy, rows: Sequence[LayerRow], tokens: int, 
     }  # fmt: skip
     rest = _FLOAT * sum(parts.others.values()) + _FLOAT * sum(matrix.shape[0] for matrix in parts.matrices if matrix.bias)
     inside = sum(size for name, size in stored.items() if name.startswith(f"{path}."))
-    return Sizes(_COPIES * max(widths) + outside + grams + BASE, inside + rest, sum(stored.values()) + rest, hidden)
+    # What stands around the blocks is in memory in float32 before and after them, and as integers beside them.
+    around = _COPIES * max(widths) + outside
+    within = (1 + carries) * max(widths) + sum(stored.values()) - inside + rounding
+    return Sizes(max(around, within) + BASE, inside + rest, sum(stored.values()) + rest, hidden)
 
 
 def _bytes(module: Any) -> int:

@@ -87,8 +87,10 @@ def _entering(model: Any, twin: Any, tasks: Mapping[str, Task], windows: Sequenc
     if not any(task.how.needs_inputs for task in tasks.values()):
         return []
 
-    # Of all ranks each has its part of the text, and the first batch, which the blocks are looked at with.
-    turns = [turn for turn in range(-(-len(windows) // batch)) if turn == 0 or ranks.mine(turn)]
+    # Of all ranks each has its part of the text, and the first batch, which the blocks are looked at with. Blocks are learned on
+    # rank 0, on all of it.
+    whole = ranks.is_first() and any(task.how.tuned for task in tasks.values())
+    turns = [turn for turn in range(-(-len(windows) // batch)) if turn == 0 or whole or ranks.mine(turn)]
 
     def captured(decoder: Any) -> list[Batch]:
         blocks = list(blocks_of(decoder)[1])

@@ -238,7 +238,7 @@ class _Walk:
         self._run(block, index, original=True)
         path = self.place / f"block-{index:04d}.safetensors"
         before = copy.deepcopy(block) if self.carried else None
-        place = Place(block, index, linears(block, name), self.entering, self.tasks, self.stop)
+        place = Place(block, index, linears(block, name), self.entering, self.tasks, self.stop, before)
         steps = quantize_block(place, self.carried, ticker, path, self.digest.hexdigest())
         done = yield from noted(steps, lambda note: self.found.told.update({note.name: note}))
         self.found.files.append(path)

@@ -315,7 +315,8 @@ def by_first(steps: Generator[E, Any, T]) -> Generator[E, Any, T]:
 
 
 def total(value: Any) -> Any:
-    """The sum of a tensor over all ranks, added up in float64 and in one order for all; in the tensor's own type and place."""
+    """The sum of a tensor over all ranks, added up in float64 and in one order for all; in the tensor's own type and place. One that is
+    float64 is overwritten with it."""
     if not several():
         return value
     import torch

@@ -38,11 +38,17 @@ NETWORKS: dict[str, Any] = {
 DECODERS: dict[str, Any] = {
     "a_decoder gpt2": {"family": "gpt2", "count": 5, "method": "gptq"},
     "a_decoder one text": {"family": "llama", "count": 1, "method": "awq+gptq"},
+    "a_decoder errors carried": {"family": "llama", "count": 5, "method": "gptq+"},
+    "a_decoder by importance": {"family": "gpt2", "count": 4, "method": "imatrix"},
+    "a_decoder scaled": {"family": "llama", "count": 5, "method": "awq"},
+    "a_decoder learned": {"family": "llama", "count": 5, "method": "autoround"},
 }
 
 
 def alone(work: dict[str, Any]) -> dict[str, Any]:
-    return {name: ranks_driving.alone(name.partition(" ")[0], given) for name, given in work.items()}
+    # One thread, as each rank has: two share a product out, and float32 shows it.
+    with driving.one_thread():
+        return {name: ranks_driving.alone(name.partition(" ")[0], given) for name, given in work.items()}
 
 
 @pytest.fixture(scope="module")
@@ -67,34 +73,25 @@ def test_grids_and_figures_are_those_of_one_process(name: str, one: dict[str, An
         assert many[0][name]["changes"] == one[name]["changes"]
 
 
-def assert_same_integers(mine: dict[str, Any], others: dict[str, Any]) -> None:
-    """Of small layers: sums in float64 and those in float32 differ, which moves a code that lies between two integers. In deeper
-    networks each rounding reads what the one before gave, and no such bound holds."""
-    codes = [(a.long(), b.long()) for (a, _), (b, _) in zip(mine.values(), others.values(), strict=True)]
-    assert sum(int((a != b).sum()) for a, b in codes) <= sum(a.numel() for a, _ in codes) // 500
-    assert all(int((a - b).abs().max()) <= 1 for a, b in codes)
-
-
 def assert_equal_integers(mine: dict[str, Any], others: dict[str, Any]) -> None:
+    assert mine.keys() == others.keys()
     for a, b in zip(mine.values(), others.values(), strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
 def test_integers_of_a_network_are_those_of_one_process(one: dict[str, Any], many: list[dict[str, Any]]) -> None:
     for rank in many:
-        assert_same_integers(rank["rounded many"], one["rounded many"])
-        assert_equal_integers(rank["rounded many"], many[0]["rounded many"])
+        assert_equal_integers(rank["rounded many"], one["rounded many"])
 
 
 @pytest.mark.slow  # transformers is imported by each process
-def test_integers_of_a_decoder_are_the_same_on_any_number_of_ranks_and_near_those_of_one_process(tmp_path: Path) -> None:
+def test_integers_of_a_decoder_are_those_of_one_process_on_any_number_of_ranks(tmp_path: Path) -> None:
     expected = alone(DECODERS)
     several = [one for count in (2, 3) for one in ranks_driving.together("several", count, tmp_path / str(count), DECODERS)]
     for name in DECODERS:
         for rank in several:
-            assert_same_integers(rank[name]["weights"], expected[name]["weights"])
-            assert_equal_integers(rank[name]["weights"], several[0][name]["weights"])
-            for key, tensor in several[0][name]["state"].items():
+            assert_equal_integers(rank[name]["weights"], expected[name]["weights"])
+            for key, tensor in expected[name]["state"].items():
                 assert torch.equal(rank[name]["state"][key], tensor), key
 
 
