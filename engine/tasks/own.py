@@ -19,6 +19,7 @@ from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import computed_weights, custom
+from engine.models.widened import tried_in_float32, with_float32
 from engine.recipe.recipe import Recipe
 from engine.tasks import fidelity, pooling
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
@@ -62,6 +63,7 @@ class OwnTask(Task):
         self.metrics = tuple(_metric(name, function, options) for name, function in metrics.items())
         self._sizes: dict[Split, tuple[int, ...]] = {}
         self._structure: Any = None
+        self._widened = False
 
     def batches(
         self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
@@ -79,7 +81,7 @@ class OwnTask(Task):
     def _read(self, split: Split, seed: int | None) -> Iterator[Batch]:
         source, number, found = self._sources[split], 0, 0
         for raw in _passes(source.loader, split, seed):
-            part = self._checked(self._read_batch(raw, split, number), split, number)
+            part = self._checked(self._widest(self._read_batch(raw, split, number)), split, number)
             number, whole = number + 1, part.count
             if source.parts is not None and source.by_item:
                 part = part.items([i for i in range(whole) if (found + i) % PARTS in source.parts])
@@ -93,6 +95,13 @@ class OwnTask(Task):
 
     def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
         return _batch(raw, split, number)
+
+    def in_float32(self, asked: bool) -> None:
+        """Whether inputs in another precision are given as float32."""
+        self._widened, self._structure = asked, None
+
+    def _widest(self, part: Batch) -> Batch:
+        return replace(part, args=with_float32(part.args), kwargs=with_float32(dict(part.kwargs))) if self._widened else part
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
@@ -356,7 +365,14 @@ def subject_of(model: nn.Module, task: OwnTask, device: str, weights: str, name:
     """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
     computed_weights.settle(model.eval())
     model.requires_grad_(False)
-    example = task.tried(model, f"{name}.forward")
+
+    def tried(widened: bool) -> Batch:
+        task.in_float32(widened)
+        return task.tried(model, f"{name}.forward")
+
+    example, said = tried_in_float32(model, tried)
+    if said:
+        yield Notice(f"{name}: {said}")
     counts = {split: task.count(split) for split in SPLITS}
     for note in task.notes:
         yield Notice(f"{task.name}: {note}")
