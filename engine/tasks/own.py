@@ -590,7 +590,7 @@ def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) 
 def _resamples(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> list[float]:
     """``function`` of items drawn with replacement, by a fixed seed: the same draws for every form of a model. Empty where the items
     cannot be resampled."""
-    listed = [part for part in (outputs, targets) if isinstance(part, list)]
+    listed: list[Any] = [part for part in (outputs, targets) if isinstance(part, list)]
     leaves = [
         x for part in (outputs, targets) if not isinstance(part, list) for x in tree_leaves(part) if isinstance(x, Tensor) and x.dim()
     ]
