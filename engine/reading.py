@@ -49,7 +49,7 @@ def read_json(path: Path, limit: int) -> Any:
 def parse_json(content: bytes) -> Any:
     """``read_json`` for what has been read. Raises ValueError."""
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=_integer, parse_float=_number, parse_constant=_constant)
+        value = json.loads(content.decode("utf-8-sig"), parse_int=_integer, parse_float=_number, parse_constant=_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     check_depth(value)

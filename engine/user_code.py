@@ -51,7 +51,7 @@ def called(what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> 
         return function(*args, **kwargs)
     except (EngineError, Cancelled):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(what, error) from error
 
 

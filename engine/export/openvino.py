@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext, Runner, of_one_item, program_runner
 from engine.export.onnx.file import build, check_ranks, hold
+from engine.export.onnx.steps import of_lengths
 from engine.export.placing import in_a_child
 
 TRIAL = """
@@ -37,14 +38,15 @@ core.read_model(path)
 def write(context: ExportContext, path: Path) -> str:
     """OpenVINO's kernels add before they round, as torch's do, so the program is written as it is."""
     between = path.with_suffix(".onnx")
-    between.write_bytes(build(context.model, context, "numbers").SerializeToString())
+    proto = build(context.model, context, "numbers")
+    between.write_bytes(proto.SerializeToString())
     try:
         in_a_child(_WRITE, str(between), str(path), context.name)
     except EngineError as error:
         raise EngineError(f"OpenVINO does not write {context.name} ({error})") from error
     finally:
         between.unlink(missing_ok=True)
-    return of_one_item(context)
+    return "; ".join(filter(None, (of_one_item(context), of_lengths(context, proto.graph.input))))
 
 
 def load(path: Path, context: ExportContext) -> Runner:

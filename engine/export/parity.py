@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_structure
 
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
@@ -160,6 +161,7 @@ class _Sums:
     def add(self, raw: Any, wanted_raw: Any, exact_raw: Any, part: Batch) -> None:
         """Raw outputs of a batch: of the file, of the measured model and of fp32, None without."""
         task = self._task
+        raw = _of_one_rank(raw, wanted_raw) if part.count == 1 else raw
         found, wanted = task.outputs(raw), task.outputs(wanted_raw)
         if not isinstance(raw, Logits):
             _check_form(results_of(raw), results_of(wanted_raw))
@@ -195,6 +197,16 @@ class _Sums:
         noise, rise = sqnr_db(self.signal, self.noise), None if reference is None else found.value - reference
         native = self.same_native / self.answered_native if self.answered_native else None
         return Parity(self.worst, noise, agreement, found.value, found.interval, rise, self.items, measured, exported, native)
+
+
+def _of_one_rank(raw: Any, wanted: Any) -> Any:
+    """A file's outputs for one item, in the shapes of a model that drops the batch there, as ``squeeze()`` does."""
+
+    def shaped(got: Any, like: Any) -> Any:
+        dropped = isinstance(got, Tensor) and isinstance(like, Tensor) and got.dim() == like.dim() + 1 and got.shape[1:] == like.shape
+        return got.reshape(like.shape) if dropped and got.shape[0] == 1 else got
+
+    return tree_map(shaped, raw, wanted) if tree_structure(raw) == tree_structure(wanted) else raw
 
 
 def _check_form(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:

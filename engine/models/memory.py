@@ -1,4 +1,4 @@
-"""The memory layout that convolutions are fast in."""
+"""The memory layout that convolutions are fast in, and results that may be changed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 M = TypeVar("M", bound=nn.Module)
+R = TypeVar("R")
 
 
 def channels_last(module: M, device: str | torch.device | None = None) -> M:
@@ -28,3 +30,11 @@ def channels_last(module: M, device: str | torch.device | None = None) -> M:
 def laid_out(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Inputs in order, those of four dimensions channels last."""
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
+
+
+def changeable(results: R) -> R:
+    """A tensor, or a tuple of them, as what the caller may change in place and take gradients beyond: torch allows neither of what was
+    computed in inference mode, once that mode is left."""
+    if torch.is_inference_mode_enabled():
+        return results
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) and value.is_inference() else value, results)  # type: ignore[no-any-return]

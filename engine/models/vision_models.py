@@ -30,7 +30,9 @@ def is_vision(name: str) -> bool:
 
 
 class ImageLogits(nn.Module):
-    """Images (N, 3, H, W) to logits (N, classes)."""
+    """Images (N, 3, H, W) to logits (N, classes). ``unnamed`` says that these are taken in the order of the data's classes."""
+
+    unnamed: bool = False
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -41,16 +43,20 @@ class ImageLogits(nn.Module):
         return logits
 
 
-def load_vision(name: str, classes: Sequence[str], in_order: bool = False) -> nn.Module:
+def load_vision(name: str, classes: Sequence[str], in_order: bool = False) -> ImageLogits:
     """The classifier with its outputs in the order of ``classes``, by the names of its labels; ``in_order`` says that they are in its own
-    order. Raises EngineError, in one line, for a folder that is no such model, and for classes that it does not know."""
+    order. Outputs that were never named, as many as there are classes, are in the order of the classes: ``unnamed`` of the result says so.
+    Raises EngineError, in one line, for a folder that is no such model, and for classes that it does not know."""
     place = place_of(name)
     with quiet():
         model = read_model(look(place, decoder=False), "AutoModelForImageClassification", "classification")
     names = [str(model.config.id2label[key]) for key in sorted(model.config.id2label)]
-    if not (in_order and len(classes) == len(names)):
+    unnamed = len(classes) == len(names) and names == [f"LABEL_{i}" for i in range(len(names))]
+    if not unnamed and not (in_order and len(classes) == len(names)):
         _reorder(model, _places(names, classes, name), len(names), name)
-    return ImageLogits(model).eval()
+    found = ImageLogits(model).eval()
+    found.unnamed = unnamed and not in_order
+    return found
 
 
 def transform_of(name: str) -> Transform:

@@ -16,6 +16,7 @@ from engine.data.images.base import Data
 from engine.errors import EngineError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
+from engine.models.widened import tried_in_float32
 from engine.recipe.recipe import Recipe
 from engine.tasks import image_models, pooling
 from engine.tasks.base import Batch, ItemAnswer, Split, Task
@@ -132,7 +133,9 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     images = data_registry.load(part.name, transform=transform_of(recipe.model), **part.of_images())
     model, weights, stem = image_models.make(recipe, images)
     example = first_images(images)
-    check(model, example, images, recipe.model)
+    _, said = tried_in_float32(model, lambda _: check(model, example, images, recipe.model))
+    if said:
+        yield Notice(f"{recipe.model}: {said}")
     if images.transform is not None:
         yield Notice(f"images of {images.name}: {images.transform}")
     for note in images.notes:

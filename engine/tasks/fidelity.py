@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from engine.data.items import ItemData, SomeItems, kind_of
 from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
-from engine.events.event import Event
+from engine.events.event import Event, Notice
+from engine.models.widened import tried_in_float32
 from engine.numerics.sqnr import sqnr_db
 from engine.plain_text import one_line
 from engine.recipe.recipe import Recipe
@@ -214,7 +215,9 @@ def load(recipe: Recipe, stop: StopToken, device: str) -> Generator[Event, None,
     forms = unlabelled.forms(recipe.data, fidelity_models.transform_of(recipe.model))
     model, weights = fidelity_models.build(recipe, forms[0])
     model.eval().requires_grad_(False)
-    task = fitting(model, forms, recipe.model)
+    task, said = tried_in_float32(model, lambda _: fitting(model, forms, recipe.model))
+    if said:
+        yield Notice(f"{recipe.model}: {said}")
     if recipe.threshold.startswith("agreement:") and AGREEMENT not in task.metrics:
         raise UsageError(
             f"threshold {recipe.threshold} needs one answer an input, and {recipe.model} does not give (N, classes) first: give sqnr:30"

@@ -52,7 +52,9 @@ def _custom(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
 def _of_transformers(recipe: Recipe, data: Data) -> tuple[nn.Module, str, None]:
     if recipe.weights or recipe.stem != "auto":
         raise UsageError(f"{recipe.model} brings its weights and its stem: leave --weights and --stem out")
-    return vision_models.load_vision(recipe.model, data.classes, data_registry.is_imagenet(data.classes)), "from its folder", None
+    model = vision_models.load_vision(recipe.model, data.classes, data_registry.is_imagenet(data.classes))
+    said = ", whose outputs have no names and are taken in the order of the classes" if model.unnamed else ""
+    return model, f"from its folder{said}", None
 
 
 def _listed(entry: ModelEntry, recipe: Recipe, data: Data) -> tuple[nn.Module, str, Stem | None]:

@@ -18,6 +18,7 @@ from engine.models.cached import weights_of
 from engine.models.registry import ModelEntry, find
 from engine.models.torchvision_segmentation import CLASSES
 from engine.models.weights_file import load_state, read_checkpoint
+from engine.models.widened import tried_in_float32
 from engine.recipe.recipe import Recipe
 from engine.tasks.base import SPLITS, Batch, Split, Task, forward_of
 from engine.tasks.subject import Subject, fingerprint
@@ -108,7 +109,9 @@ def subject_of(
     """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
     computed_weights.settle(model.eval())
     model.requires_grad_(False)
-    example = tried(model, task, name)
+    example, said = tried_in_float32(model, lambda _: tried(model, task, name))
+    if said:
+        yield Notice(f"{name}: {said}")
     for note in task.items.notes:
         yield Notice(f"{task.items.name}: {note}")
     yield Notice(f"{name} with {sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}; {task.described_data()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,6 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event, Notice
 from engine.models import computed_weights, custom
+from engine.models.widened import tried_in_float32, with_float32
 from engine.recipe.recipe import Recipe
 from engine.tasks import fidelity, pooling
 from engine.tasks.base import SPLITS, Batch, Split, Task, one_each
@@ -26,12 +28,17 @@ from engine.tasks.metrics import Metric, MetricValue, batched
 from engine.tasks.outputs import normalized
 from engine.tasks.subject import Subject, fingerprint
 
+_OTHERS = "gives other batches each time it is read"
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
 # Of every five batches (or items) of a single loader one is for choices and one for the report.
 PARTS = 5
 _TARGETS = ("targets", "target", "labels", "label", "y")
 _LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "distance")
 _RESAMPLES, _LEAST_SAMPLES = 200, 8
+# Numbers of outputs and targets that are kept for an object: 64 MB.
+_KEPT = 1 << 24
+# Seconds in which an object has to be done with a split, to be asked hundreds of times.
+_QUICK = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class OwnTask(Task):
         self.metrics = tuple(_metric(name, function, options) for name, function in metrics.items())
         self._sizes: dict[Split, tuple[int, ...]] = {}
         self._structure: Any = None
+        self._widened = False
 
     def batches(
         self, split: Split, *, batch: int, limit: int | None = None, seed: int | None = None, device: str = "cpu"
@@ -79,7 +87,7 @@ class OwnTask(Task):
     def _read(self, split: Split, seed: int | None) -> Iterator[Batch]:
         source, number, found = self._sources[split], 0, 0
         for raw in _passes(source.loader, split, seed):
-            part = self._checked(self._read_batch(raw, split, number), split, number)
+            part = self._checked(self._widest(self._read_batch(raw, split, number)), split, number)
             number, whole = number + 1, part.count
             if source.parts is not None and source.by_item:
                 part = part.items([i for i in range(whole) if (found + i) % PARTS in source.parts])
@@ -93,6 +101,29 @@ class OwnTask(Task):
 
     def _read_batch(self, raw: Any, split: str, number: int) -> Batch:
         return _batch(raw, split, number)
+
+    def noted(self) -> None:
+        """Note which loader gives other batches each time it is read, where that matters: of training data it does where other splits
+        are taken off them."""
+        told = tuple(note for note in self.notes if _OTHERS not in note)
+        for split in SPLITS:
+            source = self._sources[split]
+            if split != "train" or source.parts is not None:
+                first, again = (next(iter(_passes(source.loader, split, None)), None) for _ in range(2))
+                if not _alike(first, again):
+                    why = "figures of two forms may be of other items" if source.parts is None else "an item may be trained on and tested"
+                    given = split if source.parts is None else "train"
+                    told = (*told, f"{given} {_OTHERS}: {why}; give the same batches in the same order")
+                    if source.parts is not None:
+                        break
+        self.notes = told
+
+    def in_float32(self, asked: bool) -> None:
+        """Whether inputs in another precision are given as float32."""
+        self._widened, self._structure = asked, None
+
+    def _widest(self, part: Batch) -> Batch:
+        return replace(part, args=with_float32(part.args), kwargs=with_float32(dict(part.kwargs))) if self._widened else part
 
     def _checked(self, part: Batch, split: Split, number: int) -> Batch:
         """Raises EngineError for a batch of another structure than the first."""
@@ -152,6 +183,12 @@ class OwnTask(Task):
         if not isinstance(found, Tensor) or found.dim() != 0:
             shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise EngineError(f"loss of the task {self.name} returned {shape}: it must return one number, as a tensor")
+        learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(raw))
+        if learns and not found.requires_grad:
+            raise EngineError(
+                f"loss of the task {self.name} has no gradient, so that nothing would be learned: "
+                "compute it from the outputs with torch, without detach(), item(), argmax or NumPy"
+            )
         return found
 
     def data(self, calibration: int, limit: int | None) -> dict[str, Any]:
@@ -232,16 +269,20 @@ class OwnEvaluator:
             metric.reset()
         self._outputs: list[Any] = []
         self._targets: list[Any] = []
+        # Of an object, what it was given is kept while that is little: its items can then be drawn anew.
+        self._kept = 0
         # A person's object says nothing of how two of it become one.
         self.pooled: Mapping[str, pooling.How] = {} if self._objects else {"_outputs": "sum", "_targets": "sum"}
 
     def update(self, raw: Any, targets: Any) -> None:
         raw = normalized(raw)
-        for name, metric in self._objects.items():
-            user_code.called(f"metric {name}", metric.update, raw, targets)
-        if self._functions:
+        if self._objects and self._kept <= _KEPT:
+            self._kept += sum(x.numel() for x in tree_leaves((raw, targets)) if isinstance(x, Tensor))
+        if self._functions or self._kept <= _KEPT:
             self._outputs.append(tree_map(_detached, raw))
             self._targets.append(tree_map(_detached, targets))
+        for name, metric in self._objects.items():
+            user_code.called(f"metric {name}", metric.update, raw, targets)
 
     def compute(self, intervals: bool = True) -> dict[str, MetricValue]:
         """Raises EngineError for a metric that returns no number."""
@@ -249,7 +290,10 @@ class OwnEvaluator:
         for name, metric in self._objects.items():
             value = user_code.called(f"metric {name}", metric.compute)
             values = value if isinstance(value, Mapping) else {name: value}
-            found |= {str(key): MetricValue(_number(str(key), one)) for key, one in values.items()}
+            for key, one in values.items():
+                again = self._again(metric, str(key)) if intervals else None
+                low, high = (None, None) if again is None else _bootstrap(again, *self._everything())
+                found[str(key)] = MetricValue(_number(str(key), one), low, high)
         if self._functions:
             outputs, targets = _joined(self._outputs), _joined(self._targets)
             for name, function in self._functions.items():
@@ -279,19 +323,48 @@ class OwnEvaluator:
         """The standard error of the deciding metric's difference from ``reference`` on the same items: of the paired bootstrap, and no
         less than what one item more would change, so that no difference on a few items is no proof of none. None where items cannot be
         resampled."""
-        name = self._first
-        if name is None or reference._first != name:
+        function, beside = self._deciding(), reference._deciding()
+        if function is None or beside is None:
             return None
         targets = _joined(self._targets)
-        mine, other = (_resamples(self._functions[name], _joined(form._outputs), targets) for form in (self, reference))
+        mine, other = (_resamples(function, _joined(form._outputs), targets) for form in (self, reference))
         if not mine or not other:
             return None
         differences = [a - b for a, b in zip(mine, other, strict=True) if math.isfinite(a - b)]
         if len(differences) < 2:
             return None
-        value, chance = float(reference._functions[name](_joined(reference._outputs), targets)), reference.chance()
+        value, chance = float(beside(_joined(reference._outputs), targets)), reference.chance()
         one = abs(value - (chance or 0.0)) / (_count_of(targets) + 2)
         return max(statistics.stdev(differences), one)
+
+    def _everything(self) -> tuple[Any, Any]:
+        """Outputs and targets of the whole split."""
+        return _joined(self._outputs), _joined(self._targets)
+
+    def _again(self, metric: Any, key: str) -> Callable[[Any, Any], Any] | None:
+        """An object as a function of a whole split, by the name ``key`` of its value; None where too much was given to it, or where it
+        takes long."""
+        if self._kept > _KEPT or not self._outputs:
+            return None
+
+        def value(outputs: Any, targets: Any) -> Any:
+            one = copy.deepcopy(metric)
+            one.reset()
+            one.update(outputs, targets)
+            found = one.compute()
+            return found[key] if isinstance(found, Mapping) else found
+
+        start = time.perf_counter()
+        user_code.called(f"metric {key}", value, *self._everything())
+        return value if time.perf_counter() - start < _QUICK else None
+
+    def _deciding(self) -> Callable[[Any, Any], Any] | None:
+        """The metric that decides, as a function of a whole split."""
+        if not self._objects:
+            return self._functions[self._first] if self._first is not None else None
+        name, metric = next(iter(self._objects.items()))
+        found = user_code.called(f"metric {name}", metric.compute)
+        return self._again(metric, str(next(iter(found))) if isinstance(found, Mapping) else name)
 
     @property
     def _first(self) -> str | None:
@@ -356,8 +429,16 @@ def subject_of(model: nn.Module, task: OwnTask, device: str, weights: str, name:
     """``model`` and ``task`` held against each other. Raises EngineError in one line for what does not fit."""
     computed_weights.settle(model.eval())
     model.requires_grad_(False)
-    example = task.tried(model, f"{name}.forward")
+
+    def tried(widened: bool) -> Batch:
+        task.in_float32(widened)
+        return task.tried(model, f"{name}.forward")
+
+    example, said = tried_in_float32(model, tried)
+    if said:
+        yield Notice(f"{name}: {said}")
     counts = {split: task.count(split) for split in SPLITS}
+    task.noted()
     for note in task.notes:
         yield Notice(f"{task.name}: {note}")
     size = f"{sum(p.numel() for p in model.parameters()):,} parameters, weights {weights}"
@@ -412,7 +493,7 @@ def _passes(loader: Loader, split: str, seed: int | None) -> Iterator[Any]:
                 return
             except EngineError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise user_code.failed(f"the {split} loader", error) from error
             if state is not None:
                 torch.set_rng_state(state)
@@ -489,6 +570,9 @@ def _number(name: str, value: Any) -> float:
         value = value.item()
     if isinstance(value, bool) or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
         raise EngineError(f"metric {name} returned {type(value).__name__}: it must return one number")
+    if (size := getattr(value, "size", 1)) != 1 and not isinstance(value, int | float):
+        shape = tuple(value.shape) if hasattr(value, "shape") else size
+        raise EngineError(f"metric {name} returned a {type(value).__name__} of shape {shape}: it must return one number")
     number = float(value)
     if math.isnan(number):
         raise EngineError(f"metric {name} is not a number (NaN): check the outputs and the targets that it is given")
@@ -506,9 +590,12 @@ def _bootstrap(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) 
 def _resamples(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> list[float]:
     """``function`` of items drawn with replacement, by a fixed seed: the same draws for every form of a model. Empty where the items
     cannot be resampled."""
-    leaves = [x for x in tree_leaves((outputs, targets)) if isinstance(x, Tensor) and x.dim()]
-    count = len(leaves[0]) if leaves else 0
-    if count < _LEAST_SAMPLES or any(len(x) != count for x in leaves) or isinstance(targets, list):
+    listed: list[Any] = [part for part in (outputs, targets) if isinstance(part, list)]
+    leaves = [
+        x for part in (outputs, targets) if not isinstance(part, list) for x in tree_leaves(part) if isinstance(x, Tensor) and x.dim()
+    ]
+    count = len(next(iter((*leaves, *listed)), ()))
+    if count < _LEAST_SAMPLES or any(len(x) != count for x in (*leaves, *listed)):
         return []
     draw = torch.Generator().manual_seed(0)
     values = []
@@ -522,7 +609,15 @@ def _resamples(function: Callable[[Any, Any], Any], outputs: Any, targets: Any) 
     return values
 
 
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same tensors."""
+    pairs = zip(*([x for x in tree_leaves(raw) if isinstance(x, Tensor)] for raw in (one, other)), strict=False)
+    return all(a.shape == b.shape and torch.equal(*(x.nan_to_num() if x.is_floating_point() else x for x in (a, b))) for a, b in pairs)
+
+
 def _count_of(targets: Any) -> int:
+    if isinstance(targets, list):
+        return len(targets)
     return next((len(x) for x in tree_leaves(targets) if isinstance(x, Tensor) and x.dim()), 0)
 
 
@@ -547,6 +642,8 @@ def _blind(outputs: Any, targets: Any) -> Tensor | None:
 
 
 def _resampled(part: Any, places: Tensor) -> Any:
+    if isinstance(part, list):
+        return [part[place] for place in places.tolist()]
     return tree_map(lambda x: x[places] if isinstance(x, Tensor) and x.dim() else x, part)
 
 

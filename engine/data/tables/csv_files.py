@@ -124,6 +124,8 @@ def read_table(path: Path) -> Table:
     if twice is not None:
         fault = f"the column {one_line(repr(twice), 60)} twice" if twice else "a column without a name"
         raise EngineError(f"{path}, line {rows[0][0]} has {fault}: the first line names each column once")
+    if all(map(_is_number, columns)):
+        raise EngineError(f"{path}, line {rows[0][0]} holds numbers alone: the first line is a header, put the columns' names there")
     for line, cells in rows[1:]:
         if len(cells) != len(columns):
             count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
@@ -131,6 +133,14 @@ def read_table(path: Path) -> Table:
     if len(rows) == 1:
         raise EngineError(f"{path} has a header and no rows: give a table with some")
     return Table(path, columns, tuple(tuple(cells) for _, cells in rows[1:]), tuple(line for line, _ in rows[1:]))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -51,10 +51,13 @@ def pictures(
     """The splits of images that a ``column`` names, what the report says of them, and notes. Raises EngineError, with the line, for an
     image that is not there."""
     paths = {split: _paths(table, column) for split, table in tables.items()}
+    every = [path for some in paths.values() for path in some]
     looked_at = [path for some in paths.values() for path in some[:: max(1, -(-len(some) // _LOOKED_AT))]]
     prepared, notes = preparation(part, [told_size(path) for path in looked_at], place, _LARGEST)
     if count := turned(looked_at):
         notes = (*notes, f"{count:,} of {len(looked_at):,} images looked at ask by EXIF to be turned: they are not, as in torchvision")
+    if again := len(every) - len(set(every)):
+        notes = (*notes, f"{again:,} of {len(every):,} rows name an image that another row names: it may be trained on and tested too")
     splits: dict[SplitName, ItemSplit] = {split: PictureSplit(some, targets[split], prepared) for split, some in paths.items()}
     return splits, prepared.about(), notes
 

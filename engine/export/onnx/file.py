@@ -13,7 +13,7 @@ from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext, Runner, of_one_item, program_runner
 from engine.export.onnx.image_sizes import with_open_sizes
 from engine.export.onnx.layer_parity import layer_parity
-from engine.export.onnx.steps import Bound, write_program
+from engine.export.onnx.steps import Bound, of_lengths, write_program
 from engine.export.split import split
 from engine.lowering.graph.runtime import QuantizedModel
 
@@ -23,7 +23,8 @@ options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 kinds = {"tensor(float)": numpy.float32, "tensor(double)": numpy.float64, "tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32,
-         "tensor(bool)": numpy.bool_}
+         "tensor(bool)": numpy.bool_, "tensor(uint8)": numpy.uint8, "tensor(int8)": numpy.int8, "tensor(int16)": numpy.int16,
+         "tensor(float16)": numpy.float16}
 known = {name: int(size) for name, size in session.get_modelmeta().custom_metadata_map.items() if name in ("height", "width")}
 session.run(None, {x.name: numpy.zeros([known.get(n, 2) if isinstance(n, str) else n for n in x.shape], kinds[x.type])
                    for x in session.get_inputs()})
@@ -38,8 +39,9 @@ def write(context: ExportContext, path: Path) -> str:
     def built(of: ExportContext) -> Any:
         return build(model, of, "integers")
 
-    path.write_bytes(with_open_sizes(built(context), context, built).SerializeToString())
-    return of_one_item(context)
+    proto = with_open_sizes(built(context), context, built)
+    path.write_bytes(proto.SerializeToString())
+    return "; ".join(filter(None, (of_one_item(context), of_lengths(context, proto.graph.input))))
 
 
 def build(model: QuantizedModel, context: ExportContext, bound: Bound) -> Any:

@@ -16,6 +16,7 @@ from engine.errors import EngineError, one_line
 from engine.export.base import ExportContext
 from engine.export.onnx import weights as onnx_weights
 from engine.export.onnx.aten import BATCHES, translate
+from engine.export.onnx.aten_types import cast
 from engine.export.onnx.graph import Batch, Dim, Graph, Sizes, Value, dims
 from engine.lowering.graph import calls
 from engine.lowering.graph.binding import whole_mean
@@ -35,6 +36,8 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}), "gelu": ("Gelu", {}), "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
 }  # fmt: skip
 _KINDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
+# Inputs of narrow types, in what the graph computes with them.
+_WIDER = {torch.uint8: torch.int32, torch.int8: torch.int32, torch.int16: torch.int32, torch.float16: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,34 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound, w
     """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
     ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form.
     ``writer`` is the dialect of the nodes."""
+    call = model.program.call
+    some = open_lengths(call, context.tensors) if call is not None else ()
+    try:
+        return _written(context, model, bound, writer or Writer, some)
+    except EngineError:
+        if not some:
+            raise
+    # What a length becomes need not be a multiple of it: such a file holds the lengths of the data.
+    return _written(context, model, bound, writer or Writer, ())
+
+
+def of_lengths(context: ExportContext, inputs: Sequence[Any]) -> str:
+    """What is to be said of a file whose ``inputs`` hold lengths that the model has not; empty where there are none."""
+    call = context.model.program.call
+    some = open_lengths(call, context.tensors) if call is not None else ()
+    held = [length.size for length in some if isinstance(_second(inputs[length.places[0]]), int)]
+    return f"for sequences of {' and '.join(map(str, held))} alone: a length in it is no multiple of theirs" if held else ""
+
+
+def _second(info: Any) -> int | str:
+    """The second dimension of an ONNX input."""
+    size = info.type.tensor_type.shape.dim[1]
+    return int(size.dim_value) if size.HasField("dim_value") else str(size.dim_param)
+
+
+def _written(context: ExportContext, model: QuantizedModel, bound: Bound, writer: type[Writer], some: Sequence[Length]) -> Written:
     program = model.program
     call = program.call
-    some = open_lengths(call, context.tensors) if call is not None else ()
     examples = [_example(context, count, some, which) for which, count in enumerate(BATCHES)]
     sizes = (BATCHES, *(_both(length.size, i) for i, length in enumerate(some)))
     small, large = (model.values(*tensors) for tensors in examples)
@@ -64,13 +92,13 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound, w
         names, returned = tuple(i.name for i in call.inputs), call.output_names(len(program.results))
         returned = tuple(f"{name}_output" if name in names else name for name in returned)
     # What the runtime holds as bytes is a rounded value.
-    if wrong := [name for name, x in zip(names, context.tensors, strict=True) if x.dtype not in _KINDS]:
-        raise EngineError(f"the input {wrong[0]} has a type that has no ONNX form here: give it as float32, int64, int32 or bool")
+    if wrong := [name for name, x in zip(names, context.tensors, strict=True) if x.dtype not in (*_KINDS, *_WIDER)]:
+        raise EngineError(f"the input {wrong[0]} has a type that has no ONNX form here: give it as float32, int64, int32, uint8 or bool")
     inputs = tuple(Value(name, shape, None, x.dtype) for name, shape, x in zip(names, shapes, context.tensors, strict=True))
     counted = next((i for i, shape in enumerate(shapes) if shape and isinstance(shape[0], Batch)), 0)
     lengths = [names[length.places[0]] for length in some]
     graph = Graph(context.tensors[counted][0].numel(), names[counted], (*names, *returned), sizes, lengths)
-    return (writer or Writer)(model, small, large, bound, graph).run(inputs, returned)
+    return writer(model, small, large, bound, graph).run(inputs, returned)
 
 
 def _both(size: int, which: int) -> tuple[int, int]:
@@ -98,7 +126,8 @@ class Writer:
         self._floats: dict[str, Value] = {}
 
     def run(self, inputs: tuple[Value, ...], returned: tuple[str, ...]) -> Written:
-        self.values |= zip(self.model.input_names, inputs, strict=False)
+        taken = (cast(self.graph, x, _WIDER[x.kind], f"{x.name}_wide") if x.kind in _WIDER else x for x in inputs)
+        self.values |= zip(self.model.input_names, taken, strict=False)
         for step, function in self.model.functions():
             try:
                 self._step(step, function)

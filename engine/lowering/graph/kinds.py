@@ -52,7 +52,9 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.mish: "mish",
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply), "mul"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), "add"),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose), "reshape"),
+    **dict.fromkeys(
+        (torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute, torch.transpose), "reshape"
+    ),
     F.max_pool2d: "max_pool",
     torch.max_pool2d: "max_pool",
     F.avg_pool2d: "avg_pool",

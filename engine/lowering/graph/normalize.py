@@ -14,21 +14,22 @@ from engine.lowering.graph.sizes import hold
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _OF_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_PRODUCTS = (torch.matmul, torch.mm, operator.matmul, "matmul", "mm", "__matmul__")
+_ADDED = (torch.addmm, "addmm")
 
 
 def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Rewrite, in place, each ``F.conv*d``, ``F.conv_transpose*d`` or ``F.linear`` whose weight and bias are parameters that this call
-    alone reads.
+    """Rewrite, in place, each ``F.conv*d``, ``F.conv_transpose*d``, ``F.linear``, product of a value with a matrix (``x @ w``,
+    ``x @ w + b``) and ``addmm`` whose weight and bias are parameters that this call alone reads.
 
     The module takes the path of the parameters' owner, and that of the weight where the owner holds something else too.
     Returns those paths.
     """
     replaced = []
     for node in list(gm.graph.nodes):
-        if kind(node) not in ("functional_conv", "functional_transposed", "functional_linear"):
+        given = _given(gm, node)
+        if given is None:
             continue
-        names = _OF_TRANSPOSED if kind(node) == "functional_transposed" else _ARGUMENTS
-        given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         weight, bias = given["weight"], given.get("bias")
         if not _private(weight) or not (bias is None or _private(bias)):
             continue
@@ -41,17 +42,56 @@ def functional_to_modules(gm: fx.GraphModule) -> tuple[str, ...]:
                 owner, _, name = str(own.target).rpartition(".")
                 delattr(gm.get_submodule(owner), name)
         gm.set_submodule(path, module)
-        with gm.graph.inserting_before(node):
+        end = given.get("sum", node)
+        with gm.graph.inserting_before(end):
             called = gm.graph.call_module(path, (given["input"],))
-        called.meta = dict(node.meta)
-        node.replace_all_uses_with(called)
-        for dead in (node, weight, bias):
+        called.meta = dict(end.meta)
+        end.replace_all_uses_with(called)
+        for dead in dict.fromkeys((end, node, weight, bias)):
             if isinstance(dead, fx.Node):
                 gm.graph.erase_node(dead)
         replaced.append(path)
     if replaced:
         gm.recompile()
     return tuple(replaced)
+
+
+def _given(gm: fx.GraphModule, node: fx.Node) -> dict[str, Any] | None:
+    """The arguments of a functional layer by name, None for another node; ``sum`` is the addition of the bias where that is a node of its
+    own."""
+    if kind(node) in ("functional_conv", "functional_transposed", "functional_linear"):
+        names = _OF_TRANSPOSED if kind(node) == "functional_transposed" else _ARGUMENTS
+        return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if node.kwargs or not all(isinstance(argument, fx.Node) for argument in node.args):
+        return None
+    name = str(node.target) if node.op == "call_method" else node.target
+    if name in _ADDED and len(node.args) == 3:
+        bias, read, weight = node.args
+        fits = _is_row(gm, bias, weight)
+        return {"input": read, "weight": weight, "bias": bias} if fits and _is_product(gm, read, weight) else None
+    if name not in _PRODUCTS or len(node.args) != 2 or not _is_product(gm, *node.args):
+        return None
+    read, weight = node.args
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is not None and kind(user) == "add" and len(user.args) == 2 and not user.kwargs:
+        other = next((argument for argument in user.args if argument is not node), None)
+        if _private(other) and _is_row(gm, other, weight):
+            return {"input": read, "weight": weight, "bias": other, "sum": user}
+    return {"input": read, "weight": weight}
+
+
+def _is_product(gm: fx.GraphModule, read: Any, weight: Any) -> bool:
+    """Whether ``read`` is a value of floats whose last dimension a matrix is multiplied with."""
+    is_matrix = _private(weight) and isinstance(matrix := attribute(gm, weight.target), Tensor) and matrix.dim() == 2
+    return is_matrix and matrix.dtype == torch.float32 == read.meta.get("dtype") and read.op != "get_attr"
+
+
+def _is_row(gm: fx.GraphModule, bias: Any, weight: Any) -> bool:
+    """Whether ``bias`` is a parameter with a number for each column of ``weight``."""
+    if not _private(bias) or weight.op != "get_attr":
+        return False
+    row, matrix = attribute(gm, bias.target), attribute(gm, weight.target)
+    return isinstance(row, Tensor) and row.dtype == torch.float32 and row.shape == matrix.shape[1:]
 
 
 def chunks_to_slices(gm: fx.GraphModule) -> None:
@@ -109,7 +149,10 @@ def _path_for(gm: fx.GraphModule, weight: fx.Node, bias: fx.Node | None) -> str 
 
 
 def _build(node: fx.Node, weight: Tensor, bias: Tensor | None, given: dict[str, Any]) -> nn.Module | None:
-    if node.target is F.linear:
+    if kind(node) not in ("functional_conv", "functional_transposed"):
+        if node.target is not F.linear:
+            # (in, out)
+            weight = weight.detach().t().contiguous()
         module: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
         transposed = kind(node) == "functional_transposed"

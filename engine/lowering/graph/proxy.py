@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute, TraceError
 
-from engine.lowering.graph.assignment import assigned, is_view
+from engine.lowering.graph.assignment import OUT_OF_PLACE, assigned, is_view
 from engine.lowering.graph.kinds import SIZES
 from engine.lowering.graph.sizes import Reading, Size
 
@@ -150,14 +150,28 @@ class SizedProxy(fx.Proxy):
 
     def __setitem__(self, place: Any, value: Any) -> None:
         """The tensor after the assignment, under the same name; so is the tensor that it is a part of."""
+        if isinstance(value, SizedProxy) and value.part_of is not None and value.part_of[0] is self and value.part_of[1] is place:
+            # ``self[place] += x`` has changed this tensor already.
+            return
+        self._assign(place, value)
+
+    def _assign(self, place: Any, value: Any) -> None:
         self.becomes(assigned(self, self.known[0].dim() if self._is_tensor() else 0, place, value))
+
+    def _changed_by(self, plain: Callable[[Any, Any], Any], other: Any) -> Any:
+        """``self += other`` and its like: all that is called by this tensor's name is changed, and not what is called so from here on."""
+        changed = plain(self, other)
+        if self._is_tensor() and isinstance(changed, SizedProxy):
+            self.becomes(changed)
+            return self
+        return changed
 
     def becomes(self, changed: Any) -> None:
         """Stand for ``changed`` from now on, and so does this part of the tensor that it was taken from."""
         self.node, self.known = changed.node, changed.known
         if self.part_of is not None:
             whole, place = self.part_of
-            whole[place] = self
+            whole._assign(place, self)
 
     def _is_tensor(self) -> bool:
         return bool(self.known) and isinstance(self.known[0], Tensor)
@@ -170,6 +184,14 @@ class SizedProxy(fx.Proxy):
         batch = {i: self.tracer.create_proxy("call_method", "size", (self, i), {}) for i in symbolic}
         self._reading.read = True
         return tuple(batch.get(i, Size.of(size, self._reading)) for i, size in enumerate(first))
+
+
+def _in_place(plain: Callable[[Any, Any], Any]) -> Callable[[SizedProxy, Any], Any]:
+    return lambda self, other: self._changed_by(plain, other)
+
+
+for _operator, _plain in OUT_OF_PLACE.items():
+    setattr(SizedProxy, f"__{_operator.__name__}__", _in_place(_plain))
 
 
 def _fields(value: Any) -> tuple[str, ...]:

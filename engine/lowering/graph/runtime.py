@@ -22,7 +22,7 @@ from engine.lowering.graph.input_spec import Taking, TakingCall, wrong_size
 from engine.lowering.graph.module_recipes import build_module
 from engine.lowering.graph.pool import max_pool2d
 from engine.lowering.graph.program import Program, Step, grid_from
-from engine.models.memory import channels_last
+from engine.models.memory import changeable, channels_last
 from engine.numerics.qparams import dequantize, quantize
 from engine.tasks.base import Batch
 
@@ -131,7 +131,8 @@ class QuantizedModel(nn.Module):
     def _computed(self, x: Tensors) -> Tensors:
         with torch.inference_mode(), self._lock:
             fixed = self._fixed(x) if self._steps is not None else None
-            return self._stepwise(x) if fixed is None else fixed(x)
+            found = self._stepwise(x) if fixed is None else fixed(x)
+        return changeable(found)
 
     def _stepwise(self, x: Tensors) -> Tensors:
         values = self._holding(x)

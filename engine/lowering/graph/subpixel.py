@@ -1,12 +1,14 @@
 """A transposed convolution as an ordinary one, which integer kernels compute.
 
-With stride s, every place of the result belongs to one of s × s phases, and each phase is a convolution of the input with every s-th
-weight (Shi et al. 2016, arXiv:1609.07009). Their channels side by side are one convolution with s × s times as many; ``pixel_shuffle``
-puts the phases in their places, and what the padding of the transposed convolution leaves out is cut off.
+With stride s, every place of the result belongs to one of s phases in each dimension, and each phase is a convolution of the input with
+every s-th weight (Shi et al. 2016, arXiv:1609.07009). Their channels side by side are one convolution with as many channels for each phase;
+``pixel_shuffle``, or what moves values in the same way, puts the phases in their places, and what the padding of the transposed convolution
+leaves out is cut off.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from engine.lowering.graph.kinds import BATCH_NORMS, IN_KERNELS, kind, module_of, source
+from engine.lowering.graph.kinds import BATCH_NORMS, CONVOLUTIONS, IN_KERNELS, TRANSPOSED, kind, module_of, source
 
 # Operations on single values, or single channels, that may run before the phases are in their places.
 _COMMUTES = ("bn", *IN_KERNELS, "identity")
@@ -25,25 +27,41 @@ _GEOMETRY = "transposed"
 
 @dataclass(frozen=True)
 class Transposed:
-    """Geometry of the ``ConvTranspose2d`` that a convolution computes."""
+    """Geometry of the transposed convolution that a convolution computes, a number for each dimension."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    output_padding: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """How many weights a phase is taken from: with a stride, those that a dilation leaves out are zeros."""
+        pairs = zip(self.kernel, self.stride, self.dilation, strict=True)
+        return tuple(d * (k - 1) + 1 if s > 1 else k for k, s, d in pairs)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Weights of one phase."""
+        return tuple(-(-span // s) for span, s in zip(self.spans, self.stride, strict=True))
+
+    @property
+    def kept(self) -> tuple[slice, ...]:
+        """Where the layer's own weights are among ``spans``."""
+        return tuple(slice(0, span, d if s > 1 else 1) for span, s, d in zip(self.spans, self.stride, self.dilation, strict=True))
 
 
 def transposed_to_convolutions(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Rewrite, in place, each 2-D transposed convolution of equal strides (and, with a stride, of no dilation) as a convolution and
-    what puts its result in place, behind the normalization and activation that follow. Returns their paths."""
+    """Rewrite, in place, each transposed convolution as a convolution and what puts its result in place, behind the normalization and
+    activation that follow. Returns their paths."""
     calls = [str(node.target) for node in gm.graph.nodes if node.op == "call_module"]
     done = []
     for node in list(gm.graph.nodes):
         layer: Any = module_of(node)
         if not _suitable(layer) or calls.count(str(node.target)) > 1 or len(node.args) != 1 or node.kwargs:
             continue
-        phases = layer.stride[0] ** 2
+        phases = math.prod(layer.stride)
         end = _last(node, calls)
         gm.set_submodule(str(node.target), _convolution(layer))
         place = node
@@ -61,7 +79,7 @@ def transposed_to_convolutions(gm: fx.GraphModule) -> tuple[str, ...]:
 def with_transposed(gm: fx.GraphModule) -> fx.GraphModule:
     """Rewrite, in place, what ``transposed_to_convolutions`` made of ``gm`` as the transposed convolutions that the model has, with
     the weights that its convolutions have by now. Returns ``gm``."""
-    for node in list(gm.graph.nodes):
+    for node in reversed(list(gm.graph.nodes)):
         read = source(node)
         if _MARK in node.meta and read is not None:
             node.replace_all_uses_with(read)
@@ -83,14 +101,14 @@ def geometry_of(layer: nn.Module | None) -> Transposed | None:
 
 def type_name(layer: nn.Module) -> str:
     """The class that the model has where ``layer`` is in the graph."""
-    return nn.ConvTranspose2d.__name__ if geometry_of(layer) else type(layer).__name__
+    geometry = geometry_of(layer)
+    return type(layer).__name__ if geometry is None else TRANSPOSED[len(geometry.kernel) - 1].__name__
 
 
 def _suitable(layer: Any) -> bool:
-    if type(layer) is not nn.ConvTranspose2d or layer._forward_hooks or layer._forward_pre_hooks or layer.weight.dtype != torch.float32:
+    if type(layer) not in TRANSPOSED or layer._forward_hooks or layer._forward_pre_hooks or layer.weight.dtype != torch.float32:
         return False
-    (high, wide), strided = layer.stride, layer.stride != (1, 1)
-    return high == wide and not (strided and layer.dilation != (1, 1)) and layer.padding_mode == "zeros"
+    return bool(layer.padding_mode == "zeros")
 
 
 def _last(node: fx.Node, calls: list[str]) -> fx.Node:
@@ -113,8 +131,8 @@ def _last(node: fx.Node, calls: list[str]) -> fx.Node:
 def _pads(geometry: Transposed) -> list[tuple[int, int, int]]:
     """Of each dimension: padding of the convolution, and what is cut off its phases at the start and at the end."""
     found = []
-    for axis in (0, 1):
-        k, s, p = geometry.kernel[axis], geometry.stride[axis], geometry.padding[axis]
+    for axis, k in enumerate(geometry.kernel):
+        s, p = geometry.stride[axis], geometry.padding[axis]
         span, more = geometry.dilation[axis] * (k - 1) + 1, geometry.output_padding[axis]
         taps = -(-span // s)
         pad = max(0, taps - 1 - p // s, -(-(span + more - p - s) // s))
@@ -122,46 +140,54 @@ def _pads(geometry: Transposed) -> list[tuple[int, int, int]]:
     return found
 
 
-def _convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
-    geometry = Transposed(*(_pair(value) for value in (
+def _convolution(layer: Any) -> nn.Module:
+    rank = layer.weight.dim() - 2
+    geometry = Transposed(*(_each(value, rank) for value in (
         layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation,
     )))  # fmt: skip
-    (high, wide), (s, _) = geometry.kernel, geometry.stride
-    weight = layer.weight.detach()
+    weight, strides, taps = layer.weight.detach(), geometry.stride, geometry.taps
     outputs = layer.out_channels // layer.groups
-    # (in, out / groups, h, w) to (out, in / groups, h, w).
-    weight = weight.reshape(layer.groups, -1, outputs, high, wide).transpose(1, 2).reshape(layer.out_channels, -1, high, wide)
-    rows, columns = -(-high // s), -(-wide // s)
-    weight = F.pad(weight, (0, columns * s - wide, 0, rows * s - high))
-    phases = weight.reshape(*weight.shape[:2], rows, s, columns, s).permute(0, 3, 5, 1, 2, 4).flatten(0, 2).flip(2, 3)
-    (top, _, _), (left, _, _) = _pads(geometry)
-    made: Any = nn.Conv2d(
-        layer.in_channels, len(phases), (rows, columns), padding=(top, left), dilation=geometry.dilation, groups=layer.groups,
+    # (in, out / groups, …) to (out, in / groups, …).
+    weight = weight.reshape(layer.groups, -1, outputs, *geometry.kernel).transpose(1, 2).reshape(layer.out_channels, -1, *geometry.kernel)
+    whole = weight.new_zeros((*weight.shape[:2], *(n * s for n, s in zip(taps, strides, strict=True))))
+    whole[(slice(None), slice(None), *geometry.kept)] = weight
+    # (out, in, taps, strides, …) to (out, strides …, in, taps …).
+    apart = whole.reshape(*weight.shape[:2], *(size for pair in zip(taps, strides, strict=True) for size in pair))
+    order = (0, *range(3, 3 + 2 * rank, 2), 1, *range(2, 2 + 2 * rank, 2))
+    phases = apart.permute(order).flatten(0, rank).flip(tuple(range(2, 2 + rank)))
+    build: Any = CONVOLUTIONS[rank - 1]
+    made = build(
+        layer.in_channels, len(phases), taps, padding=tuple(pad for pad, _, _ in _pads(geometry)),
+        dilation=tuple(1 if s > 1 else d for s, d in zip(strides, geometry.dilation, strict=True)), groups=layer.groups,
         bias=layer.bias is not None, device="meta",
     )  # fmt: skip
     made.weight = nn.Parameter(phases.contiguous(), requires_grad=layer.weight.requires_grad)
     if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach().repeat_interleave(s * s), requires_grad=layer.bias.requires_grad)
+        made.bias = nn.Parameter(layer.bias.detach().repeat_interleave(math.prod(strides)), requires_grad=layer.bias.requires_grad)
     made.transposed = geometry
     return made.train(layer.training)  # type: ignore[no-any-return]
 
 
-def _transposed(layer: Any) -> nn.ConvTranspose2d:
+def _transposed(layer: Any) -> nn.Module:
     geometry: Transposed = layer.transposed
-    (high, wide), (s, _) = geometry.kernel, geometry.stride
-    phases = layer.weight.detach().flip(2, 3)
-    channels, (rows, columns) = len(phases) // (s * s), phases.shape[2:]
-    weight = phases.reshape(channels, s, s, -1, rows, columns).permute(0, 3, 4, 1, 5, 2)
-    weight = weight.reshape(channels, -1, rows * s, columns * s)[:, :, :high, :wide]
-    weight = weight.reshape(layer.groups, channels // layer.groups, -1, high, wide).transpose(1, 2).flatten(0, 1)
-    made = nn.ConvTranspose2d(
-        layer.in_channels, channels, (high, wide), geometry.stride, geometry.padding, geometry.output_padding, layer.groups,
+    strides, taps, rank, count = geometry.stride, geometry.taps, len(geometry.kernel), math.prod(geometry.stride)
+    phases = layer.weight.detach().flip(tuple(range(2, 2 + rank)))
+    channels = len(phases) // count
+    apart = phases.reshape(channels, *strides, -1, *taps)
+    # (out, strides …, in, taps …) to (out, in, taps, strides, …).
+    places = (place for axis in range(rank) for place in (2 + rank + axis, 1 + axis))
+    whole = apart.permute(0, 1 + rank, *places).reshape(channels, -1, *(n * s for n, s in zip(taps, strides, strict=True)))
+    weight = whole[(slice(None), slice(None), *geometry.kept)]
+    weight = weight.reshape(layer.groups, channels // layer.groups, -1, *geometry.kernel).transpose(1, 2).flatten(0, 1)
+    build: Any = TRANSPOSED[rank - 1]
+    made = build(
+        layer.in_channels, channels, geometry.kernel, geometry.stride, geometry.padding, geometry.output_padding, layer.groups,
         layer.bias is not None, geometry.dilation, device="meta",
     )  # fmt: skip
     made.weight = nn.Parameter(weight.contiguous(), requires_grad=layer.weight.requires_grad)
     if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach()[:: s * s].clone(), requires_grad=layer.bias.requires_grad)
-    return made.train(layer.training)
+        made.bias = nn.Parameter(layer.bias.detach()[::count].clone(), requires_grad=layer.bias.requires_grad)
+    return made.train(layer.training)  # type: ignore[no-any-return]
 
 
 def _spread(norm: Any, phases: int) -> nn.Module:
@@ -179,46 +205,56 @@ def _spread(norm: Any, phases: int) -> nn.Module:
     return made.train(norm.training)  # type: ignore[no-any-return]
 
 
-def _put_in_place(graph: fx.Graph, end: fx.Node, node: fx.Node, layer: nn.ConvTranspose2d) -> None:
+def _put_in_place(graph: fx.Graph, end: fx.Node, node: fx.Node, layer: Any) -> None:
     """Phases to places and the margins off, between ``end`` and what reads it."""
-    conv = module_of(node)
-    geometry = geometry_of(conv)
+    geometry = geometry_of(module_of(node))
     assert geometry is not None
     cuts = [slice(start, -stop or None) for _, start, stop in _pads(geometry)]
-    full, s, users = dict(end.meta), geometry.stride[0], list(end.users)
+    full, users, strides, rank = dict(end.meta), list(end.users), geometry.stride, len(geometry.kernel)
+    sizes = _inner(full.get("shape"), geometry)
+    batch, channels = (full["shape"][0], layer.out_channels) if sizes is not None else (None, layer.out_channels)
+
+    def moved(read: fx.Node, shape: tuple[int | None, ...], function: Any, *args: Any) -> fx.Node:
+        with graph.inserting_after(read):
+            made = graph.call_function(function, (read, *args))
+        made.meta = {**full, _MARK: str(node.target)} | ({} if sizes is None else {"shape": shape})
+        return made
+
+    inner = sizes or (None,) * rank
+    outer = tuple(None if size is None else size * s for size, s in zip(inner, strides, strict=True))
     last = end
-    with graph.inserting_after(last):
-        if s > 1:
-            last = graph.call_function(F.pixel_shuffle, (last, s))
-            last.meta = {**full, _MARK: str(node.target)}
+    if rank == 2 and strides[0] == strides[1]:
+        last = end if strides[0] == 1 else moved(last, (batch, channels, *outer), F.pixel_shuffle, strides[0])
+    elif math.prod(strides) > 1:
+        # (N, channels · phases, …) to (N, channels, phases …, …), each phase beside its place, and both as one size.
+        order = (0, 1, *(place for axis in range(rank) for place in (2 + rank + axis, 2 + axis)))
+        last = moved(last, (batch, channels, *strides, *inner), torch.unflatten, 1, (channels, *strides))
+        pairs = tuple(size for pair in zip(inner, strides, strict=True) for size in pair)
+        last = moved(last, (batch, channels, *pairs), torch.permute, order)
+        for axis in range(rank):
+            last = moved(last, (batch, channels, *outer[: axis + 1], *pairs[2 * axis + 2 :]), torch.flatten, 2 + axis, 3 + axis)
     if any(cut != slice(0, None) for cut in cuts):
-        with graph.inserting_after(last):
-            last = graph.call_function(operator.getitem, (last, (slice(None), slice(None), *cuts)))
-            last.meta = {**full, _MARK: str(node.target)}
+        last = moved(last, tuple(full.get("shape") or ()), operator.getitem, (slice(None), slice(None), *cuts))
     for user in users:
         user.replace_input_with(end, last)
-    _shapes(end, node, layer, geometry, last)
-
-
-def _shapes(end: fx.Node, node: fx.Node, layer: nn.ConvTranspose2d, geometry: Transposed, last: fx.Node) -> None:
-    """Shapes of the convolution and of what is now before its phases are in their places."""
-    shape = node.meta.get("shape")
-    if shape is None:
+    if sizes is None:
         return
-    s, sizes = geometry.stride[0], []
-    for size, (_, start, stop) in zip(shape[2:], _pads(geometry), strict=True):
-        sizes.append(None if size is None else (size + start + stop) // s)
-    inner = (shape[0], layer.out_channels * s * s, *sizes)
-    one = node
+    # The convolution, and what runs before its phases are in their places.
+    one, shape = node, (batch, channels * math.prod(strides), *sizes)
     while True:
-        one.meta = {**one.meta, "shape": inner}
+        one.meta = {**one.meta, "shape": shape}
         if one is end:
             break
         (one,) = one.users
-    read = source(last)
-    if read is not None and read is not end:
-        read.meta = {**read.meta, "shape": (shape[0], layer.out_channels, *(None if size is None else size * s for size in sizes))}
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+def _inner(shape: tuple[int | None, ...] | None, geometry: Transposed) -> tuple[int | None, ...] | None:
+    """Sizes of one phase, of results of ``shape``."""
+    if shape is None:
+        return None
+    sides = zip(shape[2:], _pads(geometry), geometry.stride, strict=True)
+    return tuple(None if size is None else (size + start + stop) // s for size, (_, start, stop), s in sides)
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(map(int, value))

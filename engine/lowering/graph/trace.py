@@ -23,7 +23,7 @@ from engine.lowering.base import NotWhole
 from engine.lowering.graph import sequences
 from engine.lowering.graph.assignment import OUT_OF_PLACE, changed
 from engine.lowering.graph.call import Call, Input, input_names, keep, largest, largest_difference, results_of, tree_of
-from engine.lowering.graph.kinds import changes_a_part, does_nothing, in_place, is_foreign
+from engine.lowering.graph.kinds import SIZES, changes_a_part, does_nothing, in_place, is_foreign, source
 from engine.lowering.graph.operations import of_namespace
 from engine.lowering.graph.patched import recording, without_autocast
 from engine.lowering.graph.proxy import BATCHES, SizedProxy
@@ -434,8 +434,8 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str 
         graph = tracer.trace(root)
     _record_shapes(graph, tracer._values)
     module = fx.GraphModule(root, graph, name or type(root).__name__)
-    _follow_in_place(module)
-    _reshape_views(module.graph)
+    _follow_in_place(module, tracer._values)
+    _reshape_views(module.graph, tracer._values)
     module.graph.eliminate_dead_code()
     module.recompile()
     module.eval()
@@ -450,21 +450,86 @@ def _record(root: nn.Module, tracer: ShapeTracer, example: Arguments, name: str 
     return Traced(module, tuple(leaf for leaf in tracer.untraced if leaf.path in called), delta)
 
 
-def _follow_in_place(gm: fx.GraphModule) -> None:
-    """What reads a tensor after an operation has changed it in place reads that operation's result."""
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    for node in gm.graph.nodes:
+def _follow_in_place(gm: fx.GraphModule, values: Mapping[fx.Node, tuple[Any, ...]]) -> None:
+    """What reads a tensor after an operation has changed it in place reads that operation's result, and so does what reads a view of
+    it. Raises TraceError for a view that a graph has no other form of."""
+    known = dict(values)
+    for node in list(gm.graph.nodes):
         changed = node.args[0] if node.args else None
-        if isinstance(changed, fx.Node) and in_place(node):
-            later = {user for user in changed.users if order[user] > order[node]}
-            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+        if not isinstance(changed, fx.Node) or not in_place(node):
+            continue
+        order = {other: i for i, other in enumerate(gm.graph.nodes)}
+        later = {user for user in changed.users if order[user] > order[node]}
+        changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+        new = {changed: node}
+        for view in list(order)[: order[node]]:
+            if view is not changed and not in_place(view) and _share(known, view, changed):
+                readers = {user for user in view.users if order[user] > order[node] and not _reads_a_size(user)}
+                _follow_view(gm.graph, view, new, readers)
+                if view in new and view in known:
+                    known[new[view]] = known[view]
 
 
-def _reshape_views(graph: fx.Graph) -> None:
-    """``view`` takes one memory layout only; the same numbers may come channels last."""
-    for node in graph.nodes:
+def _share(values: Mapping[fx.Node, tuple[Any, ...]], one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values have memory in common."""
+    first, second = (values.get(node, (None,))[0] for node in (one, other))
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.numel() or first.layout != torch.strided:
+        return False
+    if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr() or first.dtype != second.dtype:
+        return False
+    mark = torch.zeros(first.untyped_storage().nbytes() // first.itemsize, dtype=torch.bool)
+    mark.as_strided(first.shape, first.stride(), first.storage_offset()).fill_(True)
+    return bool(mark.as_strided(second.shape, second.stride(), second.storage_offset()).any())
+
+
+def _reads_a_size(node: fx.Node) -> bool:
+    return (node.op == "call_method" and node.target in SIZES) or node.target is getattr
+
+
+def _follow_view(graph: fx.Graph, view: fx.Node, new: dict[fx.Node, fx.Node], readers: set[fx.Node]) -> None:
+    """Let ``readers`` read ``view`` anew from what was changed; ``new`` maps what was changed, and views of it, to what they are now."""
+    (changed, node), read = next(iter(new.items())), source(view)
+    with graph.inserting_after(list(new.values())[-1]):
+        if read in new:
+            new[view] = graph.node_copy(view, lambda given: new.get(given, given))
+        elif readers and _is_reshaped(changed, view):
+            new[view] = graph.call_method("reshape_as", (node, view))
+            new[view].meta = dict(view.meta)
+        elif readers:
+            raise TraceError("changes values that were read before, through another view of them")
+        else:
+            return
+    view.replace_all_uses_with(new[view], delete_user_cb=readers.__contains__)
+
+
+def _is_reshaped(view: fx.Node, whole: fx.Node) -> bool:
+    """Whether ``view`` holds all values of ``whole`` in their order."""
+    while view is not whole:
+        read = source(view)
+        if read is None or not (
+            in_place(view) or _name(view) in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as")
+        ):
+            return False
+        view = read
+    return True
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+
+
+def _reshape_views(graph: fx.Graph, values: Mapping[fx.Node, tuple[Any, ...]]) -> None:
+    """``view`` takes one memory layout only; the same numbers may come channels last. Strides are those of the example's memory."""
+    for node in list(graph.nodes):
         if node.op == "call_method" and node.target == "view" and not any(isinstance(size, torch.dtype) for size in node.args):
             node.target = "reshape"
+        if _name(node) in ("as_strided", "as_strided_"):
+            read = source(node)
+            known = values.get(read) if read is not None else None
+            if read is None or known is None or not all(x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes for x in known):
+                raise TraceError("reads a tensor by the strides of its memory")
+            with graph.inserting_before(node):
+                node.replace_input_with(read, graph.call_method("contiguous", (read,)))
 
 
 class _Whole(nn.Module):

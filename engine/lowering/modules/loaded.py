@@ -17,6 +17,7 @@ from engine.lowering.modules.quantized import QuantizedDecoder
 from engine.lowering.modules.rounded_inputs import rounded as rounded
 from engine.lowering.modules.rounded_inputs import rounding as rounding
 from engine.machine.memory import available
+from engine.models.memory import changeable
 
 # The part of the memory that a decoder in float32 may take.
 FITTING = 0.8
@@ -51,7 +52,7 @@ class LoadedDecoder:
         decoder = self.decoder
         with torch.inference_mode(), rounding(decoder):
             found: Tensor = decoder.twin(input_ids=rows, use_cache=False).logits
-        return found
+        return changeable(found)
 
     @cached_property
     def _model(self) -> Any:

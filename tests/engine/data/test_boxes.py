@@ -181,6 +181,13 @@ def test_what_is_wrong_in_coco_is_told_with_its_place(change: Callable[[dict[str
     assert "\n" not in str(error.value)
 
 
+def test_annotations_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    top = coco(tmp_path / "data")
+    file = top / "annotations" / "all.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load(top).labels) == len(load(coco(tmp_path / "plain")).labels)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

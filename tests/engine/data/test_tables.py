@@ -82,6 +82,7 @@ def test_files_of_splits_are_read_and_labels_that_never_hold_are_told(tmp_path: 
         ("file,cat,cat\na.png,1,1\n", "line 1 has the column 'cat' twice"),
         ("file,,cat\na.png,1,1\n", "line 1 has a column without a name"),
         ("cat,dog\n1,0\n", "line 2, column 'cat' is no image file"),
+        ("0.5,1,-2e3\n1,0,2\n2,0,3\n", "line 1 holds numbers alone: the first line is a header"),
         ("file\na.png\n", "has no column of labels"),
         (b"file,cat\na.png,1\n\xe4.png,1\n", "line 3 is not UTF-8 \\(byte 0xe4\\)"),
         ("file,cat\na.png,1\n".encode("utf-16"), "is in UTF-16: convert it"),
@@ -101,6 +102,15 @@ def test_a_table_with_a_mark_and_lines_of_windows_is_read(tmp_path: Path) -> Non
     images(tmp_path)
     data = read(table(tmp_path, b"\xef\xbb\xbf" + LABELS.replace("\n", "\r\n").encode()), "multilabel")
     assert data.labels == ("cat", "dog")
+
+
+def test_an_image_in_two_rows_is_told(tmp_path: Path) -> None:
+    images(tmp_path)
+    again = "file,cat,dog\na.png,1,0\nb.png,0,1\na.png,1,1\nc.png,0,0\na.png,0,1\n"
+    assert any(
+        note.startswith("2 of 5 rows name an image that another row names") for note in read(table(tmp_path, again), "multilabel").notes
+    )
+    assert not any("another row" in note for note in read(table(tmp_path, LABELS), "multilabel").notes)
 
 
 def test_targets_are_the_columns_of_that_name_or_the_last(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ CASES = {
     ),
     "1d": (Around(owner(w=torch.randn(6, 4, 3)), lambda o, x: F.conv1d(x, o.w, None, 2, 1)), (4, 9), "conv"),
     "3d": (Around(owner(w=torch.randn(6, 4, 3, 3, 3)), lambda o, x: F.conv3d(x, o.w, None, (1, 2, 1), 1)), (4, 5, 5, 5), "conv"),
+    "product": (Around(owner(w=torch.randn(9, 6)), lambda o, x: x @ o.w), (4, 9), "linear"),
+    "product and sum": (Around(owner(w=torch.randn(9, 6), b=torch.randn(6)), lambda o, x: o.b + torch.matmul(x, o.w)), (4, 9), "linear"),
+    "method": (Around(owner(w=torch.randn(9, 6)), lambda o, x: x.mm(o.w)), (9,), "linear"),
+    "addmm": (Around(owner(w=torch.randn(9, 6), b=torch.randn(6)), lambda o, x: torch.addmm(o.b, x, o.w)), (9,), "linear"),
     "linear": (Around(owner(w=torch.randn(6, 9), b=torch.randn(6)), lambda o, x: F.linear(x, o.w, o.b)), (4, 9), "linear"),
 }
 
@@ -72,6 +76,10 @@ LEFT = {
     "computed weight": lambda o, x: F.linear(x, o.w * 2),
     "a second weight of the owner": lambda o, x: F.linear(F.linear(x, o.w), o.v),
     "another parameter of the owner": lambda o, x: F.linear(x, o.w) * o.v.sum(),
+    "a product with two readers": lambda o, x: x @ o.w + (o.v @ o.w).sum(0),
+    "a matrix on the left": lambda o, x: (o.w @ x.t()).t(),
+    "a sum with more than a row": lambda o, x: (x @ o.w)[:, None] + o.v,
+    "another factor of addmm": lambda o, x: torch.addmm(o.v[0], x, o.w, beta=2),
     "a child of the owner": lambda o, x: o.child(F.linear(x, o.w)),
 }
 

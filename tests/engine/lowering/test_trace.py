@@ -70,6 +70,33 @@ def read_before_in_place(net: Net, x: Tensor) -> Tensor:
     return before + after + x
 
 
+def view_of_what_changes(net: Net, x: Tensor) -> Tensor:
+    before = x.view(x.size(0), -1)
+    part = before[:, 3:]
+    x.relu_().add_(1)
+    return part * before.sum()
+
+
+def changed_through_a_view(net: Net, x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    flat.mul_(2)
+    return x - 1
+
+
+def half_changed(net: Net, x: Tensor) -> Tensor:
+    first, second = x[:, :2], x[:, 2:]
+    return torch.cat([F.relu(first, inplace=True), second], 1)
+
+
+def changed_under_two_names(net: Net, x: Tensor) -> Tensor:
+    y = x
+    x += 1
+    part = x[:, :2]
+    part *= 3
+    x[:, 1:3] -= 0.5
+    return y * 2
+
+
 FORWARDS = {
     "odd": odd_heights,
     "same": same_padding,
@@ -89,6 +116,13 @@ FORWARDS = {
     "in place statement": statement_in_place,
     "in place method": method_in_place,
     "in place, old reader": read_before_in_place,
+    "in place, a view": view_of_what_changes,
+    "in place, through a view": changed_through_a_view,
+    "in place, a half": half_changed,
+    "in place, two names": changed_under_two_names,
+    "strides": lambda s, x: x.as_strided(
+        (x.size(0), 4, x.shape[2] // 2, x.shape[3]), (4 * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3], x.shape[3], 1)
+    ),
     "constant": lambda s, x: x * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1),
 }
 
@@ -104,6 +138,8 @@ def test_traces_whole_and_serves_every_batch(name, size):
     for batch in BATCHES:
         x = torch.randn(batch, 3, *size)
         assert torch.equal(traced.module(x.clone()), model(x.clone()))
+        # The graph runs channels last, where a view of a tensor may be a copy.
+        torch.testing.assert_close(traced.module(x.to(memory_format=torch.channels_last)), model(x.clone()))
 
 
 def test_simplecnn_rows_shapes_and_dtypes():
@@ -223,6 +259,15 @@ def test_the_model_and_torch_are_as_before(model):
     assert list(after) == list(state)
     assert all(torch.equal(after[name], value) for name, value in state.items())
     assert not any(m.training for m in model.modules())
+
+
+def test_what_a_graph_cannot_change_through_a_view_is_not_traced():
+    def changed(net, x):
+        F.relu(x.transpose(2, 3)[:, 1:], inplace=True)
+        return x * 2
+
+    traced = trace(Net(changed).eval(), torch.randn(2, 3, 8, 8))
+    assert [leaf.path for leaf in traced.untraced] == ["model"] and "through another view" in traced.untraced[0].reason
 
 
 def test_views_become_reshapes_so_that_channels_last_runs():

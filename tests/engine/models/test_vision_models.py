@@ -41,6 +41,19 @@ def test_the_outputs_are_those_of_the_classes_by_their_names(tmp_path: Path) -> 
         load_vision(str(folder), ("owl", "horse"))
 
 
+def test_outputs_without_names_are_in_the_order_of_as_many_classes(tmp_path: Path) -> None:
+    folder = _vit(tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {str(i): f"LABEL_{i}" for i in range(3)}}))
+    plain = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    x = torch.randn(2, 3, 32, 32)
+    model = load_vision(str(folder), ("x", "y", "z"))
+    with torch.no_grad():
+        assert model.unnamed and torch.allclose(model(x), plain(x).logits, atol=1e-6)
+    with pytest.raises(EngineError, match="2 of 2 classes are not"):
+        load_vision(str(folder), ("x", "y"))
+
+
 def test_sizes_and_normalization_are_those_of_the_preprocessor(tmp_path: Path) -> None:
     assert transform_of(str(_vit(tmp_path / "a"))) == Transform(32, 32, "bicubic", (0.5, 0.4, 0.3), (0.5, 0.5, 0.2))
     crop = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,8 +127,14 @@ def _failing() -> Iterator[Any]:
     raise ValueError("no such image")
 
 
+def _leaving() -> Iterator[Any]:
+    yield LOADER[0]
+    sys.exit(0)
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "empty": ([], "gives no batch"),
+    "exits": (_leaving, r"loader failed \(.*test_own_tasks.py:\d+\): SystemExit: 0"),
     "raises": (_failing, r"loader failed \(.*test_own_tasks.py:\d+\): ValueError: no such image"),
     "other structure": ([LOADER[0], (torch.zeros(8, 3, 8), torch.arange(8))], "batch 2 of train has inputs float32 .* another structure"),
     "targets of another length": ([(torch.zeros(8, 3, 8, 8), torch.arange(7))], "8 inputs and 7 targets"),
@@ -153,6 +160,8 @@ def test_a_loader_that_does_not_fit_is_told_in_one_line_and_nothing_is_written(k
         (lambda outputs, targets: float("nan"), "is not a number"),
         (lambda outputs, targets: 1 / 0, r"metric metric failed \(.*test_own_tasks.py:\d+\): ZeroDivisionError"),
         (lambda outputs: 1.0, "TypeError"),
+        (lambda outputs, targets: torch.ones(3), r"metric metric returned a Tensor of shape \(3,\): it must return one number"),
+        (lambda outputs, targets: sys.exit(0), r"metric metric failed \(.*test_own_tasks.py:\d+\): SystemExit"),
     ],
 )
 def test_a_metric_that_gives_no_number_is_told_in_one_line(metric: Any, message: str, own_cache: Path, tmp_path: Path) -> None:
@@ -252,3 +261,64 @@ def test_the_error_of_a_difference_is_that_of_paired_items() -> None:
     right = torch.nn.functional.one_hot(classes, 4).float()
     assert evaluated(accuracy, right, classes).difference_error(evaluated(accuracy, right, classes)) == pytest.approx(0.75 / 34)
     assert evaluated(accuracy, right[:4], classes[:4]).difference_error(evaluated(accuracy, right[:4], classes[:4])) is None
+
+
+class RightOnes:
+    """An accuracy as torchmetrics has it."""
+
+    def reset(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, outputs: torch.Tensor, targets: Any) -> None:
+        targets = torch.as_tensor(targets)
+        self.right, self.count = self.right + int((outputs.argmax(1) == targets).sum()), self.count + len(targets)
+
+    def compute(self) -> float:
+        return self.right / self.count
+
+
+def test_an_object_and_targets_in_a_list_have_the_interval_of_a_function() -> None:
+    draw = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(48, 4, generator=draw), torch.arange(48) % 4
+    moved = outputs + 0.5 * torch.randn(48, 4, generator=draw)
+
+    def of(metric: Any, form: torch.Tensor, wanted: Any) -> Any:
+        evaluator = engine.Task.of(LOADER, LOADER, LOADER, metric=metric).evaluator()
+        for some in (slice(0, 20), slice(20, 48)):
+            evaluator.update(form[some], wanted[some])
+        return evaluator
+
+    def listed(given: torch.Tensor, wanted: list[int]) -> torch.Tensor:
+        return accuracy(given, torch.tensor(wanted))
+
+    (wanted,) = of(accuracy, outputs, targets).compute().values()
+    assert wanted.low < wanted.value < wanted.high
+    error = of(accuracy, moved, targets).difference_error(of(accuracy, outputs, targets))
+    for metric, given in ((RightOnes(), targets), (RightOnes(), targets.tolist()), (listed, targets.tolist())):
+        (found,) = of(metric, outputs, given).compute().values()
+        assert (found.value, found.low, found.high) == pytest.approx((wanted.value, wanted.low, wanted.high))
+        # A chance is known of functions of tensors alone.
+        assert of(metric, moved, given).difference_error(of(metric, outputs, given)) == pytest.approx(error, rel=0.2)
+
+
+def test_a_loss_that_has_no_gradient_is_told(own_cache: Path, tmp_path: Path) -> None:
+    task = engine.Task.of(LOADER, LOADER, LOADER, metric=accuracy, loss=lambda outputs, targets: outputs.detach().sum())
+    with pytest.raises(EngineError, match="loss of the task own has no gradient"):
+        quantized(tmp_path / "run", task, qat={"mode": "always", "epochs": 1})
+
+
+def test_a_loader_that_gives_other_batches_each_time_is_told(own_cache: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn() -> Iterator[Any]:
+        for _ in range(4):
+            yield torch.randn(8, 3, 8, 8, generator=generator), torch.arange(8) % 4
+
+    for task, told in (
+        (engine.Task.of(LOADER, LOADER, drawn, metric=accuracy), "test gives other batches each time"),
+        (engine.Task.of(drawn, metric=accuracy), "train gives other batches each time"),
+        (engine.Task.of(drawn, LOADER, LOADER, metric=accuracy), ""),
+    ):
+        notes = quantized(tmp_path / "run", task, qat={"mode": "never"})["data"].get("notes", [])
+        assert [told in note for note in notes if "each time" in note] == ([True] if told else [])
+        shutil.rmtree(tmp_path / "run")
