@@ -1,0 +1,86 @@
+"""Linear layers on the compiled products: float32 in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.jit.products import MIDDLE, Product, Rounding, padded
+from engine.kernels.matrix.nibbles import group_of, packed
+from engine.kernels.matrix.weight_only import ROWS, by_slices, wide
+from engine.numerics.qtensor import QTensor
+from engine.recipe.spec import ActivationSpec
+
+# Weights that are wide at a time, in outputs by sixteens.
+_SLICE, _PANELS = 1 << 22, 16
+
+
+class Int8:
+    """(..., in) to (..., out). Inputs are rounded as ``activations`` says; without them, to 16 bits for up to ``ROWS`` tokens, and more
+    tokens are multiplied with weights that are widened slice by slice."""
+
+    def __init__(self, weight: QTensor, bias: Tensor | None, activations: ActivationSpec | None = None) -> None:
+        self.shape = (weight.codes.shape[0], weight.codes.shape[1])
+        asked = _rounding(activations)
+        self._lacking = padded(8, self.shape[1], asked) - self.shape[1]
+        self._scale, self._bias = weight.channel_scale.contiguous(), None if bias is None else bias.float()
+        self._product = Product(F.pad(weight.codes, (0, self._lacking)), self._scale, self._bias, asked=asked)
+        self._always, self._wide = asked is not None, wide("cpu")
+
+    def rows(self, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """A way to look up the rows of ``weight``, that of this layer, in its memory."""
+        return self._look if tuple(weight.shape) == self.shape else None
+
+    def _look(self, ids: Tensor) -> Tensor:
+        return self._product.rows(ids)[:, : self.shape[1]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows
+        if self._always or len(rows) <= ROWS:
+            return self._product(rows.float()).view(*x.shape[:-1], -1)
+        y = by_slices(rows.to(self._wide), self.shape[0], _at_once(rows.shape[1]), self._widened)
+        y = torch.mul(y, self._scale)
+        return (y if self._bias is None else y.add_(self._bias)).view(*x.shape[:-1], -1)
+
+    def _widened(self, at: slice) -> Tensor:
+        return self._product.codes(at.start, at.stop).to(self._wide)
+
+
+class Int4:
+    """As ``Int8``, on nibbles with a step and an offset for each group."""
+
+    def __init__(self, weight: QTensor, bias: Tensor | None, activations: ActivationSpec | None = None) -> None:
+        size = group_of(weight.scheme, weight.codes.shape[1])
+        codes, scales = packed(weight, size)
+        self._out = len(weight.codes)
+        self._step, self._added = (scales[..., part].t().contiguous() for part in (0, 1))
+        self._bias = None if bias is None else bias.float()
+        asked = _rounding(activations)
+        self._product = Product(codes, self._step, self._bias, self._added, size, asked)
+        self._always, self._wide = asked is not None, wide("cpu")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if self._always or len(rows) <= ROWS:
+            return self._product(rows.float()).view(*x.shape[:-1], -1)
+        y = by_slices(rows.to(self._wide), self._out, _at_once(x.shape[-1]), self._widened)
+        return (y.float() if self._bias is None else y.float().add_(self._bias)).view(*x.shape[:-1], -1)
+
+    def _widened(self, at: slice) -> Tensor:
+        codes = self._product.codes(at.start, at.stop)
+        codes = codes.view(len(codes), self._step.shape[1], -1).float().sub_(MIDDLE)
+        found = torch.addcmul(self._added[at, :, None].float(), codes, self._step[at, :, None].float())
+        return found.flatten(1).to(self._wide)
+
+
+def _at_once(inputs: int) -> int:
+    """Outputs of a slice: whole panels."""
+    return max(_SLICE // inputs // _PANELS, 1) * _PANELS
+
+
+def _rounding(activations: ActivationSpec | None) -> Rounding | None:
+    return None if activations is None else Rounding(activations.bits, activations.group_size)
