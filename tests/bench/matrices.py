@@ -1,6 +1,6 @@
 """The matrix products of one token of a decoder with integer weights, beside ONNX Runtime's MatMulNBits: microseconds, bytes a second.
 
-usage: uv run --group bench --extra fast python tests/bench/matrices.py [--shape gpt2] [--threads 2] [--rounds 30] [--write FILE]
+usage: uv run --group bench --extra fast python tests/bench/matrices.py [--shape gpt2,tinyllama] [--threads 2] [--rounds 30] [--write FILE]
 
 All matrices of the blocks, and the head on int8, are multiplied with one row each in the order of a token, so that weights come from
 memory as they do while it is written. All kernels are measured in one
@@ -22,13 +22,14 @@ from decode import read_bandwidth
 from tables import put
 from torch import Tensor
 
+from engine.kernels.matrix.compiled import Int4, Int8
 from engine.kernels.matrix.nibbles import PackedNibbles
-from engine.kernels.matrix.streamed import Int4, Int8
 from engine.kernels.matrix.weight_only import Widened
 from engine.kernels.probe import probe
 from engine.numerics.qtensor import QTensor
 from engine.numerics.scheme import int_scheme
 from engine.numerics.weights import minmax, quantize
+from engine.recipe.spec import ActivationSpec
 
 # Out, in, how many of them a token needs, whether it is the head.
 SHAPES: dict[str, tuple[tuple[int, int, int, bool], ...]] = {
@@ -36,10 +37,19 @@ SHAPES: dict[str, tuple[tuple[int, int, int, bool], ...]] = {
     "llama": (
         (2048, 2048, 32, False), (512, 2048, 32, False), (8192, 2048, 32, False), (2048, 8192, 16, False), (32000, 2048, 1, True),
     ),
+    "tinyllama": (
+        (2048, 2048, 44, False), (256, 2048, 44, False), (5632, 2048, 44, False), (2048, 5632, 22, False), (32000, 2048, 1, True),
+    ),
 }  # fmt: skip
 MARKS = ("<!-- bench:matrices -->", "<!-- /bench:matrices -->")
 GROUP = 64
 FLOAT, ROUNDED = "ORT MatMulNBits, float32", "ORT MatMulNBits, int8 inputs"
+# Ours, by how inputs are rounded: to 16 bits of float activations, or to integers that a recipe asks for.
+COMPILED = {
+    "compiled, float activations": None,
+    "compiled, int8 a token": ActivationSpec(8, dynamic=True),
+    f"compiled, int8 a group of {GROUP}": ActivationSpec(8, dynamic=True, group_size=GROUP),
+}
 Run = Callable[[], object]
 
 
@@ -82,7 +92,7 @@ def forms(weight: QTensor, x: Tensor, bits: int, threads: int) -> dict[str, Run]
     weight = replace(weight, codes=weight.codes.clone())
     found = {FLOAT: nbits(weight, x, bits, threads, 0), ROUNDED: nbits(weight, x, bits, threads, 4)}
     found["torch"] = ours(Widened(weight.codes.clone(), weight.channel_scale, None) if bits == 8 else PackedNibbles(weight, None), x)
-    found["compiled"] = ours(Int8(weight, None) if bits == 8 else Int4(weight, None), x)
+    found |= {name: ours((Int8 if bits == 8 else Int4)(weight, None, asked), x) for name, asked in COMPILED.items()}
     return found
 
 
@@ -141,13 +151,15 @@ def table(shape: str, bits: int, threads: int, rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="gpt2", choices=SHAPES)
+    parser.add_argument("--shape", default="gpt2", help=f"of {', '.join(SHAPES)}, with commas between")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--write", type=Path, help="put the tables between the markers of this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = [line for bits in (8, 4) for line in table(arguments.shape, bits, arguments.threads, arguments.rounds)]
+    lines = [
+        line for shape in arguments.shape.split(",") for bits in (8, 4) for line in table(shape, bits, arguments.threads, arguments.rounds)
+    ]  # fmt: skip
     lines.append(f"{probe().instructions}, torch {torch.__version__}; speeds vary between machines, read them as ratios.")
     text = "\n".join(lines)
     print(text)

@@ -65,13 +65,23 @@ class Product:
         ]  # fmt: skip
         self._held = (self._weight, *kept, bias)
         self._rounded: Rounded = rounded
-        self._forms = [Form(bits, rounded, added is not None, tile) for tile in (1, 8 if lanes > 8 else 4)]
+        self._tiles = {tile: Form(bits, rounded, added is not None, tile) for tile in _tiles(rounded, lanes)}
         self._arguments = (c_int64 * len(FIELDS))()
         self._address = addressof(self._arguments)
         top = (1 << (asked.bits - 1)) - 1 if asked else LARGEST[rounded]
         middle = MIDDLE if bits == 4 else _UNSIGNED if self._moved else 0
-        known = {"out": self.out, "inputs": self.inputs, "groups": self._groups, "size": size, "span": span or size, "middle": middle, "top": top}
-        known |= dict(zip(("weight", "scale", "added", "bias"), (0 if part is None else part.data_ptr() for part in self._held), strict=True))
+        known = {
+            "out": self.out,
+            "inputs": self.inputs,
+            "groups": self._groups,
+            "size": size,
+            "span": span or size,
+            "middle": middle,
+            "top": top,
+        }
+        known |= dict(
+            zip(("weight", "scale", "added", "bias"), (0 if part is None else part.data_ptr() for part in self._held), strict=True)
+        )
         for name, value in known.items():
             self._set(name, value)
         self._round = _rounding(rounded)
@@ -96,7 +106,8 @@ class Product:
             alone(self._address)
         else:
             parallel(body, self._address, threads, 0)
-        parallel, body = _functions(self._forms[rows > 1], self._instructions, self._spelled)
+        tile = max(tile for tile in self._tiles if tile < 2 * rows)
+        parallel, body = _functions(self._tiles[tile], self._instructions, self._spelled)
         parallel(body, self._address, threads, 0)
 
     def codes(self, first: int = 0, last: int | None = None) -> Tensor:
@@ -130,6 +141,11 @@ class Product:
 
     def _set(self, name: str, value: int) -> None:
         self._arguments[FIELDS.index(name)] = value
+
+
+def _tiles(rounded: Rounded, lanes: int) -> tuple[int, ...]:
+    """How many rows of inputs share what is read of the weights, as far as there are registers for their sums."""
+    return (1, 4, 8) if lanes > 8 or rounded == "bytes" else (1, 4)
 
 
 _X, _Y, _ROWS = (FIELDS.index(name) for name in ("x", "y", "rows"))

@@ -19,8 +19,8 @@ _SLICE, _PANELS = 1 << 22, 16
 
 
 class Int8:
-    """(..., in) to (..., out). Inputs are rounded as ``activations`` says; without them, to 16 bits for up to ``ROWS`` tokens, and more
-    tokens are multiplied with weights that are widened slice by slice."""
+    """(..., in) to (..., out). Inputs are rounded as ``activations`` says; without them, to 16 bits, but for more than ``ROWS`` tokens where
+    the processor multiplies bfloat16: these are multiplied with weights that are widened slice by slice."""
 
     def __init__(self, weight: QTensor, bias: Tensor | None, activations: ActivationSpec | None = None) -> None:
         self.shape = (weight.codes.shape[0], weight.codes.shape[1])
@@ -28,7 +28,7 @@ class Int8:
         self._lacking = padded(8, self.shape[1], asked) - self.shape[1]
         self._scale, self._bias = weight.channel_scale.contiguous(), None if bias is None else bias.float()
         self._product = Product(F.pad(weight.codes, (0, self._lacking)), self._scale, self._bias, asked=asked)
-        self._always, self._wide = asked is not None, wide("cpu")
+        self._widen = asked is None and widens()
 
     def rows(self, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A way to look up the rows of ``weight``, that of this layer, in its memory."""
@@ -40,14 +40,14 @@ class Int8:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         rows = F.pad(rows, (0, self._lacking)) if self._lacking else rows
-        if self._always or len(rows) <= ROWS:
+        if not self._widen or len(rows) <= ROWS:
             return self._product(rows.float()).view(*x.shape[:-1], -1)
-        y = by_slices(rows.to(self._wide), self.shape[0], _at_once(rows.shape[1]), self._widened)
+        y = by_slices(rows.to(torch.bfloat16), self.shape[0], _at_once(rows.shape[1]), self._widened)
         y = torch.mul(y, self._scale)
         return (y if self._bias is None else y.add_(self._bias)).view(*x.shape[:-1], -1)
 
     def _widened(self, at: slice) -> Tensor:
-        return self._product.codes(at.start, at.stop).to(self._wide)
+        return self._product.codes(at.start, at.stop).to(torch.bfloat16)
 
 
 class Int4:
@@ -61,20 +61,25 @@ class Int4:
         self._bias = None if bias is None else bias.float()
         asked = _rounding(activations)
         self._product = Product(codes, self._step, self._bias, self._added, size, asked)
-        self._always, self._wide = asked is not None, wide("cpu")
+        self._widen = asked is None and widens()
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self._always or len(rows) <= ROWS:
+        if not self._widen or len(rows) <= ROWS:
             return self._product(rows.float()).view(*x.shape[:-1], -1)
-        y = by_slices(rows.to(self._wide), self._out, _at_once(x.shape[-1]), self._widened)
+        y = by_slices(rows.to(torch.bfloat16), self._out, _at_once(x.shape[-1]), self._widened)
         return (y.float() if self._bias is None else y.float().add_(self._bias)).view(*x.shape[:-1], -1)
 
     def _widened(self, at: slice) -> Tensor:
         codes = self._product.codes(at.start, at.stop)
         codes = codes.view(len(codes), self._step.shape[1], -1).float().sub_(MIDDLE)
         found = torch.addcmul(self._added[at, :, None].float(), codes, self._step[at, :, None].float())
-        return found.flatten(1).to(self._wide)
+        return found.flatten(1).to(torch.bfloat16)
+
+
+def widens() -> bool:
+    """Whether a prompt is faster on weights in bfloat16 than with inputs of 16 bits: where the processor multiplies such."""
+    return wide("cpu") == torch.bfloat16
 
 
 def _at_once(inputs: int) -> int:

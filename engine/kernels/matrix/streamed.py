@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from engine.kernels.jit import probe
 from engine.kernels.jit.compiler import missing
 from engine.kernels.matrix.base import Asked
-from engine.kernels.matrix.compiled import Int4, Int8
+from engine.kernels.matrix.compiled import Int4, Int8, widens
 from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.nibbles import Nibbles, group_of
 from engine.kernels.matrix.on_int8 import on_int8
@@ -65,8 +65,7 @@ class _Compiled(ABC):
 
 
 class Streamed(_Compiled):
-    """With float activations: more than ``ROWS`` tokens are computed on weights that are widened slice by slice; then arithmetic is what
-    takes time."""
+    """With float activations, which are rounded to 16 bits, in groups."""
 
     def unasked(self, asked: Asked) -> str | None:
         return None if asked.activations is None else "no matrix with float activations"
@@ -76,8 +75,11 @@ class Streamed(_Compiled):
 
     def note(self, asked: Asked, machine: Machine) -> str | None:
         narrow = _bits(asked.weights, asked.shape[1]) == 4
-        stored = "scales are bfloat16" if narrow else "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8"
-        return "; ".join(filter(None, (stored, f"activations are rounded to 16 bits a group for up to {ROWS} tokens at once")))
+        stored = (
+            "scales are bfloat16" if narrow else "" if asked.weights.bits == 8 else f"stored with {asked.weights.bits} bits, held as int8"
+        )
+        tokens = f" for up to {ROWS} tokens at once" if widens() else ""
+        return "; ".join(filter(None, (stored, f"activations are rounded to 16 bits a group{tokens}")))
 
 
 class StreamedIntegers(_Compiled):
