@@ -3,8 +3,8 @@ one row waits for.
 
 Weights lie in panels of so many outputs as a vector has lanes, and within one in the order in which they are read: a vector holds some
 inputs of each output, so that sums of a lane are those of its output and no lanes are added up (as the repacked ``Q4_0_8x8`` of
-llama.cpp). Inputs are rounded first, each group by its largest magnitude: to 8 bits or fewer where a recipe asks for integer activations, else
-to 16. Bytes are multiplied by PMADDUBSW, whose sums of 16 bits hold eight products with codes of 4 bits, or VPDPBUSD; int8 by int8 as
+llama.cpp). Inputs are rounded first, each group by its largest magnitude: to 8 bits or fewer where a recipe asks for integer
+activations, else to 16. Bytes are multiplied by PMADDUBSW, whose sums of 16 bits hold eight products with codes of 4 bits, or VPDPBUSD; int8 by int8 as
 magnitudes times signed inputs, two of which 16 bits hold; int8 by int16 with PMADDWD.
 """
 
@@ -182,8 +182,12 @@ class _Function:
                 lines += [f"  %up{i} = shl {ints} %top{i}.next, {_constant(8, 'i32', self._lanes)}",
                           f"  %all{i} = add {ints} %acc{i}.next, %up{i}"]  # fmt: skip
             total = f"%all{i}" if self._apart else f"%acc{i}.next"
-            lines += [f"  %num{i} = sitofp {ints} {total} to {floats}", f"  %stepp{i}.g = getelementptr float, ptr %stepp{i}, i64 %g",
-                      f"  %step{i} = load float, ptr %stepp{i}.g, align 4", *_broadcast(f"steps{i}", f"%step{i}", "float", self._lanes)]  # fmt: skip
+            lines += [
+                f"  %num{i} = sitofp {ints} {total} to {floats}",
+                f"  %stepp{i}.g = getelementptr float, ptr %stepp{i}, i64 %g",
+                f"  %step{i} = load float, ptr %stepp{i}.g, align 4",
+                *_broadcast(f"steps{i}", f"%step{i}", "float", self._lanes),
+            ]
             if form.bits == 4:
                 lines.append(f"  %by{i} = fmul {floats} %scales, %steps{i}")
             by = f"%by{i}" if form.bits == 4 else f"%steps{i}"
@@ -334,10 +338,10 @@ class _Function:
 
 
 def rounding(name: str, rounded: Rounded) -> str:
-    """IR of ``void name(ptr)``, one thread's part: float32 ``x`` (rows, inputs) to integers ``q``, in halves to its upper bytes and ``low``.
+    """IR of ``void name(ptr)``, one thread's part: float32 ``x`` (rows, inputs) to integers ``q``, in halves to ``q`` and ``low``.
 
-    Each ``span`` of inputs has a step, its largest magnitude over ``top``; ``steps`` (rows, groups) names it for each group of ``size``, which
-    divides the span. ``sums`` are those of a group, of ``x`` itself where it is rounded to 16 bits, else of what it is rounded to;
+    Each ``span`` of inputs has a step, its largest magnitude over ``top``; ``steps`` (rows, groups) names it for each group of ``size``,
+    which divides the span. ``sums`` are those of a group, of ``x`` itself where it is rounded to 16 bits, else of what it is rounded to;
     ``middles`` the sum of a group's integers times ``-middle``. The step of what holds no number is none."""
     floats, ints = f"<{LANES} x float>", f"<{LANES} x i32>"
     lines = [_HEAD, _vectors(LANES), f"define void @{name}(ptr %a) {{", "entry:", *_fields()]
@@ -514,10 +518,11 @@ def _spelled(lanes: int) -> list[str]:
     """Both as plain arithmetic."""
     ints, words, bytes_ = _kinds(lanes)
     lines: list[str] = []
-    for head, kind, narrow, widen, parts in (
-        (f"@pairs({words} %a, {words} %b)", "i32", words, "sext", 2), (f"@dot({ints} %s, {bytes_} %a, {bytes_} %b)", "i32", bytes_, "zext", 4),
-    ):  # fmt: skip
-        wide = f"<{parts * lanes} x {kind}>"
+    for head, narrow, widen, parts in (
+        (f"@pairs({words} %a, {words} %b)", words, "sext", 2),
+        (f"@dot({ints} %s, {bytes_} %a, {bytes_} %b)", bytes_, "zext", 4),
+    ):
+        wide = f"<{parts * lanes} x i32>"
         lines += [
             f"define internal {ints} {head} alwaysinline {{",
             f"  %aw = {widen} {narrow} %a to {wide}",
