@@ -4,8 +4,8 @@ one row waits for.
 Weights lie in panels of so many outputs as a vector has lanes, and within one in the order in which they are read: a vector holds some
 inputs of each output, so that sums of a lane are those of its output and no lanes are added up (as the repacked ``Q4_0_8x8`` of
 llama.cpp). Inputs are rounded first, each group by its largest magnitude: to 8 bits or fewer where a recipe asks for integer
-activations, else to 16. Bytes are multiplied by PMADDUBSW, whose sums of 16 bits hold eight products with codes of 4 bits, or VPDPBUSD; int8 by int8 as
-magnitudes times signed inputs, two of which 16 bits hold; int8 by int16 with PMADDWD.
+activations, else to 16. Bytes are multiplied by PMADDUBSW, whose sums of 16 bits hold eight products with codes of 4 bits, or
+VPDPBUSD; int8 by int8 as magnitudes times signed inputs, two of which 16 bits hold; int8 by int16 with PMADDWD.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _SLICE, _PANELS = 1 << 22, 16
 
 
 class Int8:
-    """(..., in) to (..., out). Inputs are rounded as ``activations`` says; without them, to 16 bits. But more than ``ROWS`` tokens with float
-    activations are multiplied with weights that are widened slice by slice where the processor multiplies bfloat16."""
+    """(..., in) to (..., out). Inputs are rounded as ``activations`` says, else to 16 bits. But more than ``ROWS`` tokens with float
+    activations are multiplied with weights that are widened slice by slice, where the processor multiplies bfloat16."""
 
     def __init__(self, weight: QTensor, bias: Tensor | None, activations: ActivationSpec | None = None) -> None:
         self.shape = (weight.codes.shape[0], weight.codes.shape[1])
