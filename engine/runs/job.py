@@ -30,6 +30,7 @@ from engine.recipe.recipe import Recipe
 from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
 from engine.report.report import SCHEMA, Report
+from engine.report.runtimes import led
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
 from engine.runs.gauge import Gauge
@@ -137,7 +138,7 @@ class Job(Work):
         self.where.keep(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
-        report = with_orders(Report({
+        report = with_orders(Report(led({
             "schema": SCHEMA, "model": self.recipe.model, **self.measured(), "lowering": lowering.name,
             "data": self.task.data(self.recipe.data.calibration, self.recipe.data.limit), "environment": self.environment(),
             "graph": lowering.graph(), "layers": layers, "baseline": baseline.to_dict(), "ptq": ptq.figures.to_dict(),
@@ -147,7 +148,8 @@ class Job(Work):
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
             **lowering.details(plan, statistics, chosen.quantized), "resources": self.gauge.entries(),
             **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
-        }), self.recipe, self.where.path)  # fmt: skip
+        })), self.recipe, self.where.path)  # fmt: skip
+        text = report.data["verdict"]["text"]
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
