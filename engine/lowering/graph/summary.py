@@ -43,10 +43,11 @@ def layers(
     units = {unit.path: unit.layer for unit in reversed(layout.units)}
     folded = {unit.bn: unit.layer for unit in layout.units if unit.bn}
     between = _between(layout, model)
-    rows = [
-        _layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr, (notes or {}).get(layer.node)) for layer in plan.layers
+    return [
+        _layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr, (notes or {}).get(layer.node))
+        | between.get(layer.node, {})
+        for layer in plan.layers
     ]
-    return [{**row, **between.get(layer.node, {})} for row, layer in zip(rows, plan.layers, strict=True)]
 
 
 def _between(layout: Layout, model: QuantizedModel) -> dict[str, dict[str, Any]]:
