@@ -25,9 +25,8 @@ def test_a_network_reaches_its_operations_over_its_time() -> None:
     assert found is not None
     single, batched = found["reached"]
     # 100 million multiply-adds in 4 ms are 50 GOP/s, 64 times as many in 128 ms are 100; 12 MB in 4 ms are 3 GB/s.
-    assert single == {
-        "workload": "at batch 1", "ops_per_s": pytest.approx(50e9), "of_peak": 0.25, "bytes_per_s": pytest.approx(3e9), "of_bandwidth": 0.15,
-    }  # fmt: skip
+    speeds = {"ops_per_s": pytest.approx(50e9), "bytes_per_s": pytest.approx(3e9)}
+    assert single == {"workload": "at batch 1", "of_peak": 0.25, "of_bandwidth": 0.15, **speeds}
     assert batched == {"workload": "at batch 64", "ops_per_s": pytest.approx(100e9), "of_peak": 0.5}
     assert sentence(found) == (
         "Of what 2 threads reach here (200 GOP/s in a large int8 product of dnnl, 20.0 GB/s of a plain read, as measured): "
