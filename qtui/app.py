@@ -43,7 +43,9 @@ class QtuiApp(TableActions, App[int]):
     Screen { background: $background; }
     """
 
-    def __init__(self, session: Session | None = None, hertz: float | None = None, first_steps: bool = False) -> None:
+    def __init__(
+        self, session: Session | None = None, hertz: float | None = None, first_steps: bool = False, estimates: bool = False
+    ) -> None:
         super().__init__(driver_class=terminal.driver_class())
         for stage in ids():
             self.add_mode(stage, partial(make, stage))
@@ -55,6 +57,7 @@ class QtuiApp(TableActions, App[int]):
         self._given = session
         self.log_shown = False
         self.steps: int | None = known_steps() if first_steps else None
+        self.estimates = estimates
         self.hold = False
         self.leaving = False
         # Before the first frame, so that it is in these colours.
@@ -240,7 +243,7 @@ class QtuiApp(TableActions, App[int]):
 
 def main() -> int:
     """The app, until it ends; then the engine's thread."""
-    app = QtuiApp(first_steps=os.environ.get("QTUI_HINTS") != "0")
+    app = QtuiApp(first_steps=os.environ.get("QTUI_HINTS") != "0", estimates=os.environ.get("QTUI_ESTIMATES") != "0")
     try:
         code = app.run(mouse=terminal.wants_mouse(os.environ))
     finally:

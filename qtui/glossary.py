@@ -19,7 +19,8 @@ _EVERYWHERE: Mapping[str, str] = {
     "sqnr": "Signal to quantization noise at the layer's output, in decibels, with all layers before it quantized. 20 dB are noise of a "
     "tenth of the signal; 6 dB less is twice the noise.",
     "own": "The noise that this layer adds alone, given what it reads. Where it is far above the other figure the noise came from before.",
-    "alone": "The layer timed alone on integers against fp32, on this machine. What is slower there gains size only.",
+    "alone": "The layer timed alone on integers against fp32, on this machine. What is slower there gains size only; "
+    "~ marks times taken while the machine had other work.",
     "kernel": "What computes the layer: an integer kernel, or fp32 where there is none that pays or fits. Simulated is fp32 arithmetic "
     "that rounds as integers would.",
     "size": "Bytes as a file, or by how much a choice changes them. Scales and zero points are counted.",
@@ -50,6 +51,8 @@ _OF_SCREEN: Mapping[tuple[str, str], str] = {
     "the noise is more than a tenth of the signal.",
     ("sensitivity", "activations"): "The estimated SQNR of the layer's output with what it reads rounded as planned, in dB. Under 20 dB "
     "the noise is more than a tenth of the signal.",
+    ("strategy", "noise"): "The estimated SQNR of the layer's output as planned, and behind the arrow with the next fewer bits for its "
+    "weights, in decibels. It is told before anything is run; under 20 dB the noise is more than a tenth of the signal.",
     ("side-by-side", "sqnr"): "SQNR of the second run less that of the first. Above zero the second has less noise there.",
     ("graph", "time"): "The node's part of the time of one item, measured here. Nodes that only move data can take much of it too.",
 }  # fmt: skip

@@ -168,6 +168,9 @@ def _run(run: Run, event: ev.Event) -> Run:  # noqa: C901 - one case an event
             if stage == "calibrate" and run.at == "train":
                 stage = "train"
             run = replace(run, doing=event.title, phase=event.stage, progress=None, part=1)
+            if event.stage == "sensitivity" and run.stages.get(stage) == "waiting":
+                # It is done beside the question, which stays open.
+                return run
             return _moved(run, stage, "running")
         case ev.StageFinished():
             return replace(run, progress=None)

@@ -32,6 +32,9 @@ class Session:
         self._thread = EngineThread(self._mail.post)
         self._token: StopToken | None = None
         self._next: Callable[[], None] | None = None
+        # Whether the open question's estimate is at work, and what was answered meanwhile.
+        self._estimating = False
+        self._answered: list[Answer] = []
         self._examined = False
         self._folder: frozenset[tuple[str, int]] = frozenset()
 
@@ -39,6 +42,17 @@ class Session:
         """Take in what the engine said since the last time; whether anything came."""
         waiting = self._mail.drain()
         for at, event in waiting:
+            if isinstance(event, ms.Asking) and self._estimating:
+                self._estimating = False
+                if self._answered and self._token is not None:
+                    self._thread.answer(self._token, self._answered.pop())
+                    continue
+            if self._answered and isinstance(event, ev.StageStarted | ev.StageFinished | ev.Progress):
+                # Of the estimate, which ends.
+                continue
+            if isinstance(event, ms.JobEnded):
+                self._estimating = False
+                self._answered.clear()
             self.state = reduce(self.state, event, at)
             if isinstance(event, ms.JobEnded) and event.kind == "export" and event.outcome != "done":
                 # What was finished before is in the report.
@@ -131,9 +145,27 @@ class Session:
             if self.state.job is not None and self.state.job.paused:
                 # Held just as the question came: who answers it goes on.
                 self.pause()
+            if value == Sensitive():
+                self._estimate(self._token)
+                return
             again = isinstance(value, Sensitive | Inspect) or (isinstance(value, Strategy) and not value.go)
             self._tell(ms.Answered("plan" if again else self.state.asking, self.state.asking == "qat" and value is not False))
-            self._thread.answer(self._token, value)
+            if self._estimating:
+                self._answered = [value]
+                self._token.interrupt()
+            else:
+                self._thread.answer(self._token, value)
+
+    @property
+    def estimating(self) -> bool:
+        """Whether what each layer costs is being estimated, beside a question that stays open."""
+        return self._estimating
+
+    def _estimate(self, token: StopToken) -> None:
+        if not self._estimating and token is self._token:
+            self._estimating = True
+            token.interrupt(False)
+            self._thread.answer(token, Sensitive())
 
     def stop(self) -> None:
         """End the work within a batch; its state is saved."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 
-from engine.errors import Cancelled
+from engine.errors import Cancelled, EngineError
+
+
+class Interrupted(EngineError):
+    """Work that was done while a question was open ends without a result: the question has its answer."""
 
 
 class StopToken:
@@ -16,7 +22,7 @@ class StopToken:
     """
 
     def __init__(self) -> None:
-        self._stopped = self._enough = False
+        self._stopped = self._enough = self._answered = self._beside = False
         # Reentrant: a signal handler may come in between, in the thread that holds it.
         self._lock = threading.RLock()
         # Seconds of past pauses, and when the present one began. Replaced as a whole, so that it is read without the lock.
@@ -53,12 +59,28 @@ class StopToken:
     def wants_enough(self) -> bool:
         return self._enough
 
+    def interrupt(self, asked: bool = True) -> None:
+        """What is done ``beside`` the run is to end. Not ``asked``, an earlier request is forgotten: whoever asks for such work says so
+        before, so that an answer that comes before it has begun is not lost."""
+        self._answered = asked
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Work that an answer to the open question ends: ``check`` raises Interrupted in here."""
+        self._beside = True
+        try:
+            yield
+        finally:
+            self._beside = False
+
     def check(self) -> None:
-        """Return, at once or when a pause ends. Raises Cancelled when the run is to stop, paused or not."""
+        """Return, at once or when a pause ends. Raises Cancelled when the run is to stop, paused or not, and Interrupted ``beside``."""
         while self.paused and not self._stopped:
             self._wake.get()
         if self._stopped:
             raise Cancelled
+        if self._beside and self._answered:
+            raise Interrupted("an answer came")
 
     def clock(self) -> float:
         """Seconds as of ``time.perf_counter``, which stand still during a pause."""

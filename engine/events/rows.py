@@ -61,7 +61,8 @@ class LayerRow:
     alone would ask, ``proposed_why`` its sentence. ``editable`` layers are those that can be quantized; otherwise
     ``obstacle`` may say why not. ``kernel`` is what the layer would run on; ``weight_shape`` is (out, in, ...). ``int8_ms`` and
     ``fp32_ms`` are milliseconds of the layer alone for one image on this machine, None where that was not measured.
-    ``capabilities`` are what can be had of the layer; ``tied`` names the layer whose matrix it shares."""
+    They are not ``steady`` where the machine had other work meanwhile. ``capabilities`` are what can be had of the layer; ``tied`` names
+    the layer whose matrix it shares."""
 
     path: str
     kind: str
@@ -82,11 +83,12 @@ class LayerRow:
     fp32_ms: float | None = None
     capabilities: Capabilities = UNKNOWN
     tied: str | None = None
+    steady: bool = True
 
     @property
     def slower(self) -> bool:
-        """Whether the layer takes longer on integers than in fp32 here, alone."""
-        return self.int8_ms is not None and self.fp32_ms is not None and is_slower(self.int8_ms, self.fp32_ms)
+        """Whether the layer takes longer on integers than in fp32 here, alone: of unsteady times nothing is said."""
+        return self.steady and self.int8_ms is not None and self.fp32_ms is not None and is_slower(self.int8_ms, self.fp32_ms)
 
     @staticmethod
     def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,13 @@ def is_slower(first: float, second: float) -> bool:
     return first > NOTICEABLE * second
 
 
-def relative_speed(int8_ms: float | None, fp32_ms: float | None) -> str:
-    """How a layer's integer kernel compares with fp32: ``3.2× slower``, ``2.0× faster``, ``as fast``; empty where not measured."""
+def relative_speed(int8_ms: float | None, fp32_ms: float | None, steady: bool = True) -> str:
+    """How a layer's integer kernel compares with fp32: ``3.2× slower``, ``2.0× faster``, ``as fast``; empty where not measured, and
+    ``~`` where the times were not ``steady``."""
     if not int8_ms or not fp32_ms:
         return ""
+    if not steady:
+        return "~"
     if is_slower(int8_ms, fp32_ms):
         return f"{int8_ms / fp32_ms:.1f}× slower"
     return f"{fp32_ms / int8_ms:.1f}× faster" if is_slower(fp32_ms, int8_ms) else "as fast"

@@ -20,12 +20,14 @@ Racing = Callable[[Specs, Specs, int], Race | None]
 @dataclass(frozen=True)
 class Pace:
     """One layer's speed alone, for one image and, where that is slower on integers, for a batch. With ``stored`` the proposal
-    keeps its weights as integers and computes it in fp32; ``decision`` says why it does, or does not."""
+    keeps its weights as integers and computes it in fp32; ``decision`` says why it does, or does not. Not ``steady`` is what was timed
+    while the machine had other work: no speed is claimed of it."""
 
     single: Timing | None = None
     batched: Timing | None = None
     stored: bool = False
     decision: str = ""
+    steady: bool = True
 
     @property
     def int8_ms(self) -> float | None:
@@ -42,7 +44,9 @@ class Pace:
     @property
     def fact(self) -> str:
         """A sentence for a layer that is slower; empty for others."""
-        return f"slower alone here: {_pair(self.single.int8_ms, self.single.fp32_ms)}" if self.single and self.single.slower else ""
+        return (
+            f"slower alone here: {_pair(self.single.int8_ms, self.single.fp32_ms)}" if self.single and self.slower and self.steady else ""
+        )
 
     @property
     def why(self) -> str:
@@ -111,7 +115,8 @@ def decide(
 
 def undecided(pace: Pace) -> Pace:
     """A slower layer on a machine whose figures are not to be decided by."""
-    return replace(pace, decision="the machine is busy with other work, so it stays on integers untried") if pace.slower else pace
+    decision = "seems slower alone, but the machine is busy with other work, so it stays on integers untried" if pace.slower else ""
+    return replace(pace, decision=decision, steady=False)
 
 
 def stored(spec: LayerSpec) -> LayerSpec:

@@ -70,7 +70,7 @@ def _row(
     return LayerRow(
         layer.path, layer.kind, layer.node, layer.params, layer.weight_shape, spec, actual, proposed, source, _joined(why, limit),
         proposed_why or obstacle or "", layer.time_share, layer.kernel(actual), obstacle is None, obstacle,
-        layer.pace.int8_ms, layer.pace.fp32_ms, layer.capabilities, layer.tied,
+        layer.pace.int8_ms, layer.pace.fp32_ms, layer.capabilities, layer.tied, layer.pace.steady,
     )  # fmt: skip
 
 

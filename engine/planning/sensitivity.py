@@ -20,6 +20,8 @@ _GROUP = 64
 # From so many bits down the widest weight is worth less than a finer step.
 _CLIPPED = 3
 _EIGHT = 8
+# dB: the error halves.
+_A_BIT = 20 * math.log10(2)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,23 @@ class Sensitivity:
             return 0.0
         nearest = min(known, key=lambda width: (abs(width - bits), width))
         return known[nearest] * 4.0 ** (nearest - bits)
+
+    def noise_db(self, path: str, spec: LayerSpec) -> float | None:
+        """The estimated SQNR (dB) of what a layer gives as ``spec`` has it: the noise of its weights and that of what it reads, added up.
+        A bit is 6 dB where a width was not looked at. None where nothing is rounded, or nothing is known."""
+        parts = [self._noise(path, "w", spec.weights.bits if spec.weights and not spec.weights.format else None)]
+        if spec.weights and spec.activations:
+            parts.append(self._noise(path, "a", spec.activations.bits))
+        found = [one for one in parts if one is not None and not math.isnan(one)]
+        power = math.fsum(10.0 ** (-one / 10) for one in found)
+        return -10 * math.log10(power) if power else None
+
+    def _noise(self, path: str, part: str, bits: int | None) -> float | None:
+        known = {int(name[1:]): one.noise_db for name, one in self.of(path).items() if name[0] == part}
+        if bits is None or not known:
+            return None
+        nearest = min(known, key=lambda width: (abs(width - bits), width))
+        return known[nearest] + _A_BIT * (bits - nearest)
 
     def total(self, specs: Mapping[str, LayerSpec]) -> float:
         """The harm of a plan (specs by path), as the sum of that of its layers."""

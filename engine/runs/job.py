@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from engine.errors import EngineError
-from engine.events.cancellation import StopToken
+from engine.errors import EngineError, one_line
+from engine.events.cancellation import Interrupted, StopToken
 from engine.events.event import Changes, Event, Finished, Judgement, Layers, Measured, Notice
 from engine.events.pictures import NAME as CHANGED
 from engine.events.pictures import to_json
@@ -231,6 +231,8 @@ class Job(Work):
                 if isinstance(answer, Inspect):
                     steps = self.lowering.inspect(plan, answer.path, answer.spec)
                     yield from self.stage("inspect", f"Looking at {answer.path}", steps)
+                elif answer.measured == ():
+                    yield from self._estimated(plan)
                 else:
                     yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan, answer.measured))
                 answer = yield from self.ask("quantize", "Quantize?", needed=True)
@@ -265,6 +267,20 @@ class Job(Work):
         if measured is None or measured:
             self._sensitivity = yield from self.lowering.measured_sensitivity(plan, self._sensitivity, measured)
         return self._sensitivity
+
+    def _estimated(self, plan: Plan) -> Run[None]:
+        """The estimate alone, which an answer to the open question interrupts, and which no run ends for."""
+        try:
+            with self.stop.beside():
+                found = yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan))
+        except Interrupted:
+            return
+        except EngineError as error:
+            yield Notice(f"what each layer costs could not be estimated: {one_line(error)}", "warning")
+            found = self._sensitivity = Sensitivity((), "noise", 0)
+        if not found.layers:
+            # That there is nothing is an answer too.
+            yield event_of(found)
 
     def _verdict(self, which: Which, form: Form, baseline: BaselineFigures, trained: str | None = None, ptq: Form | None = None) -> Verdict:
         """``trained`` is what came of QAT, ``ptq`` the form before it where ``which`` is ``qat``."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
+from textual.events import Resize
 from textual.widgets import Static
 
 from engine.events.event import ChangeRow, Changes
@@ -106,7 +107,7 @@ class Changed(Panel[None]):
         grid.focus()
         self._show()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         self._settle()
 
     def _settle(self) -> None:

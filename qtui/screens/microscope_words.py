@@ -93,6 +93,8 @@ def times(row: LayerRow | None, measured: Mapping[str, Any]) -> str:
     """``fp32 0.210 ms, int8 0.060 ms: 3.5× faster alone``; empty where the layer was not timed alone."""
     if row is None or row.fp32_ms is None or row.int8_ms is None or not row.int8_ms:
         return ""
+    if not row.steady:
+        return f"alone, one item: fp32 ~{row.fp32_ms:.3f} ms, integers ~{row.int8_ms:.3f} ms, not steady"
     ratio = row.fp32_ms / row.int8_ms
     how = f"{ratio:.1f}× faster" if ratio >= 1.05 else f"{1 / ratio:.1f}× slower" if ratio < 0.95 else "the same"
     return f"alone, one item: fp32 {row.fp32_ms:.3f} ms, integers {row.int8_ms:.3f} ms, {how}"

@@ -6,6 +6,7 @@ from textual.app import ComposeResult
 
 from engine.events.event import Sensitivities
 from engine.recipe.decisions import Sensitive
+from qtui import text
 from qtui.painting import titles
 from qtui.screens import sensitivity_rows as rows
 from qtui.screens.base import bindings
@@ -21,6 +22,13 @@ _ABOUT = (
     "above it get the cure.\n\n"
 )
 _NONE = "Nothing is estimated yet."
+
+
+def estimating(state: State) -> str:
+    """What is being done for the estimate, and how far it has come."""
+    progress = state.run.progress
+    far = f", {text.part(progress.done, progress.total)}" if progress is not None and progress.total else ""
+    return f"{state.run.doing}{far}"
 
 
 class SensitivityScreen(Over):
@@ -61,7 +69,7 @@ class SensitivityScreen(Over):
         grid, found, ranking = self.query_one(Grid), self.found, self.ranking()
         if ranking is None or found is None:
             working = state.busy and state.run.phase == "sensitivity"
-            grid.empty = f"{state.work} …" if working else _NONE
+            grid.empty = f"{estimating(state)} …" if working else _NONE
             grid.show((), ())
             titles(grid, "Sensitivity")
             return

@@ -34,6 +34,8 @@ from qtui.widgets.lines import PieceLine
 from qtui.widgets.sentence import Sentence
 from qtui.widgets.table import Grid
 
+_ESTIMATED = 500e6
+"""Weights of a model up to which its noise is estimated without being asked for."""
 _DETAILED = 32
 """Rows of a window that leaves room for everything about a layer beneath the table."""
 
@@ -80,6 +82,7 @@ class StrategyScreen(EditKeys, Recipes, Budget):
 
     def update(self, state: State) -> None:
         self.set_class(self.size.height >= _DETAILED, "-tall")
+        self._estimate(state)
         self._budget(state)
         changed, about = (
             self._paint(state),
@@ -91,6 +94,13 @@ class StrategyScreen(EditKeys, Recipes, Budget):
             self.query_one(Sentence).keep(self._sentence())
         if self._follows and not self.session.waits:
             self._follow(state)
+
+    def _estimate(self, state: State) -> None:
+        """Have the noise of each layer estimated beside the question, where that takes no more than minutes."""
+        if not self.qtui.estimates or state.asking != "quantize" or state.run.sensitivity is not None or self.session.estimating:
+            return
+        if state.run.plan is not None and sum(row.params for row in state.run.plan.layers) <= _ESTIMATED:
+            self.session.answer(Sensitive())
 
     def find(self, line: str) -> None:
         self._pane.reveal(line)

@@ -88,6 +88,8 @@ def alone(row: LayerRow) -> str:
     """What was measured of the layer before anything was quantized, or nothing."""
     if row.int8_ms is None or row.fp32_ms is None:
         return ""
+    if not row.steady:
+        return f"alone, one image: ~{row.int8_ms:.3f} ms on integers, ~{row.fp32_ms:.3f} ms in fp32: the machine had other work"
     return f"alone, one image: {row.int8_ms:.3f} ms on integers, {row.fp32_ms:.3f} ms in fp32"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from engine.planning.sensitivity import Sensitivity
 from qtui.draft import Draft
 from qtui.painting import titles
 from qtui.screens import strategy_words as words
+from qtui.screens.sensitivity_rows import known
 from qtui.screens.strategy_rows import columns, is_timed, queried, rows
 from qtui.screens.strategy_tree import Entry, above, closed_at_first, tree, visible
 from qtui.stage_table import digit
@@ -20,6 +22,14 @@ _EMPTY = f"There is no plan yet.\nLoad a model ({digit('model')}), then go on th
 _COMING = "fp32 is measured and each layer looked at.\nThe plan stands here in a moment."
 
 
+def estimates_of(state: State) -> Sensitivity | None:
+    """What is estimated of each layer; without layers while it is being estimated, None where nothing is."""
+    found = state.run.sensitivity
+    if found is not None:
+        return known(found) if found.layers else None
+    return Sensitivity((), "noise", 0) if state.asking == "quantize" and state.run.phase == "sensitivity" else None
+
+
 class StrategyPane(Vertical):
     """``entry`` is the line under the cursor. Which modules are closed is kept here while the layers stay the same."""
 
@@ -30,6 +40,8 @@ class StrategyPane(Vertical):
         self._shut: frozenset[str] = frozenset()
         self._painted: tuple[object, ...] = ()
         self._found = ""
+        self._estimated_of: tuple[object, ...] = ()
+        self._estimated: Sensitivity | None = None
 
     def compose(self) -> ComposeResult:
         yield Grid(id="strategy", empty=_EMPTY)
@@ -55,7 +67,8 @@ class StrategyPane(Vertical):
         """Bring the table up to ``state``; whether anything in it changed. ``note`` is said in the title."""
         draft, text = state.run.draft, self.bar.text
         coming = draft is None and state.busy and state.asking is None and state.run.at == "strategy"
-        what = (draft, state.run.layers, self._shut, text, width, coming, note)
+        estimates = self._estimates(state)
+        what = (draft, state.run.layers, self._shut, text, width, coming, note, estimates)
         if len(self._painted) == len(what) and all(a is b for a, b in zip(what, self._painted, strict=True)):
             return False
         if draft is None:
@@ -64,22 +77,32 @@ class StrategyPane(Vertical):
             self.grid.show((), ())
             titles(self, "Strategy", "")
         else:
-            self._paint(draft, state, text, width, note)
-        self._painted = (draft, state.run.layers, self._shut, text, width, coming, note)
+            self._paint(draft, state, text, width, note, estimates)
+        self._painted = (draft, state.run.layers, self._shut, text, width, coming, note, estimates)
         return True
 
-    def _paint(self, draft: Draft, state: State, text: str, width: int, note: str) -> None:
+    def _estimates(self, state: State) -> Sensitivity | None:
+        """``estimates_of``, the same object while the state says the same."""
+        about = (state.run.sensitivity, state.asking, state.run.phase)
+        if about != self._estimated_of:
+            self._estimated_of, self._estimated = about, estimates_of(state)
+        return self._estimated
+
+    def _paint(self, draft: Draft, state: State, text: str, width: int, note: str, estimates: Sensitivity | None) -> None:
         lines = tree(draft.plan.layers, short_name(state.run.model) or "model")
         if lines is not self._lines:
             self._lines, self._shut = lines, closed_at_first(lines)
         count = len(draft.plan.layers)
         figures = words.figures_of(state.run.layers)
-        kept = [row.path for row in draft.plan.layers if matches(text, (row.path,), queried(draft, row, figures))] if text else None
+        kept = (
+            [row.path for row in draft.plan.layers if matches(text, (row.path,), queried(draft, row, figures, estimates))] if text else None
+        )
         self._shown = visible(lines, self._shut, kept)
         shut = self._shut if kept is None else frozenset[str]()
         nested = any(entry.module for entry in lines[1:])
         self.grid.empty = f"No layer holds “{text}”.\nEsc shows all." if text else _EMPTY
-        self.grid.show(columns(width, figures, is_timed(draft)), rows(draft, self._shown, shut, figures, width, nested))
+        shown = columns(width, figures, is_timed(draft), estimates is not None)
+        self.grid.show(shown, rows(draft, self._shown, shut, figures, width, nested, estimates))
         found = ""
         if kept is not None:
             self.bar.count(len(kept), count)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from engine.events.event import LayerRow
 from engine.events.speed import relative_speed
+from engine.planning.sensitivity import BITS, Sensitivity
 from engine.recipe.spec import ActivationSpec, LayerSpec
 from qtui import spec_words, text
 from qtui.draft import Draft
 from qtui.drawing.rows import Cell, Column, Row
+from qtui.screens.calibrate_layers import HARMFUL_DB
 from qtui.screens.strategy_tree import Entry
 
 NONE = "–"
@@ -22,14 +25,17 @@ Figures = Mapping[str, Mapping[str, Any]]
 """Measured rows of the report by layer."""
 
 _NARROW, _WIDE = 80, 100
+# Cells of the bar that draws a layer's noise, and dB from which on there is nothing to draw.
+_NOISE_BAR, _SILENT_DB = 3, 50.0
 _PLAIN = "plain"
 _LATER = "told when it is planned"
 _OBSERVERS = {"moving-average": "moving avg", "histogram-mse": "hist. mse"}
 
 
-def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, ...]:
+def columns(width: int, figures: Figures, timed: bool = False, estimated: bool = False) -> tuple[Column, ...]:
     """The columns for a window of ``width``; what does not fit is dropped, the least telling first. ``timed`` is whether layers
-    were timed alone: a narrow window then tells of the slower ones where it says what they run on."""
+    were timed alone: a narrow window then tells of the slower ones where it says what they run on. ``estimated`` is whether the noise
+    of each layer is estimated, or will be."""
     narrow = width < _NARROW
     shown = [
         Column("name", "layer", min=20, grow=1, priority=100),
@@ -43,6 +49,9 @@ def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, 
         Column("params", "size %", align="right", priority=60, width=14 if width >= _WIDE else None),
         Column("time", "time %", align="right", priority=50, width=13 if width >= _WIDE else None),
     ]
+    if estimated:
+        # Until it is measured, this is what tells most.
+        shown.append(Column("noise", "est. dB", align="right", priority=65, width=_NOISE_BAR + 6 if width >= _WIDE else 7))
     if figures:
         shown.append(Column("sqnr", "SQNR dB", align="right", priority=70))
         if width >= _WIDE and any(row.get("own_sqnr_db") != row.get("sqnr_db") for row in figures.values()):
@@ -53,17 +62,21 @@ def columns(width: int, figures: Figures, timed: bool = False) -> tuple[Column, 
 
 
 def rows(
-    draft: Draft, entries: Iterable[Entry], closed: Collection[str], figures: Figures, width: int, nested: bool = True
-) -> tuple[Row, ...]:
-    """A row for each line of the tree. ``nested`` keeps room for the sign of modules before layers."""
-    keys = [column.key for column in columns(width, figures, is_timed(draft))]
+    draft: Draft, entries: Iterable[Entry], closed: Collection[str], figures: Figures, width: int, nested: bool = True,
+    estimates: Sensitivity | None = None,
+) -> tuple[Row, ...]:  # fmt: skip
+    """A row for each line of the tree. ``nested`` keeps room for the sign of modules before layers; ``estimates`` tell the noise of each
+    layer as it is and with fewer bits, empty where they are still to come."""
+    keys = [column.key for column in columns(width, figures, is_timed(draft), estimates is not None)]
     total = _total(draft)
     found = []
     for entry in entries:
         if entry.module:
             cells, role = _module(draft, entry, entry.key in closed, figures, width, total), "title"
+            cells["noise"] = _noisiest(draft, entry, estimates) if entry.key in closed and estimates else ""
         else:
             cells, role = _layer(draft, entry, figures, width, total, nested)
+            cells["noise"] = _noise(draft, entry.paths[0], estimates, width) if estimates else ""
         edited = bool(draft.edited.intersection(entry.paths))
         marked = _marked(draft, entry)
         glyph = (BOTH if edited else MARKED) if marked else EDITED if edited else ""
@@ -72,7 +85,7 @@ def rows(
     return tuple(found)
 
 
-def queried(draft: Draft, row: LayerRow, figures: Figures) -> dict[str, object]:
+def queried(draft: Draft, row: LayerRow, figures: Figures, estimates: Sensitivity | None = None) -> dict[str, object]:
     """What a filter can ask of a layer beside its name."""
     wanted = draft.specs.get(row.path)
     weights, activations = (wanted.weights, wanted.activations) if wanted else (None, None)
@@ -80,6 +93,7 @@ def queried(draft: Draft, row: LayerRow, figures: Figures) -> dict[str, object]:
         "kind": row.kind, "bits": weights.bits if weights else None, "act": activations.bits if activations else None,
         "sqnr": figures.get(row.path, {}).get("sqnr_db"), "params": row.params, "size": 100 * row.params / _total(draft),
         "time": 100 * row.time_share,
+        "est": estimates.noise_db(row.path, draft.actual(row.path)[0]) if estimates and row.path in draft.specs else None,
     }  # fmt: skip
 
 
@@ -116,7 +130,7 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
         "sqnr": Cell(_decibels(measured.get("sqnr_db")), stale),
         "own": Cell(_decibels(measured.get("own_sqnr_db")), stale),
         "weights": NONE, "activations": NONE, "observer": NONE, "kernel": _kernel_cell(draft, row, width),
-        "alone": Cell(relative_speed(row.int8_ms, row.fp32_ms), "harm" if row.slower else ""),
+        "alone": Cell(relative_speed(row.int8_ms, row.fp32_ms, row.steady), "harm" if row.slower else "" if row.steady else "dim"),
     }  # fmt: skip
     if wanted is None:
         return cells, "dim"
@@ -131,6 +145,30 @@ def _layer(draft: Draft, entry: Entry, figures: Figures, width: int, total: int,
     differs = wanted.activations and proposed.activations and observer != proposed.activations.observer
     cells["observer"] = Cell(_OBSERVERS.get(observer, observer), change if differs else "")
     return cells, "" if wanted.weights else "dim"
+
+
+def _noise(draft: Draft, path: str, estimates: Sensitivity, width: int) -> Cell:
+    """``31→24``: the noise as it is, and with the next fewer bits for the weights; a bar of it."""
+    if path not in draft.specs:
+        return Cell("")
+    if not estimates.layers:
+        return Cell("…", "dim")
+    spec = draft.actual(path)[0]
+    now = estimates.noise_db(path, spec)
+    if now is None or not math.isfinite(now):
+        return Cell("")
+    fewer = next((bits for bits in BITS if spec.weights and bits < spec.weights.bits), None)
+    then = estimates.noise_db(path, replace(spec, weights=replace(spec.weights, bits=fewer))) if fewer and spec.weights else None
+    said = f"{now:.0f}→{then:.0f}" if then is not None and math.isfinite(then) else f"{now:.0f}"
+    part = min(max(1 - now / _SILENT_DB, 0.0), 1.0)
+    return Cell(said, "harm" if now < HARMFUL_DB else "", part if width >= _WIDE else None)
+
+
+def _noisiest(draft: Draft, entry: Entry, estimates: Sensitivity) -> Cell:
+    """Of a closed module the noise of its worst layer."""
+    found = [estimates.noise_db(path, draft.actual(path)[0]) for path in entry.paths if path in draft.specs]
+    known = [one for one in found if one is not None and math.isfinite(one)]
+    return Cell(f"≥ {min(known):.0f}", "harm" if min(known) < HARMFUL_DB else "dim") if known else Cell("")
 
 
 def _axes(spec: LayerSpec) -> tuple[object, ...]:

@@ -172,10 +172,6 @@ def _effect(spec: LayerSpec, row: LayerRow) -> str:
         return "it computes as before and saves nothing"
     if activations is None:
         return "weight-only: a smaller file, computed in fp32"
-    if weights.bits in (5, 6, 7):
-        return f"{weights.bits} bits take a byte each, as 8 do"
-    if weights.bits < 4:
-        return f"{weights.bits} bits take half a byte each, as 4 do"
     if weights.bits == 4 and weights.method == "nearest":
         return "four bits are better with m, the scale of least squared error"
     if weights.granularity == "per-tensor":

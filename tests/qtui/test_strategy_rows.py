@@ -168,7 +168,7 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
     assert words.sentence(draft, entry(draft, "/"), 150).startswith("net: 2 layers to quantize. A key here changes all of them; h closes")
     six = draft.edit("weights", ["a"]).draft
     said = words.sentence(six, entry(six, "a"), 200)
-    assert said.startswith("a: int6 weights instead of int8. 6 bits take a byte each, as 8 do. z as proposed · w int4, −")
+    assert said.startswith("a: int6 weights instead of int8. z as proposed · w int4, −")
     many = six
     for edit in ("granularity", "rounding", "symmetric", "observer"):
         many = many.edit(edit, ["a"]).draft
@@ -185,7 +185,7 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
 @pytest.mark.parametrize(
     ("edits", "words_"),
     [
-        (["activations"] * 4, "weight-only"), (["weights"] * 2, "better with m"), (["weights"] * 3, "3 bits take half"),
+        (["activations"] * 4, "weight-only"), (["weights"] * 2, "better with m"),
         (["granularity"], "one scale for all"), (["activations"] * 3, "usually need training"),
     ],
 )  # fmt: skip

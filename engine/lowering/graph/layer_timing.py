@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 from torch import Tensor, fx, nn
@@ -54,13 +55,14 @@ def timing(
     proposed = [row.path for row in proposal.layers if row.rule == "proposal" and row.actual.weights and row.actual.activations]
     judged = {path: paces.get(path, Pace()) for path in proposed}
     if given is None and not watch.quiet:
-        return Paces(paces | {path: undecided(pace) for path, pace in judged.items() if path in paces}, False)
+        unsteady = {path: replace(pace, steady=False) for path, pace in paces.items()}
+        return Paces(unsteady | {path: undecided(pace) for path, pace in judged.items() if path in paces}, False)
     unsettled = [path for path, pace in judged.items() if is_open(pace)]
     specs, bench = proposal.specs(), Bench(gm, kernels, sizes, watch, top)
     batch = min((_batch(shapes[path]) for path in unsettled), default=BATCH)
     paces |= dict(decide(judged, specs, linked(gm, arrange(gm, specs), unsettled), bench.race, batch, given))
     watch.keep()
-    return Paces(paces)
+    return Paces(paces if watch.quiet else {path: replace(pace, steady=False) for path, pace in paces.items()})
 
 
 def _sum(calls: Sequence[LayerShape], kernels: Sequence[Kernel], watch: Stopwatch, batch: int) -> Timing | None:

@@ -40,7 +40,8 @@ def plan(
     for text in (*made.warnings, *unknown, *(() if again else _about(machine))):
         yield Notice(text, "warning")
     rows = tuple(
-        (layer.path, layer.kind, str(layer.actual), relative_speed(layer.int8_ms, layer.fp32_ms), layer.why) for layer in made.layers
+        (layer.path, layer.kind, str(layer.actual), relative_speed(layer.int8_ms, layer.fp32_ms, layer.steady), layer.why)
+        for layer in made.layers
     )
     yield Table("plan", f"Plan ─ {len(rows)} layers", ("layer", "kind", "becomes", "int8 alone", "why"), rows)
     yield Planned(made.layers, recipe.preset, machine.activation_bits, fp32_bytes)

@@ -72,7 +72,7 @@ def _layer(
         "name": layer.path, "kind": layer.kind, "requested": str(layer.requested), "actual": "folded" if folded else str(layer.actual),
         "kernel": kernel, "reason": "; ".join(filter(None, (layer.why, refusal if unit else None, note))), "rule": layer.rule,
         **_noise(sqnr.get(unit) if unit else None), "params": layer.params, "time_share": round(layer.time_share, 4),
-        "speedup": {"int8_ms": layer.int8_ms, "fp32_ms": layer.fp32_ms} if layer.int8_ms else None,
+        "speedup": {"int8_ms": layer.int8_ms, "fp32_ms": layer.fp32_ms} if layer.int8_ms and layer.steady else None,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
+from engine.events.speed import relative_speed
 from engine.kernels.stopwatch import Race
 from engine.kernels.timing import Timing
 from engine.planning.layer_speed import Pace, Trial, decide, is_open, stored, undecided
@@ -100,7 +101,10 @@ def test_what_was_decided_before_stands_whatever_is_measured() -> None:
 
 
 def test_a_busy_machine_marks_and_does_not_decide() -> None:
-    assert undecided(FAST) == FAST and "busy" in undecided(BOTH).why and not undecided(BOTH).stored
+    assert "busy" in undecided(BOTH).why and not undecided(BOTH).stored
+    # Times from then are shown without a claim.
+    assert not undecided(FAST).why and not undecided(FAST).steady
+    assert relative_speed(3.0, 1.0, undecided(BOTH).steady) == "~" and "slower alone here" not in undecided(BOTH).why
 
 
 def test_weights_stay_as_they_were_proposed() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from driving import TINY, drive, resumed
 
-from engine.errors import Cancelled
-from engine.events.cancellation import StopToken
+from engine.errors import Cancelled, EngineError
+from engine.events.cancellation import Interrupted, StopToken
 from engine.events.event import Event, Notice, Planned, Progress, Sensitivities
 from engine.planning.sensitivity import Sensitivity, cured
 from engine.recipe.decisions import Sensitive
@@ -141,3 +141,41 @@ def test_the_harm_of_a_plan_is_the_sum_of_its_layers_and_the_worst_come_first(re
     worst = ranked[0][0]
     (rule,) = cured(planned.layers, [worst], "fp32")
     assert rule.match == worst and rule.spec == FP32
+
+
+def test_an_answer_ends_the_estimate_and_the_run_is_what_it_would_have_been(recipe: Recipe, tmp_path: Path) -> None:
+    def answer_came(event: Event, stop: StopToken) -> None:
+        if isinstance(event, Progress) and event.stage == "sensitivity":
+            stop.interrupt()
+
+    seen = drive(recipe, tmp_path / "ended", asked(Sensitive()), answer_came)
+    assert seen.error is None and not seen.of(Sensitivities) and seen.report is not None
+    plain = drive(recipe, tmp_path / "plain", asked())
+    assert plain.report is not None
+    for key in ("mse", "sqnr_db", "agreement"):
+        assert seen.report.data["ptq"]["error"][key] == plain.report.data["ptq"]["error"][key]
+
+
+def test_an_answer_that_came_before_the_estimate_began_is_heard_and_one_from_before_is_not() -> None:
+    stop = StopToken()
+    stop.interrupt()
+    stop.check()
+    with pytest.raises(Interrupted), stop.beside():
+        stop.check()
+    stop.check()
+    stop.interrupt(False)
+    with stop.beside():
+        stop.check()
+
+
+def test_an_estimate_that_fails_ends_no_run(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: Any, **more: Any) -> Any:
+        raise EngineError("the fp32 model gives NaN")
+        yield
+
+    monkeypatch.setattr("engine.lowering.sensitivity.estimate", failing)
+    seen = drive(recipe, tmp_path / "run", asked(Sensitive()))
+    assert seen.error is None and seen.report is not None
+    (found,) = seen.of(Sensitivities)
+    assert not found.layers
+    assert any("could not be estimated: the fp32 model gives NaN" in event.text for event in seen.of(Notice))

@@ -83,11 +83,12 @@ def screen_text(app: QtuiApp) -> str:
 
 
 def drive(
-    engine: ScriptedEngine, script: Callable[[Driver], Awaitable[None]], size: tuple[int, int] = (80, 24), hertz: float = 50
-) -> QtuiApp:
+    engine: ScriptedEngine, script: Callable[[Driver], Awaitable[None]], size: tuple[int, int] = (80, 24), hertz: float = 50,
+    estimates: bool = False,
+) -> QtuiApp:  # fmt: skip
     """Run ``script`` in the app with that engine, and end both."""
     session = Session(engine)
-    app = QtuiApp(session, hertz=hertz)
+    app = QtuiApp(session, hertz=hertz, estimates=estimates)
 
     async def go() -> None:
         async with app.run_test(size=size) as pilot:

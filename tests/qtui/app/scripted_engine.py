@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.errors import Cancelled
 from engine.events import event as ev
-from engine.events.cancellation import StopToken
+from engine.events.cancellation import Interrupted, StopToken
 from engine.recipe.decisions import Answer, Fold, Inspect, Sensitive, Strategy, Train
 from engine.recipe.spec import ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.strategy_rules import resolve, rules_of
@@ -212,6 +212,7 @@ class ScriptedEngine:
     def __init__(self, root: Path, met: bool = True, gates: tuple[Gate, ...] = (), fail: Mapping[str, BaseException] | None = None) -> None:
         self.root, self.met, self.gates, self.fail = root, met, gates, dict(fail or {})
         self.asked: list[Any] = []
+        self.estimates = 0
         self.stop: StopToken | None = None
         self.answers: dict[str, Answer] = {}
         self.calls: list[tuple[str, Any]] = []
@@ -377,6 +378,13 @@ class ScriptedEngine:
                     self._at("inspect", stop)
                     yield ev.Inspected((looked(answer.path, answer.spec),))
                 else:
+                    self.estimates += 1
+                    try:
+                        with stop.beside():
+                            self._at("estimate", stop)
+                    except Interrupted:
+                        answer = yield from self._ask("quantize")
+                        continue
                     yield estimates(bool(answer.measured))
                 yield ev.StageFinished(what, 1.5)
                 answer = yield from self._ask("quantize")
