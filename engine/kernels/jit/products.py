@@ -18,8 +18,8 @@ _PARALLEL = CFUNCTYPE(None, c_void_p, c_void_p, c_uint, c_uint)
 _ALONE = CFUNCTYPE(None, c_void_p)
 # Codes of 4 bits lie around it; int8 is moved by the other where bytes are multiplied as unsigned ones.
 MIDDLE, _UNSIGNED = 8, 128
-# Inputs of a group whose sums of products with 16 bits fit 32 bits, by bits of the weights.
-_MOST = {4: 1 << 12, 8: 512}
+# Inputs of a group whose sums of products with 16 bits fit 32 bits, by bits of the weights; and with 8 bits of both.
+_MOST, _MOST_BYTES = {4: 1 << 12, 8: 512}, 1 << 16
 # Rows whose rounded inputs stay in a cache while the weights pass.
 _TOGETHER = 128
 # Of these float32 of the inputs on are rounded on all threads.
@@ -157,7 +157,7 @@ def group_size(bits: int, inputs: int, size: int, asked: Rounding | None) -> int
     unit = multiple(bits)
     limits = [size] if size else []
     limits += [asked.span] if asked and asked.span else []
-    most = inputs if asked and bits == 8 else _MOST[bits]
+    most = _MOST_BYTES if asked and bits == 8 else _MOST[bits]
     fits = [
         found for found in range(unit, min([most, inputs, *limits]) + 1, unit)
         if inputs % found == 0 and all(limit % found == 0 for limit in limits)

@@ -57,11 +57,12 @@ class Int4:
         size = group_of(weight.scheme, weight.codes.shape[1])
         codes, scales = packed(weight, size)
         self._out = len(weight.codes)
-        self._step, self._added = (scales[..., part].t().contiguous() for part in (0, 1))
+        step, added = (scales[..., part].t().contiguous() for part in (0, 1))
         self._bias = None if bias is None else bias.float()
         asked = _rounding(activations)
-        self._product = Product(codes, self._step, self._bias, self._added, size, asked)
+        self._product = Product(codes, step, self._bias, added, size, asked)
         self._widen = asked is None and widens()
+        self._scales = (step, added) if self._widen else None
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -71,9 +72,10 @@ class Int4:
         return (y.float() if self._bias is None else y.float().add_(self._bias)).view(*x.shape[:-1], -1)
 
     def _widened(self, at: slice) -> Tensor:
+        assert self._scales is not None
+        step, added = (scale[at, :, None].float() for scale in self._scales)
         codes = self._product.codes(at.start, at.stop)
-        codes = codes.view(len(codes), self._step.shape[1], -1).float().sub_(MIDDLE)
-        found = torch.addcmul(self._added[at, :, None].float(), codes, self._step[at, :, None].float())
+        found = torch.addcmul(added, codes.view(len(codes), step.shape[1], -1).float().sub_(MIDDLE), step)
         return found.flatten(1).to(torch.bfloat16)
 
 

@@ -9,6 +9,7 @@ from engine.kernels.jit.compiler import missing
 from engine.kernels.jit.products import Product, Rounding, here
 from engine.kernels.jit.products_ir import Form, Instructions, function
 from engine.kernels.matrix.compiled import Int4, Int8
+from engine.kernels.matrix.computed import Computed
 from engine.kernels.matrix.streamed import Streamed
 from engine.kernels.matrix.weight_only import ROWS
 from engine.numerics.float_activations import round_floats
@@ -172,6 +173,24 @@ def test_rows_are_looked_up_in_the_weights_memory():
         assert torch.equal(product.rows(ids), codes[ids])
         with pytest.raises(IndexError, match="row 21 of 21"):
             product.rows(torch.tensor([21]))
+
+
+def test_an_embedding_reads_its_rows_from_the_head_it_is_tied_to():
+    weight, ids = quantize(drawn(21, 100), minmax(drawn(21, 100), int_scheme(8, 0, True))), torch.tensor([20, 3])
+    for asked in (None, ASKED[0]):
+        look = Computed(Int8(weight, None, asked), (21, 100), "").rows(weight.codes)
+        assert look is not None and torch.equal(look(ids), weight.codes[ids])
+    assert Computed(lambda x: x, (21, 100), "").rows(weight.codes) is None
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_prompt_on_weights_in_bfloat16_is_exact_to_its_mantissa(bits, monkeypatch):
+    """As on processors that multiply bfloat16, which this one need not be."""
+    monkeypatch.setattr("engine.kernels.matrix.compiled.widens", lambda: True)
+    weight = quantize(drawn(40, 128), minmax(drawn(40, 128), int_scheme(bits, 32 if bits == 4 else 0, bits == 8)))
+    held, x, bias = Streamed().computed(weight).double(), drawn(ROWS + 3, 128, seed=3), drawn(40)
+    got = (Int4 if bits == 4 else Int8)(weight, bias)(x).double()
+    assert ((got - (x.double() @ held.T + bias)).abs() <= 0.01 * (x.double().abs() @ held.abs().T + bias.abs())).all()
 
 
 def test_groups_that_the_kernel_does_not_have_are_refused():
