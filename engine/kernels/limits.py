@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from engine.errors import EngineError
 from engine.kernels.base import IntegerLayer
 from engine.kernels.choose import kernels_for
 from engine.kernels.probe import Machine, machine_key
@@ -55,14 +56,18 @@ def known(machine: Machine) -> Limits | None:
 
 def limits(machine: Machine, again: bool = False) -> Limits | None:
     """Those of ``machine``, as they are known or measured in less than two seconds; ``again`` measures in either case. None where no
-    integer kernel runs."""
+    integer kernel runs, or there is no memory to measure in."""
     kernel = kernels_for(machine)[0]
     if kernel.simulated or machine.device != "cpu":
         return None
     before = known(machine)
     if before is not None and not again:
         return before
-    macs, read = max(map(_product(machine), _SHAPES)), _read()
+    try:
+        macs, read = max(map(_product(machine), _SHAPES)), _read()
+    except (EngineError, RuntimeError, MemoryError):
+        # There is no room for it: what is told of a run does not end it.
+        return before
     found = Limits(
         max(macs, before.macs if before else 0.0), max(read, before.bytes if before else 0.0), torch.get_num_threads(), kernel.name
     )

@@ -55,3 +55,11 @@ def test_a_damaged_file_is_measured_anew(quick: Path, text: str) -> None:
 
 def test_where_nothing_runs_on_integers_there_are_no_limits(quick: Path) -> None:
     assert limits(Machine("DEFAULT", False, None, {"dnnl.matmul": "not there"})) is None
+
+
+def test_without_the_memory_to_measure_in_nothing_is_told(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(call: object) -> float:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(measuring, "_least", full)
+    assert limits(HERE) is None and not list(quick.glob("limits-*"))
