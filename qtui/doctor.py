@@ -11,7 +11,7 @@ def doctor(args: Namespace) -> int:
     from engine.runs.examine import examine
     from qtui.listing import print_json
 
-    found = examine()
+    found = examine(measure=True)
     if args.json:
         return print_json(found)
     from qtui.machine_words import sections

@@ -56,6 +56,7 @@ def _processor(found: Mapping[str, Any]) -> Lines:
         ("activations", bits),
         ("cores", _cores(found)),
         ("threads", _threads(found)),
+        *_limits(found),
     ]
 
 
@@ -81,6 +82,18 @@ def _threads(found: Mapping[str, Any]) -> str:
     threads = found["threads"]
     may = min((n for n in (found.get("allowed"), found.get("container"), found.get("processors")) if n), default=threads)
     return f"{threads} used by torch" + (f": more than the {may:g} that it may run on slow it down" if threads > may else "")
+
+
+def _limits(found: Mapping[str, Any]) -> Lines:
+    """What the threads reached when it was measured: a large product, and a plain read."""
+    known = found.get("limits")
+    if not known:
+        return []
+    peak, read = known["peak_ops_per_s"] / 1e9, known["read_bytes_per_s"] / 1e9
+    return [
+        ("int8 peak", f"{peak:,.0f} GOP/s, measured in a large product of {known['kernel']}"),
+        ("memory", f"{read:.1f} GB/s, a plain read"),
+    ]
 
 
 def _count(number: Any, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -101,6 +101,11 @@ class Kernel(Protocol):
     def build(self, layer: IntegerLayer) -> LayerFunction: ...
 
     def steps(self) -> Steps | None: ...
+
+
+def kernel_of_steps(kernels: Sequence[Kernel]) -> str:
+    """The kernel that computes the steps between layers on integers; empty where none does."""
+    return next((kernel.name for kernel in kernels if kernel.steps() is not None), "")
 
 
 def compute(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from engine.plain_text import escaped_json
 from engine.reading import MB, read_json
 from engine.report.changed import section as changed
 from engine.report.language import PERPLEXITY_THERE, exported, graph, perplexities, samples
+from engine.report.limits import sentence as of_limits
 from engine.report.markdown import number, table
 from engine.report.measures import all_metrics, metrics_of
 from engine.report.mismatch import DIFFERS, differs
@@ -41,7 +42,7 @@ class Report:
 
     def to_markdown(self) -> str:
         d = self.data
-        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_remedy(d), *_figures(d), ""]
+        parts = [f"# {d['model']} on {d['data']['name']}", "", d["verdict"]["text"], "", *_remedy(d), *_figures(d), "", *_limits(d)]
         parts += [*searched(d), *_exports(d), *changed(d), *samples(d), "## Layers", "", *_coverage(d), *_layers(d)]
         if d.get("operations"):
             parts += ["", "## Operations in fp32", "", *_operations(d)]
@@ -126,6 +127,11 @@ def quality(metric: Metric, e: dict[str, Any]) -> str:
     """``98.33 % ±0.8``; empty for a value that was not finite."""
     value, interval = e.get("value"), e.get("interval")
     return "" if value is None else metric.shown(value) + (f" {metric.half_width(interval)}" if interval else "")
+
+
+def _limits(d: dict[str, Any]) -> list[str]:
+    said = of_limits(d["limits"]) if isinstance(d.get("limits"), dict) else ""
+    return [said, ""] if said else []
 
 
 def _reads_text(d: dict[str, Any]) -> bool:

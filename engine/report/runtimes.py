@@ -9,18 +9,20 @@ from typing import Any
 
 from engine.plain_text import one_line
 from engine.report.mismatch import differing
+from engine.report.steadiness import spread
 
 # A tenth is within what two measurements of the same thing differ by.
 _CLOSE = 1.1
 _TIMES = ("latency_ms", "latency_batched_ms")
 _LONGEST = 20
+_NATIVE = "safetensors"
 _HOW = {"safetensors": "engine.load_quantized", "pt2": "torch.export"}
 
 
 @dataclass(frozen=True)
 class Runtime:
     """``single`` and ``batched`` are (p50, p95) in milliseconds at batch 1 and 64; None where they were not measured. ``kernel``
-    is what it computes with. ``together`` is False for figures of another hour than the others'."""
+    is what it computes with. ``together`` is False for figures of another hour than the others'; ``format`` is the export's."""
 
     name: str
     file: str
@@ -28,6 +30,7 @@ class Runtime:
     single: tuple[float, float] | None
     batched: tuple[float, float] | None
     together: bool = True
+    format: str = ""
 
 
 def runtimes(report: Mapping[str, Any]) -> tuple[Runtime, ...]:
@@ -109,6 +112,42 @@ def fastest(report: Mapping[str, Any]) -> str:
     return f"Fastest on this machine{hours}: {'; '.join(parts)}." if parts and len(known) > 2 else ""
 
 
+def ahead(report: Mapping[str, Any]) -> str:
+    """A sentence that names the runtimes in which the quantized network is faster than on this program's own kernels, by more than a
+    tenth; empty where there is none, and of times that are not steady."""
+    known = [one for one in runtimes(report) if one.format and one.format != "fp32"]
+    own = next((one for one in known if one.format == _NATIVE), None)
+    parts: dict[str, list[str]] = {}
+    apart = False
+    for word, key in zip(paces(report).words, ("single", "batched"), strict=True):
+        base: tuple[float, float] | None = getattr(own, key) if own else None
+        timed = [(times, one) for one in known if one is not own and (times := getattr(one, key)) and not spread(*times)]
+        if base is None or spread(*base) or not timed:
+            continue
+        best, one = min(timed, key=lambda pair: pair[0][0])
+        if best[0] * _CLOSE < base[0]:
+            name = f"{one.file} in {one.name}" if one.file else one.name
+            parts.setdefault(name, []).append(f"{word} ({best[0]:.2f} ms to {base[0]:.2f} ms)")
+            apart |= own is not None and own.together != one.together
+    if not parts:
+        return ""
+    hours = ", by timings of different hours" if apart else ""
+    found = [f"{name} {' and '.join(where)}" for name, where in parts.items()]
+    return f"Faster on this machine than this program's kernels{hours}: {'; '.join(found)}."
+
+
+def led(report: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``report`` whose verdict begins with what is ``ahead``, in place of what that of the ``earlier`` report began with."""
+    found = report.get("verdict")
+    if not isinstance(found, Mapping) or not isinstance(found.get("text"), str):
+        return dict(report)
+    text = found["text"]
+    if earlier is not None and (before := ahead(earlier)):
+        text = text.removeprefix(f"{before} ")
+    first = ahead(report)
+    return {**report, "verdict": {**found, "text": f"{first} {text}" if first else text}}
+
+
 def reference(known: Sequence[Runtime]) -> Runtime | None:
     """fp32, which the others are compared with."""
     return next((one for one in known if one.kernel == "fp32"), None)
@@ -135,7 +174,7 @@ def _runtime(row: Mapping[str, Any]) -> Runtime:
     name, how = str(row.get("runtime") or row.get("format") or "?"), _HOW.get(str(row.get("format")))
     return Runtime(
         f"{how}, {name}" if how else name, str(row.get("path") or ""), str(row.get("kernel") or ""),
-        _times(row.get("latency_ms")), _times(row.get("latency_batched_ms")),
+        _times(row.get("latency_ms")), _times(row.get("latency_batched_ms")), format=str(row.get("format") or ""),
     )  # fmt: skip
 
 

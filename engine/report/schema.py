@@ -71,6 +71,10 @@ REPORT: Shape = {
             "place": WHOLE, "label": TEXT, "fp32": TEXT, "quantized": TEXT, "before": NUMBER, "after": NUMBER, "file": TEXT,
         }],
     },
+    "limits": {
+        "threads": WHOLE, "kernel": TEXT, "peak_ops_per_s": NUMBER, "read_bytes_per_s": NUMBER,
+        "reached": [{"workload": TEXT, "ops_per_s": NUMBER, "of_peak": NUMBER, "bytes_per_s": NUMBER, "of_bandwidth": NUMBER}],
+    },
     "search": SEARCH, "order_key": TEXT, "task": TEXT, "measures": [MEASURE], "items": ITEMS,
 }  # fmt: skip
 _RULE = {"match": TEXT, "weights": {}, "activations": {}, "keep": TEXT}

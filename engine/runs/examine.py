@@ -19,14 +19,16 @@ from engine.recipe.number_formats import stored_only
 OPTIONAL = {**purposes(), "nncf": "a peer in the benchmarks"}
 
 
-def examine() -> dict[str, Any]:
+def examine(measure: bool = False) -> dict[str, Any]:
     """Versions, processor, kernels, GPUs, optional packages and folders, as plain values. The first time this takes some
-    seconds: the kernels are tried."""
+    seconds: the kernels are tried. ``measure`` takes two more, for what the processor reaches at most; else that is told as far as it
+    is known."""
     import torch
 
     from engine.data.images.cache import data_cache
     from engine.export.registry import install
     from engine.kernels.gpu.probe import seen_from
+    from engine.kernels.limits import known, limits
     from engine.kernels.probe import probe
     from engine.paths import cache_dir
     from engine.runs.rundir import runs_root
@@ -49,6 +51,7 @@ def examine() -> dict[str, Any]:
         "integer": machine.integer,
         "kernels": machine.kernels,
         "threads": torch.get_num_threads(),
+        "limits": found.to_dict() if (found := limits(machine, again=True) if measure else known(machine)) else None,
         **processor.cores(),
         "gpus": (there := gpus.gpus()),
         "gpu_kernels": seen_from(machine, "cuda").kernels if any(gpu.get("capability") for gpu in there) else {},

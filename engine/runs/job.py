@@ -16,6 +16,7 @@ from engine.events.event import Changes, Event, Finished, Judgement, Layers, Mea
 from engine.events.pictures import NAME as CHANGED
 from engine.events.pictures import to_json
 from engine.events.progress import quietly
+from engine.kernels.limits import limits
 from engine.kernels.probe import Machine
 from engine.lowering.base import Baseline, Quantized
 from engine.lowering.files import NAME
@@ -29,7 +30,9 @@ from engine.recipe.decisions import Answer, Inspect, Sensitive, Strategy
 from engine.recipe.recipe import Recipe
 from engine.report.advice import Advice, Harm, advice
 from engine.report.figures import BaselineFigures, FormFigures, QuantizedFigures, TrainingFigures
+from engine.report.limits import reached
 from engine.report.report import SCHEMA, Report
+from engine.report.runtimes import led
 from engine.report.verdict import Verdict, better, met, verdict
 from engine.runs.exporting import export, refusal
 from engine.runs.gauge import Gauge
@@ -137,7 +140,7 @@ class Job(Work):
         self.where.keep(NAME, chosen.quantized.content)
         exported = yield from self.stage("export", "Exporting", export(self, lowering, chosen, before, baseline))
         forms = {"fp32": baseline, "ptq": ptq.figures, **({"qat": trained.figures} if trained else {})}
-        report = with_orders(Report({
+        data = led({
             "schema": SCHEMA, "model": self.recipe.model, **self.measured(), "lowering": lowering.name,
             "data": self.task.data(self.recipe.data.calibration, self.recipe.data.limit), "environment": self.environment(),
             "graph": lowering.graph(), "layers": layers, "baseline": baseline.to_dict(), "ptq": ptq.figures.to_dict(),
@@ -147,7 +150,10 @@ class Job(Work):
             **({"changed": _without_name(changed)} if changed else {}), **({"samples": samples} if samples else {}),
             **lowering.details(plan, statistics, chosen.quantized), "resources": self.gauge.entries(),
             **({"search": self._searched(search, chosen, baseline, training)} if search else {}),
-        }), self.recipe, self.where.path)  # fmt: skip
+        })  # fmt: skip
+        data |= {"limits": far} if (far := self._limits(data)) else {}
+        report = with_orders(Report(data), self.recipe, self.where.path)
+        text = report.data["verdict"]["text"]
         self.where.write("report.md", report.to_markdown())
         self.where.write("report.json", report.to_json())
         told = {"chosen": found.chosen, "baseline": baseline.value, "value": chosen.figures.value, "metric": self.task.metric.name}
@@ -156,6 +162,12 @@ class Job(Work):
         lowering.close()
         yield Finished(str(self.where.path), found.met and not over, text)
         return report
+
+    def _limits(self, data: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How far from the processor's limits the times are; None where a GPU took them, or none were taken."""
+        on_gpu = self.subject.device != "cpu" and not self.lowering.measures_on_cpu
+        found = None if on_gpu or not self.task.workloads else limits(self.machine)
+        return None if found is None else reached(data, found.to_dict())
 
     def _calibrated(self, plan: Plan, kept: Kept) -> Run[Any]:
         """What the calibration gathers, or had gathered before the run was stopped."""

@@ -19,7 +19,7 @@ from engine.lowering.registry import lowering_class
 from engine.paths import save
 from engine.recipe.recipe import Recipe
 from engine.report.report import Report
-from engine.report.runtimes import fastest
+from engine.report.runtimes import fastest, led
 from engine.runs.exporting import context_of, forwards
 from engine.tasks.registry import task_of
 from engine.tasks.subject import Subject
@@ -99,7 +99,8 @@ def _save(directory: Path, report: Report, made: Sequence[Entry], rows: Sequence
     replaced = {entry["format"] for entry in made if entry["path"]}
     kept = [row for row in report.data.get("runtimes") or () if row.get("format") not in replaced]
     runtimes = list(rows) or (kept if len(kept) > 1 else [])
-    changed = Report({**report.data, "exports": merged(report.data["exports"], made), "runtimes": runtimes})
+    found = {**report.data, "exports": merged(report.data["exports"], made), "runtimes": runtimes}
+    changed = Report(led(found, earlier=report.data))
     if made:
         save(directory / "report.json", changed.to_json().encode())
         save(directory / "report.md", changed.to_markdown().encode())

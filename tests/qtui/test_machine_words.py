@@ -37,6 +37,13 @@ def test_a_whole_machine() -> None:
     assert found["folders"]["cache"] == "cache, 5.0 GB free" and found["folders"]["runs"] == "runs"
 
 
+def test_what_the_processor_reached_is_told_where_it_was_measured() -> None:
+    limits = {"threads": 2, "kernel": "dnnl", "peak_ops_per_s": 312.4e9, "read_bytes_per_s": 20.04e9}
+    found = told(limits=limits)["processor"]
+    assert found["int8 peak"] == "312 GOP/s, measured in a large product of dnnl" and found["memory"] == "20.0 GB/s, a plain read"
+    assert "int8 peak" not in told(limits=None)["processor"]
+
+
 def test_formats_that_run_and_those_that_are_only_stored_are_told_apart() -> None:
     from engine.recipe.number_formats import NUMBER_FORMATS, stored_only
 

@@ -1,347 +1,589 @@
-"""The LLVM IR of a few rows in float32 times int8 or int4 weights: each weight is read once from memory, which is what such a product
-waits for. A panel of rows of the weight shares what it reads of the inputs.
+"""The LLVM IR of a few rows of inputs times int8 or int4 weights: each weight is read once from memory, which is what such a product of
+one row waits for.
 
-int8 is widened to float32. Of int4 there are twice as many to a byte, so that widening would take longer than reading: the inputs of
-each group are rounded to 16 bits of their largest magnitude instead, and pairs of products are added as integers (PMADDWD).
+Weights lie in panels of so many outputs as a vector has lanes, and within one in the order in which they are read: a vector holds some
+inputs of each output, so that sums of a lane are those of its output and no lanes are added up (as the repacked ``Q4_0_8x8`` of
+llama.cpp). Inputs are rounded first, each group by its largest magnitude: to 8 bits or fewer where a recipe asks for integer
+activations, else to 16. Bytes are multiplied by PMADDUBSW, whose sums of 16 bits hold eight products with codes of 4 bits, or
+VPDPBUSD; int8 by int8 as magnitudes times signed inputs, two of which 16 bits hold; int8 by int16 with PMADDWD.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+# What inputs are rounded to: int8 from 8 bits or fewer; 16 bits in one word; or in two signed bytes, which TOP leaves room for.
+Rounded = Literal["bytes", "words", "halves"]
+LARGEST: dict[Rounded, int] = {"bytes": 127, "words": 32767, "halves": 127 * 256 + 127}
+# Steps below divide no number by zero; equal to engine.numerics.float_activations.TINY.
+TINY = 1e-30
+# Floats that are rounded at a time.
 LANES = 16
-_VECTOR = f"<{LANES} x float>"
-_FLOATS = f"<{LANES} x i32>"
-_BYTES = f"<{LANES} x i8>"
-# Of 16 bits; sums of products with 8 fit 32 bits in groups up to this size. Codes lie around the middle.
-TOP, LARGEST_GROUP, MIDDLE = 32767, 1 << 12, 8
+# Of the structure that is passed: pointers and sizes, eight bytes each.
+FIELDS = (
+    "x", "weight", "scale", "added", "bias", "y", "q", "low", "steps", "middles", "sums",
+    "rows", "out", "inputs", "groups", "size", "span", "middle", "top",
+)  # fmt: skip
+_POINTERS = 11
+# Bytes ahead of the weights in hand that are asked from memory.
+_AHEAD = 1024
+_CODES = {4: 32, 8: 16}
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What a processor has: ``lanes`` of 32 bits in a vector, and whether VPDPBUSD adds products of bytes in 32 bits."""
+
+    lanes: int
+    dots: bool
+
+    @property
+    def name(self) -> str:
+        return f"x{self.lanes}{'_dots' if self.dots else ''}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A product: ``bits`` of the weights, 4 or 8; what inputs are rounded to; whether something is ``added`` to the weights of a group;
+    and how many rows of inputs share what is read of the weights."""
+
+    bits: int
+    rounded: Rounded
+    added: bool
+    tile: int
+
+    def name(self, instructions: Instructions) -> str:
+        return f"int{self.bits}_{self.rounded}{'_added' if self.added else ''}_{self.tile}_{instructions.name}"
+
+
+def inputs_together(bits: int, rounded: Rounded) -> int:
+    """How many inputs of one output lie together: 32 bits of them, of int8 with 16-bit inputs half of that."""
+    return 8 if bits == 4 else 2 if rounded == "words" else 4
+
+
+def multiple(bits: int) -> int:
+    """What the inputs of a group are a multiple of."""
+    return _CODES[bits]
+
+
+def function(name: str, form: Form, instructions: Instructions, spelled: bool = False) -> str:
+    """IR of ``void name(ptr)``, one thread's part of ``y = x @ weight.T + bias`` within a parallel region.
+
+    ``weight`` is as ``products.panels`` lays it. With 8 bits ``scale`` is float32 (out,), with 4 bits it and ``added`` are bfloat16
+    (panels, groups, lanes), and a weight is ``(q - 8) * scale + added``. ``bias`` and 8 bits' ``scale`` are filled to whole panels.
+    ``q``, ``low``, ``steps``, ``middles`` and ``sums`` are what ``rounding`` makes of ``x``. ``y`` is float32 (rows, out). ``spelled``
+    writes VPDPBUSD and PMADDWD as plain arithmetic, for a processor without those of that width.
+    """
+    products = _spelled(instructions.lanes) if spelled else _declared(instructions)
+    return "\n".join(_Function(name, form, instructions).lines() + products)
+
+
+class _Function:
+    def __init__(self, name: str, form: Form, instructions: Instructions) -> None:
+        self._name, self._form, self._tile, self._dots = name, form, form.tile, instructions.dots
+        self._lanes = instructions.lanes
+        self._ints, self._floats = f"<{self._lanes} x i32>", f"<{self._lanes} x float>"
+        self._words, self._bytes = f"<{2 * self._lanes} x i16>", f"<{4 * self._lanes} x i8>"
+        self._fma = f"@llvm.fma.v{self._lanes}f32"
+
+    def lines(self) -> list[str]:
+        lanes, form = self._lanes, self._form
+        lines = [_HEAD, _vectors(lanes), f"define void @{self._name}(ptr %a) {{", "entry:", *_fields(), *_part("panels", lanes)]
+        lines += [
+            "  %some = icmp ult i64 %begin, %end",
+            "  %last = sub i64 %rows, 1",
+            f"  %bytes = mul i64 %size, {lanes * form.bits // 8}",
+            "  %panel.bytes = mul i64 %bytes, %groups",
+            "  br i1 %some, label %panel, label %done",
+            "panel:",
+            "  %p = phi i64 [ %begin, %entry ], [ %p.next, %panel.end ]",
+            f"  %first = mul i64 %p, {lanes}",
+            "  %wo = mul i64 %p, %panel.bytes",
+            "  %wp = getelementptr i8, ptr %weight, i64 %wo",
+            "  %bp = getelementptr float, ptr %bias, i64 %first",
+            f"  %bv = load {self._floats}, ptr %bp, align 4",
+            "  %left = sub i64 %out, %first",
+            f"  %left.i = insertelement <{lanes} x i64> poison, i64 %left, i32 0",
+            f"  %left.v = shufflevector <{lanes} x i64> %left.i, <{lanes} x i64> poison, <{lanes} x i32> zeroinitializer",
+            f"  %there = icmp ugt <{lanes} x i64> %left.v, <{', '.join(f'i64 {i}' for i in range(lanes))}>",
+        ]
+        if form.bits == 4:
+            lines += ["  %go = mul i64 %first, %groups", "  %sp = getelementptr i16, ptr %scale, i64 %go"]
+            lines += ["  %ap = getelementptr i16, ptr %added, i64 %go"]
+        else:
+            lines += ["  %sp = getelementptr float, ptr %scale, i64 %first", f"  %sv = load {self._floats}, ptr %sp, align 4"]
+        lines += ["  br label %tile", "tile:", "  %t = phi i64 [ 0, %panel ], [ %t.next, %tile.end ]"]
+        for i in range(self._tile):
+            # Rows past the end are the last one again, which is written again.
+            lines += [f"  %u{i} = add i64 %t, {i}", f"  %m{i} = call i64 @llvm.umin.i64(i64 %u{i}, i64 %last)"]
+            lines += [f"  %xo{i} = mul i64 %m{i}, %inputs", f"  %so{i} = mul i64 %m{i}, %groups"]
+            lines += [f"  %q{i} = getelementptr {'i16' if form.rounded == 'words' else 'i8'}, ptr %q, i64 %xo{i}"]
+            lines += [f"  %l{i} = getelementptr i8, ptr %low, i64 %xo{i}"]
+            lines += [f"  %{short}p{i} = getelementptr i32, ptr %{long}, i64 %so{i}"
+                      for short, long in (("step", "steps"), ("mid", "middles"), ("sum", "sums"))]  # fmt: skip
+        lines += [*self._group(), *self._written()]
+        lines += [
+            "  br label %tile.end",
+            "tile.end:",
+            f"  %t.next = add i64 %t, {self._tile}",
+            "  %t.more = icmp ult i64 %t.next, %rows",
+            "  br i1 %t.more, label %tile, label %panel.end",
+            "panel.end:",
+            "  %p.next = add i64 %p, 1",
+            "  %p.more = icmp ult i64 %p.next, %end",
+            "  br i1 %p.more, label %panel, label %done",
+            "done:",
+            "  ret void",
+            "}",
+        ]
+        return lines
+
+    def _group(self) -> list[str]:
+        """All groups of a tile: ``%tot{i}.next``."""
+        form, ints, floats = self._form, self._ints, self._floats
+        lines = ["  br label %group", "group:", "  %g = phi i64 [ 0, %tile ], [ %g.next, %group.end ]"]
+        for i in range(self._tile):
+            lines.append(f"  %tot{i} = phi {floats} [ zeroinitializer, %tile ], [ %tot{i}.next, %group.end ]")
+        lines += ["  %k0 = mul i64 %g, %size", "  %k1 = add i64 %k0, %size", "  %gb = mul i64 %g, %bytes",
+                  "  %wg = getelementptr i8, ptr %wp, i64 %gb"]  # fmt: skip
+        for i in range(self._tile):
+            lines += [f"  %midp{i}.g = getelementptr i32, ptr %midp{i}, i64 %g", f"  %mid{i} = load i32, ptr %midp{i}.g, align 4"]
+            lines += _broadcast(f"init{i}", f"%mid{i}", "i32", self._lanes)
+        lines += ["  br label %codes", "codes:", "  %k = phi i64 [ %k0, %group ], [ %k.next, %codes ]",
+                  "  %w = phi ptr [ %wg, %group ], [ %w.next, %codes ]"]  # fmt: skip
+        for i in range(self._tile):
+            lines.append(f"  %acc{i} = phi {ints} [ %init{i}, %group ], [ %acc{i}.next, %codes ]")
+            if self._apart:
+                lines.append(f"  %top{i} = phi {ints} [ zeroinitializer, %group ], [ %top{i}.next, %codes ]")
+        count = _CODES[form.bits]
+        lines += [
+            f"  %ahead = getelementptr i8, ptr %w, i64 {_AHEAD}",
+            *(
+                line
+                for at in range(0, self._lanes * count * form.bits // 8, 64)
+                for line in (
+                    f"  %ahead{at} = getelementptr i8, ptr %ahead, i64 {at}",
+                    f"  call void @llvm.prefetch.p0(ptr %ahead{at}, i32 0, i32 3, i32 1)",
+                )
+            ),
+            *(self._nibbles() if form.bits == 4 else self._whole_words() if form.rounded == "words" else self._whole_bytes()),
+            f"  %k.next = add i64 %k, {count}",
+            f"  %w.next = getelementptr i8, ptr %w, i64 {self._lanes * count * form.bits // 8}",
+            "  %k.more = icmp ult i64 %k.next, %k1",
+            "  br i1 %k.more, label %codes, label %group.last",
+            "group.last:",
+        ]
+        if form.bits == 4:
+            lines += ["  %gl = mul i64 %g, " + str(self._lanes), *self._bfloat16("scales", "%sp")]
+            lines += self._bfloat16("adds", "%ap") if form.added else []
+        for i in range(self._tile):
+            if self._apart:
+                lines += [f"  %up{i} = shl {ints} %top{i}.next, {_constant(8, 'i32', self._lanes)}",
+                          f"  %all{i} = add {ints} %acc{i}.next, %up{i}"]  # fmt: skip
+            total = f"%all{i}" if self._apart else f"%acc{i}.next"
+            lines += [
+                f"  %num{i} = sitofp {ints} {total} to {floats}",
+                f"  %stepp{i}.g = getelementptr float, ptr %stepp{i}, i64 %g",
+                f"  %step{i} = load float, ptr %stepp{i}.g, align 4",
+                *_broadcast(f"steps{i}", f"%step{i}", "float", self._lanes),
+            ]
+            if form.bits == 4:
+                lines.append(f"  %by{i} = fmul {floats} %scales, %steps{i}")
+            by = f"%by{i}" if form.bits == 4 else f"%steps{i}"
+            end = f"%tot{i}.main" if form.added else f"%tot{i}.next"
+            lines.append(f"  {end} = call {floats} {self._fma}({floats} %num{i}, {floats} {by}, {floats} %tot{i})")
+            if form.added:
+                lines += [f"  %sump{i}.g = getelementptr float, ptr %sump{i}, i64 %g", f"  %sum{i} = load float, ptr %sump{i}.g, align 4"]
+                lines += _broadcast(f"sums{i}", f"%sum{i}", "float", self._lanes)
+                lines.append(f"  %tot{i}.next = call {floats} {self._fma}({floats} %adds, {floats} %sums{i}, {floats} {end})")
+        return [*lines, "  br label %group.end", "group.end:", "  %g.next = add i64 %g, 1", "  %g.more = icmp ult i64 %g.next, %groups",
+                "  br i1 %g.more, label %group, label %write", "write:"]  # fmt: skip
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the upper halves of inputs are summed apart in 32 bits."""
+        return self._dots and self._form.rounded == "halves"
+
+    def _written(self) -> list[str]:
+        floats, lines = self._floats, []
+        for i in range(self._tile):
+            if self._form.bits == 4:
+                lines.append(f"  %full{i} = fadd {floats} %tot{i}.next, %bv")
+            else:
+                lines.append(f"  %full{i} = call {floats} {self._fma}({floats} %tot{i}.next, {floats} %sv, {floats} %bv)")
+            lines += [
+                f"  %yo{i} = mul i64 %m{i}, %out",
+                f"  %yf{i} = add i64 %yo{i}, %first",
+                f"  %yp{i} = getelementptr float, ptr %y, i64 %yf{i}",
+                f"  call void @llvm.masked.store.v{self._lanes}f32.p0({floats} %full{i}, ptr %yp{i}, i32 4, <{self._lanes} x i1> %there)",
+            ]
+        return lines
+
+    def _nibbles(self) -> list[str]:
+        """32 inputs: four vectors, each with four inputs in the low nibbles of an output's bytes and the next four in the high ones."""
+        lanes, lines = self._lanes, []
+        fifteen, four = _constant(15, "i8", 4 * lanes), _constant(4, "i16", 2 * lanes)
+        for v in range(4):
+            lines += [
+                f"  %wp{v} = getelementptr i8, ptr %w, i64 {4 * lanes * v}",
+                f"  %wv{v} = load {self._bytes}, ptr %wp{v}, align 1",
+                f"  %wn{2 * v} = and {self._bytes} %wv{v}, {fifteen}",
+                f"  %ww{v} = bitcast {self._bytes} %wv{v} to {self._words}",
+                f"  %wr{v} = lshr {self._words} %ww{v}, {four}",
+                f"  %wb{v} = bitcast {self._words} %wr{v} to {self._bytes}",
+                f"  %wn{2 * v + 1} = and {self._bytes} %wb{v}, {fifteen}",
+            ]
+        halves = self._form.rounded == "halves"
+        for i in range(self._tile):
+            top = f"%top{i}" if self._apart else f"%acc{i}"
+            lines += self._eight(f"h{i}" if halves else f"o{i}", f"%q{i}", top if halves else f"%acc{i}", 256 if halves else 1,
+                                 f"%top{i}.next" if self._apart else f"%up{i}.acc" if halves else f"%acc{i}.next")  # fmt: skip
+            if halves:
+                lines += self._eight(f"o{i}", f"%l{i}", f"%acc{i}" if self._apart else f"%up{i}.acc", 1, f"%acc{i}.next")
+        return lines
+
+    def _eight(self, name: str, inputs: str, acc: str, factor: int, end: str) -> list[str]:
+        """The products of ``%wn0`` to ``%wn7`` with four bytes of ``inputs`` each, added to ``acc``: ``end``. Where 16 bits hold the
+        sums, they are multiplied by ``factor``."""
+        lines: list[str] = []
+        for v in range(8):
+            lines += self._four(f"{name}.{v}", inputs, 4 * v)
+            if self._dots:
+                after = end if v == 7 else f"%{name}.s{v}"
+                lines.append(f"  {after} = {self._dot(acc, f'%wn{v}', f'%{name}.{v}')}")
+                acc = after
+                continue
+            product = f"%{name}.p{v}"
+            lines.append(f"  {product} = {_multiplied(self._bytes, f'%wn{v}', f'%{name}.{v}', self._words)}")
+            if v:
+                lines.append(f"  %{name}.s{v} = add {self._words} {f'%{name}.s{v - 1}' if v > 1 else f'%{name}.p0'}, {product}")
+        if not self._dots:
+            by = _constant(factor, "i16", 2 * self._lanes)
+            lines.append(f"  %{name}.d = {_added(self._words, f'%{name}.s7', by, self._ints)}")
+            lines.append(f"  {end} = add {self._ints} {acc}, %{name}.d")
+        return lines
+
+    def _whole_bytes(self) -> list[str]:
+        """16 inputs: four vectors with four inputs of each output."""
+        lanes, lines = self._lanes, []
+        ones = _constant(1, "i16", 2 * lanes)
+        for v in range(4):
+            lines += [f"  %wp{v} = getelementptr i8, ptr %w, i64 {4 * lanes * v}", f"  %wv{v} = load {self._bytes}, ptr %wp{v}, align 1"]
+            if not self._dots:
+                lines.append(f"  %wa{v} = call {self._bytes} @llvm.abs.v{4 * lanes}i8({self._bytes} %wv{v}, i1 false)")
+        for i in range(self._tile):
+            acc = f"%acc{i}"
+            for v in range(4):
+                after = f"%acc{i}.next" if v == 3 else f"%acc{i}.{v}"
+                lines += self._four(f"x{i}.{v}", f"%q{i}", 4 * v)
+                if self._dots:
+                    lines.append(f"  {after} = {self._dot(acc, f'%wv{v}', f'%x{i}.{v}')}")
+                else:
+                    lines += [
+                        f"  %s{i}.{v} = call {self._bytes} @llvm.x86.avx2.psign.b({self._bytes} %x{i}.{v}, {self._bytes} %wv{v})",
+                        f"  %p{i}.{v} = {_multiplied(self._bytes, f'%wa{v}', f'%s{i}.{v}', self._words)}",
+                        f"  %d{i}.{v} = {_added(self._words, f'%p{i}.{v}', ones, self._ints)}",
+                        f"  {after} = add {self._ints} {acc}, %d{i}.{v}",
+                    ]
+                acc = after
+        return lines
+
+    def _whole_words(self) -> list[str]:
+        """16 inputs: eight vectors with two inputs of each output."""
+        lanes, lines = self._lanes, []
+        half = f"<{2 * lanes} x i8>"
+        for v in range(8):
+            lines += [
+                f"  %wp{v} = getelementptr i8, ptr %w, i64 {2 * lanes * v}",
+                f"  %wh{v} = load {half}, ptr %wp{v}, align 1",
+                f"  %wv{v} = sext {half} %wh{v} to {self._words}",
+            ]
+        for i in range(self._tile):
+            acc = f"%acc{i}"
+            for v in range(8):
+                after = f"%acc{i}.next" if v == 7 else f"%acc{i}.{v}"
+                name = f"x{i}.{v}"
+                lines += [f"  %{name}.k = add i64 %k, {2 * v}", f"  %{name}.p = getelementptr i16, ptr %q{i}, i64 %{name}.k",
+                          f"  %{name}.s = load i32, ptr %{name}.p, align 2", *_broadcast(f"{name}.v", f"%{name}.s", "i32", lanes),
+                          f"  %{name} = bitcast {self._ints} %{name}.v to {self._words}",
+                          f"  %d{i}.{v} = {_added(self._words, f'%wv{v}', f'%{name}', self._ints)}",
+                          f"  {after} = add {self._ints} {acc}, %d{i}.{v}"]  # fmt: skip
+                acc = after
+        return lines
+
+    def _four(self, name: str, inputs: str, at: int) -> list[str]:
+        """Four bytes of ``inputs`` from ``%k + at``, in each lane: ``%name``."""
+        return [
+            f"  %{name}.k = add i64 %k, {at}",
+            f"  %{name}.a = getelementptr i8, ptr {inputs}, i64 %{name}.k",
+            f"  %{name}.l = load i32, ptr %{name}.a, align 1",
+            *_broadcast(f"{name}.v", f"%{name}.l", "i32", self._lanes),
+            f"  %{name} = bitcast {self._ints} %{name}.v to {self._bytes}",
+        ]
+
+    def _dot(self, acc: str, weights: str, inputs: str) -> str:
+        return f"call {self._ints} @dot({self._ints} {acc}, {self._bytes} {weights}, {self._bytes} {inputs})"
+
+    def _bfloat16(self, name: str, row: str) -> list[str]:
+        """Those of the group in hand, as float32: ``%name``."""
+        shorts = f"<{self._lanes} x i16>"
+        return [
+            f"  %{name}.p = getelementptr i16, ptr {row}, i64 %gl",
+            f"  %{name}.h = load {shorts}, ptr %{name}.p, align 2",
+            f"  %{name}.w = zext {shorts} %{name}.h to {self._ints}",
+            f"  %{name}.i = shl {self._ints} %{name}.w, {_constant(16, 'i32', self._lanes)}",
+            f"  %{name} = bitcast {self._ints} %{name}.i to {self._floats}",
+        ]
+
+
+def rounding(name: str, rounded: Rounded) -> str:
+    """IR of ``void name(ptr)``, one thread's part: float32 ``x`` (rows, inputs) to integers ``q``, in halves to ``q`` and ``low``.
+
+    Each ``span`` of inputs has a step, its largest magnitude over ``top``; ``steps`` (rows, groups) names it for each group of ``size``,
+    which divides the span. ``sums`` are those of a group, of ``x`` itself where it is rounded to 16 bits, else of what it is rounded to;
+    ``middles`` the sum of a group's integers times ``-middle``. The step of what holds no number is none."""
+    floats, ints = f"<{LANES} x float>", f"<{LANES} x i32>"
+    lines = [_HEAD, _vectors(LANES), f"define void @{name}(ptr %a) {{", "entry:", *_fields()]
+    lines += [
+        "  %top32 = trunc i64 %top to i32",
+        "  %top.f = sitofp i32 %top32 to float",
+        *_broadcast("top.v", "%top.f", "float", LANES),
+        "  %middle32 = trunc i64 %middle to i32",
+        "  %minus = sub i32 0, %middle32",
+        "  %cells = mul i64 %rows, %inputs",
+        "  %spans = udiv i64 %cells, %span",
+        *_part("spans", 0),
+        "  %some = icmp ult i64 %begin, %end",
+        "  br i1 %some, label %span.start, label %done",
+        "span.start:",
+        "  %s = phi i64 [ %begin, %entry ], [ %s.next, %span.end ]",
+        "  %start = mul i64 %s, %span",
+        "  %stop = add i64 %start, %span",
+        "  br label %look",
+        "look:",
+        "  %k = phi i64 [ %start, %span.start ], [ %k.next, %look ]",
+        f"  %max = phi {floats} [ zeroinitializer, %span.start ], [ %max.next, %look ]",
+        f"  %none = phi {floats} [ zeroinitializer, %span.start ], [ %none.next, %look ]",
+        "  %xp = getelementptr float, ptr %x, i64 %k",
+        f"  %xv = load {floats}, ptr %xp, align 4",
+        f"  %size.v = call {floats} @llvm.fabs.v{LANES}f32({floats} %xv)",
+        f"  %more = fcmp ogt {floats} %size.v, %max",
+        f"  %max.next = select <{LANES} x i1> %more, {floats} %size.v, {floats} %max",
+        # Zero of a number, and of an infinity or none no number.
+        f"  %nil = fsub {floats} %xv, %xv",
+        f"  %none.next = fadd {floats} %none, %nil",
+        f"  %k.next = add i64 %k, {LANES}",
+        "  %k.more = icmp ult i64 %k.next, %stop",
+        "  br i1 %k.more, label %look, label %scale.it",
+        "scale.it:",
+        f"  %largest = call float @llvm.vector.reduce.fmax.v{LANES}f32({floats} %max.next)",
+        f"  %nothing = call reassoc float @llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {floats} %none.next)",
+        "  %ratio = fdiv float %largest, %top.f",
+        f"  %small = fcmp olt float %ratio, {_hex(TINY)}",
+        f"  %step = select i1 %small, float {_hex(TINY)}, float %ratio",
+        "  %told = fadd float %step, %nothing",
+        *_broadcast("step.v", "%step", "float", LANES),
+        "  br label %group",
+        "group:",
+        "  %from = phi i64 [ %start, %scale.it ], [ %to, %group.end ]",
+        "  %to = add i64 %from, %size",
+        "  br label %round",
+        "round:",
+        "  %j = phi i64 [ %from, %group ], [ %j.next, %round ]",
+        f"  %tally = phi {ints} [ zeroinitializer, %group ], [ %tally.next, %round ]",
+        f"  %sum = phi {floats} [ zeroinitializer, %group ], [ %sum.next, %round ]",
+        "  %yp = getelementptr float, ptr %x, i64 %j",
+        f"  %yv = load {floats}, ptr %yp, align 4",
+        f"  %sum.next = fadd {floats} %sum, %yv",
+        f"  %part = fdiv {floats} %yv, %step.v",
+        f"  %near = call {floats} @llvm.rint.v{LANES}f32({floats} %part)",
+        f"  %bound = call {floats} @llvm.minnum.v{LANES}f32({floats} %near, {floats} %top.v)",
+        f"  %int = call {ints} @llvm.fptosi.sat.v{LANES}i32.v{LANES}f32({floats} %bound)",
+        f"  %tally.next = add {ints} %tally, %int",
+        *_stored(rounded),
+        f"  %j.next = add i64 %j, {LANES}",
+        "  %j.more = icmp ult i64 %j.next, %to",
+        "  br i1 %j.more, label %round, label %group.end",
+        "group.end:",
+        "  %g = udiv i64 %from, %size",
+        f"  %all = call i32 @llvm.vector.reduce.add.v{LANES}i32({ints} %tally.next)",
+        "  %mid = mul i32 %all, %minus",
+        "  %mp = getelementptr i32, ptr %middles, i64 %g",
+        "  store i32 %mid, ptr %mp, align 4",
+        "  %tp = getelementptr float, ptr %steps, i64 %g",
+        "  store float %told, ptr %tp, align 4",
+    ]
+    if rounded == "bytes":
+        lines += ["  %all.f = sitofp i32 %all to float", "  %total = fmul float %all.f, %told"]
+    else:
+        lines.append(f"  %total = call reassoc float @llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {floats} %sum.next)")
+    lines += [
+        "  %sp = getelementptr float, ptr %sums, i64 %g",
+        "  store float %total, ptr %sp, align 4",
+        "  %g.more = icmp ult i64 %to, %stop",
+        "  br i1 %g.more, label %group, label %span.end",
+        "span.end:",
+        "  %s.next = add i64 %s, 1",
+        "  %s.more = icmp ult i64 %s.next, %end",
+        "  br i1 %s.more, label %span.start, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _stored(rounded: Rounded) -> list[str]:
+    """``%int`` at ``%j``."""
+    ints, shorts, bytes_ = (f"<{LANES} x {kind}>" for kind in ("i32", "i16", "i8"))
+    if rounded == "words":
+        return [f"  %cut = trunc {ints} %int to {shorts}", "  %qp = getelementptr i16, ptr %q, i64 %j",
+                f"  store {shorts} %cut, ptr %qp, align 2"]  # fmt: skip
+    place = "  %qp = getelementptr i8, ptr %q, i64 %j"
+    if rounded == "bytes":
+        return [f"  %cut = trunc {ints} %int to {bytes_}", place, f"  store {bytes_} %cut, ptr %qp, align 1"]
+    return [
+        # The lower byte is signed: what is above 127 is taken from the upper one.
+        f"  %lower = trunc {ints} %int to {bytes_}",
+        f"  %signed = sext {bytes_} %lower to {ints}",
+        f"  %without = sub {ints} %int, %signed",
+        f"  %moved = ashr {ints} %without, {_constant(8, 'i32', LANES)}",
+        f"  %upper = trunc {ints} %moved to {bytes_}",
+        place,
+        f"  store {bytes_} %upper, ptr %qp, align 1",
+        "  %lp = getelementptr i8, ptr %low, i64 %j",
+        f"  store {bytes_} %lower, ptr %lp, align 1",
+    ]
+
 
 _HEAD = """
 declare i32 @omp_get_thread_num()
 declare i32 @omp_get_num_threads()
-declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
-declare float @llvm.fma.f32(float, float, float)
-declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
-declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
-declare <8 x float> @llvm.masked.load.v8f32.p0(ptr, i32, <8 x i1>, <8 x float>)
-declare float @llvm.vector.reduce.fadd.v8f32(float, <8 x float>)
-declare float @llvm.vector.reduce.fmax.v16f32(<16 x float>)
+declare i64 @llvm.umin.i64(i64, i64)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
+declare <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8>, <32 x i8>)
+declare <32 x i8> @llvm.abs.v32i8(<32 x i8>, i1)
 declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
 declare <16 x float> @llvm.rint.v16f32(<16 x float>)
 declare <16 x float> @llvm.minnum.v16f32(<16 x float>, <16 x float>)
 declare <16 x i32> @llvm.fptosi.sat.v16i32.v16f32(<16 x float>)
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
-declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
-declare <16 x i32> @llvm.x86.avx512.pmaddw.d.512(<32 x i16>, <32 x i16>)
-declare i64 @llvm.umin.i64(i64, i64)
+declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
+declare float @llvm.vector.reduce.fmax.v16f32(<16 x float>)
 """
-# Of the structure that is passed: pointers and sizes, eight bytes each.
-FIELDS = (
-    "x",
-    "weight",
-    "scale",
-    "added",
-    "bias",
-    "y",
-    "sums",
-    "q",
-    "steps",
-    "middles",
-    "rows",
-    "out",
-    "inputs",
-    "groups",
-    "size",
-    "padded",
-)
-_POINTERS = 10
 
 
-def half(wide: bool) -> int:
-    """How many low nibbles lie before as many high ones are read."""
-    return 32 if wide else 16
+def _vectors(lanes: int) -> str:
+    floats = f"<{lanes} x float>"
+    return f"""
+declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})
+declare void @llvm.masked.store.v{lanes}f32.p0({floats}, ptr, i32, <{lanes} x i1>)
+"""
+
+
+def _kinds(lanes: int) -> tuple[str, str, str]:
+    return f"<{lanes} x i32>", f"<{2 * lanes} x i16>", f"<{4 * lanes} x i8>"
+
+
+def _declared(instructions: Instructions) -> list[str]:
+    """``@pairs`` as PMADDWD, and ``@dot`` as VPDPBUSD where it is there."""
+    lanes = instructions.lanes
+    ints, words, bytes_ = _kinds(lanes)
+    pairs = "@llvm.x86.avx512.pmaddw.d.512" if lanes > 8 else "@llvm.x86.avx2.pmadd.wd"
+    lines = [
+        f"declare {ints} {pairs}({words}, {words})",
+        f"define internal {ints} @pairs({words} %a, {words} %b) alwaysinline {{",
+        f"  %y = call {ints} {pairs}({words} %a, {words} %b)",
+        f"  ret {ints} %y",
+        "}",
+    ]
+    if not instructions.dots:
+        return lines
+    dot = f"@llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return [
+        *lines,
+        f"declare {ints} {dot}({ints}, {ints}, {ints})",
+        f"define internal {ints} @dot({ints} %s, {bytes_} %w, {bytes_} %x) alwaysinline {{",
+        f"  %wi = bitcast {bytes_} %w to {ints}",
+        f"  %xi = bitcast {bytes_} %x to {ints}",
+        f"  %y = call {ints} {dot}({ints} %s, {ints} %wi, {ints} %xi)",
+        f"  ret {ints} %y",
+        "}",
+    ]
+
+
+def _spelled(lanes: int) -> list[str]:
+    """Both as plain arithmetic."""
+    ints, words, bytes_ = _kinds(lanes)
+    lines: list[str] = []
+    for head, narrow, widen, parts in (
+        (f"@pairs({words} %a, {words} %b)", words, "sext", 2),
+        (f"@dot({ints} %s, {bytes_} %a, {bytes_} %b)", bytes_, "zext", 4),
+    ):
+        wide = f"<{parts * lanes} x i32>"
+        lines += [
+            f"define internal {ints} {head} alwaysinline {{",
+            f"  %aw = {widen} {narrow} %a to {wide}",
+            f"  %bw = sext {narrow} %b to {wide}",
+            f"  %p = mul {wide} %aw, %bw",
+        ]
+        before = "%s" if parts == 4 else "zeroinitializer"
+        for part in range(parts):
+            at = ", ".join(f"i32 {parts * lane + part}" for lane in range(lanes))
+            lines += [f"  %c{part} = shufflevector {wide} %p, {wide} poison, <{lanes} x i32> <{at}>",
+                      f"  %s{part} = add {ints} {before}, %c{part}"]  # fmt: skip
+            before = f"%s{part}"
+        lines += [f"  ret {ints} {before}", "}"]
+    return lines
 
 
 def _fields() -> list[str]:
     lines = []
     for place, field in enumerate(FIELDS):
         kind = "ptr" if place < _POINTERS else "i64"
-        lines += [f"  %p.{field} = getelementptr i64, ptr %a, i64 {place}", f"  %{field} = load {kind}, ptr %p.{field}"]
+        lines += [f"  %p.{field} = getelementptr i64, ptr %a, i64 {place}", f"  %{field} = load {kind}, ptr %p.{field}, align 8"]
     return lines
 
 
-def function(name: str, bits: int, panel: int, wide: bool) -> str:
-    """IR of ``void name(ptr)``, one thread's part of ``y = x @ weight.T`` within a parallel region.
-
-    ``x`` is float32 (rows, inputs), ``y`` (rows, out), ``bias`` (out,). With 8 bits ``weight`` is int8 (out, inputs), ``scale`` float32
-    (out,) and inputs a multiple of 16. With 4 bits ``weight`` is uint8 (out, inputs / 2), the first ``half`` of twice as many values in
-    the low nibbles; ``scale`` and ``added`` are bfloat16 (out, groups), the latter's rows filled to ``padded``, a
-    multiple of 8, with zeros; groups are of ``size`` inputs; a weight is ``(q - 8) * scale + added``.
-    ``q``, ``steps``, ``middles`` and ``sums`` are then what ``rounding`` makes of ``x``. ``wide`` is for AVX-512.
-    """
-    lines = [_HEAD, f"define void @{name}(ptr %a) {{", "entry:", *_fields()]
-    lines += [
+def _part(what: str, lanes: int) -> list[str]:
+    """The thread's share of ``%what``, from ``%begin`` to ``%end``; of panels of ``lanes`` outputs where that is not 0."""
+    lines = [f"  %more.out = add i64 %out, {lanes - 1}", f"  %{what} = udiv i64 %more.out, {lanes}"] if lanes else []
+    return lines + [
         "  %tid32 = call i32 @omp_get_thread_num()",
         "  %count32 = call i32 @omp_get_num_threads()",
         "  %tid = zext i32 %tid32 to i64",
         "  %count = zext i32 %count32 to i64",
-        "  %last = sub i64 %out, 1",
-        f"  %more = add i64 %out, {panel - 1}",
-        f"  %panels = udiv i64 %more, {panel}",
-        "  %b0 = mul i64 %panels, %tid",
+        f"  %b0 = mul i64 %{what}, %tid",
         "  %begin = udiv i64 %b0, %count",
-        "  %next = add i64 %tid, 1",
-        "  %e0 = mul i64 %panels, %next",
+        "  %tid.next = add i64 %tid, 1",
+        f"  %e0 = mul i64 %{what}, %tid.next",
         "  %end = udiv i64 %e0, %count",
-        "  %some = icmp ult i64 %begin, %end",
-        "  br i1 %some, label %panel, label %done",
-        "panel:",
-        "  %p = phi i64 [ %begin, %entry ], [ %p.next, %panel.end ]",
-        f"  %first = mul i64 %p, {panel}",
-    ]
-    for r in range(panel):
-        # Rows past the end are the last one again, which is written again.
-        lines += [f"  %u{r} = add i64 %first, {r}", f"  %r{r} = call i64 @llvm.umin.i64(i64 %u{r}, i64 %last)"]
-        lines += _pointers(r, bits)
-    lines += ["  br label %row", "row:", "  %m = phi i64 [ 0, %panel ], [ %m.next, %row.end ]", "  %xo = mul i64 %m, %inputs",
-              "  %xm = getelementptr float, ptr %x, i64 %xo"]  # fmt: skip
-    lines += _int8(panel) if bits == 8 else _int4(panel, wide)
-    lines += ["  %yo = mul i64 %m, %out", "  %ym = getelementptr float, ptr %y, i64 %yo"]
-    for r in range(panel):
-        lines += [
-            f"  %bp{r} = getelementptr float, ptr %bias, i64 %r{r}",
-            f"  %bv{r} = load float, ptr %bp{r}",
-            f"  %full{r} = fadd float %sum{r}, %bv{r}",
-            f"  %yp{r} = getelementptr float, ptr %ym, i64 %r{r}",
-            f"  store float %full{r}, ptr %yp{r}",
-        ]
-    lines += [
-        "  br label %row.end",
-        "row.end:",
-        "  %m.next = add i64 %m, 1",
-        "  %m.more = icmp ult i64 %m.next, %rows",
-        "  br i1 %m.more, label %row, label %panel.end",
-        "panel.end:",
-        "  %p.next = add i64 %p, 1",
-        "  %p.more = icmp ult i64 %p.next, %end",
-        "  br i1 %p.more, label %panel, label %done",
-        "done:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
-
-
-def _pointers(r: int, bits: int) -> list[str]:
-    wide = [f"  %wb{r} = mul i64 %r{r}, %inputs"]
-    if bits == 4:
-        wide += [f"  %wo{r} = lshr i64 %wb{r}, 1", f"  %go{r} = mul i64 %r{r}, %groups"]
-        wide += [f"  %sp{r} = getelementptr i16, ptr %scale, i64 %go{r}", f"  %ao{r} = mul i64 %r{r}, %padded"]
-        wide += [f"  %ap{r} = getelementptr i16, ptr %added, i64 %ao{r}"]
-    else:
-        wide += [f"  %wo{r} = add i64 %wb{r}, 0", f"  %sp{r} = getelementptr float, ptr %scale, i64 %r{r}"]
-    return [*wide, f"  %w{r} = getelementptr i8, ptr %weight, i64 %wo{r}"]
-
-
-def _int8(panel: int) -> list[str]:
-    lines = ["  br label %inner", "inner:", "  %k = phi i64 [ 0, %row ], [ %k.next, %inner ]"]
-    lines += [f"  %acc{r} = phi {_VECTOR} [ zeroinitializer, %row ], [ %acc.next{r}, %inner ]" for r in range(panel)]
-    lines += ["  %xk = getelementptr float, ptr %xm, i64 %k", f"  %xv = load {_VECTOR}, ptr %xk, align 4"]
-    for r in range(panel):
-        lines += [
-            f"  %wk{r} = getelementptr i8, ptr %w{r}, i64 %k",
-            f"  %wv{r} = load {_BYTES}, ptr %wk{r}, align 1",
-            f"  %wi{r} = sext {_BYTES} %wv{r} to {_FLOATS}",
-            f"  %wf{r} = sitofp {_FLOATS} %wi{r} to {_VECTOR}",
-            f"  %acc.next{r} = call {_VECTOR} @llvm.fma.v16f32({_VECTOR} %wf{r}, {_VECTOR} %xv, {_VECTOR} %acc{r})",
-        ]
-    lines += [
-        f"  %k.next = add i64 %k, {LANES}",
-        "  %k.more = icmp ult i64 %k.next, %inputs",
-        "  br i1 %k.more, label %inner, label %out8",
-        "out8:",
-    ]
-    for r in range(panel):
-        lines += [
-            f"  %all{r} = call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, {_VECTOR} %acc.next{r})",
-            f"  %sv{r} = load float, ptr %sp{r}",
-            f"  %sum{r} = fmul float %all{r}, %sv{r}",
-        ]
-    return lines
-
-
-def _int4(panel: int, wide: bool) -> list[str]:
-    sums, multiply = ("<16 x i32>", "@llvm.x86.avx512.pmaddw.d.512") if wide else ("<8 x i32>", "@llvm.x86.avx2.pmadd.wd")
-    count = 32 if wide else 16
-    words, halves, total = f"<{count} x i16>", f"<{count} x i8>", f"<{count // 2} x float>"
-    fma, reduce = (f"{name}.v{count // 2}f32" for name in ("@llvm.fma", "@llvm.vector.reduce.fadd"))
-    lines = [
-        "  %so = mul i64 %m, %groups",
-        "  %sm = getelementptr float, ptr %sums, i64 %so",
-        "  %tm = getelementptr float, ptr %steps, i64 %so",
-        "  %qm = getelementptr i16, ptr %q, i64 %xo",
-        "  %im = getelementptr i32, ptr %middles, i64 %so",
-        "  br label %group",
-        "group:",
-        "  %g = phi i64 [ 0, %row ], [ %g.next, %group.end ]",
-    ]
-    lines += [f"  %tot{r} = phi {total} [ zeroinitializer, %row ], [ %tot.next{r}, %group.end ]" for r in range(panel)]
-    lines += ["  %k0 = mul i64 %g, %size", "  %k1 = add i64 %k0, %size", "  %ip = getelementptr i32, ptr %im, i64 %g",
-              "  %mid = load i32, ptr %ip", f"  %init = insertelement {sums} zeroinitializer, i32 %mid, i32 0",
-              "  br label %inner", "inner:", "  %k = phi i64 [ %k0, %group ], [ %k.next, %inner ]"]  # fmt: skip
-    lines += [f"  %acc{r} = phi {sums} [ %init, %group ], [ %acc.next{r}, %inner ]" for r in range(panel)]
-    lines += [
-        "  %xk = getelementptr i16, ptr %qm, i64 %k",
-        f"  %xl = load {words}, ptr %xk, align 2",
-        f"  %xq = getelementptr i16, ptr %xk, i64 {count}",
-        f"  %xh = load {words}, ptr %xq, align 2",
-        "  %kb = lshr i64 %k, 1",
-    ]
-    fifteen, four = (f"<{', '.join([f'i16 {value}'] * count)}>" for value in (15, 4))
-    for r in range(panel):
-        lines += [
-            f"  %wk{r} = getelementptr i8, ptr %w{r}, i64 %kb",
-            f"  %wv{r} = load {halves}, ptr %wk{r}, align 1",
-            f"  %wi{r} = zext {halves} %wv{r} to {words}",
-            f"  %wl{r} = and {words} %wi{r}, {fifteen}",
-            f"  %wh{r} = lshr {words} %wi{r}, {four}",
-            f"  %fl{r} = call {sums} {multiply}({words} %wl{r}, {words} %xl)",
-            f"  %fh{r} = call {sums} {multiply}({words} %wh{r}, {words} %xh)",
-            f"  %half{r} = add {sums} %acc{r}, %fl{r}",
-            f"  %acc.next{r} = add {sums} %half{r}, %fh{r}",
-        ]
-    lines += [f"  %k.next = add i64 %k, {2 * count}", "  %k.more = icmp ult i64 %k.next, %k1",
-              "  br i1 %k.more, label %inner, label %group.end", "group.end:", "  %tp = getelementptr float, ptr %tm, i64 %g",
-              "  %ts = load float, ptr %tp"]  # fmt: skip
-    for r in range(panel):
-        lines += _bfloat16(f"s{r}", f"%sp{r}")
-        lines += [
-            f"  %st{r} = fmul float %s{r}, %ts",
-            f"  %ins{r} = insertelement {total} poison, float %st{r}, i32 0",
-            f"  %spl{r} = shufflevector {total} %ins{r}, {total} poison, <{count // 2} x i32> zeroinitializer",
-            f"  %num{r} = sitofp {sums} %acc.next{r} to {total}",
-            f"  %tot.next{r} = call {total} {fma}({total} %num{r}, {total} %spl{r}, {total} %tot{r})",
-        ]
-    lines += [
-        "  %g.next = add i64 %g, 1",
-        "  %g.more = icmp ult i64 %g.next, %groups",
-        "  br i1 %g.more, label %group, label %group.last",
-        "group.last:",
-    ]
-    lines += [f"  %main{r} = call reassoc float {reduce}(float 0.0, {total} %tot.next{r})" for r in range(panel)]
-    return lines + _added(panel)
-
-
-def _added(panel: int) -> list[str]:
-    """What is added to all weights of a group, times the sum of its inputs: eight groups at a time."""
-    eight, words = "<8 x float>", "<8 x i16>"
-    lines = ["  br label %offsets", "offsets:", "  %o = phi i64 [ 0, %group.last ], [ %o.next, %offsets ]"]
-    lines += [f"  %off{r} = phi {eight} [ zeroinitializer, %group.last ], [ %off.next{r}, %offsets ]" for r in range(panel)]
-    lines += [
-        "  %left = sub i64 %groups, %o",
-        "  %left.i = insertelement <8 x i64> poison, i64 %left, i32 0",
-        "  %left.v = shufflevector <8 x i64> %left.i, <8 x i64> poison, <8 x i32> zeroinitializer",
-        f"  %there = icmp ugt <8 x i64> %left.v, <{', '.join(f'i64 {i}' for i in range(8))}>",
-        "  %xp = getelementptr float, ptr %sm, i64 %o",
-        f"  %xs = call {eight} @llvm.masked.load.v8f32.p0(ptr %xp, i32 4, <8 x i1> %there, {eight} zeroinitializer)",
-    ]
-    for r in range(panel):
-        lines += [
-            f"  %ad.p{r} = getelementptr i16, ptr %ap{r}, i64 %o",
-            f"  %ad.h{r} = load {words}, ptr %ad.p{r}, align 2",
-            f"  %ad.w{r} = zext {words} %ad.h{r} to <8 x i32>",
-            f"  %ad.i{r} = shl <8 x i32> %ad.w{r}, <{', '.join(['i32 16'] * 8)}>",
-            f"  %ad{r} = bitcast <8 x i32> %ad.i{r} to {eight}",
-            f"  %off.next{r} = call {eight} @llvm.fma.v8f32({eight} %ad{r}, {eight} %xs, {eight} %off{r})",
-        ]
-    lines += [
-        "  %o.next = add i64 %o, 8",
-        "  %o.more = icmp ult i64 %o.next, %padded",
-        "  br i1 %o.more, label %offsets, label %out4",
-        "out4:",
-    ]
-    return lines + [
-        f"  %sum{r} = call reassoc float @llvm.vector.reduce.fadd.v8f32(float %main{r}, {eight} %off.next{r})" for r in range(panel)
     ]
 
 
-def rounding(name: str) -> str:
-    """IR of ``void name(ptr)``: float32 ``x`` (rows, inputs) to int16 ``q``, each group of ``size`` by ``steps`` (rows, groups) of its
-    own, 1/32767 of its largest magnitude; ``sums`` are those of ``x`` itself, by which what is not a number stays so;
-    ``middles`` -8 times those of ``q``."""
-    lines = [_HEAD, f"define void @{name}(ptr %a) {{", "entry:", *_fields()]
-    top = f"<{', '.join([f'float {TOP}.0'] * LANES)}>"
-    lines += [
-        "  %count = mul i64 %rows, %groups",
-        "  br label %group",
-        "group:",
-        "  %g = phi i64 [ 0, %entry ], [ %g.next, %group.end ]",
-        "  %start = mul i64 %g, %size",
-        "  %xg = getelementptr float, ptr %x, i64 %start",
-        "  %qg = getelementptr i16, ptr %q, i64 %start",
-        "  br label %look",
-        "look:",
-        "  %k = phi i64 [ 0, %group ], [ %k.next, %look ]",
-        f"  %max = phi {_VECTOR} [ zeroinitializer, %group ], [ %max.next, %look ]",
-        f"  %sum = phi {_VECTOR} [ zeroinitializer, %group ], [ %sum.next, %look ]",
-        "  %xp = getelementptr float, ptr %xg, i64 %k",
-        f"  %xv = load {_VECTOR}, ptr %xp, align 4",
-        f"  %size.v = call {_VECTOR} @llvm.fabs.v16f32({_VECTOR} %xv)",
-        f"  %more = fcmp ogt {_VECTOR} %size.v, %max",
-        f"  %max.next = select <{LANES} x i1> %more, {_VECTOR} %size.v, {_VECTOR} %max",
-        f"  %sum.next = fadd {_VECTOR} %sum, %xv",
-        f"  %k.next = add i64 %k, {LANES}",
-        "  %k.more = icmp ult i64 %k.next, %size",
-        "  br i1 %k.more, label %look, label %scale.it",
-        "scale.it:",
-        f"  %all = call reassoc float @llvm.vector.reduce.fadd.v16f32(float 0.0, {_VECTOR} %sum.next)",
-        f"  %top = call float @llvm.vector.reduce.fmax.v16f32({_VECTOR} %max.next)",
-        "  %none = fcmp olt float %top, 0x3810000000000000",
-        "  %safe = select i1 %none, float 0x3810000000000000, float %top",
-        f"  %step = fdiv float %safe, {TOP}.0",
-        f"  %inverse = fdiv float {TOP}.0, %safe",
-        "  %tp = getelementptr float, ptr %steps, i64 %g",
-        "  store float %step, ptr %tp",
-        "  %sp = getelementptr float, ptr %sums, i64 %g",
-        "  store float %all, ptr %sp",
-        f"  %in0 = insertelement {_VECTOR} poison, float %inverse, i32 0",
-        f"  %inv = shufflevector {_VECTOR} %in0, {_VECTOR} poison, {_FLOATS} zeroinitializer",
-        "  br label %round",
-        "round:",
-        "  %j = phi i64 [ 0, %scale.it ], [ %j.next, %round ]",
-        f"  %tally = phi {_FLOATS} [ zeroinitializer, %scale.it ], [ %tally.next, %round ]",
-        "  %yp = getelementptr float, ptr %xg, i64 %j",
-        f"  %yv = load {_VECTOR}, ptr %yp, align 4",
-        f"  %ratio = fmul {_VECTOR} %yv, %inv",
-        f"  %near = call {_VECTOR} @llvm.rint.v16f32({_VECTOR} %ratio)",
-        f"  %low = call {_VECTOR} @llvm.minnum.v16f32({_VECTOR} %near, {_VECTOR} {top})",
-        f"  %int = call {_FLOATS} @llvm.fptosi.sat.v16i32.v16f32({_VECTOR} %low)",
-        f"  %tally.next = add {_FLOATS} %tally, %int",
-        f"  %short = trunc {_FLOATS} %int to <{LANES} x i16>",
-        "  %qp = getelementptr i16, ptr %qg, i64 %j",
-        f"  store <{LANES} x i16> %short, ptr %qp, align 2",
-        f"  %j.next = add i64 %j, {LANES}",
-        "  %j.more = icmp ult i64 %j.next, %size",
-        "  br i1 %j.more, label %round, label %group.end",
-        "group.end:",
-        f"  %count.all = call i32 @llvm.vector.reduce.add.v16i32({_FLOATS} %tally.next)",
-        f"  %middle = mul i32 %count.all, {-MIDDLE}",
-        "  %mp = getelementptr i32, ptr %middles, i64 %g",
-        "  store i32 %middle, ptr %mp",
-        "  %g.next = add i64 %g, 1",
-        "  %g.more = icmp ult i64 %g.next, %count",
-        "  br i1 %g.more, label %group, label %done",
-        "done:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
+def _broadcast(name: str, value: str, kind: str, lanes: int) -> list[str]:
+    vector = f"<{lanes} x {kind}>"
+    return [f"  %{name}.one = insertelement {vector} poison, {kind} {value}, i32 0",
+            f"  %{name} = shufflevector {vector} %{name}.one, {vector} poison, <{lanes} x i32> zeroinitializer"]  # fmt: skip
 
 
-def _bfloat16(name: str, row: str) -> list[str]:
-    """The float32 ``name`` of the group in hand, read from a row of bfloat16."""
-    return [
-        f"  %{name}.p = getelementptr i16, ptr {row}, i64 %g",
-        f"  %{name}.h = load i16, ptr %{name}.p, align 2",
-        f"  %{name}.w = zext i16 %{name}.h to i32",
-        f"  %{name}.i = shl i32 %{name}.w, 16",
-        f"  %{name} = bitcast i32 %{name}.i to float",
-    ]
+def _constant(value: int, kind: str, count: int) -> str:
+    return f"<{', '.join([f'{kind} {value}'] * count)}>"
+
+
+def _multiplied(bytes_: str, weights: str, inputs: str, words: str) -> str:
+    return f"call {words} @llvm.x86.avx2.pmadd.ub.sw({bytes_} {weights}, {bytes_} {inputs})"
+
+
+def _added(words: str, first: str, second: str, ints: str) -> str:
+    return f"call {ints} @pairs({words} {first}, {words} {second})"
+
+
+def _hex(value: float) -> str:
+    """``value``, rounded to float32, as LLVM writes a constant."""
+    import struct
+
+    single = struct.unpack("<f", struct.pack("<f", value))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"

@@ -15,15 +15,15 @@ from engine.kernels.matrix.on_gpu import OnGpu
 from engine.kernels.matrix.rows import Rows
 from engine.kernels.matrix.static import Static
 from engine.kernels.matrix.stored import Stored
-from engine.kernels.matrix.streamed import Streamed
+from engine.kernels.matrix.streamed import Streamed, StreamedIntegers
 from engine.kernels.matrix.weight_only import WeightOnly
 from engine.kernels.probe import Machine
 from engine.recipe.spec import LayerSpec
 
 # Best first; the last of each kind takes what is left.
 KERNELS: tuple[MatrixKernel, ...] = (
-    IntMM(dynamic=True), IntMM(dynamic=False), OnGpu(), Dynamic(), Static(), Streamed(), Nibbles(), WeightOnly(), Rows(),
-    Floats(), Dynamic(simulated=True), Static(simulated=True), Stored(),
+    IntMM(dynamic=True), IntMM(dynamic=False), OnGpu(), StreamedIntegers(), Dynamic(), Static(), Streamed(), Nibbles(), WeightOnly(),
+    Rows(), Floats(), Dynamic(simulated=True), Static(simulated=True), Stored(),
 )  # fmt: skip
 FP32 = "torch fp32"
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from engine.kernels.dnnl.dynamic import DynamicLinear, GridLinear
+
+@runtime_checkable
+class WithRows(Protocol):
+    """What holds int8 weights in a layout whose rows can be looked up."""
+
+    def rows(self, weight: Tensor) -> Callable[[Tensor], Tensor] | None: ...
 
 
 class Computed(nn.Module):
@@ -19,7 +25,7 @@ class Computed(nn.Module):
 
     def rows(self, weight: Tensor) -> Callable[[Tensor], Tensor] | None:
         """A way to look up rows of the int8 ``weight`` in the memory of this layer, or None."""
-        return self._function.rows(weight) if isinstance(self._function, DynamicLinear | GridLinear) else None
+        return self._function.rows(weight) if isinstance(self._function, WithRows) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._function(x)

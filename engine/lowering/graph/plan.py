@@ -10,7 +10,7 @@ from torch import fx
 
 from engine.events.event import Event, LayerRow, Notice, Planned, Table
 from engine.events.speed import relative_speed
-from engine.kernels.base import IntegerLayer, Kernel, geometry
+from engine.kernels.base import IntegerLayer, Kernel, geometry, kernel_of_steps
 from engine.kernels.choose import why_simulated
 from engine.kernels.probe import Machine
 from engine.lowering.graph.kinds import module_of
@@ -77,7 +77,8 @@ def _kernel(layer: LayerRow, labels: Mapping[str, str]) -> str:
 
 
 def _labels(gm: fx.GraphModule, layout: Layout, kernels: Sequence[Kernel]) -> dict[str, str]:
-    """The label of each unit's kernel: by path of the layer, by node of the normalization folded into it."""
+    """The label of each unit's kernel: by path of the layer, by node of the normalization folded into it, and of those
+    that are steps of their own."""
     nodes = {node.name: node for node in gm.graph.nodes}
     integer = layout.class_of()
     found: dict[str, str] = {}
@@ -85,7 +86,8 @@ def _labels(gm: fx.GraphModule, layout: Layout, kernels: Sequence[Kernel]) -> di
         layer = _layer(nodes[unit.layer], unit, unit.output in integer)
         label = next((kernel.label(layer) for kernel in kernels if kernel.refuses(layer) is None), "torch fp32")
         found |= {unit.path: label, **({unit.bn: label} if unit.bn else {})}
-    return found
+    name = kernel_of_steps(kernels)
+    return found | ({affine.norm: name for affine in layout.affines} if name else {})
 
 
 def _layer(node: fx.Node, unit: Unit, integer_output: bool) -> IntegerLayer:

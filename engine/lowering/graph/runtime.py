@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import EngineError
-from engine.kernels.base import IntegerLayer, Kernel
+from engine.kernels.base import IntegerLayer, Kernel, kernel_of_steps
 from engine.lowering.graph import binding, calls
 from engine.lowering.graph.fixed import Fixed, Fixing, NotFixed, Tensors, mirrored
 from engine.lowering.graph.input_spec import Taking, TakingCall, wrong_size
@@ -49,9 +49,10 @@ class _Bound:
 class QuantizedModel(nn.Module):
     """Images (N, C, H, W) in float32, normalized as in training, to float32 logits; or what the program's ``call`` takes and returns.
 
-    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer. Images of another size than the one that
-    the program was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with
-    do so in a sentence. ``unplanned`` says of which images the plan in fixed memory computed something else than the steps do: those
+    ``kernels`` are asked in order; ``placement`` says which one computes each integer layer, ``step_kernel``
+    which one the steps between them; empty where these widen integers to fp32. Images of another size than the one that the program
+    was traced for, where it holds that size, raise EngineError; with ``taking`` all others that it cannot compute with do so in a
+    sentence. ``unplanned`` says of which images the plan in fixed memory computed something else than the steps do: those
     are computed step by step. A ``patient`` model makes a plan for a shape when it comes again, and keeps more of them: it is called
     on many.
     """
@@ -75,6 +76,7 @@ class QuantizedModel(nn.Module):
         self._slots |= {name: len(names) + i for i, name in enumerate(n for n in self._inputs if n not in self._slots)}
         self._result: str | tuple[str, ...] = program.results if program.others else program.result
         self._steps = next((steps for kernel in kernels if (steps := kernel.steps()) is not None), None)
+        self.step_kernel = kernel_of_steps(kernels)
         self._functions: list[Function] = []
         self._bound = self._bind()
         self._plans: OrderedDict[Any, Fixed | None] = OrderedDict()

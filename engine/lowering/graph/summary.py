@@ -21,6 +21,7 @@ from engine.planning.plan import Plan
 from engine.recipe.recipe import Recipe
 
 IN_FLOAT = "no integer kernel for this operation: fp32 between integer layers"
+BETWEEN = "it has no matrix: a factor and a shift for each channel, from integers to integers"
 NOT_ITS_OWN = "its weight is computed, or read by others too: only a weight that is this layer's alone becomes integers"
 
 
@@ -41,9 +42,23 @@ def layers(
     """The coverage of every layer: asked for, done, on what, and why. ``notes`` say of layer nodes how they were rounded."""
     units = {unit.path: unit.layer for unit in reversed(layout.units)}
     folded = {unit.bn: unit.layer for unit in layout.units if unit.bn}
+    between = _between(layout, model)
     return [
-        _layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr, (notes or {}).get(layer.node)) for layer in plan.layers
+        _layer(layer, units.get(layer.path), folded.get(layer.node), model, sqnr, (notes or {}).get(layer.node))
+        | between.get(layer.node, {})
+        for layer in plan.layers
     ]
+
+
+def _between(layout: Layout, model: QuantizedModel) -> dict[str, dict[str, Any]]:
+    """What differs in the rows of normalizations that are steps of their own on integers, by node: where a kernel computes them."""
+    if not model.step_kernel:
+        return {}
+    classes = layout.class_of()
+    return {
+        affine.norm: {"actual": f"factor and shift, {classes[affine.output].spec}", "kernel": model.step_kernel, "reason": BETWEEN}
+        for affine in layout.affines
+    }
 
 
 def _layer(

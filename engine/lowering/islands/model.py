@@ -48,6 +48,11 @@ class IslandsModel(WithForwards):
         return {name: where for island in self.islands for name, where in island.model.placement.items()}
 
     @property
+    def step_kernel(self) -> str:
+        """That of every island: they are asked for the same kernels."""
+        return self.islands[0].model.step_kernel if self.islands else ""
+
+    @property
     def simulated(self) -> bool:
         return any(island.model.simulated for island in self.islands)
 
