@@ -193,10 +193,20 @@ def test_a_number_of_epochs(runs: Path) -> None:
     assert asked(runs, script).answers["qat"] == Train(2)
 
 
-def test_edit_goes_to_the_strategy(runs: Path) -> None:
+def test_edit_goes_to_the_strategy_of_the_layer_under_the_cursor(runs: Path) -> None:
     async def script(driver: Driver) -> None:
-        await driver.press("e")
-        await driver.on("strategy")
+        for _ in range(2):
+            await driver.press("down")
+            wanted = screen(driver).query_one("#layers", Grid).cursor
+            await driver.press("e")
+            await driver.on("strategy")
+            await driver.pilot.pause()
+            front = driver.app.stage_screen
+            assert front is not None and wanted in ("conv1", "conv2", "fc1", "fc2")
+            assert [grid.cursor for grid in front.query(Grid) if grid.has_focus] == [wanted]
+            driver.app.go("calibrate")
+            await driver.on("calibrate")
+            await driver.pilot.pause()
 
     asked(runs, script)
 
