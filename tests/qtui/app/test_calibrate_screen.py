@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from app_driving import Driver, drive
-from scripted_engine import Gate, ScriptedEngine
+from scripted_engine import MEASURED, Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
 from engine.recipe.decisions import Train
@@ -91,6 +92,20 @@ def test_ranges_grow_and_turn_to_layers(runs: Path) -> None:
         assert screen(driver).logarithmic and "log counts" in driver.text and driver.text != before
         await to_result(driver)
         assert screen(driver).view == "layers"
+
+    calibrating(runs, script)
+
+
+def test_a_reason_that_is_read_keeps_up_with_the_run(runs: Path) -> None:
+    async def script(driver: Driver, gate: Gate) -> None:
+        await driver.press("n")
+        assert "Nothing is measured yet" in said(driver)
+        measured = replace(driver.state, run=replace(driver.state.run, measured={"ptq": MEASURED["ptq"]}))
+        screen(driver).show(measured)
+        assert said(driver) == "The layers are still being measured: the report comes after them"
+        screen(driver).query_one(Sentence).forget()
+        screen(driver).show(measured)
+        assert "still being measured" not in said(driver), "what was taken away does not come again"
 
     calibrating(runs, script)
 
