@@ -80,7 +80,7 @@ def verdict_spans(state: State) -> list[Span]:
         return [(glyph, role), (reason, ""), *([(f"As measured so far: {said}", "dim")] if said else [])]
     role = "change" if in_doubt(found) else "good" if found.get("met") else "harm"
     head, colon, rest = said.partition(":")
-    search = (state.run.report or {}).get("search")
+    search = (state.run.report or {}).get("search") or {}
     aimed = outcome(search)
     # Before the reasons, which are cut where there is no room.
     target = [(aimed, "good" if search.get("met") else "harm")] if aimed else []
