@@ -133,6 +133,12 @@ class QtuiApp(TableActions, App[int]):
         if self.stage_screen is None or self.stage_screen.stage != stage:
             self.switch_mode(stage)
 
+    def go_to(self, stage: Stage, line: str | None) -> None:
+        """Go to a stage with its cursor on a line; where there is no such line the cursor stays."""
+        self.go(stage)
+        if line and (screen := self.stage_screen) is not None:
+            screen.point_at(line)
+
     def show_run(self) -> None:
         """Go to the stage that a reopened run has come to."""
         self._at = self.state.run.at
@@ -172,9 +178,7 @@ class QtuiApp(TableActions, App[int]):
             if (screen := self.stage_screen) is not None:
                 screen.explain(reason)
         else:
-            self.go(choice.stage)
-            if (screen := self.stage_screen) is not None:
-                screen.point_at(choice.line)
+            self.go_to(choice.stage, choice.line)
 
     def do_previous(self) -> None:
         stages = ids()

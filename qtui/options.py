@@ -30,8 +30,9 @@ class Option:
 
 
 _YES = ("yes", "no")
+_TARGETS = "A plan is searched for: size:1.5MB, or size:0.2 of fp32's; latency:3ms, or 0.5 of fp32's; bpw:4.5; drop:0.003."
 TABLE: tuple[Option, ...] = (
-    Option("targets", "targets", "none", "A plan is searched for: drop:0.003, size:0.2 or 1.5MB, bpw:4.5, latency:0.5 or 3ms.", "list"),
+    Option("targets", "targets", "none", _TARGETS, "list"),
     Option("preset", "preset", "default", "What all layers are planned from.", choices=tuple(PRESETS)),
     Option("qat.mode", "QAT", "auto", "Training: where PTQ misses the threshold, always, or never.", choices=("auto", "always", "never")),
     Option("qat.epochs", "epochs of QAT", "by the data", "How long QAT trains.", "whole"),

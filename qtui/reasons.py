@@ -139,6 +139,8 @@ def not_measured_yet(state: State) -> str | None:
         return None
     if state.run.stopped:
         return _stopped()
+    if state.run.measured.get("ptq"):
+        return "The layers are still being measured: the report comes after them"
     return "Nothing is measured yet: the report comes after the measurement"
 
 

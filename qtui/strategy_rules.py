@@ -60,4 +60,6 @@ def fields_of(rule: Rule) -> dict[str, Any]:
     weights, activations = rule.spec.weights, rule.spec.activations
     if weights is None:
         return {"match": rule.match, "keep": "fp32"}
-    return {"match": rule.match, "weights": asdict(weights), **({"activations": activations.fields()} if activations else {})}
+    # A recipe has no empty name for integers: null stands for them.
+    asked = {"weights": {**asdict(weights), "format": weights.format or None}}
+    return {"match": rule.match, **asked, **({"activations": activations.fields()} if activations else {})}

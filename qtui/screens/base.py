@@ -96,9 +96,8 @@ class StageScreen(Paced, Screen[None]):
         self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(state, width))
         self._show_log(state)
         self._show_steps()
-        if self._refused is not None and self._refused(state) is None:
-            self._refused = None
-            self.query_one(Sentence).forget()
+        if self._refused is not None:
+            self._refuse_still(self._refused(state))
         self.update(state)
         if self._wanted:
             wanted, self._wanted = self._wanted, ""
@@ -217,6 +216,14 @@ class StageScreen(Paced, Screen[None]):
         if reason := why_not(self.state):
             self.explain(reason)
             self._refused = why_not
+
+    def _refuse_still(self, reason: str | None) -> None:
+        """The reason as it is now: a run goes on while it is read."""
+        if reason is None:
+            self._refused = None
+            self.query_one(Sentence).forget()
+        else:
+            self.query_one(Sentence).renew(reason)
 
     def explain(self, reason: str) -> None:
         self._refused = None

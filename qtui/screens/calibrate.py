@@ -249,7 +249,7 @@ class CalibrateScreen(StageScreen):
         self.explain(f"{word}: what was done is kept, and r on the first screen ({digit('model')}) goes on with this run")
 
     def do_edit(self) -> None:
-        self.qtui.go("strategy")
+        self.qtui.go_to("strategy", self.query_one(f"#{self.view}", Grid).cursor)
 
     def do_train(self) -> None:
         self.session.answer(True)

@@ -186,6 +186,10 @@ class ModelsScreen(Asking):
 
     def on_descendant_focus(self) -> None:
         self.say(self._sentence())
+        self.query_one("#keys", PieceLine).show(lambda width: self.key_pieces(self.state, width))
+
+    def label(self, action: Action) -> str:
+        return "open ▸" if action.id == "next" and self.on_runs else super().label(action)
 
     def do_filter(self) -> None:
         self.query_one(FilterBar).open()

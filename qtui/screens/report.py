@@ -320,7 +320,8 @@ class ReportScreen(StageScreen):
         self._tell(f"The summary went to this terminal's clipboard, if the terminal takes it. {told}")
 
     def do_edit(self) -> None:
-        self.qtui.go("strategy")
+        row = self._under_cursor()
+        self.qtui.go_to("strategy", str(row.get("name")) if row else None)
 
     def do_again(self) -> None:
         recipe = again(self.state)

@@ -158,7 +158,7 @@ def told_apart(a: PastRun, b: PastRun) -> str:
     better = "B" if a.measured.drop(before.value, after.value) < 0 else "A"
     width = (before.interval or 0.0) + (after.interval or 0.0)
     if width and abs(before.value - after.value) < width:
-        return f"{better} is the better one by less than the intervals: this test cannot tell them apart."
+        return f"{better} is the better one, but the intervals overlap: it may be chance."
     return f"{better} is the better one." if not width else f"{better} is the better one, beyond both intervals."
 
 

@@ -28,6 +28,7 @@ from qtui.screens.strategy_tree import Entry
 from qtui.stage_table import digit
 from qtui.state import State
 from qtui.strategy_rules import rules_of
+from qtui.target_words import bounds
 from qtui.widgets.budget_strip import BudgetStrip
 from qtui.widgets.filter_bar import FilterBar
 from qtui.widgets.lines import PieceLine
@@ -160,9 +161,9 @@ class StrategyScreen(EditKeys, Recipes, Budget):
         width, height = self.size
         room = width - 2 if height < 20 else 2 * (width - 2) - 10
         found = self.state.run.sensitivity
-        return words.sentence(
-            draft, self._entry, room, self._pane.closed(self._entry), self._pane.hidden(draft), known(found) if found else None
-        )
+        searched = bounds(self.state.run.recipe.get("targets")) if self.state.asking == "quantize" else ""
+        estimates = known(found) if found else None
+        return words.sentence(draft, self._entry, room, self._pane.closed(self._entry), self._pane.hidden(draft), estimates, searched)
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         self._news = ""

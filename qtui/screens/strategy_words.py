@@ -53,18 +53,24 @@ def total(draft: Draft, width: int) -> str:
 
 
 def sentence(
-    draft: Draft, entry: Entry | None, room: int, closed: bool = False, hidden: int = 0, estimates: Sensitivity | None = None
+    draft: Draft,
+    entry: Entry | None,
+    room: int,
+    closed: bool = False,
+    hidden: int = 0,
+    estimates: Sensitivity | None = None,
+    searched: str = "",
 ) -> str:
     """What the line under the cursor is, why, and what the next keys would do: as much as goes into ``room`` cells. While layers are
     marked the keys are for them, wherever the cursor is; ``hidden`` of them are not in view. With ``estimates`` also how much noise a
-    layer adds, and would add."""
+    layer adds, and would add. ``searched`` are the bounds within which the next key has a plan searched for."""
     if draft.marked:
         return _about_marked(draft, entry, room, hidden)
     if entry is None:
         return ""
     row = None if entry.module else draft.layer(entry.paths[0])
     if row is None:
-        return _about_module(draft, entry, closed)
+        return _about_module(draft, entry, closed, room, searched)
     said, note = _about(draft, row)
     if len(said) > room and row.path in draft.edited:
         wanted = draft.specs[row.path]
@@ -115,12 +121,14 @@ def _part_of(spec: LayerSpec, name: EditName) -> str:
     return f"int{spec.weights.bits}" if spec.weights else "fp32"
 
 
-def _about_module(draft: Draft, entry: Entry, closed: bool) -> str:
+def _about_module(draft: Draft, entry: Entry, closed: bool, room: int, searched: str) -> str:
     inside = [path for path in entry.paths if path in draft.specs]
     kept = sum(draft.specs[path].weights is None for path in inside)
     what = f"{entry.name}: {len(inside)} layers to quantize" + (f", {kept} kept in fp32" if kept else "")
     edits = f", {count} edited" if (count := len(draft.edited.intersection(inside))) else ""
-    return f"{what}{edits}. A key here changes all of them; {'l opens' if closed else 'h closes'} it, j goes down to one layer."
+    said = f"{what}{edits}. A key here changes all of them; {'l opens' if closed else 'h closes'} it, j goes down to one layer."
+    hint = f" n searches a plan of {searched}." if searched else " P plans within a size."
+    return said + hint if len(said) + len(hint) <= room else said
 
 
 def _name(row: LayerRow) -> str:

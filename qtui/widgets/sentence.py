@@ -41,6 +41,11 @@ class Sentence(Widget):
         self._why = plain(reason)
         self.refresh()
 
+    def renew(self, reason: str) -> None:
+        """Another reason in the place of one that is still being read."""
+        if self._why and self._why != plain(reason):
+            self.explain(reason)
+
     @property
     def text(self) -> str:
         return self._why or self._text

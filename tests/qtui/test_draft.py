@@ -13,6 +13,7 @@ from engine.events.event import LayerRow, Planned
 from engine.planning.legality import NO_KERNEL
 from engine.recipe.capabilities import BLOCK
 from engine.recipe.number_formats import NUMBER_FORMATS
+from engine.recipe.recipe import Recipe
 from engine.recipe.spec import FP32, METHODS, ActivationSpec, LayerSpec, Rule, WeightSpec
 from qtui.draft import HISTORY, Draft
 from qtui.edits import EDITS, WEIGHT_BITS, Before
@@ -209,6 +210,7 @@ def test_any_edits_can_be_taken_back_done_again_and_written_as_rules(seed: int) 
         rules = draft.rules(own)
         assert resolve(ROWS, draft.preset, rules) == draft.specs
         assert rules_of({"rules": [fields_of(rule) for rule in rules]}) == rules
+        assert Recipe.make(model="any", rules=[fields_of(rule) for rule in rules]).layer_rules() == rules
         assert draft.predicted_bytes > 0
         assert all(spec.weights or not spec.activations for spec in draft.specs.values())
     for before in reversed(seen):

@@ -166,6 +166,9 @@ def test_the_sentence_says_why_and_what_the_next_keys_do() -> None:
     assert words.sentence(draft, entry(draft, "bn"), 150) == "bn: Conv2d, folded into a."
     assert words.sentence(draft, None, 150) == ""
     assert words.sentence(draft, entry(draft, "/"), 150).startswith("net: 2 layers to quantize. A key here changes all of them; h closes")
+    assert words.sentence(draft, entry(draft, "/"), 150).endswith("one layer. P plans within a size.")
+    assert words.sentence(draft, entry(draft, "/"), 100).endswith("one layer.")
+    assert words.sentence(draft, entry(draft, "/"), 150, searched="at most 3 ms").endswith("n searches a plan of at most 3 ms.")
     six = draft.edit("weights", ["a"]).draft
     said = words.sentence(six, entry(six, "a"), 200)
     assert said.startswith("a: int6 weights instead of int8. z as proposed · w int4, −")

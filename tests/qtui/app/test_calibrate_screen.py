@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from app_driving import Driver, drive
-from scripted_engine import Gate, ScriptedEngine
+from scripted_engine import MEASURED, Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 
 from engine.recipe.decisions import Train
@@ -91,6 +92,20 @@ def test_ranges_grow_and_turn_to_layers(runs: Path) -> None:
         assert screen(driver).logarithmic and "log counts" in driver.text and driver.text != before
         await to_result(driver)
         assert screen(driver).view == "layers"
+
+    calibrating(runs, script)
+
+
+def test_a_reason_that_is_read_keeps_up_with_the_run(runs: Path) -> None:
+    async def script(driver: Driver, gate: Gate) -> None:
+        await driver.press("n")
+        assert "Nothing is measured yet" in said(driver)
+        measured = replace(driver.state, run=replace(driver.state.run, measured={"ptq": MEASURED["ptq"]}))
+        screen(driver).show(measured)
+        assert said(driver) == "The layers are still being measured: the report comes after them"
+        screen(driver).query_one(Sentence).forget()
+        screen(driver).show(measured)
+        assert "still being measured" not in said(driver), "what was taken away does not come again"
 
     calibrating(runs, script)
 
@@ -193,10 +208,20 @@ def test_a_number_of_epochs(runs: Path) -> None:
     assert asked(runs, script).answers["qat"] == Train(2)
 
 
-def test_edit_goes_to_the_strategy(runs: Path) -> None:
+def test_edit_goes_to_the_strategy_of_the_layer_under_the_cursor(runs: Path) -> None:
     async def script(driver: Driver) -> None:
-        await driver.press("e")
-        await driver.on("strategy")
+        for _ in range(2):
+            await driver.press("down")
+            wanted = screen(driver).query_one("#layers", Grid).cursor
+            await driver.press("e")
+            await driver.on("strategy")
+            await driver.pilot.pause()
+            front = driver.app.stage_screen
+            assert front is not None and wanted in ("conv1", "conv2", "fc1", "fc2")
+            assert [grid.cursor for grid in front.query(Grid) if grid.has_focus] == [wanted]
+            driver.app.go("calibrate")
+            await driver.on("calibrate")
+            await driver.pilot.pause()
 
     asked(runs, script)
 

@@ -267,7 +267,7 @@ def test_layers_that_differ_most_come_first() -> None:
 
 def test_whether_two_runs_can_be_told_apart() -> None:
     near, far = run("a", 0.990), run("b", 0.995)
-    assert told_apart(near, far) == "B is the better one by less than the intervals: this test cannot tell them apart."
+    assert told_apart(near, far) == "B is the better one, but the intervals overlap: it may be chance."
     assert told_apart(far, run("c", 0.90)) == "A is the better one, beyond both intervals."
     assert told_apart(near, near) == "Both are worth the same."
     assert "cannot be compared" in told_apart(near, run("d", 30.0, metric="perplexity"))

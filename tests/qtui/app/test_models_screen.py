@@ -246,6 +246,22 @@ def test_r_resumes_the_latest_stopped_run(runs: Path) -> None:
     assert engine.calls == [("resume", runs / "20260101-simplecnn-digits")]
 
 
+def test_the_last_key_says_that_it_opens_a_run_where_the_cursor_is_on_one(runs: Path) -> None:
+    write_run(runs, "20260101-030405-simplecnn-digits", told())
+
+    async def script(driver: Driver) -> None:
+        await driver.pilot.pause()
+        assert "n load ▸" in driver.text
+        await driver.press("tab")
+        await driver.pilot.pause()
+        assert "n open ▸" in driver.text and "n load" not in driver.text
+        await driver.press("tab")
+        await driver.pilot.pause()
+        assert "n load ▸" in driver.text
+
+    drive(ScriptedEngine(runs), script)
+
+
 def test_a_finished_run_is_opened_and_not_resumed(runs: Path) -> None:
     engine = ScriptedEngine(runs)
 

@@ -61,6 +61,14 @@ def test_a_threshold_met_in_doubt_is_not_shown_as_met() -> None:
     assert "the test cannot tell" in calibrated.question(state)[0] and calibrated.question(state)[1] == "change"
 
 
+def test_a_search_says_before_the_reasons_whether_its_target_is_met() -> None:
+    run = run_of(told(search={"targets": ["size:200000B"], "met": True, "tried": []}))
+    aimed, head = words.verdict_spans(State(run=run))[1:3]
+    assert aimed == ("The target of at most 0.20 MB is met.", "good") and head[0].endswith(":")
+    missed = words.verdict_spans(State(run=run_of(told(search={"targets": ["bpw:3"], "met": False}))))[1]
+    assert missed == ("The target of at most 3 bits a weight is not met.", "harm")
+
+
 def test_a_simulated_form_says_so() -> None:
     run = run_of(told(ptq={**MEASURED["ptq"], "simulated": True}))
     assert texts(rows.figure_rows(run)[1])[-1] == "simulated, no speed"

@@ -93,6 +93,23 @@ def test_keys_of_the_report(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None
     drive(ScriptedEngine(runs), script)
 
 
+def test_e_edits_the_layer_under_the_cursor(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await finished(driver)
+        screen = driver.app.stage_screen
+        assert isinstance(screen, ReportScreen)
+        await driver.press("down")
+        assert screen.query_one("#layers", Grid).cursor == "1"
+        name = str((driver.state.run.report or {})["layers"][1]["name"])
+        await driver.press("e")
+        await driver.on("strategy")
+        await driver.pilot.pause()
+        front = driver.app.stage_screen
+        assert front is not None and [grid.cursor for grid in front.query(Grid) if grid.has_focus] == [name]
+
+    drive(ScriptedEngine(runs), script)
+
+
 def test_t_runs_again_with_training_and_asks_nothing(runs: Path) -> None:
     async def script(driver: Driver) -> None:
         await finished(driver)
