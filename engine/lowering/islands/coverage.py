@@ -88,12 +88,12 @@ def _shares(root: nn.Module, paths: Sequence[str], example: Batch) -> dict[str, 
             module = root.get_submodule(path)
             for handle in (module.register_forward_pre_hook(partial(begin, path)), module.register_forward_hook(partial(end, path))):
                 stack.callback(handle.remove)
-        for _ in passes():
+        for number in passes():
             spent.clear()
             start = time.perf_counter()
             root(*example.args, **example.kwargs)
             whole = time.perf_counter() - start
-            for path in paths:
+            for path in paths if number else ():
                 found[path].append(spent[path] / whole)
     return {path: statistics.median_low(values) for path, values in found.items()}
 

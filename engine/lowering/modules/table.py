@@ -61,11 +61,14 @@ def look(model: Any, parts: Anatomy, ids: Tensor) -> Look:
     whole = []
     try:
         with torch.inference_mode():
-            for _ in passes():
+            for number in passes():
                 start = time.perf_counter()
                 model(input_ids=ids, use_cache=False)
                 wait(ids.device)
                 whole.append(time.perf_counter() - start)
+                if not number:
+                    times.clear()
+                    whole.clear()
     finally:
         for hook in hooks:
             hook.remove()
