@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual._compositor import CompositorUpdate
 from textual.app import App
+from textual.events import Resize
+from textual.geometry import Size
 
 from qtui import actions, terminal, themes
 from qtui.hangup import Hangup
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _FOLLOW = 2.0
 """Seconds from one look at the folder of runs to the next."""
+_SETTLED = 0.5
+"""Seconds that a window keeps its size before all of it is painted anew."""
 
 
 class QtuiApp(TableActions, App[int]):
@@ -54,6 +58,9 @@ class QtuiApp(TableActions, App[int]):
                 self.bind(",".join(action.keys), f"do('{action.id}')", description=action.label, show=False)
         self._canvas = Canvas()
         self._look_at = 0.0
+        # The window as it was last seen, and when what changed is to be painted in full.
+        self._window: Size | None = None
+        self._settled_at: float | None = None
         self._given = session
         self.log_shown = False
         self.steps: int | None = known_steps() if first_steps else None
@@ -106,12 +113,25 @@ class QtuiApp(TableActions, App[int]):
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, StageScreen)), None)
 
     def _tick(self) -> None:
+        self._follow_window()
         changed = self.session.pump()
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _FOLLOW
             changed = self.session.follow_runs() or changed
         if changed:
             self.refresh_state()
+
+    def _follow_window(self) -> None:
+        """What a window's changes bring may be overtaken by a change of screen, or by frames that a slow line drops: once it keeps its
+        size, the screen in front has that size and is painted in full."""
+        now, before = self.size, self._window
+        self._window = now
+        if before is not None and now != before:
+            self._settled_at = time.monotonic() + _SETTLED
+        elif self._settled_at is not None and time.monotonic() >= self._settled_at and self.screen_stack:
+            self._settled_at = None
+            self.screen.post_message(Resize(now, now))
+            self.do_repaint()
 
     def refresh_state(self) -> None:
         """Show the session's state as it is now."""

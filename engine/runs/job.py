@@ -275,7 +275,8 @@ class Job(Work):
                 found = yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan))
         except Interrupted:
             return
-        except EngineError as error:
+        except (EngineError, RuntimeError, MemoryError, ValueError, TypeError) as error:
+            # What is told besides is not worth a run, as in ``_harms``.
             yield Notice(f"what each layer costs could not be estimated: {one_line(error)}", "warning")
             found = self._sensitivity = Sensitivity((), "noise", 0)
         if not found.layers:
@@ -303,7 +304,7 @@ class Job(Work):
         if self._of_plan is None:
             try:
                 found = quietly(self.lowering.harm(plan), self.stop)
-            except (EngineError, RuntimeError, ValueError, TypeError):
+            except (EngineError, RuntimeError, MemoryError, ValueError, TypeError):
                 # The model is quantized and measured: what is told besides is not worth a run.
                 found = Sensitivity((), "noise", 0)
             parts = {path: found.of(path).values() for path in found.paths}

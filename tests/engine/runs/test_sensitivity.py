@@ -168,9 +168,12 @@ def test_an_answer_that_came_before_the_estimate_began_is_heard_and_one_from_bef
         stop.check()
 
 
-def test_an_estimate_that_fails_ends_no_run(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [EngineError("the fp32 model gives NaN"), torch.OutOfMemoryError("tried to allocate 2 GiB"), MemoryError()]
+)
+def test_an_estimate_that_fails_ends_no_run(error: Exception, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*given: Any, **more: Any) -> Any:
-        raise EngineError("the fp32 model gives NaN")
+        raise error
         yield
 
     monkeypatch.setattr("engine.lowering.sensitivity.estimate", failing)
@@ -178,4 +181,4 @@ def test_an_estimate_that_fails_ends_no_run(recipe: Recipe, tmp_path: Path, monk
     assert seen.error is None and seen.report is not None
     (found,) = seen.of(Sensitivities)
     assert not found.layers
-    assert any("could not be estimated: the fp32 model gives NaN" in event.text for event in seen.of(Notice))
+    assert any(f"could not be estimated: {error}" in event.text for event in seen.of(Notice))
