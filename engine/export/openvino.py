@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import EngineError, one_line
-from engine.export.base import ExportContext, Runner, of_one_item, program_runner
-from engine.export.onnx.file import build, check_ranks, hold
-from engine.export.onnx.steps import of_lengths
+from engine.export.base import ExportContext, Runner, program_runner
+from engine.export.onnx.file import about, build, check_ranks, hold
 from engine.export.placing import in_a_child
 
 TRIAL = """
@@ -46,7 +45,7 @@ def write(context: ExportContext, path: Path) -> str:
         raise EngineError(f"OpenVINO does not write {context.name} ({error})") from error
     finally:
         between.unlink(missing_ok=True)
-    return "; ".join(filter(None, (of_one_item(context), of_lengths(context, proto.graph.input))))
+    return about(context, proto)
 
 
 def load(path: Path, context: ExportContext) -> Runner:

@@ -46,6 +46,8 @@ from engine.runs.work import Run, Work, epochs_of
 from engine.tasks.subject import Subject
 
 CHECKPOINT = "checkpoints/qat.pt"
+# Of what is told besides: it is not worth a run that goes on, or one that is quantized and measured.
+_BESIDES = (EngineError, RuntimeError, MemoryError, ValueError, TypeError)
 Which = Literal["ptq", "qat"]
 
 
@@ -275,8 +277,7 @@ class Job(Work):
                 found = yield from self.stage("sensitivity", "Estimating what each layer costs", self.sensitivity(plan))
         except Interrupted:
             return
-        except (EngineError, RuntimeError, MemoryError, ValueError, TypeError) as error:
-            # What is told besides is not worth a run, as in ``_harms``.
+        except _BESIDES as error:
             yield Notice(f"what each layer costs could not be estimated: {one_line(error)}", "warning")
             found = self._sensitivity = Sensitivity((), "noise", 0)
         if not found.layers:
@@ -304,8 +305,7 @@ class Job(Work):
         if self._of_plan is None:
             try:
                 found = quietly(self.lowering.harm(plan), self.stop)
-            except (EngineError, RuntimeError, MemoryError, ValueError, TypeError):
-                # The model is quantized and measured: what is told besides is not worth a run.
+            except _BESIDES:
                 found = Sensitivity((), "noise", 0)
             parts = {path: found.of(path).values() for path in found.paths}
             self._of_plan = {

@@ -41,6 +41,11 @@ def write(context: ExportContext, path: Path) -> str:
 
     proto = with_open_sizes(built(context), context, built)
     path.write_bytes(proto.SerializeToString())
+    return about(context, proto)
+
+
+def about(context: ExportContext, proto: Any) -> str:
+    """What is to be said of a file: which sizes it holds that the model has not; empty where there are none."""
     return "; ".join(filter(None, (of_one_item(context), of_lengths(context, proto.graph.input))))
 
 

@@ -54,8 +54,7 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound, w
     """The graph of ``model``'s program, with inputs and outputs as the model that was traced names them; its one input of images is
     ``images`` and its result ``logits``. ``context`` holds at least 3 items. Raises EngineError naming the layer that has no ONNX form.
     ``writer`` is the dialect of the nodes."""
-    call = model.program.call
-    some = open_lengths(call, context.tensors) if call is not None else ()
+    some = _lengths(context, model)
     try:
         return _written(context, model, bound, writer or Writer, some)
     except EngineError:
@@ -67,10 +66,13 @@ def write_program(context: ExportContext, model: QuantizedModel, bound: Bound, w
 
 def of_lengths(context: ExportContext, inputs: Sequence[Any]) -> str:
     """What is to be said of a file whose ``inputs`` hold lengths that the model has not; empty where there are none."""
-    call = context.model.program.call
-    some = open_lengths(call, context.tensors) if call is not None else ()
-    held = [length.size for length in some if isinstance(_second(inputs[length.places[0]]), int)]
+    held = [length.size for length in _lengths(context, context.model) if isinstance(_second(inputs[length.places[0]]), int)]
     return f"for sequences of {' and '.join(map(str, held))} alone: a length in it is no multiple of theirs" if held else ""
+
+
+def _lengths(context: ExportContext, model: QuantizedModel) -> Sequence[Length]:
+    call = model.program.call
+    return open_lengths(call, context.tensors) if call is not None else ()
 
 
 def _second(info: Any) -> int | str:
