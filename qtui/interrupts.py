@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from engine.events.cancellation import StopToken
 
@@ -24,6 +25,8 @@ class Interrupts:
         self._pressed = False
         self._received_any = False
         self._before: dict[int, Any] = {}
+        self._woken: tuple[int, int] | None = None
+        self._wakes = -1
 
     def __enter__(self) -> Interrupts:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -31,22 +34,42 @@ class Interrupts:
             # A signal that was ignored on purpose (nohup) stays ignored.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._received)
+        self._woken = os.pipe()
+        for end in self._woken:
+            os.set_blocking(end, False)
+        self._wakes = signal.set_wakeup_fd(self._woken[1], warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakes)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        for end in self._woken or ():
+            os.close(end)
+        self._woken = None
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Here a signal raises KeyboardInterrupt at once: there is no batch whose end would be waited for."""
+    def asking(self, source: TextIO | None = None) -> Iterator[None]:
+        """Here a signal raises KeyboardInterrupt at once: there is no batch whose end would be waited for. Where ``source`` is a
+        terminal it has a line when the block begins."""
         self._asking = True
         try:
             if self._received_any:
                 raise KeyboardInterrupt
+            if source is not None and source.isatty():
+                self._wait(source)
             yield
         finally:
             self._asking = False
+
+    def _wait(self, source: TextIO) -> None:
+        """A signal that comes just ahead of a read is handled when the read is done: here it ends the wait."""
+        while self._woken is not None:
+            ready, _, _ = select.select([source, self._woken[0]], [], [])
+            if source in ready:
+                return
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._woken[0], 512)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()

@@ -174,9 +174,11 @@ class Paced(_Base):
         self._compositor_refresh()
 
     def on_resize(self, event: Resize) -> None:
-        # A size from before, which came late (of the first layout, when the window changed meanwhile), would stay.
+        # A size from before, which came late (of the first layout, when the window changed meanwhile), would stay. To lay out for it
+        # would tell of it again, ahead of the size that follows, without end.
         now = self.app.size
         if event.size != now:
+            event.prevent_default()
             self.post_message(Resize(now, now))
 
 

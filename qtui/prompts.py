@@ -16,7 +16,7 @@ _WORDS = {"y": True, "yes": True, "n": False, "no": False}
 
 
 class Prompts:
-    """``interruptible`` is entered while a line is read: inside it Ctrl-C raises KeyboardInterrupt."""
+    """``interruptible`` is entered, with the input, while a line is read: inside it Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Prompts:
         stdin: TextIO | None,
         yes: bool = False,
         stop: StopToken | None = None,
-        interruptible: Callable[[], AbstractContextManager[object]] = nullcontext,
+        interruptible: Callable[[TextIO | None], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._screen, self._stdin, self._yes = screen, stdin, yes
         self._stop = stop or StopToken()
@@ -40,7 +40,7 @@ class Prompts:
                 self._screen.write("yes\n")
                 return True
             try:
-                with self._interruptible():
+                with self._interruptible(self._stdin):
                     line = self._stdin.readline() if self._stdin else ""
             except KeyboardInterrupt:
                 self._screen.write("\n")

@@ -16,6 +16,7 @@ from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
 from textual.events import Resize
 from textual.geometry import Size
+from textual.message import Message
 
 from engine.models import language_registry as language
 from engine.models.registry import ENTRIES
@@ -417,10 +418,15 @@ def test_a_size_that_comes_late_is_not_kept(runs: Path, now: tuple[int, int], la
                 await driver.press(key)
                 await driver.pilot.pause()
             shown = driver.text
-            driver.app.screen.post_message(Resize(Size(*late), Size(*late)))
-            await driver.pilot.pause()
-            await driver.pilot.pause()
+            told: list[Message] = []
+            driver.app.screen.message_signal.subscribe(driver.app, told.append, immediate=True)
+            for size in (late, now, late):
+                driver.app.screen.post_message(Resize(Size(*size), Size(*size)))
+                driver.app.screen.call_later(lambda: None)
+            await driver.pilot.pause(0.1)
+            driver.app.screen.message_signal.unsubscribe(driver.app)
             assert driver.text == shown
+            assert sum(isinstance(message, Resize) for message in told) <= 6, "sizes that call each other without end"
 
     drive(ScriptedEngine(runs), script)
 
