@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual._compositor import CompositorUpdate
 from textual.app import App
-from textual.events import Resize
+from textual.events import Event, InputEvent, Paste, Resize
 from textual.geometry import Size
 
 from qtui import actions, terminal, themes
@@ -226,6 +226,11 @@ class QtuiApp(TableActions, App[int]):
         painted = self._running and not self._closed and not self._batch_count
         changes: Any = self._canvas.changed(renderable) if painted and isinstance(renderable, CompositorUpdate) else renderable
         super()._display(screen, changes)
+
+    async def on_event(self, event: Event) -> None:
+        # What was typed last comes, while the app ends, when no screen is left for it.
+        if self.screen_stack or not isinstance(event, InputEvent | Paste):
+            await super().on_event(event)
 
     def on_resize(self) -> None:
         self.repaint()

@@ -65,8 +65,8 @@ class Interrupts:
     def _wait(self, source: TextIO) -> None:
         """A signal that comes just ahead of a read is handled when the read is done: here it ends the wait."""
         while self._woken is not None:
-            ready, _, _ = select.select([source, self._woken[0]], [], [])
-            if source in ready:
+            ready, _, _ = select.select([source.fileno(), self._woken[0]], [], [])
+            if source.fileno() in ready:
                 return
             with contextlib.suppress(BlockingIOError):
                 os.read(self._woken[0], 512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from app_driving import Driver, drive
 from reports import told, write_run
 from scripted_engine import Gate, ScriptedEngine
 from snapshots import check_svg, check_text
-from textual.events import Resize
+from textual.events import Key, Paste, Resize
 from textual.geometry import Size
 from textual.message import Message
 
@@ -506,6 +507,15 @@ def test_keys_typed_ahead_of_a_panel_do_nothing_behind_it(runs: Path) -> None:
 
     drive(engine, script)
     assert engine.calls == []
+
+
+def test_what_is_typed_while_the_app_ends_is_for_nobody(runs: Path) -> None:
+    async def script(driver: Driver) -> None:
+        await driver.press("down")
+
+    app = drive(ScriptedEngine(runs), script)
+    for event in (Key("enter", "\r"), Paste("q")):
+        asyncio.run(app.on_event(event))
 
 
 def test_a_language_model_tells_its_perplexity_and_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
