@@ -119,17 +119,19 @@ def verdict(
     name = which.upper()
     found = (of_data, of_outputs(threshold, figures.metrics), _doubt(metric, threshold, quality, ptq))
     doubt = "; ".join(filter(None, found))
-    text = _sentence(name, facts, threshold, is_met, doubt)
+    text = _sentence(name, facts, threshold, is_met, doubt, alone=ptq is None and trained is None)
     return Verdict(which if is_met else "fp32", str(threshold), is_met, f"{text} {trained}." if trained else text, doubt)
 
 
-def _sentence(name: str, facts: str, threshold: Threshold, is_met: bool, doubt: str) -> str:
-    """A verdict on the quantized model ``name`` in words. One that is met in ``doubt`` is never said to be met without it."""
+def _sentence(name: str, facts: str, threshold: Threshold, is_met: bool, doubt: str, alone: bool) -> str:
+    """A verdict on the quantized model ``name`` in words, the only one where it is ``alone``. One that is met in ``doubt`` is never said
+    to be met without it."""
     if is_met and doubt:
         return f"{name} is chosen, in doubt: {facts}. Threshold {threshold} is met, but the test cannot tell: {doubt}."
     if is_met:
         return f"{name} is chosen: {facts}. Threshold {threshold} is met."
-    text = f"fp32 stays: threshold {threshold} is not met. The better quantized model, {name}, has {facts}; it is in model.safetensors."
+    which = "quantized model" if alone else "better quantized model"
+    text = f"fp32 stays: threshold {threshold} is not met. The {which}, {name}, has {facts}; it is in model.safetensors."
     return f"{text} The test cannot tell: {doubt}." if doubt else text
 
 

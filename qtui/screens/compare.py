@@ -127,13 +127,16 @@ class CompareScreen(Over):
         self._select()
 
     def do_pair(self) -> None:
-        """Those marked; or the one marked, else the run of the report, with the one under the cursor."""
+        """Those marked; or the one marked, else the run of the report, with the one under the cursor, or with the only other."""
         from qtui.screens.side_by_side import SideBySide
 
         by_key = {rows.key(one): one for one in self._past.runs}
         chosen = [by_key[key] for key in self._marked if key in by_key]
         if len(chosen) < 2 and (run := self._under_cursor()) is not None:
             chosen = [*(chosen or [one for one in self._past.runs if rows.is_here(one, self.here)]), run]
+            others = [one for one in self._runs if rows.key(one) != rows.key(run)]
+            if rows.key(chosen[0]) == rows.key(run) and len(others) == 1:
+                chosen = [run, *others]
         if len(chosen) < 2 or rows.key(chosen[0]) == rows.key(chosen[1]):
             self.explain("Two runs are put side by side: mark them with space, or go to another one than this")
         else:

@@ -50,11 +50,13 @@ def paragraph(spans: Sequence[Span], width: int, most: int) -> list[Line]:
             used = 0
         lines[-1].append((f" {word}" if used else word, role))
         used += len(word) + (1 if used else 0)
+    if len(lines) > most:
+        last = lines[most - 1]
+        while len(last) > 1 and sum(len(word) for word, _ in last) + 2 > width:
+            last.pop()
+        if last:
+            last[-1] = (f"{last[-1][0]} …", last[-1][1])
     kept = [merged(line) for line in lines[:most]]
-    if len(lines) > most and kept[-1]:
-        last, role = kept[-1][-1]
-        room = width - sum(len(part) for part, _ in kept[-1][:-1])
-        kept[-1][-1] = (end(f"{last} …", room) if len(last) + 2 > room else f"{last} …", role)
     return [[(end(part, width), role) for part, role in line] for line in kept]
 
 

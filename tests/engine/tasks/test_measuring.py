@@ -364,7 +364,10 @@ def test_the_verdict_names_the_choice_the_reason_and_the_price() -> None:
     ):
         assert words in met["text"]
     missed = verdict("ptq", seen, entry(), 1000, Threshold.parse("drop:0.005"), None)
-    assert (missed["chosen"], missed["met"]) == ("fp32", False) and "fp32 stays" in missed["text"] and "PTQ" in missed["text"]
+    assert (missed["chosen"], missed["met"]) == ("fp32", False) and "fp32 stays" in missed["text"]
+    assert "The quantized model, PTQ, has" in missed["text"]
+    compared = verdict("ptq", seen, entry(), 1000, Threshold.parse("drop:0.005"), "PTQ is kept")
+    assert "The better quantized model, PTQ, has" in compared["text"]
 
 
 def test_a_simulation_claims_no_speed() -> None:

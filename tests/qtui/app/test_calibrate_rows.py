@@ -168,6 +168,14 @@ def test_a_reopened_run_is_judged_by_its_report() -> None:
     assert result.judgement(Run(report=report("d", qat=True))) == {}
 
 
+@pytest.mark.parametrize(("met", "said"), [(True, "is met"), (False, "is not met")])
+def test_a_reopened_run_says_whether_its_target_is_met(met: bool, said: str) -> None:
+    found = {**report("d"), "search": {"targets": ["size:200000B"], "met": met}}
+    lines = result.verdict_lines(State(run=Run(report=found, measured={"ptq": MEASURED["ptq"]})), 76, 24)
+    (line,) = (line for line in lines if "target" in plain(line))
+    assert plain(line) == f"The target of at most 0.20 MB {said}." and line[0][1] == ("good" if met else "harm")
+
+
 def test_layers_by_harm_and_as_in_the_graph() -> None:
     run = measured()
     assert [row.key for row in layers.rows(run, "harm")] == ["fc1", "conv2", "conv1", "fc2"]

@@ -297,6 +297,18 @@ def test_two_marked_runs_stand_side_by_side(runs: Path) -> None:
     drive(ScriptedEngine(runs), script)
 
 
+def test_of_two_runs_it_is_known_which_stand_side_by_side(runs: Path) -> None:
+    for index in (1, 2):
+        write_run(runs, f"2026010{index}-030405-simplecnn-digits", told())
+
+    async def script(driver: Driver) -> None:
+        await comparing(driver, runs / "20260102-030405-simplecnn-digits")
+        await driver.press("equals_sign")
+        assert isinstance(driver.app.screen, SideBySide)
+
+    drive(ScriptedEngine(runs), script)
+
+
 def test_times_that_were_not_steady_are_on_no_axis(runs: Path) -> None:
     write_run(runs, "busy", told(ptq=measured(0.99, 300_000, 0.3, latency_ms={"p50": 0.3, "p95": 3.0, "batch": 1})))
     (found,) = past(list_runs(runs)).runs

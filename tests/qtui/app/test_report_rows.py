@@ -124,6 +124,15 @@ def test_the_verdict_is_cut_to_its_lines() -> None:
     assert plain(lines[0]).startswith("● PTQ is chosen: word") and plain(lines[2]).endswith("…")
 
 
+@pytest.mark.parametrize("width", range(14, 60))
+def test_a_verdict_that_is_cut_ends_at_a_word(width: int) -> None:
+    said = "fp32 stays: threshold drop:0.0001 is not met, because batches are larger"
+    lines = words.paragraph([("✗", "harm"), (said, "")], width, 2)
+    text = " ".join(plain(line).strip() for line in lines)
+    assert text.removesuffix(" …").split() == ["✗", *said.split()][: len(text.removesuffix(" …").split())]
+    assert all(len(plain(line)) <= width for line in lines)
+
+
 def test_a_run_without_a_report_says_what_is_missing() -> None:
     nothing = State()
     assert "1 goes to the models" in words.missing(nothing)[2]
