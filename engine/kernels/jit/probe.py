@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.errors import one_line
 from engine.kernels.jit.compiler import missing, version
 from engine.kernels.jit.products import Product, Rounding
-from engine.kernels.jit.products_ir import LARGEST, TINY
+from engine.kernels.jit.rounding_ir import LARGEST, TINY
 from engine.kernels.probe import machine_key
 from engine.paths import cache_dir, write_atomic
 from engine.reading import MB, read_json

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.jit.compiler import compiler
-from engine.kernels.jit.products_ir import FIELDS, LARGEST, Form, Instructions, Rounded, function, inputs_together, multiple, rounding
+from engine.kernels.jit.ir import FIELDS
+from engine.kernels.jit.products_ir import Form, Instructions, function, inputs_together, multiple
+from engine.kernels.jit.rounding_ir import LARGEST, Rounded, rounding
 
 _PARALLEL = CFUNCTYPE(None, c_void_p, c_void_p, c_uint, c_uint)
 _ALONE = CFUNCTYPE(None, c_void_p)

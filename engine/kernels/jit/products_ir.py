@@ -11,21 +11,10 @@ VPDPBUSD; int8 by int8 as magnitudes times signed inputs, two of which 16 bits h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-# What inputs are rounded to: int8 from 8 bits or fewer; 16 bits in one word; or in two signed bytes, which TOP leaves room for.
-Rounded = Literal["bytes", "words", "halves"]
-LARGEST: dict[Rounded, int] = {"bytes": 127, "words": 32767, "halves": 127 * 256 + 127}
-# Steps below divide no number by zero; equal to engine.numerics.float_activations.TINY.
-TINY = 1e-30
-# Floats that are rounded at a time.
-LANES = 16
-# Of the structure that is passed: pointers and sizes, eight bytes each.
-FIELDS = (
-    "x", "weight", "scale", "added", "bias", "y", "q", "low", "steps", "middles", "sums",
-    "rows", "out", "inputs", "groups", "size", "span", "middle", "top",
-)  # fmt: skip
-_POINTERS = 11
+from engine.kernels.jit.ir import HEAD, broadcast, constant, fields, share, vectors
+from engine.kernels.jit.rounding_ir import Rounded
+
 # Bytes ahead of the weights in hand that are asked from memory.
 _AHEAD = 1024
 _CODES = {4: 32, 8: 16}
@@ -89,7 +78,7 @@ class _Function:
 
     def lines(self) -> list[str]:
         lanes, form = self._lanes, self._form
-        lines = [_HEAD, _vectors(lanes), f"define void @{self._name}(ptr %a) {{", "entry:", *_fields(), *_part("panels", lanes)]
+        lines = [HEAD, vectors(lanes), f"define void @{self._name}(ptr %a) {{", "entry:", *fields(), *share("panels", lanes)]
         lines += [
             "  %some = icmp ult i64 %begin, %end",
             "  %last = sub i64 %rows, 1",
@@ -149,7 +138,7 @@ class _Function:
                   "  %wg = getelementptr i8, ptr %wp, i64 %gb"]  # fmt: skip
         for i in range(self._tile):
             lines += [f"  %midp{i}.g = getelementptr i32, ptr %midp{i}, i64 %g", f"  %mid{i} = load i32, ptr %midp{i}.g, align 4"]
-            lines += _broadcast(f"init{i}", f"%mid{i}", "i32", self._lanes)
+            lines += broadcast(f"init{i}", f"%mid{i}", "i32", self._lanes)
         lines += ["  br label %codes", "codes:", "  %k = phi i64 [ %k0, %group ], [ %k.next, %codes ]",
                   "  %w = phi ptr [ %wg, %group ], [ %w.next, %codes ]"]  # fmt: skip
         for i in range(self._tile):
@@ -179,14 +168,14 @@ class _Function:
             lines += self._bfloat16("adds", "%ap") if form.added else []
         for i in range(self._tile):
             if self._apart:
-                lines += [f"  %up{i} = shl {ints} %top{i}.next, {_constant(8, 'i32', self._lanes)}",
+                lines += [f"  %up{i} = shl {ints} %top{i}.next, {constant(8, 'i32', self._lanes)}",
                           f"  %all{i} = add {ints} %acc{i}.next, %up{i}"]  # fmt: skip
             total = f"%all{i}" if self._apart else f"%acc{i}.next"
             lines += [
                 f"  %num{i} = sitofp {ints} {total} to {floats}",
                 f"  %stepp{i}.g = getelementptr float, ptr %stepp{i}, i64 %g",
                 f"  %step{i} = load float, ptr %stepp{i}.g, align 4",
-                *_broadcast(f"steps{i}", f"%step{i}", "float", self._lanes),
+                *broadcast(f"steps{i}", f"%step{i}", "float", self._lanes),
             ]
             if form.bits == 4:
                 lines.append(f"  %by{i} = fmul {floats} %scales, %steps{i}")
@@ -195,7 +184,7 @@ class _Function:
             lines.append(f"  {end} = call {floats} {self._fma}({floats} %num{i}, {floats} {by}, {floats} %tot{i})")
             if form.added:
                 lines += [f"  %sump{i}.g = getelementptr float, ptr %sump{i}, i64 %g", f"  %sum{i} = load float, ptr %sump{i}.g, align 4"]
-                lines += _broadcast(f"sums{i}", f"%sum{i}", "float", self._lanes)
+                lines += broadcast(f"sums{i}", f"%sum{i}", "float", self._lanes)
                 lines.append(f"  %tot{i}.next = call {floats} {self._fma}({floats} %adds, {floats} %sums{i}, {floats} {end})")
         return [*lines, "  br label %group.end", "group.end:", "  %g.next = add i64 %g, 1", "  %g.more = icmp ult i64 %g.next, %groups",
                 "  br i1 %g.more, label %group, label %write", "write:"]  # fmt: skip
@@ -223,7 +212,7 @@ class _Function:
     def _nibbles(self) -> list[str]:
         """32 inputs: four vectors, each with four inputs in the low nibbles of an output's bytes and the next four in the high ones."""
         lanes, lines = self._lanes, []
-        fifteen, four = _constant(15, "i8", 4 * lanes), _constant(4, "i16", 2 * lanes)
+        fifteen, four = constant(15, "i8", 4 * lanes), constant(4, "i16", 2 * lanes)
         for v in range(4):
             lines += [
                 f"  %wp{v} = getelementptr i8, ptr %w, i64 {4 * lanes * v}",
@@ -259,7 +248,7 @@ class _Function:
             if v:
                 lines.append(f"  %{name}.s{v} = add {self._words} {f'%{name}.s{v - 1}' if v > 1 else f'%{name}.p0'}, {product}")
         if not self._dots:
-            by = _constant(factor, "i16", 2 * self._lanes)
+            by = constant(factor, "i16", 2 * self._lanes)
             lines.append(f"  %{name}.d = {_added(self._words, f'%{name}.s7', by, self._ints)}")
             lines.append(f"  {end} = add {self._ints} {acc}, %{name}.d")
         return lines
@@ -267,7 +256,7 @@ class _Function:
     def _whole_bytes(self) -> list[str]:
         """16 inputs: four vectors with four inputs of each output."""
         lanes, lines = self._lanes, []
-        ones = _constant(1, "i16", 2 * lanes)
+        ones = constant(1, "i16", 2 * lanes)
         for v in range(4):
             lines += [f"  %wp{v} = getelementptr i8, ptr %w, i64 {4 * lanes * v}", f"  %wv{v} = load {self._bytes}, ptr %wp{v}, align 1"]
             if not self._dots:
@@ -305,7 +294,7 @@ class _Function:
                 after = f"%acc{i}.next" if v == 7 else f"%acc{i}.{v}"
                 name = f"x{i}.{v}"
                 lines += [f"  %{name}.k = add i64 %k, {2 * v}", f"  %{name}.p = getelementptr i16, ptr %q{i}, i64 %{name}.k",
-                          f"  %{name}.s = load i32, ptr %{name}.p, align 2", *_broadcast(f"{name}.v", f"%{name}.s", "i32", lanes),
+                          f"  %{name}.s = load i32, ptr %{name}.p, align 2", *broadcast(f"{name}.v", f"%{name}.s", "i32", lanes),
                           f"  %{name} = bitcast {self._ints} %{name}.v to {self._words}",
                           f"  %d{i}.{v} = {_added(self._words, f'%wv{v}', f'%{name}', self._ints)}",
                           f"  {after} = add {self._ints} {acc}, %d{i}.{v}"]  # fmt: skip
@@ -318,7 +307,7 @@ class _Function:
             f"  %{name}.k = add i64 %k, {at}",
             f"  %{name}.a = getelementptr i8, ptr {inputs}, i64 %{name}.k",
             f"  %{name}.l = load i32, ptr %{name}.a, align 1",
-            *_broadcast(f"{name}.v", f"%{name}.l", "i32", self._lanes),
+            *broadcast(f"{name}.v", f"%{name}.l", "i32", self._lanes),
             f"  %{name} = bitcast {self._ints} %{name}.v to {self._bytes}",
         ]
 
@@ -332,155 +321,9 @@ class _Function:
             f"  %{name}.p = getelementptr i16, ptr {row}, i64 %gl",
             f"  %{name}.h = load {shorts}, ptr %{name}.p, align 2",
             f"  %{name}.w = zext {shorts} %{name}.h to {self._ints}",
-            f"  %{name}.i = shl {self._ints} %{name}.w, {_constant(16, 'i32', self._lanes)}",
+            f"  %{name}.i = shl {self._ints} %{name}.w, {constant(16, 'i32', self._lanes)}",
             f"  %{name} = bitcast {self._ints} %{name}.i to {self._floats}",
         ]
-
-
-def rounding(name: str, rounded: Rounded) -> str:
-    """IR of ``void name(ptr)``, one thread's part: float32 ``x`` (rows, inputs) to integers ``q``, in halves to ``q`` and ``low``.
-
-    Each ``span`` of inputs has a step, its largest magnitude over ``top``; ``steps`` (rows, groups) names it for each group of ``size``,
-    which divides the span. ``sums`` are those of a group, of ``x`` itself where it is rounded to 16 bits, else of what it is rounded to;
-    ``middles`` the sum of a group's integers times ``-middle``. The step of what holds no number is none."""
-    floats, ints = f"<{LANES} x float>", f"<{LANES} x i32>"
-    lines = [_HEAD, _vectors(LANES), f"define void @{name}(ptr %a) {{", "entry:", *_fields()]
-    lines += [
-        "  %top32 = trunc i64 %top to i32",
-        "  %top.f = sitofp i32 %top32 to float",
-        *_broadcast("top.v", "%top.f", "float", LANES),
-        "  %middle32 = trunc i64 %middle to i32",
-        "  %minus = sub i32 0, %middle32",
-        "  %cells = mul i64 %rows, %inputs",
-        "  %spans = udiv i64 %cells, %span",
-        *_part("spans", 0),
-        "  %some = icmp ult i64 %begin, %end",
-        "  br i1 %some, label %span.start, label %done",
-        "span.start:",
-        "  %s = phi i64 [ %begin, %entry ], [ %s.next, %span.end ]",
-        "  %start = mul i64 %s, %span",
-        "  %stop = add i64 %start, %span",
-        "  br label %look",
-        "look:",
-        "  %k = phi i64 [ %start, %span.start ], [ %k.next, %look ]",
-        f"  %max = phi {floats} [ zeroinitializer, %span.start ], [ %max.next, %look ]",
-        f"  %none = phi {floats} [ zeroinitializer, %span.start ], [ %none.next, %look ]",
-        "  %xp = getelementptr float, ptr %x, i64 %k",
-        f"  %xv = load {floats}, ptr %xp, align 4",
-        f"  %size.v = call {floats} @llvm.fabs.v{LANES}f32({floats} %xv)",
-        f"  %more = fcmp ogt {floats} %size.v, %max",
-        f"  %max.next = select <{LANES} x i1> %more, {floats} %size.v, {floats} %max",
-        # Zero of a number, and of an infinity or none no number.
-        f"  %nil = fsub {floats} %xv, %xv",
-        f"  %none.next = fadd {floats} %none, %nil",
-        f"  %k.next = add i64 %k, {LANES}",
-        "  %k.more = icmp ult i64 %k.next, %stop",
-        "  br i1 %k.more, label %look, label %scale.it",
-        "scale.it:",
-        f"  %largest = call float @llvm.vector.reduce.fmax.v{LANES}f32({floats} %max.next)",
-        f"  %nothing = call reassoc float @llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {floats} %none.next)",
-        "  %ratio = fdiv float %largest, %top.f",
-        f"  %small = fcmp olt float %ratio, {_hex(TINY)}",
-        f"  %step = select i1 %small, float {_hex(TINY)}, float %ratio",
-        "  %told = fadd float %step, %nothing",
-        *_broadcast("step.v", "%step", "float", LANES),
-        "  br label %group",
-        "group:",
-        "  %from = phi i64 [ %start, %scale.it ], [ %to, %group.end ]",
-        "  %to = add i64 %from, %size",
-        "  br label %round",
-        "round:",
-        "  %j = phi i64 [ %from, %group ], [ %j.next, %round ]",
-        f"  %tally = phi {ints} [ zeroinitializer, %group ], [ %tally.next, %round ]",
-        f"  %sum = phi {floats} [ zeroinitializer, %group ], [ %sum.next, %round ]",
-        "  %yp = getelementptr float, ptr %x, i64 %j",
-        f"  %yv = load {floats}, ptr %yp, align 4",
-        f"  %sum.next = fadd {floats} %sum, %yv",
-        f"  %part = fdiv {floats} %yv, %step.v",
-        f"  %near = call {floats} @llvm.rint.v{LANES}f32({floats} %part)",
-        f"  %bound = call {floats} @llvm.minnum.v{LANES}f32({floats} %near, {floats} %top.v)",
-        f"  %int = call {ints} @llvm.fptosi.sat.v{LANES}i32.v{LANES}f32({floats} %bound)",
-        f"  %tally.next = add {ints} %tally, %int",
-        *_stored(rounded),
-        f"  %j.next = add i64 %j, {LANES}",
-        "  %j.more = icmp ult i64 %j.next, %to",
-        "  br i1 %j.more, label %round, label %group.end",
-        "group.end:",
-        "  %g = udiv i64 %from, %size",
-        f"  %all = call i32 @llvm.vector.reduce.add.v{LANES}i32({ints} %tally.next)",
-        "  %mid = mul i32 %all, %minus",
-        "  %mp = getelementptr i32, ptr %middles, i64 %g",
-        "  store i32 %mid, ptr %mp, align 4",
-        "  %tp = getelementptr float, ptr %steps, i64 %g",
-        "  store float %told, ptr %tp, align 4",
-    ]
-    if rounded == "bytes":
-        lines += ["  %all.f = sitofp i32 %all to float", "  %total = fmul float %all.f, %told"]
-    else:
-        lines.append(f"  %total = call reassoc float @llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {floats} %sum.next)")
-    lines += [
-        "  %sp = getelementptr float, ptr %sums, i64 %g",
-        "  store float %total, ptr %sp, align 4",
-        "  %g.more = icmp ult i64 %to, %stop",
-        "  br i1 %g.more, label %group, label %span.end",
-        "span.end:",
-        "  %s.next = add i64 %s, 1",
-        "  %s.more = icmp ult i64 %s.next, %end",
-        "  br i1 %s.more, label %span.start, label %done",
-        "done:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
-
-
-def _stored(rounded: Rounded) -> list[str]:
-    """``%int`` at ``%j``."""
-    ints, shorts, bytes_ = (f"<{LANES} x {kind}>" for kind in ("i32", "i16", "i8"))
-    if rounded == "words":
-        return [f"  %cut = trunc {ints} %int to {shorts}", "  %qp = getelementptr i16, ptr %q, i64 %j",
-                f"  store {shorts} %cut, ptr %qp, align 2"]  # fmt: skip
-    place = "  %qp = getelementptr i8, ptr %q, i64 %j"
-    if rounded == "bytes":
-        return [f"  %cut = trunc {ints} %int to {bytes_}", place, f"  store {bytes_} %cut, ptr %qp, align 1"]
-    return [
-        # The lower byte is signed: what is above 127 is taken from the upper one.
-        f"  %lower = trunc {ints} %int to {bytes_}",
-        f"  %signed = sext {bytes_} %lower to {ints}",
-        f"  %without = sub {ints} %int, %signed",
-        f"  %moved = ashr {ints} %without, {_constant(8, 'i32', LANES)}",
-        f"  %upper = trunc {ints} %moved to {bytes_}",
-        place,
-        f"  store {bytes_} %upper, ptr %qp, align 1",
-        "  %lp = getelementptr i8, ptr %low, i64 %j",
-        f"  store {bytes_} %lower, ptr %lp, align 1",
-    ]
-
-
-_HEAD = """
-declare i32 @omp_get_thread_num()
-declare i32 @omp_get_num_threads()
-declare i64 @llvm.umin.i64(i64, i64)
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
-declare <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8>, <32 x i8>)
-declare <32 x i8> @llvm.abs.v32i8(<32 x i8>, i1)
-declare <16 x float> @llvm.fabs.v16f32(<16 x float>)
-declare <16 x float> @llvm.rint.v16f32(<16 x float>)
-declare <16 x float> @llvm.minnum.v16f32(<16 x float>, <16 x float>)
-declare <16 x i32> @llvm.fptosi.sat.v16i32.v16f32(<16 x float>)
-declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
-declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
-declare float @llvm.vector.reduce.fmax.v16f32(<16 x float>)
-"""
-
-
-def _vectors(lanes: int) -> str:
-    floats = f"<{lanes} x float>"
-    return f"""
-declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})
-declare void @llvm.masked.store.v{lanes}f32.p0({floats}, ptr, i32, <{lanes} x i1>)
-"""
 
 
 def _kinds(lanes: int) -> tuple[str, str, str]:
@@ -539,51 +382,9 @@ def _spelled(lanes: int) -> list[str]:
     return lines
 
 
-def _fields() -> list[str]:
-    lines = []
-    for place, field in enumerate(FIELDS):
-        kind = "ptr" if place < _POINTERS else "i64"
-        lines += [f"  %p.{field} = getelementptr i64, ptr %a, i64 {place}", f"  %{field} = load {kind}, ptr %p.{field}, align 8"]
-    return lines
-
-
-def _part(what: str, lanes: int) -> list[str]:
-    """The thread's share of ``%what``, from ``%begin`` to ``%end``; of panels of ``lanes`` outputs where that is not 0."""
-    lines = [f"  %more.out = add i64 %out, {lanes - 1}", f"  %{what} = udiv i64 %more.out, {lanes}"] if lanes else []
-    return lines + [
-        "  %tid32 = call i32 @omp_get_thread_num()",
-        "  %count32 = call i32 @omp_get_num_threads()",
-        "  %tid = zext i32 %tid32 to i64",
-        "  %count = zext i32 %count32 to i64",
-        f"  %b0 = mul i64 %{what}, %tid",
-        "  %begin = udiv i64 %b0, %count",
-        "  %tid.next = add i64 %tid, 1",
-        f"  %e0 = mul i64 %{what}, %tid.next",
-        "  %end = udiv i64 %e0, %count",
-    ]
-
-
-def _broadcast(name: str, value: str, kind: str, lanes: int) -> list[str]:
-    vector = f"<{lanes} x {kind}>"
-    return [f"  %{name}.one = insertelement {vector} poison, {kind} {value}, i32 0",
-            f"  %{name} = shufflevector {vector} %{name}.one, {vector} poison, <{lanes} x i32> zeroinitializer"]  # fmt: skip
-
-
-def _constant(value: int, kind: str, count: int) -> str:
-    return f"<{', '.join([f'{kind} {value}'] * count)}>"
-
-
 def _multiplied(bytes_: str, weights: str, inputs: str, words: str) -> str:
     return f"call {words} @llvm.x86.avx2.pmadd.ub.sw({bytes_} {weights}, {bytes_} {inputs})"
 
 
 def _added(words: str, first: str, second: str, ints: str) -> str:
     return f"call {ints} @pairs({words} {first}, {words} {second})"
-
-
-def _hex(value: float) -> str:
-    """``value``, rounded to float32, as LLVM writes a constant."""
-    import struct
-
-    single = struct.unpack("<f", struct.pack("<f", value))[0]
-    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
