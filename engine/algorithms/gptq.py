@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.algorithms.gram import strips
 from engine.errors import EngineError
+from engine.numerics.cholesky import factor_in_place
 from engine.numerics.qtensor import QTensor
 from engine.numerics.weights import WeightQParams
 
@@ -63,15 +64,13 @@ def _factor(second: Tensor, order: Tensor, damping: float) -> tuple[Tensor, str 
     dead = diagonal <= 0
     scale = 1.0 if bool(dead.all()) else float(diagonal[~dead].mean())
     held = torch.empty(second.shape, dtype=torch.float64, device=second.device)
-    # By columns, as LAPACK has matrices: it is symmetric before, and the factor is made where it lies.
-    factor, failed = held.mT, torch.empty((), dtype=torch.int32, device=second.device)
     wanted = damping
     while damping <= 1e3:
         for part in strips(len(second)):
             held[part] = second[order[part]][:, order].to(torch.float64)
         held.diagonal().masked_fill_(dead[order], 1.0).add_(damping * scale)
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
-        if not int(failed) and bool(torch.isfinite(factor.diagonal()).all()):
+        factor = factor_in_place(held)
+        if factor is not None and bool(torch.isfinite(factor.diagonal()).all()):
             note = None if damping == wanted else f"damped {damping:g} instead of {wanted:g}: the inputs were not independent enough"
             return factor, note
         damping = max(damping, 1e-4) * 10

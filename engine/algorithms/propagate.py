@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.algorithms.gram import strips
+from engine.numerics.cholesky import factor_in_place
 
 
 def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, damping: float = 1.0) -> Tensor:
@@ -24,11 +25,9 @@ def propagate(weight: Tensor, second: Tensor, drift: Tensor, strength: float, da
 
 def _solved(second: Tensor, damping: float, wanted: Tensor) -> Tensor:
     """X (out, in) of ``X (second + damping) = wanted``, float64."""
-    # By columns, as LAPACK has matrices: the factor is made where the matrix lies, which is symmetric before.
-    lower, failed = _damped(second, damping).mT, torch.empty((), dtype=torch.int32, device=second.device)
-    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    lower = factor_in_place(_damped(second, damping))
     found: Tensor
-    if int(failed):
+    if lower is None:
         found = torch.linalg.solve(_damped(second, damping), wanted.mT)
     else:
         found = torch.linalg.solve_triangular(lower.mT, torch.linalg.solve_triangular(lower, wanted.mT, upper=False), upper=True)
