@@ -176,6 +176,7 @@ def _run(run: Parser) -> None:
     run.add_argument("--export", metavar="LIST", type=_names, help=_FORMATS)
     run.add_argument("--limit", metavar="N", type=_integer, help="use no more than N images, or tokens of the test split")
     run.add_argument("--seed", metavar="N", type=_integer)
+    run.add_argument("--against", metavar="ORIGINAL", help="judge a quantized language model against its original, as qtui compare does")
     run.add_argument("--dry-run", action="store_true", help="load and plan, tell what the run would take, and end")
     _answers(run)
 

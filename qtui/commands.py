@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from engine.errors import Cancelled
+from engine.errors import Cancelled, UsageError
 from engine.events.cancellation import StopToken
 from engine.events.event import Event
 from engine.machine.ranks.place import place
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MET, NOT_MET = 0, 3
+JUDGING = ("--against", "--data", "--limit", "--json", "--yes")
+"""What ``qtui run`` takes beside a model that is judged, not quantized."""
 
 
 def run(args: Namespace) -> int:
-    """``qtui run``: quantize a model and print what was found."""
+    """``qtui run``: quantize a model and print what was found; with ``--against`` judge one that is quantized."""
+    if args.against is not None:
+        return _judge(args)
     from qtui.request import recipe_of
 
     recipe = recipe_of(args)
@@ -41,6 +45,19 @@ def run(args: Namespace) -> int:
             print(json.dumps({"preset": recipe.preset, "layers": rows}), flush=True)
         return MET
     return _report(_drive(lambda stop: owned(_own(out), pipeline.run(recipe, out, stop)), args), args)
+
+
+def _judge(args: Namespace) -> int:
+    """Compare a model with its original. Raises UsageError for options that ask something of quantization."""
+    from qtui.against import compare
+
+    given = [word.partition("=")[0] for word in args.argv if word.startswith("--")]
+    if (other := next((name for name in given if name not in JUDGING), None)) is not None:
+        raise UsageError(f"{other} is of a model that is quantized; --against judges one that is: leave one of the two out")
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit} is not 1 or more")
+    args.original, args.other, args.data = args.against, args.model, args.data or "python-docs"
+    return compare(args)
 
 
 def _own(directory: Path | None) -> Path | None:
