@@ -165,7 +165,7 @@ class PtyTerminal:
         while time.perf_counter() < end and self.read(gap):
             pass
 
-    def wait_for(self, wanted: str | Callable[[PtyTerminal], bool], timeout: float = 10) -> float:
+    def wait_for(self, wanted: str | Callable[[PtyTerminal], bool], timeout: float = 40) -> float:
         """Read until the text is on the screen, or the condition holds: seconds that took; TimeoutError shows the screen."""
         start = time.perf_counter()
         holds = wanted if callable(wanted) else lambda terminal: wanted in terminal.text
@@ -199,7 +199,7 @@ class PtyTerminal:
                 return None
         return (time.perf_counter() - start) * 1e3
 
-    def exit_code(self, timeout: float = 10) -> int:
+    def exit_code(self, timeout: float = 30) -> int:
         """Read until the program has ended; TimeoutError when it does not."""
         end = time.perf_counter() + timeout
         while self.process.poll() is None:

@@ -23,7 +23,7 @@ def start(*argv: str, **streams: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, SCRIPT, *argv], cwd=ROOT, env=ENV, **streams)  # type: ignore[call-overload, no-any-return]
 
 
-def read_until(source: int, wanted: bytes, limit: float = 15.0) -> bytes:
+def read_until(source: int, wanted: bytes, limit: float = 60.0) -> bytes:
     seen, end = b"", time.monotonic() + limit
     while wanted not in seen:
         assert select.select([source], [], [], max(end - time.monotonic(), 0))[0], seen
@@ -41,16 +41,16 @@ def read_until(source: int, wanted: bytes, limit: float = 15.0) -> bytes:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_within_a_batch(number: signal.Signals) -> None:
     pipe = subprocess.PIPE
-    with start("met", "0.2", "run", "simplecnn", "--yes", stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL) as run:
+    with start("met", "1.0", "run", "simplecnn", "--yes", stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL) as run:
         assert run.stdout is not None
         read_until(run.stdout.fileno(), b"calibrate on")
         sent = time.monotonic()
         run.send_signal(number)
-        out, err = run.communicate(timeout=10)
+        out, err = run.communicate(timeout=30)
     assert run.returncode == 130
     assert err.decode() == "stopping after this batch …\n"
     assert b"stopped during calibrate; go on with: qtui resume runs/one" in out
-    assert time.monotonic() - sent < 1.2, "eight batches would have taken longer"
+    assert time.monotonic() - sent < 5, "eight batches would have taken longer"
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
@@ -61,7 +61,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         run.send_signal(signal.SIGINT)
         read_until(run.stderr.fileno(), b"stopping")
         run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=10)
+        _, err = run.communicate(timeout=30)
     assert run.returncode == 130 and b"Traceback" not in err
 
 
@@ -78,7 +78,7 @@ def test_questions_and_bars_on_a_terminal(stop: bool) -> None:
             else:
                 os.write(main, b"\n" * 4)
             seen += read_until(main, b"go on with: " if stop else b"met")
-            assert run.wait(10) == (130 if stop else 0)
+            assert run.wait(40) == (130 if stop else 0)
         finally:
             run.kill()
             os.close(main)
@@ -90,7 +90,7 @@ def test_questions_and_bars_on_a_terminal(stop: bool) -> None:
 def test_head_ends_it_quietly() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m qtui run --help | head -1; {sys.executable} {SCRIPT} met 0.01 run simplecnn --yes | head -1"],
-        cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=30, check=False,
+        cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.stderr == "" and done.stdout.count("\n") == 2
 
@@ -100,18 +100,18 @@ def test_light_commands_do_not_import_torch(argv: str) -> None:
     code = (
         f"import sys, qtui.cli; from qtui.__main__ import main; main({argv}); sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, timeout=30, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, timeout=90, check=False).returncode == 0
 
 
 def test_closed_streams_are_no_traceback() -> None:
     command = f"{sys.executable} -m qtui models >&- 2>&-; echo $?; {sys.executable} {SCRIPT} met 0 run simplecnn <&- | tail -1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=90, check=False)
     assert (done.stdout, done.stderr) == ("0\nruns/one\n", "")
 
 
 def test_an_ascii_terminal_gets_question_marks_not_a_traceback() -> None:
     env = {**ENV, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
-        [sys.executable, "-m", "qtui", "models"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "qtui", "models"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=90, check=False
     )
     assert done.returncode == 0 and "3?32?32" in done.stdout

@@ -67,7 +67,7 @@ class Tmux:
         """What the pane shows; with its colour sequences where ``styles``."""
         return self.run("capture-pane", "-p", "-t", "main", *(["-e"] if styles else [])).rstrip("\n")
 
-    def wait_for(self, text: str, timeout: float = 10) -> str:
+    def wait_for(self, text: str, timeout: float = 40) -> str:
         """Poll until the text is on the screen, and return that screen; TimeoutError shows the last."""
         end = time.monotonic() + timeout
         while text not in (seen := self.screen()):
@@ -85,7 +85,7 @@ class Tmux:
         """The program's process."""
         return int(self._ask("#{pane_pid}"))
 
-    def exit_code(self, timeout: float = 10) -> int:
+    def exit_code(self, timeout: float = 30) -> int:
         """Wait for the program to end; a signal's number negative."""
         end = time.monotonic() + timeout
         while self._ask("#{pane_dead}") != "1":

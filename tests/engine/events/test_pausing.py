@@ -54,7 +54,7 @@ def test_a_pause_holds_the_run_until_it_goes_on_or_stops(end: Callable[[StopToke
     began = time.perf_counter()
     end(stop)
     thread.join(5)
-    assert time.perf_counter() - began < 0.2
+    assert time.perf_counter() - began < 2
     outcome, busy = found
     assert isinstance(outcome, kind) and busy < 0.05
 

@@ -227,15 +227,15 @@ def test_a_pause_is_in_no_time_that_a_run_tells(tiny: Make, tmp_path: Path) -> N
     def pause(event: Event, stop: StopToken) -> None:
         if isinstance(event, StageStarted) and event.stage == "calibrate":
             stop.pause()
-            threading.Timer(1.0, stop.go_on).start()
+            threading.Timer(3.0, stop.go_on).start()
 
     began = time.perf_counter()
     outcome = drive(tiny(), tmp_path / "run", on_event=pause)
     spent = time.perf_counter() - began
     seconds = {event.stage: event.seconds for event in outcome.of(StageFinished)}
-    assert outcome.error is None and seconds["calibrate"] < 0.9 and sum(seconds.values()) <= spent - 0.9
-    assert outcome.data["ptq"]["seconds"] <= spent - 0.9
-    assert all(event.eta < 0.9 for event in outcome.of(Progress) if event.stage == "calibrate")
+    assert outcome.error is None and seconds["calibrate"] < 2.7 and sum(seconds.values()) <= spent - 2.7
+    assert outcome.data["ptq"]["seconds"] <= spent - 2.7
+    assert all(event.eta < 2.7 for event in outcome.of(Progress) if event.stage == "calibrate")
 
 
 def test_a_finished_run_is_not_resumed(trained: Any) -> None:

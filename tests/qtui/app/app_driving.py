@@ -52,7 +52,7 @@ class Driver:
         await self.press("enter")
         await self.pilot.pause()
 
-    async def until(self, true: Callable[[State], object], seconds: float = 10.0) -> None:
+    async def until(self, true: Callable[[State], object], seconds: float = 40.0) -> None:
         end = time.monotonic() + seconds
         while not true(self.state):
             if time.monotonic() > end:

@@ -386,9 +386,10 @@ def test_a_graph_of_1500_nodes_answers_keys_quickly(runs: Path) -> None:
         await d.pilot.pause()
         shown = screen(d)
         for act, limit in ((lambda: grid(d).action_edge(1), 0.2), (lambda: shown.action_do("mark"), 0.5), (d.app.refresh_state, 0.1)):
-            began = time.perf_counter()
+            # What else the machine does is no time of this.
+            began = time.process_time()
             act()
-            assert time.perf_counter() - began < limit
+            assert time.process_time() - began < limit
         assert "1,502 nodes" in d.text
 
     run(runs, script)
