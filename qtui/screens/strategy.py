@@ -196,6 +196,10 @@ class StrategyScreen(EditKeys, Recipes, Budget):
             self.do_mark_none()
 
     def _change(self, draft: Draft, note: str = "", news: str = "") -> None:
+        if self._follows:
+            # The run that was started has taken the strategy as it was: what is changed now would be in neither.
+            self.explain("This strategy is about to be measured: change it in that run, which will stand here in a moment, or X stops it")
+            return
         if draft is not self._draft:
             self.session.edit(draft)
         self._news = news

@@ -315,6 +315,9 @@ def test_stopping_forgets_the_run_that_waits(tmp_path: Path) -> None:
         await d.press("down", "f", "n")
         await d.until(lambda _: gate.reached.is_set())
         assert d.app.session.waits and "run of its own" in said(d)
+        before = draft(d)
+        await d.press("f", "space", "u")
+        assert draft(d) is before and "about to be measured" in d.text
         d.app.session.stop()
         await d.until(lambda s: s.job is None)
         assert len(d.engine.calls) == 1 and not d.app.session.waits
