@@ -16,7 +16,7 @@ from engine.export.base import ExportContext, Runner
 from engine.export.placing import in_place, placed, size_of
 from engine.export.registry import Format, find, install
 from engine.reading import regular
-from engine.report.mismatch import DIFFERS, differs, entered
+from engine.report.mismatch import DIFFERS, differs, entered, further
 from engine.tasks.base import Forward, Task
 from engine.tasks.timing import Latency, Timing
 
@@ -116,7 +116,7 @@ def _read_back(
     )  # fmt: skip
     if cached is not None:
         made["parity_cached"] = cached.entry(test.task)
-    if differs(made):
+    if differs(made) or further(made):
         yield from _by_layers(made, runner)
     apart = entered(made)
     agreement = "" if whole.agreement is None else f", same answer {whole.agreement:.2%}"

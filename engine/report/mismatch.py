@@ -43,19 +43,28 @@ def alarm(entry: Mapping[str, Any]) -> str:
                 "kernels of this program compute something else here, so the run's own figures are in doubt, and not this file"
             )
     if any(map(_apart, parities)) and _same_layers(entry):
-        layers, parity = entry["layers_alone"], next(filter(_apart, parities))
-        return (
-            f"not what was measured to its last layer ({_figures(parity)}), though each of its {layers['compared']} rounded values is, to "
-            "within a rounding step, on the same inputs: the network makes much of a rounding, so judge the file by its own figures"
-        )
-    for parity in parities:
+        return f"not what was measured to its last layer ({_figures(next(filter(_apart, parities)))}), {_by_layers(entry)}"
+    if parity := further(entry):
+        said = f"further from the measured model ({parity['sqnr_db']:.1f} dB) than that is from fp32 ({parity['native_sqnr_db']:.1f} dB)"
+        why = f", {_by_layers(entry)}" if _same_layers(entry) else ": that is more than rounding, so judge the file by its own figures"
+        return said + why
+    return ""
+
+
+def _by_layers(entry: Mapping[str, Any]) -> str:
+    return (
+        f"though each of its {entry['layers_alone']['compared']} rounded values is, to within a rounding step, on the same inputs: the "
+        "network makes much of a rounding, so judge the file by its own figures"
+    )
+
+
+def further(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The parity in which a file is further from the measured model than that is from fp32, by more than steps here and there."""
+    for parity in (parity for key in _PARITIES if isinstance(parity := entry.get(key), Mapping)):
         noise, native = parity.get("sqnr_db"), parity.get("native_sqnr_db")
         if _known(noise) and _known(native) and noise < min(native, STEP_DB):
-            return (
-                f"further from the measured model ({noise:.1f} dB) than that is from fp32 ({native:.1f} dB): that is more than rounding, "
-                "so judge the file by its own figures"
-            )
-    return ""
+            return parity
+    return None
 
 
 def _nearer(parity: Mapping[str, Any]) -> bool:

@@ -102,9 +102,12 @@ class Metric:
         return self.format(value) if self.name == "accuracy" else f"{self.name} {self.format(value)}"
 
     def difference(self, baseline: float, value: float) -> str:
-        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``, ``against fp32``."""
+        """``0.20 points under fp32``, ``0.15 % over fp32's 65.13``, ``the same as fp32``, ``against fp32``; of values that are not all
+        finite ``against fp32's inf``."""
         if self.against_fp32:
             return "against fp32"
+        if not (math.isfinite(baseline) and math.isfinite(value)):
+            return f"against fp32's {self.format(baseline)}"
         drop, side = self.drop(baseline, value), "over" if value > baseline else "under"
         if abs(drop) < SAME * (1 if self.relative or self.unit == "%" else max(abs(baseline), 1e-12)):
             return "the same as fp32"

@@ -224,6 +224,8 @@ def _worse(metric: Metric, was: float, now: float, bound: float, met: bool) -> s
     if metric.relative and not was:
         return ""
     drop = metric.drop(was, now)
+    if not math.isfinite(drop):
+        return ""
     by = metric.by(drop)
     if metric.by(0) == by:
         return f"The {metric.name} has not changed"

@@ -200,6 +200,31 @@ def _roll(at: At) -> str:
     return made
 
 
+def _slice_scatter(at: At) -> str:
+    axis = at.arg(2, "dim", 0) % len(at.shape)
+    if isinstance(size := at.shape[axis], Batch):
+        raise ValueError("an assignment to a part of the batch")
+    start, end = at.arg(3, "start"), at.arg(4, "end")
+    return _assigned(at, axis, size, slice(start, end, at.arg(5, "step", 1)), at.read(at.args[1]))
+
+
+def _select_scatter(at: At) -> str:
+    axis = at.arg(2, "dim") % len(at.shape)
+    if isinstance(size := at.shape[axis], Batch):
+        raise ValueError("an assignment to a part of the batch")
+    index = at.arg(3, "index") % size
+    thin = tuple(1 if i == axis else width for i, width in enumerate(at.shape))
+    return _assigned(at, axis, size, slice(index, index + 1), at.graph.reshape(at.read(at.args[1]), thin, at.hint))
+
+
+def _assigned(at: At, axis: int, size: int, places: slice, values: str) -> str:
+    """The first argument with ``values`` at ``places`` of ``axis``: both behind one another, read in another order."""
+    order = np.arange(size, dtype=np.int64)
+    order[places] = size + np.arange(len(order[places]))
+    both = at.node("Concat", at.args[0], values, axis=axis)
+    return at.node("Gather", both, at.graph.constant(order), axis=axis)
+
+
 def _resize(mode: str, **attributes: Any) -> Build:
     exactly = by_places(2) if mode == "nearest" else by_matrices(2)
 
@@ -272,6 +297,7 @@ OPS: dict[str, Build] = {
     "select": _select, "split": _split, "split_with_sizes": _split, "chunk": _split, "unbind": _unbind,
     "bmm": _bmm, "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"),
     "_scaled_dot_product_flash_attention_for_cpu": _attention, "constant_pad_nd": _pad, "roll": _roll, "where": _where,
+    "slice_scatter": _slice_scatter, "select_scatter": _select_scatter,
     "masked_fill": _masked_fill, "embedding": _embedding,
     "pixel_shuffle": _pixel_shuffle, "native_dropout": _first(_same),
     "upsample_nearest2d": _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),

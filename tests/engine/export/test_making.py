@@ -376,3 +376,12 @@ def test_a_network_that_amplifies_roundings_is_no_wrong_export_where_each_layer_
     for wrong in ({"rms_steps": 1.4}, {"rms_steps": float("inf")}, {"rms_steps": float("nan")}, {"outputs_sqnr_db": 12.0}):
         assert entered({"verified": True, "parity": dict(APART), "layers_alone": {**LAYERS, **wrong}})
     assert entered({"verified": True, "parity": dict(APART), "layers_alone": None})
+
+
+@pytest.mark.parametrize("rms_steps", [0.41, 1.4])
+def test_noise_above_that_of_the_quantization_is_called_rounding_where_each_layer_is_within_a_step(rms_steps: float) -> None:
+    parity = APART | {"agreement": 1.0, "sqnr_db": 26.6, "native_sqnr_db": 26.7, "fp32_sqnr_db": 28.0}
+    entry: dict[str, Any] = {"verified": True, "parity": parity, "layers_alone": LAYERS | {"rms_steps": rms_steps}}
+    assert not entered(entry) and entry["alarm"].startswith("further from the measured model (26.6 dB) than that is from fp32 (26.7 dB)")
+    assert ("each of its 37 rounded values is" in entry["alarm"]) is (rms_steps < 1)
+    assert ("that is more than rounding" in entry["alarm"]) is (rms_steps > 1)

@@ -43,6 +43,13 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": lambda x: F.glu(x, 1),
     "threshold": lambda x: F.threshold(x, 0.1, 0.0),
     "softmin": lambda x: F.softmin(x, 1),
+    # Assignments to a part.
+    "slice scatter": lambda x: torch.slice_scatter(x, 2 * x[:, 1:3], 1, 1, 3),
+    "slice scatter in steps": lambda x: torch.slice_scatter(x, -x[..., 1::2], 3, 1, None, 2),
+    "slice scatter from the end": lambda x: torch.slice_scatter(x, x[:, :, :2].exp(), 2, -2),
+    "slice scatter past the end": lambda x: torch.slice_scatter(x, x[:, :, 3:].exp(), 2, 3, 99),
+    "select scatter": lambda x: torch.select_scatter(x, x[:, 0] + 1, 1, -1),
+    "slice scatter of rows": lambda x: torch.slice_scatter(x.flatten(1), x.flatten(1)[:, :7] + 2, 1, 4, 11),
     # Arithmetic.
     "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
     "square": torch.square,

@@ -32,7 +32,7 @@ from engine.runs.measuring import measure
 from engine.tasks.base import Batch, forward_of
 from engine.tasks.classification import Classification
 from engine.tasks.evaluate import REFERENCE, SplitResult, evaluate
-from engine.tasks.metrics import ACCURACY, batched
+from engine.tasks.metrics import ACCURACY, Metric, batched
 from engine.tasks.timing import Latency, latencies
 
 CLASSES = 4
@@ -346,6 +346,12 @@ def test_equal_accuracy_is_decided_by_the_nearness_of_the_outputs() -> None:
 def entry(simulated: bool = False, **changes: Any) -> QuantizedFigures:
     figures = QuantizedFigures("accuracy", 0.0, 0.0, 250, "x86 int8", speedup={"batch_1": 2.0, "batch_64": 0.5}, integer_layers=3)
     return replace(figures, simulated=simulated, **changes)
+
+
+@pytest.mark.parametrize(("baseline", "value"), [(math.inf, math.inf), (math.inf, 3.0), (3.0, math.inf), (math.nan, 3.0)])
+@pytest.mark.parametrize("metric", [Metric("perplexity", "", False, relative=True), Metric("error", "")])
+def test_a_value_that_is_not_finite_stands_beside_fp32s_without_a_difference(metric: Metric, baseline: float, value: float) -> None:
+    assert metric.difference(baseline, value) == f"against fp32's {metric.bare(baseline)}"
 
 
 def test_the_verdict_names_the_choice_the_reason_and_the_price() -> None:
