@@ -10,7 +10,9 @@ import errno
 import json
 import math
 import os
+import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,18 @@ def _number(text: str) -> float:
 
 def _constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
+
+
+def separator_of(header: str, among: Sequence[str]) -> str:
+    """What separates the cells of a table, by its first line: the commonest of ``among`` outside of quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(among, key=bare.count)
+
+
+def told_separator(text: str) -> tuple[str | None, str]:
+    """What a first line ``sep=;`` says, as spreadsheets write it, and the text with that line empty; None and the text without one."""
+    told = re.match(r"\ufeff?\"?sep=([^\r\n\"])\"?(?=\r?\n|\r)", text, re.IGNORECASE)
+    return (told.group(1), text[told.end() :]) if told else (None, text)
 
 
 def shards_of_index(index: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from argparse import Namespace
@@ -68,8 +69,15 @@ def dispatch(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         return READER_GONE
     except OSError as error:
-        _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else _unnamed(error))
         return FAILED
+
+
+def _unnamed(error: OSError) -> OSError | str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    # What was open has no name here: standard output, where no run tells of its own files.
+    return f"the output cannot be written ({error.strerror}): make room, or send it elsewhere"
 
 
 def _fits_ranks(command: str) -> None:

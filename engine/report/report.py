@@ -57,7 +57,7 @@ class Report:
             return self.to_markdown()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
             said = f"{directory / 'report.json'} lacks figures or holds odd ones ({one_line(error)})"
-            raise EngineError(f"{said}: run it again, or see `qtui show {directory} --json`") from error
+            raise EngineError(f"{said}: {_again(directory)}, or see `qtui show {directory} --json`") from error
 
     @classmethod
     def load(cls, directory: Path) -> Report:
@@ -70,18 +70,27 @@ class Report:
                 f"{directory} holds no report.json ({error.strerror}): the run has not finished, `qtui resume {directory}` goes on with it"
             ) from error
         except OSError as error:
-            raise EngineError(f"{path} cannot be read ({error.strerror or error}): run it again") from error
+            raise EngineError(f"{path} cannot be read ({error.strerror or error}): {_again(directory)}") from error
         except ValueError as error:
-            raise EngineError(f"{path} is not JSON ({one_line(error, 120)}): run it again") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise EngineError(f"{path} is not a report of schema {SCHEMA}: it belongs to another version")
+            raise EngineError(f"{path} is not JSON ({one_line(error, 120)}): {_again(directory)}") from error
+        if not isinstance(data, dict) or type(data.get("schema")) is not int:
+            raise EngineError(f"{path} is not a report of schema {SCHEMA}: {_again(directory)}")
+        if data["schema"] != SCHEMA:
+            raise EngineError(
+                f"{path} is not a report of schema {SCHEMA}: it belongs to another version, which has {data['schema']}: show it with that "
+                f"one, or {_again(directory)}"
+            )
         missing = [key for key in _KEYS if key not in data]
         if missing:
-            raise EngineError(f"{path} lacks {', '.join(missing)}: run it again")
+            raise EngineError(f"{path} lacks {', '.join(missing)}: {_again(directory)}")
         absent = [key for key in _KEYS if data[key] is None and key != "qat"]
         if damage := f"{absent[0]} is null" if absent else misfit(data, REPORT):
-            raise EngineError(f"{path} is damaged ({damage}): run it again")
+            raise EngineError(f"{path} is damaged ({damage}): {_again(directory)}")
         return cls(data)
+
+
+def _again(directory: Path) -> str:
+    return f"run it again with `qtui run --recipe {directory / 'recipe.yaml'}`"
 
 
 def finite(value: Any) -> Any:

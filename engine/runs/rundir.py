@@ -338,4 +338,6 @@ def find_run(name: str) -> Path:
         return runs_root() / matching[0]
     if matching:
         raise UsageError(f"run {name!r} could be {', '.join(matching[:4])}: give more of the name")
+    if path.is_dir():
+        raise UsageError(f"{name} holds no state.json, so it is no run: give a run's folder, or the beginning of its name")
     raise UsageError(f"run {name!r} is not known: {nearest(name, names) if names else f'there are no runs in {runs_root()}'}")

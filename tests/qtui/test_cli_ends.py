@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -71,6 +72,12 @@ def test_an_operating_system_error_is_one_line(capsys: pytest.CaptureFixture[str
     scripted.install(failing(PermissionError(13, "Permission denied", "/x")))
     assert main(["run", "simplecnn"]) == 1
     assert capsys.readouterr().err == "error: /x: Permission denied\n"
+
+
+def test_a_full_output_is_told_with_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    scripted.install(failing(OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["run", "simplecnn"]) == 1
+    assert capsys.readouterr().err == "error: the output cannot be written (No space left on device): make room, or send it elsewhere\n"
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

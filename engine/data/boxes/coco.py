@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.data.boxes.files import Annotated, Box, Object, Passed, Row, row, under
+from engine.data.boxes.files import Annotated, Box, Object, Passed, Row, in_pixels, row, under
 from engine.data.images.image_files import told_size
 from engine.data.items import SplitName
 from engine.data.splits import NAMES
@@ -19,6 +19,7 @@ from engine.reading import MB, read_json
 _LIMIT = 1000 * MB
 # Roboflow's name for it, beside the images of a split.
 _BESIDE = "_annotations.coco.json"
+_FIRST: tuple[SplitName, ...] = ("train", "test", "validation")
 
 
 def find(place: Path) -> dict[SplitName, Path] | None:
@@ -33,9 +34,11 @@ def find(place: Path) -> dict[SplitName, Path] | None:
     by_split: dict[SplitName, Path] = {}
     for file in files:
         words = file.stem.lower().replace("-", "_").split("_")
-        for split, names in NAMES.items():
-            if any(word.rstrip("0123456789") in names for word in words):
-                by_split.setdefault(split, file)
+        named = {split for split, names in NAMES.items() if any(word.rstrip("0123456789") in names for word in words)}
+        # One file is for one split: "train_val" is for training, "test-dev" for test.
+        split = next((split for split in _FIRST if split in named), None)
+        if split is not None and (other := by_split.setdefault(split, file)) != file:
+            raise EngineError(f"{file.parent} holds two JSON files for {split}, {other.name} and {file.name}: keep one, or give one file")
     if by_split:
         return by_split
     if len(files) < 2:
@@ -100,16 +103,20 @@ def _categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:
 
 def _rows(content: Mapping[str, Any], file: Path, top: Path, labels: Mapping[int, int], passed: Passed) -> list[Row]:
     images: dict[int, Mapping[str, Any]] = {}
+    places: dict[str, int] = {}
     for place, entry in enumerate(content["images"]):
         number = _id(entry.get("id"), file, f"images[{place}].id")
         if number in images:
             raise EngineError(f"{file}, images[{place}]: the id {number} is there twice")
         if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
             raise EngineError(f"{file}, images[{place}]: it has no file_name")
+        if (first := places.setdefault(entry["file_name"], place)) != place:
+            raise EngineError(f"{file}, images[{place}]: its file_name is that of images[{first}]: give one image one entry")
         images[number] = entry
     objects = _objects(content, file, images, labels, passed)
     if not any(objects.values()):
         raise EngineError(f"{file} has no boxes on its {len(images):,} images: it annotates nothing")
+    in_pixels((one for some in objects.values() for one in some), file)
     finder = _Finder(file, top)
     rows = []
     for number, entry in images.items():
@@ -150,8 +157,10 @@ def _objects(
         if category not in labels:
             raise EngineError(f"{file}, annotations[{place}]: there is no category {category}")
         x, y, width, height = _box(entry.get("bbox"), file, place)
-        crowd = int(bool(entry.get("iscrowd", 0)))
-        found[image].append(Object((x, y, x + width, y + height), labels[category], where, crowd))
+        crowd = entry.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            raise EngineError(f"{file}, annotations[{place}]: its iscrowd is neither 0 nor 1")
+        found[image].append(Object((x, y, x + width, y + height), labels[category], where, int(crowd)))
     return found
 
 

@@ -172,6 +172,13 @@ def row(path: str, objects: Iterable[Object], size: tuple[int, int] | None, exte
     return Row(path, tuple(k[0] for k in kept), tuple(k[1] for k in kept), tuple(k[2] for k in kept), size, extent == PARTS)
 
 
+def in_pixels(objects: Iterable[Object], file: Path) -> None:
+    """Raises EngineError where no object reaches beyond the first pixel: what is meant are parts of the image, as in YOLO's labels."""
+    some = list(objects)
+    if some and all(max(one.box) <= 1 for one in some):
+        raise EngineError(f"{file}: no box reaches beyond 1 ({some[0].place}): boxes are in pixels here, not in parts of the image")
+
+
 def clipped(box: Box, width: float, height: float) -> Box:
     """The part of ``box`` inside of an image."""
     x1, y1, x2, y2 = box

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.data.boxes import coco, voc, yolo
-from engine.data.boxes.files import Annotated, FileImages, Letterbox, upright
+from engine.data.boxes.files import Annotated, FileImages, Letterbox, Row, upright
 from engine.data.images.image_files import told_size
+from engine.data.images.imagefolder import class_lines
 from engine.data.items import ItemData, ItemSplit, SplitName
 from engine.data.splits import completed
 from engine.errors import EngineError, UsageError
 from engine.plain_text import one_line
-from engine.reading import MB, read_bytes
 
 # What the sides of images are a multiple of: the coarsest cells of common detectors.
 STEP = 32
@@ -38,10 +40,11 @@ def load(place: Path, part: Any) -> ItemData:
     if "train" not in given:
         origin = (f"nothing is named train: all is taken from {next(iter(given))}", *origin)
     counted = sum(len(row.boxes) for rows in found.rows.values() for row in rows)
+    shared = _shared(found.rows)
     about = f"{found.kind}: {counted:,} boxes of {len(found.labels)} classes"
     return ItemData(
         place.resolve().stem if place.is_file() else place.resolve().name, splits["train"], splits["validation"], splits["test"],
-        outputs=len(found.labels), labels=found.labels, about={"size": [side, side]}, notes=(about, note, *origin, *found.notes),
+        outputs=len(found.labels), labels=found.labels, about={"size": [side, side]}, notes=(about, note, *origin, *shared, *found.notes),
     )  # fmt: skip
 
 
@@ -77,9 +80,11 @@ def _side(found: Annotated, asked: int | None) -> tuple[int, str]:
 
 
 def _names(file: str) -> tuple[str, ...]:
-    try:
-        lines = read_bytes(Path(file).expanduser(), MB).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise EngineError(f"class list {file} cannot be read ({reason}): give a text file with one name a line") from error
-    return tuple(one_line(line.strip(), 80) for line in lines if line.strip())
+    return tuple(one_line(name, 80) for name in class_lines(file))
+
+
+def _shared(rows: Mapping[SplitName, Sequence[Row]]) -> list[str]:
+    """A note on images that several splits name."""
+    counts = Counter(path for some in rows.values() for path in {row.path for row in some})
+    several = [path for path, count in counts.items() if count > 1]
+    return [f"{len(several):,} images are in several splits, trained on and tested too (the first: {several[0]})"] if several else []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from engine.data.boxes.files import Annotated, Box, Object, Passed, Row, row, under
+from engine.data.boxes.files import Annotated, Box, Object, Passed, Row, in_pixels, row, under
 from engine.data.images.image_files import SUFFIXES, told_size
 from engine.data.items import SplitName
 from engine.data.splits import NAMES
@@ -20,6 +20,7 @@ from engine.reading import MB, read_bytes
 _LIMIT, _DEEPEST = 4 * MB, 20
 _IMAGES = ("JPEGImages", "images", "Images", ".")
 _LISTS = "ImageSets/Main"
+_DIFFICULT = {"": 0, "0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "unspecified": 0}
 
 
 @dataclass
@@ -60,12 +61,17 @@ def read(folder: Path) -> Annotated:
         raise EngineError(f"{folder} has no objects in its {len(found):,} files: it annotates nothing")
     labels = {name: label for label, name in enumerate(names)}
     rows: dict[str, Row] = {}
+    annotated: dict[Path, Path] = {}
+    objects = {path: list(_objects_of(root, path, labels)) for path, root in found}
+    in_pixels((one for some in objects.values() for one in some), folder)
     for path, root in found:
         image = _image(root, path, top)
         if image is None:
             passed.add("annotations without an image passed over", path.name)
-        else:
-            rows[path.stem] = _row(root, path, image, labels, passed)
+            continue
+        if (first := annotated.setdefault(image, path)) != path:
+            raise EngineError(f"{path} annotates {image.name}, and {first.name} does too: correct the filename in one of them")
+        rows[path.stem] = _row(root, path, image, objects[path], passed)
     if not rows:
         raise EngineError(f"none of the {len(found):,} files in {folder} has its image in {top / _IMAGES[0]}: put the images there")
     _without_annotation(rows, top, passed)
@@ -126,25 +132,32 @@ def _name(one: Element, place: int, path: Path) -> str:
 
 
 def _image(root: Element, path: Path, top: Path) -> Path | None:
-    told = root.value("filename")
-    names = [Path(told.replace("\\", "/")).name] if told else []
-    names += [path.stem + suffix for suffix in SUFFIXES] + [path.stem + suffix.upper() for suffix in SUFFIXES]
-    for folder in _IMAGES:
-        for name in names:
-            found = top / folder / name
-            if found.suffix.lower() in SUFFIXES and found.is_file() and under(top, found):
-                return found
-    return None
+    told = Path(root.value("filename").replace("\\", "/")).name
+    own = [path.stem + suffix for suffix in SUFFIXES] + [path.stem + suffix.upper() for suffix in SUFFIXES]
+    named, of_stem = _first(top, [told]), _first(top, own)
+    if named is not None and of_stem is not None and named.stem != path.stem:
+        raise EngineError(f"{path} has the filename {one_line(told, 60)}, and there is {of_stem.name} too: correct it, or rename the file")
+    return named or of_stem
 
 
-def _row(root: Element, path: Path, image: Path, labels: dict[str, int], passed: Passed) -> Row:
-    size = _size(root, path)
-    width, height = size or told_size(str(image))
-    objects = []
+def _first(top: Path, names: Sequence[str]) -> Path | None:
+    """The first image of one of ``names``."""
+    found = (top / folder / name for folder in _IMAGES for name in names)
+    return next((path for path in found if path.suffix.lower() in SUFFIXES and path.is_file() and under(top, path)), None)
+
+
+def _objects_of(root: Element, path: Path, labels: dict[str, int]) -> Iterator[Object]:
     for place, one in enumerate(_objects(root)):
         where = f"{path.name}, object {place + 1}"
-        crowd = int(one.value("difficult") not in ("", "0"))
-        objects.append(Object(_box(one, f"{path}, object {place + 1}"), labels[_name(one, place, path)], where, crowd))
+        difficult = _DIFFICULT.get(one.value("difficult").lower())
+        if difficult is None:
+            raise EngineError(f"{path}, object {place + 1}: its difficult is neither 0 nor 1")
+        yield Object(_box(one, f"{path}, object {place + 1}"), labels[_name(one, place, path)], where, difficult)
+
+
+def _row(root: Element, path: Path, image: Path, objects: Sequence[Object], passed: Passed) -> Row:
+    size = _size(root, path)
+    width, height = size or told_size(str(image))
     if not objects:
         passed.add("images without a box: nothing is to be found there", path.name)
     return row(str(image), objects, size, (width, height), passed)

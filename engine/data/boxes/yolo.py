@@ -12,6 +12,7 @@ import yaml
 
 from engine.data.boxes.files import PARTS, Annotated, Box, Object, Passed, Row, row
 from engine.data.images.image_files import SUFFIXES
+from engine.data.images.imagefolder import class_lines
 from engine.data.items import SplitName
 from engine.data.splits import NAMES
 from engine.errors import EngineError
@@ -36,18 +37,35 @@ def find(place: Path) -> dict[SplitName, Folders] | None:
             for images, labels in ((place / "images" / name, place / "labels" / name), (place / name / "images", place / name / "labels")):
                 if images.is_dir() and labels.is_dir():
                     found.setdefault(split, (images, labels))
+    for split, both in _of_years(place).items():
+        found.setdefault(split, both)
     if found:
         return found
     whole = place / "images", place / "labels"
     return {"train": whole} if all(folder.is_dir() for folder in whole) and next(_texts(whole[1]), None) else None
 
 
+def _of_years(place: Path) -> dict[SplitName, Folders]:
+    """The splits of folders such as ``images/train2017``. Raises EngineError for two of one split."""
+    found: dict[SplitName, Folders] = {}
+    if not (place / "images").is_dir():
+        return found
+    for images in sorted(path for path in (place / "images").iterdir() if path.is_dir()):
+        name = images.name.lower().rstrip("0123456789")
+        split = next((split for split, names in NAMES.items() if name in names and name != images.name), None)
+        labels = place / "labels" / images.name
+        if split is not None and labels.is_dir() and (other := found.setdefault(split, (images, labels)))[0] != images:
+            raise EngineError(f"{images.parent} has two folders for {split}, {other[0].name} and {images.name}: keep one")
+    return found
+
+
 def read(place: Path, folders: Mapping[SplitName, Folders], classes: Sequence[str] | None = None) -> Annotated:
     """The rows of each split. ``classes`` are the names, where they do not lie with the data. Raises EngineError with the file and the
     line for what cannot be read."""
     passed = Passed()
-    names = tuple(classes) if classes is not None else _class_names(place)
-    rows = {split: list(_rows(*both, names, passed)) for split, both in folders.items()}
+    named, points = _described(place)
+    names = tuple(classes) if classes is not None else named
+    rows = {split: list(_rows(*both, names, points, passed)) for split, both in folders.items()}
     highest = max((label for some in rows.values() for one in some for label in one.labels), default=-1)
     if highest < 0:
         first = next(iter(folders.values()))[1]
@@ -56,26 +74,28 @@ def read(place: Path, folders: Mapping[SplitName, Folders], classes: Sequence[st
     return Annotated("YOLO labels", rows, names or tuple(map(str, range(highest + 1))), (*notes, *passed.notes()))
 
 
-def _rows(images: Path, labels: Path, names: Sequence[str], passed: Passed) -> Iterator[Row]:
-    files = {_key(path, images): path for path in _files(images)}
+def _rows(images: Path, labels: Path, names: Sequence[str], points: int, passed: Passed) -> Iterator[Row]:
+    # Two images of one name, a.jpg and a.png, have one label file.
+    files = [(_key(path, images), path) for path in _files(images)]
+    keys = {key for key, _ in files}
     if not files:
         raise EngineError(f"{images} has no images ({', '.join(SUFFIXES)}): add some, or give other data")
     texts = {_key(path, labels): path for path in _texts(labels) if path.name not in ("classes.txt",)}
     for key, text in texts.items():
-        if key not in files:
+        if key not in keys:
             passed.add("label files without an image passed over", str(text.name))
-    for key, path in files.items():
+    for key, path in files:
         if key not in texts:
             passed.add("images without a label file: nothing is to be found there", path.name)
             yield Row(str(path), parts=True)
             continue
-        objects = [Object(box, label, f"{texts[key].name}:{line}") for line, label, box in _lines(texts[key], names)]
+        objects = [Object(box, label, f"{texts[key].name}:{line}") for line, label, box in _lines(texts[key], names, points)]
         if not objects:
             passed.add("images with an empty label file: nothing is to be found there", path.name)
         yield row(str(path), objects, None, PARTS, passed)
 
 
-def _lines(file: Path, names: Sequence[str]) -> Iterator[tuple[int, int, Box]]:
+def _lines(file: Path, names: Sequence[str], points: int) -> Iterator[tuple[int, int, Box]]:
     try:
         text = read_bytes(file, 16 * MB).decode("utf-8-sig")
     except OSError as error:
@@ -85,10 +105,10 @@ def _lines(file: Path, names: Sequence[str]) -> Iterator[tuple[int, int, Box]]:
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if words:
-            yield number, *_parsed(words, f"{file}:{number}", names)
+            yield number, *_parsed(words, f"{file}:{number}", names, points)
 
 
-def _parsed(words: Sequence[str], where: str, names: Sequence[str]) -> tuple[int, Box]:
+def _parsed(words: Sequence[str], where: str, names: Sequence[str], points: int) -> tuple[int, Box]:
     try:
         values = [float(word) for word in words]
     except ValueError:
@@ -99,6 +119,9 @@ def _parsed(words: Sequence[str], where: str, names: Sequence[str]) -> tuple[int
     if label != int(label) or not 0 <= label < (len(names) or _MOST_CLASSES):
         known = f"0 to {len(names) - 1}" if names else "whole numbers from 0"
         raise EngineError(f"{where}: there is no class {words[0][:20]}, classes are {known}")
+    if points and len(places) == 4 + points:
+        # Key points follow the box.
+        places = places[:4]
     outline = len(places) >= 6 and len(places) % 2 == 0
     if len(places) != 4 and not outline:
         raise EngineError(f"{where}: it has {len(values)} numbers: give class, cx, cy, width and height")
@@ -111,39 +134,41 @@ def _parsed(words: Sequence[str], where: str, names: Sequence[str]) -> tuple[int
     return int(label), (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
 
 
-def _class_names(place: Path) -> tuple[str, ...]:
-    """From data.yaml or a list of names; empty where there is none."""
+def _described(place: Path) -> tuple[tuple[str, ...], int]:
+    """The names of the classes from data.yaml or a list of names, empty where there is none, and how many numbers of key points follow
+    each box."""
     for name in _LISTS:
         if (place / name).is_file():
             return _from_yaml(place / name)
     for name in _NAMES:
         if (place / name).is_file():
-            try:
-                lines = read_bytes(place / name, MB).decode("utf-8-sig").splitlines()
-            except (OSError, ValueError) as error:
-                raise EngineError(f"{place / name} cannot be read as UTF-8 text: give one class name a line") from error
-            return tuple(one_line(line.strip(), 80) for line in lines if line.strip())
-    return ()
+            return tuple(one_line(line, 80) for line in class_lines(str(place / name))), 0
+    return (), 0
 
 
-def _from_yaml(file: Path) -> tuple[str, ...]:
+def _from_yaml(file: Path) -> tuple[tuple[str, ...], int]:
     try:
         content: Any = yaml.safe_load(read_bytes(file, MB).decode("utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise EngineError(f"{file} cannot be read as YAML ({type(error).__name__}): give names, a list of classes") from error
-    names = content.get("names") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return (), 0
+    names, shape = content.get("names"), content.get("kpt_shape")
+    if shape is not None and not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) and 0 < n < 1000 for n in shape)):
+        raise EngineError(f"{file}: kpt_shape is no list of two numbers, of key points and of what each has")
+    points = shape[0] * shape[1] if shape else 0
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise EngineError(f"{file}: names are not numbered 0 to {len(names) - 1}")
         names = [names[number] for number in range(len(names))]
     if names is None:
-        return ()
+        return (), points
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
         raise EngineError(f"{file}: names is no list of class names")
     count = content.get("nc")
     if isinstance(count, int) and count != len(names):
         raise EngineError(f"{file}: it names {len(names)} classes and says that there are {count} (nc)")
-    return tuple(one_line(str(name), 80) for name in names)
+    return tuple(one_line(str(name), 80) for name in names), points
 
 
 def _files(folder: Path) -> list[Path]:

@@ -105,10 +105,14 @@ def opened(path: str, upright: bool = False) -> Image.Image:
 
 def levels(path: str) -> tuple[np.ndarray, str]:
     """The numbers that the image at ``path`` stores, (H, W) or (H, W, channels), a palette's indices among them, and Pillow's name of
-    its mode. Raises EngineError."""
+    its mode. Raises EngineError, also for a file of several pages."""
     try:
         with _open(path) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise EngineError(f"{path} has {pages} pages: give a file with one for each image")
             return np.asarray(image), image.mode
+    except EngineError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
 

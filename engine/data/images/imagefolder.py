@@ -121,18 +121,32 @@ def asked_transform(
 
 
 def class_names(file: str) -> tuple[str, ...]:
-    """The lines of a file of class names. Raises EngineError where it cannot be read, is empty, or has a name twice."""
-    try:
-        lines = read_bytes(Path(file).expanduser(), MB).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise EngineError(f"class list {file} cannot be read ({reason}): give a text file with one name a line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    """The lines of a file of class names that are not empty. Raises EngineError where it cannot be read, is empty, or has a name twice."""
+    names = tuple(filter(None, _lines(file)))
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None or not names:
         fault = f"has {one_line(repr(twice), 80)} twice" if names else "has no names"
         raise EngineError(f"class list {file} {fault}: give each class once, one a line, in the order of the model's outputs")
-    return tuple(names)
+    return names
+
+
+def class_lines(file: str) -> tuple[str, ...]:
+    """The lines of a file of class names for labels that count its lines: an empty one between names would move each class after it.
+
+    Raises EngineError for such a line, and where the file cannot be read."""
+    names = _lines(file)
+    if "" in names:
+        raise EngineError(f"class list {file}, line {names.index('') + 1} is empty: name that class, or take the line out")
+    return names
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    try:
+        text = read_bytes(Path(file).expanduser(), MB).decode("utf-8-sig").rstrip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise EngineError(f"class list {file} cannot be read ({reason}): give a text file with one name a line") from error
+    return tuple(line.strip() for line in text.splitlines())
 
 
 def _check_names(found: Found, known: tuple[str, ...], file: str | None, place: Path) -> None:

@@ -18,7 +18,7 @@ from engine.data.items import SplitName
 from engine.data.splits import NAMES
 from engine.errors import EngineError
 from engine.plain_text import one_line
-from engine.reading import MB, read_bytes
+from engine.reading import MB, read_bytes, separator_of, told_separator
 
 _LIMIT, _FIELD = 1024 * MB, 131_072
 _DELIMITERS = ",;\t|"
@@ -64,7 +64,8 @@ class Table:
         if not text:
             raise EngineError(f"{self.where(row, column)} is empty: fill it in, or take the line out")
         try:
-            number = float(text)
+            # Python reads 1_5 as 15.
+            number = math.nan if "_" in text else float(text)
         except ValueError:
             number = math.nan
         if not abs(number) <= _LARGEST:
@@ -114,10 +115,11 @@ def _by_split(table: Table) -> dict[SplitName, Table]:
 def read_table(path: Path) -> Table:
     """A CSV file in UTF-8 with a header, separated by commas, semicolons, tabs or bars. Raises EngineError in one line."""
     text = _text(path)
+    told, text = told_separator(text)
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise EngineError(f"{path} is empty: give a table with a header")
-    delimiter = max(_DELIMITERS, key=first.count)
+    delimiter = told or separator_of(first, _DELIMITERS)
     rows = list(_rows(path, text, delimiter))
     columns = tuple(cell.strip() for cell in rows[0][1])
     twice = next((name for name, count in Counter(columns).items() if count > 1 or not name), None)

@@ -147,7 +147,7 @@ def _rows(table: Table, pairs: bool, notes: list[str]) -> list[Row]:
     columns = [table.column(name) for name in (*texts, label)]
     rows, lacking = [], []
     for i, cells in enumerate(zip(*columns, strict=True)):
-        if any(cell is None or str(cell).strip() == "" for cell in cells):
+        if any(cell is None or cell != cell or str(cell).strip() == "" for cell in cells):
             lacking.append(i)
             continue
         for name, cell in zip(texts, cells, strict=False):

@@ -10,7 +10,7 @@ from typing import Any
 from engine.data.items import ItemData, Items, SplitName
 from engine.data.text.labelled import split_files, three, told_lacking
 from engine.data.text.rows import PAIRS, SCORES, SUFFIXES, TEXTS, Table, content_of, named, read_table
-from engine.data.text.textfiles import decoded
+from engine.data.text.textfiles import decoded, lines_of
 from engine.errors import EngineError
 
 
@@ -57,7 +57,7 @@ def in_splits(name: str, groups: Mapping[SplitName, Sequence[tuple[Passage, ...]
 
 def _groups(path: Path, notes: list[str]) -> list[tuple[Passage, ...]]:
     if path.suffix.lower() not in SUFFIXES:
-        lines = [line.strip() for line in decoded(path, content_of(path)).splitlines()]
+        lines = [line.strip() for line in lines_of(decoded(path, content_of(path)))]
         return [(Passage(line),) for line in lines if line]
     table = read_table(path)
     lower = {name.lower(): name for name in table.columns}

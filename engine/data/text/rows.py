@@ -17,7 +17,7 @@ from typing import Any
 from engine.data.text.textfiles import decoded
 from engine.errors import EngineError
 from engine.plain_text import plain
-from engine.reading import MB, check_depth, read_bytes
+from engine.reading import MB, check_depth, read_bytes, separator_of, told_separator
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 LARGEST = 4000 * MB
@@ -70,8 +70,9 @@ def content_of(path: Path) -> bytes:
 
 
 def _separated(path: Path, text: str) -> Table:
-    first = text.splitlines()[0] if text.strip() else ""
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=first.count)
+    told, text = told_separator(text)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = told or ("\t" if path.suffix.lower() == ".tsv" else separator_of(first, _SEPARATORS))
     # csv's own limit is 128 KB, which long documents pass.
     before = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 from engine.data.items import ItemData, Items, SplitName
 from engine.data.text.labelled import three
 from engine.data.text.rows import Table, content_of, named, read_table
-from engine.data.text.textfiles import decoded
+from engine.data.text.textfiles import decoded, lines_of
 from engine.errors import EngineError
 from engine.plain_text import one_line
 
@@ -87,16 +87,18 @@ def _of_lines(path: Path) -> list[Sentence]:
     tags: list[str] = []
     begin = 1
     universal = path.suffix.lower() in (".conllu", ".conllup")
-    for number, line in enumerate([*decoded(path, content_of(path)).splitlines(), ""], 1):
+    every = lines_of(decoded(path, content_of(path)))
+    comments = _comments(every, universal)
+    for number, line in enumerate([*every, ""], 1):
         bare = line.strip()
         if not bare or bare.startswith("-DOCSTART-"):
             if words:
                 found.append(Sentence(tuple(words), tuple(tags), f"{path}, line {begin:,}"))
             words, tags = [], []
             continue
-        if bare.startswith("# ") or (universal and bare.startswith("#")):
+        if number in comments:
             continue
-        cells = bare.split("\t") if "\t" in bare else bare.split()
+        cells = _cells(bare)
         if len(cells) < (4 if universal else 2):
             raise EngineError(f"{path}, line {number:,} has {len(cells)} column{'s' * (len(cells) > 1)}: write a word and its tag a line")
         if not words:
@@ -106,6 +108,21 @@ def _of_lines(path: Path) -> list[Sentence]:
         words.append(cells[1] if universal else cells[0])
         tags.append(cells[3] if universal else cells[-1])
     return found
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _comments(lines: Sequence[str], universal: bool) -> set[int]:
+    """The numbers of the lines that are comments: those that begin with ``#`` and are no word ``#`` with its tag, in as many columns as
+    the others and with a tag that they have."""
+    begun = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip().startswith("#" if universal else "# ")}
+    if universal or not begun:
+        return set(begun)
+    others = [_cells(line.strip()) for number, line in enumerate(lines, 1) if number not in begun and line.strip()]
+    widths, tags = {len(cells) for cells in others}, {cells[-1] for cells in others}
+    return {number for number, line in begun.items() if len(_cells(line)) not in widths or _cells(line)[-1] not in tags}
 
 
 def _of_table(table: Table) -> list[Sentence]:

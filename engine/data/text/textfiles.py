@@ -47,6 +47,12 @@ def decoded(path: Path, content: bytes) -> str:
         raise EngineError(f"text {path} is not UTF-8 ({place}): convert it, for example with iconv -t utf-8") from error
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text by their line feeds and carriage returns. ``str.splitlines`` ends lines at characters too that text holds within
+    a line, such as U+2028 and U+0085."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _line(content: bytes, at: int) -> str:
     """The line of a byte, where there is more than one."""
     line = content.count(b"\n", 0, at) + 1

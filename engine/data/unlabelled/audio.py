@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ OTHERS = (".flac", ".ogg", ".mp3", ".aiff", ".aif")
 SUFFIXES = (*WAV, *OTHERS)
 # Hours of sound in one file are not an item.
 _LONGEST = 2**27
+# The filter that resamples has twenty taps for each step between two rates.
+_STEEPEST = 10**6
+# Floats stand a little above 1 where a recording is loud; further up they are integers in disguise.
+_LOUDEST = 16.0
+# What is written into a header where the length is not known yet, as by a pipe.
+_UNKNOWN = 2**32 - 2**16
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,10 @@ class Take:
             from scipy.signal import resample_poly
 
             shared = gcd(rate, self.rate)
-            sound = resample_poly(sound, self.rate // shared, rate // shared, axis=1)
+            up, down = self.rate // shared, rate // shared
+            if max(up, down) > _STEEPEST or sound.shape[1] * up > _LONGEST * down:
+                raise EngineError(f"{path} has {rate:,} samples a second, which are not brought to {self.rate:,}: give another --rate")
+            sound = resample_poly(sound, up, down, axis=1)
         if self.length is not None:
             sound = np.pad(sound[:, : self.length], ((0, 0), (0, max(0, self.length - sound.shape[1]))))
         found = torch.from_numpy(np.ascontiguousarray(sound, dtype=np.float32))
@@ -98,13 +108,17 @@ def _wav(path: Path) -> tuple[int, np.ndarray]:
     from scipy.io import wavfile
 
     try:
-        with warnings.catch_warnings():
-            # Chunks that are no sound, such as titles.
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as said:
+            # Some are of chunks that are no sound, such as titles.
+            warnings.simplefilter("always")
             rate, raw = wavfile.read(path)
     except Exception as error:
         reason = one_line(error, 80) or type(error).__name__
         raise EngineError(f"{path} cannot be read as audio ({reason}): replace or remove it") from error
+    for warning in said:
+        cut = re.search(r"finished at (\d+) bytes, expected (\d+) bytes", str(warning.message))
+        if cut and int(cut[2]) < _UNKNOWN:
+            raise EngineError(f"{path} is cut short: it has {int(cut[1]):,} of {int(cut[2]):,} bytes: copy it again, or remove it")
     sound = raw[None] if raw.ndim == 1 else raw.T
     if raw.dtype == np.uint8:
         sound = (sound.astype(np.float32) - 128) / 128
@@ -119,4 +133,6 @@ def _checked(path: Path, rate: int, sound: np.ndarray) -> tuple[int, np.ndarray]
         raise EngineError(f"{path} holds {sound.shape[1]:,} samples at {rate} Hz: give files with sound in them")
     if not np.isfinite(sound).all():
         raise EngineError(f"{path} holds NaN or infinity: replace or remove it")
+    if (loudest := float(np.abs(sound).max())) > _LOUDEST:
+        raise EngineError(f"{path} holds floats up to {loudest:,.4g}: those of sound are between -1 and 1, divide them")
     return rate, sound.astype(np.float32, copy=False)

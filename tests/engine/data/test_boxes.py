@@ -329,3 +329,97 @@ def test_a_shift_moves_boxes_with_the_image() -> None:
         moved = Shifted(8)(items, draw)
         x1, y1, x2, y2 = moved.targets[0]["boxes"][0].int().tolist()
         assert (moved.inputs[0, :, y1:y2, x1:x2] == 1).all() and moved.inputs.sum() == 3 * (x2 - x1) * (y2 - y1)
+
+
+def _second(text: str, top: Path) -> None:
+    (top / "annotations" / text).write_bytes((top / "annotations" / "train.json").read_bytes())
+
+
+def test_two_files_for_one_split_of_coco_are_refused_and_one_file_is_for_one_split(tmp_path: Path) -> None:
+    top = coco(tmp_path / "data")
+    (top / "annotations" / "all.json").rename(top / "annotations" / "train.json")
+    _second("train_2.json", top)
+    with pytest.raises(EngineError, match=r"holds two JSON files for train, train\.json and train_2\.json"):
+        load(top)
+    (top / "annotations" / "train.json").unlink()
+    (top / "annotations" / "train_2.json").rename(top / "annotations" / "train_val.json")
+    data = load(top)
+    assert (data.count("train"), data.count("validation"), data.count("test")) == (4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["annotations"][1].update(iscrowd="0"), r"annotations\[1\]: its iscrowd is neither 0 nor 1"),
+        (lambda c: c["images"][1].update(file_name="0.png"), r"images\[1\]: its file_name is that of images\[0\]"),
+        (lambda c: [one.update(bbox=[0.1, 0.2, 0.3, 0.4]) for one in c["annotations"]], r"no box reaches beyond 1 .*annotations\[0\]"),
+    ],
+)
+def test_what_would_be_read_wrongly_in_coco_is_refused(change: Callable[[dict[str, Any]], None], told: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=told):
+        load(coco(tmp_path / "data", change))
+
+
+def test_an_image_in_two_splits_is_told(tmp_path: Path) -> None:
+    top = coco(tmp_path / "data")
+    (top / "annotations" / "all.json").rename(top / "annotations" / "train.json")
+    _second("val.json", top)
+    assert any("6 images are in several splits" in note for note in load(top).notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace("<difficult>0", "<difficult>maybe", 1), "0.xml, object 1: its difficult is neither 0 nor 1"),
+        (lambda text: text.replace("0.png", "1.png"), "0.xml has the filename 1.png, and there is 0.png too"),
+    ],
+)
+def test_what_would_be_read_wrongly_in_xml_is_refused(change: Callable[[str], str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=told):
+        load(voc(tmp_path / "data", change))
+
+
+def test_an_image_with_two_annotations_in_xml_is_refused(tmp_path: Path) -> None:
+    top = voc(tmp_path / "data")
+    (top / "Annotations" / "copy.xml").write_bytes((top / "Annotations" / "1.xml").read_bytes())
+    with pytest.raises(EngineError, match=r"copy\.xml annotates 1\.png, and 1\.xml does too"):
+        load(top)
+
+
+def test_difficult_in_words_is_read(tmp_path: Path) -> None:
+    data = load(voc(tmp_path / "data", lambda text: text.replace("<difficult>0", "<difficult>False")))
+    assert not any(int(one["iscrowd"].sum()) for _, one in _all(data))
+
+
+def test_key_points_after_a_box_are_no_outline(tmp_path: Path) -> None:
+    top = yolo(tmp_path / "data", _1="1 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9")
+    (top / "data.yaml").write_text("names: [cat, dog]\nkpt_shape: [2, 2]\n")
+    assert torch.allclose(_all(load(top))[1][1]["boxes"], torch.tensor([[24.0, 24.0, 40.0, 40.0]]))
+
+
+def test_folders_of_yolo_with_a_year_are_splits(tmp_path: Path) -> None:
+    top = yolo(tmp_path / "data")
+    for kind in ("images", "labels"):
+        for split, some in (("train2017", (0, 1, 2, 3)), ("val2017", (4, 5))):
+            (top / kind / split).mkdir()
+            for i in some:
+                file = next((top / kind).glob(f"{i}.*"))
+                file.rename(top / kind / split / file.name)
+    data = load(top)
+    assert (data.count("train"), data.count("validation"), data.count("test")) == (4, 1, 1)
+
+
+def test_two_images_of_one_name_have_the_boxes_of_their_label_file(tmp_path: Path) -> None:
+    top = yolo(tmp_path / "data")
+    Image.open(top / "images" / "1.png").save(top / "images" / "1.bmp")
+    assert sum(load(top).count(split) for split in ("train", "validation", "test")) == 7
+
+
+def test_an_empty_line_between_class_names_is_told_where_lines_are_counted(tmp_path: Path) -> None:
+    top = yolo(tmp_path / "data")
+    (top / "data.yaml").unlink()
+    (top / "labels" / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(EngineError, match=r"classes\.txt, line 2 is empty"):
+        load(top)
+    (top / "labels" / "classes.txt").write_text("cat\ndog\n\n\n")
+    assert load(top).labels == NAMES

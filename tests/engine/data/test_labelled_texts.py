@@ -131,3 +131,27 @@ def test_lines_scored_pairs_and_sources_are_read(tmp_path: Path) -> None:
         passages.load(_file(tmp_path, "b.csv", "sentence1,sentence2,score\na,b,much\n"), None)
     data = sources.load(_file(tmp_path, "p.csv", "output,input\n" + "".join(f"b {i},a {i}\n" for i in range(5))), None)
     assert all(row.source.startswith("a") and row.target.startswith("b") for row in data.train.rows)  # type: ignore[attr-defined]
+
+
+def test_a_number_sign_with_a_tag_is_a_word_and_others_begin_a_comment(tmp_path: Path) -> None:
+    lines = "# made by hand\n" + "".join(f"paid{i} O\n# O\n2 B\n\n" for i in range(5))
+    data = tagged.load(_file(tmp_path, "a.conll", lines), None)
+    assert data.train.read([0]).inputs[0][1:] == ("#", "2") and data.labels == ("B", "O")
+
+
+def test_a_line_ends_where_the_file_ends_it(tmp_path: Path) -> None:
+    data = passages.load(_file(tmp_path, "a.txt", "".join(f"a{i}\u0085b\u2028c\r\n" for i in range(5))), None)
+    assert sum(map(len, (data.train, data.validation, data.test))) == 5
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '\ufeff"sep=;"\r\n', '"text, or such";label\n'])
+def test_what_separates_cells_is_told_by_the_first_line(tmp_path: Path, first: str) -> None:
+    header = "" if "label" in first else "text;label\n"
+    data = labelled.load(_file(tmp_path, "a.csv", first + header + "".join(f"x, {i}, z;{'ab'[i % 2]}\n" for i in range(8))), None)
+    assert data.labels == ("a", "b") and sum(map(len, (data.train, data.validation, data.test))) == 8
+
+
+def test_a_label_that_is_no_number_is_missing(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"x {i}", "label": float("nan") if i == 3 else i % 2}) for i in range(20)]
+    data = labelled.load(_file(tmp_path, "a.jsonl", "\n".join(rows)), None)
+    assert data.labels == ("0", "1") and any("1 rows lack a cell and were passed over, line 4" in note for note in data.notes)

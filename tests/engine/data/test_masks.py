@@ -159,6 +159,12 @@ def test_masks_that_do_not_fit_are_told_by_name(tmp_path: Path) -> None:
     (top / "masks" / "3.png").write_bytes(b"")
     with pytest.raises(EngineError, match=r"masks/3.png cannot be read as an image"):
         read(top)
+    pages = [Image.fromarray(np.full((SIDE, SIDE), page, dtype=np.uint8)) for page in (0, 1)]
+    pages[0].save(top / "masks" / "3.tif", save_all=True, append_images=pages[1:])
+    (top / "masks" / "3.png").unlink()
+    with pytest.raises(EngineError, match=r"masks/3.tif has 2 pages"):
+        read(top)
+    (top / "masks" / "3.tif").unlink()
     picture(top / "masks" / "3.png")
     with pytest.raises(EngineError, match=r"masks/3.png is a picture in colours"):
         read(top)

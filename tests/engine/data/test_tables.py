@@ -98,6 +98,12 @@ def test_what_is_wrong_with_a_table_is_told_in_one_line(tmp_path: Path, text: st
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
+@pytest.mark.parametrize("first", ["sep=;\n", ""])
+def test_what_separates_cells_is_told_by_the_first_line(tmp_path: Path, first: str) -> None:
+    data = read(table(tmp_path, first + '"x, y, z";target\n' + "".join(f"{i};{2 * i}\n" for i in range(9))), "regression")
+    assert data.about["features"] == 1 and data.labels == ("target",)
+
+
 def test_a_table_with_a_mark_and_lines_of_windows_is_read(tmp_path: Path) -> None:
     images(tmp_path)
     data = read(table(tmp_path, b"\xef\xbb\xbf" + LABELS.replace("\n", "\r\n").encode()), "multilabel")
@@ -137,8 +143,15 @@ def test_numbers_are_predicted_of_images_where_a_column_names_them(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("cell", "message"),
-    [("", "is empty"), ("abc", "is 'abc', no finite number"), ("nan", "is 'nan'"), ("1e39", "is '1e39'"), ("3,5", "has 3 cells")],
-)
+    [
+        ("", "is empty"),
+        ("abc", "is 'abc', no finite number"),
+        ("nan", "is 'nan'"),
+        ("1_5", "is '1_5'"),
+        ("1e39", "is '1e39'"),
+        ("3,5", "has 3 cells"),
+    ],
+)  # fmt: skip
 def test_a_cell_that_is_no_number_is_told_with_its_line(tmp_path: Path, cell: str, message: str) -> None:
     with pytest.raises(EngineError, match=f"line 3.*{message}"):
         read(table(tmp_path, f"x,y\n1,2\n3,{cell}\n4,5\n"), "regression")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from engine.data.unlabelled import forms
@@ -151,6 +152,32 @@ def test_audio_is_between_minus_one_and_one_at_the_rate_that_is_asked_for(tmp_pa
     wav(tmp_path / "other.wav", 16000, sounds[0])
     with pytest.raises(EngineError, match="give --rate"):
         forms(part_of(tmp_path))
+
+
+def test_a_recording_that_is_cut_short_is_told(tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).integers(-100, 100, (800, 1))
+    wav(tmp_path / "x.wav", 8000, sound)
+    whole = (tmp_path / "x.wav").read_bytes()
+    (tmp_path / "x.wav").write_bytes(whole[:1000])
+    with pytest.raises(EngineError, match=r"x\.wav is cut short: it has 1,000 of 1,644 bytes"):
+        forms(part_of(tmp_path / "x.wav"))
+    # A pipe knows no length: its header says that of the longest file.
+    (tmp_path / "x.wav").write_bytes(whole[:4] + b"\xff" * 4 + whole[8:40] + b"\xff" * 4 + whole[44:])
+    assert forms(part_of(tmp_path / "x.wav"))[0].train.read([0]).inputs.shape == (1, 1, 800)
+
+
+def test_floats_of_a_recording_that_are_no_floats_between_minus_one_and_one_are_refused(tmp_path: Path) -> None:
+    wavfile.write(tmp_path / "x.wav", 8000, np.full(100, 1.5, dtype=np.float32))
+    assert forms(part_of(tmp_path / "x.wav"))[0].train.read([0]).inputs.max() == 1.5
+    wavfile.write(tmp_path / "x.wav", 8000, np.full(100, 20000, dtype=np.float32))
+    with pytest.raises(EngineError, match=r"x\.wav holds floats up to 2e\+04"):
+        forms(part_of(tmp_path / "x.wav"))
+
+
+def test_a_rate_that_no_memory_would_hold_is_refused(tmp_path: Path) -> None:
+    wav(tmp_path / "x.wav", 3, np.zeros((800, 1)))
+    with pytest.raises(EngineError, match=r"x\.wav has 3 samples a second, which are not brought to 4,000,037"):
+        forms(part_of(tmp_path / "x.wav", rate=4000037))[0].train.read([0])
 
 
 def test_random_inputs_have_the_shapes_that_are_asked_for_and_say_that_they_are_random() -> None:

@@ -128,6 +128,18 @@ def test_a_run_that_is_not_there(runs: Path, name: str) -> None:
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_folder_without_a_state_is_said_to_be_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no state\.json, so it is no run"):
+        find_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(("content", "says"), [('{"schema": 99}', "another version, which has 99"), ('{"schema": "1"}', "is not a report")])
+def test_a_report_of_another_version_and_a_damaged_one_are_told_apart(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(EngineError, match=rf"{says}.*run it again with `qtui run --recipe {tmp_path}/recipe\.yaml`"):
+        Report.load(tmp_path)
+
+
 def test_new_folders_never_meet(runs: Path) -> None:
     seen = set()
     for _ in range(3):
