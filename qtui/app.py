@@ -126,6 +126,9 @@ class QtuiApp(TableActions, App[int]):
         size, the screen in front has that size and is painted in full."""
         now, before = self.size, self._window
         self._window = now
+        if (window := getattr(self._driver, "window", None)) is not None and window != now:
+            # A program may be started with the signal that tells of a change blocked.
+            self.post_message(Resize(window, window))
         if before is not None and now != before:
             self._settled_at = time.monotonic() + _SETTLED
         elif self._settled_at is not None and time.monotonic() >= self._settled_at and self.screen_stack:

@@ -13,13 +13,17 @@ from typing import Any, TextIO
 
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+from textual.geometry import Size
 
 from qtui.typed import Typed
 
 _TICK, _SOON = 0.1, 0.02
 _PATIENCE = 2.0
 _MUCH = 1 << 16
-_NEEDED = ("run_input_thread", "_run_input_thread", "process_message", "start_application_mode", "stop_application_mode", "close")
+_NEEDED = (
+    "run_input_thread", "_run_input_thread", "process_message", "start_application_mode", "stop_application_mode", "close",
+    "_get_terminal_size",
+)  # fmt: skip
 
 
 # Set when what is painted may be lost: the terminal does not read, and the program has to go on to its end.
@@ -91,6 +95,20 @@ class QtuiDriver(LinuxDriver):
     def behind(self) -> bool:
         """Whether the terminal reads more slowly than it is written to."""
         return bool(self._file.behind)
+
+    @property
+    def window(self) -> Size | None:
+        """The size of the terminal's window as the kernel has it; None where it has none, or is gone."""
+        try:
+            found = os.get_terminal_size(self._file.fileno())
+        except (OSError, ValueError):
+            return None
+        return Size(*found) if all(found) else None
+
+    def _get_terminal_size(self) -> tuple[int, int]:
+        # COLUMNS and LINES, which stand first otherwise, may tell of the window that a shell was started in.
+        found: tuple[int, int] = self.window or super()._get_terminal_size()
+        return found
 
     def run_input_thread(self) -> None:
         """Pass on what is typed until the app ends; without a terminal, wait for that end."""

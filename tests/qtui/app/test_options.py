@@ -23,11 +23,12 @@ from qtui.screens.options_panel import OptionsPanel
 
 
 def test_each_option_of_the_command_line_can_be_given_in_the_app() -> None:
-    """Those with keys of their own on the first screen are named here; ``yes``, ``json`` and ``dry_run`` are of the console alone."""
+    """Those with keys of their own on the first screen are named here; ``yes``, ``json``, ``dry_run`` and ``against``, which quantizes
+    nothing, are of the console alone."""
     by_key = {"model", "task", "data", "weights", "recipe", "device", "threshold", "graph"}
     names = {**request._TOP, **{name: f"data.{field}" for name, field in request._DATA.items()}, "qat": "qat.mode", "epochs": "qat.epochs"}
     run = build_parser().commands["run"]
-    given = {action.dest for action in run._actions} - {"help", "yes", "json", "dry_run"} - by_key
+    given = {action.dest for action in run._actions} - {"help", "yes", "json", "dry_run", "against"} - by_key
     given = (given - {"repair"}) | set(REPAIRS)
     assert {names.get(name, name) for name in given} <= set(options.BY_KEY)
 
