@@ -38,3 +38,9 @@ def outcome(search: Mapping[str, Any] | None) -> str:
     many = " and " in wanted
     verb = "are" if many else "is"
     return f"The target{'s' if many else ''} of {wanted} {verb}{'' if search.get('met') else ' not'} met{judged}."
+
+
+def aimed(report: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """What a report's search came to, and the role of that; None without one."""
+    search = (report or {}).get("search") or {}
+    return (said, "good" if search.get("met") else "harm") if (said := outcome(search)) else None

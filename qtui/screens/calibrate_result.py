@@ -12,7 +12,7 @@ from engine.tasks.metrics import ACCURACY, PERPLEXITY, Metric
 from qtui import text
 from qtui.drawing.spans import Line
 from qtui.state import Run, State
-from qtui.target_words import outcome
+from qtui.target_words import aimed
 
 Figures = Mapping[str, Any]
 
@@ -113,9 +113,8 @@ def verdict_lines(state: State, width: int, height: int) -> list[Line]:
         lines: list[Line] = [[(line, role or "title")] for line in packed((f"{glyph}{found[0]}", *_sizes(found)), width)] if found else []
     else:
         lines = [[(line, role or "title")] for line in packed(found, width)]
-    search = (run.report or {}).get("search") or {}
-    if aimed := outcome(search):
-        lines += [[(line, "good" if search.get("met") else "harm")] for line in textwrap.wrap(aimed, max(width, 1))]
+    if target := aimed(run.report):
+        lines += [[(line, target[1])] for line in textwrap.wrap(target[0], max(width, 1))]
     told = text.verdict(judgement(run), run.measured)
     if told and (height >= 24 or (not asked and height >= 20)) and (width >= 66 or not asked):
         lines += [[(line, "dim")] for line in textwrap.wrap(told, max(width, 1))]

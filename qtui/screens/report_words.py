@@ -29,7 +29,7 @@ from qtui.screens.report_rows import (
 from qtui.spec_words import respelled
 from qtui.stage_table import digit, title
 from qtui.state import Run, State
-from qtui.target_words import outcome
+from qtui.target_words import aimed
 
 _FORMS = {
     "integer": "integer arithmetic",
@@ -82,11 +82,9 @@ def verdict_spans(state: State) -> list[Span]:
         return [(glyph, role), (reason, ""), *([(f"As measured so far: {said}", "dim")] if said else [])]
     role = "change" if in_doubt(found) else "good" if found.get("met") else "harm"
     head, colon, rest = said.partition(":")
-    search = (state.run.report or {}).get("search") or {}
-    aimed = outcome(search)
     # Before the reasons, which are cut where there is no room.
-    target = [(aimed, "good" if search.get("met") else "harm")] if aimed else []
-    return [("●" if found.get("met") else "✗", role), *target, (head + colon, role), (rest, "")]
+    target = aimed(state.run.report)
+    return [("●" if found.get("met") else "✗", role), *([target] if target else []), (head + colon, role), (rest, "")]
 
 
 def missing(state: State) -> tuple[str, str, str]:
